@@ -1,0 +1,5 @@
+"""Models of other origin in, ours out."""
+
+from ropepp.interop.published import load_pretrained
+
+__all__ = ["load_pretrained"]

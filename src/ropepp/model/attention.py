@@ -1,0 +1,78 @@
+"""Projections, position encoding, kernel, output projection: the one path that every variant
+takes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ropepp.model.config import ModelConfig
+from ropepp.model.kernels import attention
+from ropepp.model.positions.base import Position, Table
+
+
+class Linear(nn.Module):
+    """A matrix without bias, kept in its own dtype and applied in its input's.
+
+    With float32 weights and bfloat16 activations this is mixed precision, defined without autocast
+    and thus the same on one device and on shards that were gathered in bfloat16.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """Statistics in float32, cast to the input's dtype, then times the weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def initial_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        return torch.ones(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the heads of a position's layout."""
+
+    def __init__(self, config: ModelConfig, position: Position, layer_index: int) -> None:
+        super().__init__()
+        layout = position.layout(config.num_heads, config.num_kv_heads)
+        M, D = config.hidden_size, config.head_dim
+        self.head_dim = D
+        self.backend = "auto"
+        self.q_proj = Linear(M, layout.num_projections * D)
+        self.k_proj = Linear(M, layout.num_kv_heads * D)
+        self.v_proj = Linear(M, layout.num_kv_heads * D)
+        self.o_proj = Linear(layout.num_heads * D, M)
+        self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.position = position.build(config, layer_index)
+
+    def forward(self, x_BTM: Tensor, table: Table, cu_seqlens: Tensor | None) -> Tensor:
+        """Mixes tokens; ``table`` comes from the position spec, ``cu_seqlens`` bounds the
+        documents."""
+        q_BTPD, k_BTKD, v_BTKD = (
+            proj(x_BTM).unflatten(-1, (-1, self.head_dim))
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q_BTHD, k_BTKD = self.position(self.q_norm(q_BTPD), self.k_norm(k_BTKD), table)
+        out_BTHD = attention(
+            q_BTHD,
+            k_BTKD,
+            v_BTKD,
+            cu_seqlens=cu_seqlens,
+            alibi_slopes=self.position.alibi_slopes,
+            backend=self.backend,
+        )
+        return self.o_proj(out_BTHD.flatten(-2))

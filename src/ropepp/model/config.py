@@ -1,0 +1,71 @@
+"""Sizes of a model: plain numbers, no behaviour.
+
+Shape letters used in this package: B batch, T tokens (queries), S tokens (keys), H attention heads,
+P query projections, K kv heads, G attention heads per kv head, D head size, M model width,
+F feed-forward width, V vocabulary, L layers.
+"""
+
+from dataclasses import dataclass
+
+from ropepp.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a decoder before a position encoding rearranges its heads.
+
+    Args:
+        vocab_size: Number of token ids (V).
+        hidden_size: Width of the residual stream (M).
+        num_layers: Number of blocks (L).
+        num_heads: Attention heads of the plain model; a position may project fewer or attend with
+            more.
+        num_kv_heads: Key/value heads of the plain model; divides ``num_heads``.
+        ffn_size: Width of the gated feed-forward layer (F).
+        head_size: Size of a head (D); ``hidden_size / num_heads`` unless given.
+        norm_eps: Epsilon of every RMSNorm.
+        tied_embeddings: Whether the output layer shares the embedding matrix.
+        qk_norm: Whether queries and keys pass an RMSNorm of their own before the position encoding.
+        init_std: Standard deviation of the initial weights.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_size: int
+    head_size: int | None = None
+    norm_eps: float = 1e-5
+    tied_embeddings: bool = False
+    qk_norm: bool = False
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "ffn_size",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"num_heads is {self.num_heads}, num_kv_heads {self.num_kv_heads}: "
+                "every kv head must serve the same number of heads"
+            )
+        if self.head_size is None and self.hidden_size % self.num_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: "
+                "give head_size"
+            )
+        if self.head_size is not None and self.head_size < 1:
+            raise InputError(f"head_size is {self.head_size}; it must be at least 1")
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head (D)."""
+        return self.head_size or self.hidden_size // self.num_heads

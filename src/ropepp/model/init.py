@@ -1,0 +1,48 @@
+"""Initial weights, drawn for each tensor from (seed, its name).
+
+So they do not depend on the number of processes, can be drawn after building on the meta device,
+and two variants with one seed share every tensor that they have in common, which is what makes
+pairing by seed mean something.
+"""
+
+import hashlib
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, seed: int, std: float) -> None:
+    """Fills all parameters and buffers of ``model`` in place.
+
+    A module may define ``initial_value(name, shape, generator) -> Tensor`` for its own tensors
+    (norms are ones, an encoding may have coefficients); all others are normal with standard
+    deviation ``std``.
+    """
+    done: set[int] = set()
+    for module_name, module in model.named_modules():
+        draw = getattr(module, "initial_value", None)
+        for name, tensor in chain(
+            module.named_parameters(recurse=False), module.named_buffers(recurse=False)
+        ):
+            if id(tensor) in done:  # tied embeddings keep the name they are registered under first
+                continue
+            done.add(id(tensor))
+            generator = named_generator(seed, f"{module_name}.{name}")
+            if draw is not None:
+                value = draw(name, tensor.shape, generator)
+            else:
+                value = normal(tensor.shape, std, generator)
+            tensor.copy_(value)
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on ``seed`` and ``name`` alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+
+def normal(shape: torch.Size, std: float, generator: torch.Generator) -> Tensor:
+    """Float32 on the CPU, so that every device gets the same values."""
+    return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)

@@ -1,0 +1,37 @@
+"""One thread a process: the suite runs in several, and two that spin for the same cores crawl."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if "gpu" in item.keywords and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared corpus of bytes, vocabulary 257."""
+    from ropepp.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("text")
+    for number in range(30):
+        words = [f"word{(number * 31 + i * i) % 97}" for i in range(20 + 7 * number)]
+        (folder / f"{number:03d}.txt").write_text(" ".join(words) + ".\n")
+    out = tmp_path_factory.mktemp("corpora") / "words"
+    return prepare(str(folder), str(out), tokenizer="bytes", validation_fraction=0.2)
