@@ -1,0 +1,292 @@
+"""Text to token ids and back, behind one interface.
+
+Three kinds: `bpe` (a `tokenizer.json`), `tiktoken` (a `tokenizer.model` whose lines are "base64
+rank", the layout of Llama 3) and `bytes` (no file). No kind adds special tokens by itself, and the
+text of a special token inside a document is encoded as ordinary text, so that a document cannot
+end itself.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+from ropepp.data.files import write_synced
+from ropepp.errors import InputError
+
+BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
+EOT_NAMES = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
+BPE_FILE = "tokenizer.json"
+TIKTOKEN_FILE = "tokenizer.model"
+
+LLAMA3_RANKS = 128_000
+LLAMA3_SPECIAL_TOKENS = 256
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer(Protocol):
+    """What a corpus needs of a tokenizer.
+
+    Attributes:
+        kind: "bpe", "tiktoken" or "bytes".
+        vocab_size: One more than the largest id, special tokens included.
+        bos_id: Id that begins every document, or None.
+        eot_id: Id that ends every document.
+        fingerprint: sha256 (hexadecimal) of what decides the ids; independent of the path and of
+            the file's layout.
+    """
+
+    kind: str
+    vocab_size: int
+    bos_id: int | None
+    eot_id: int
+    fingerprint: str
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text, without special tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; special tokens leave none, bytes that are no UTF-8 become U+FFFD."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the file that `load_tokenizer` reads into a folder (`bytes` needs none)."""
+
+
+class BytesTokenizer:
+    """Ids 0..255 are the bytes of the UTF-8 text, 256 is end-of-text; there is no BOS."""
+
+    kind = "bytes"
+    vocab_size = 257
+    bos_id: int | None = None
+    eot_id = 256
+    fingerprint = hashlib.sha256(b"bytes: 0..255 bytes, 256 end-of-text").hexdigest()
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+class BpeTokenizer:
+    """A tokenizer of the `tokenizers` library.
+
+    Args:
+        content: The text of a `tokenizer.json`.
+        origin: What messages call it.
+
+    Raises:
+        InputError: The content is no tokenizer, or none of its tokens is known as end-of-text.
+    """
+
+    kind = "bpe"
+
+    def __init__(self, content: str, origin: str) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            self._backend = Backend.from_str(content)
+        except Exception as error:  # the library raises a bare Exception
+            reason = " ".join(str(error).split())
+            raise InputError(f"{origin} is no tokenizer.json of `tokenizers`: {reason}") from error
+        self._content = content
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.vocab_size = max(self._backend.get_vocab().values(), default=-1) + 1
+        self.bos_id = self._find(BOS_NAMES)
+        eot_id = self._find(EOT_NAMES)
+        if eot_id is None:
+            raise InputError(f"{origin} has no end-of-text token; known are {', '.join(EOT_NAMES)}")
+        self.eot_id = eot_id
+        # A file may not mark them as special: they would be found in text, and shown by decode.
+        known = [i for i in (self.bos_id, self.eot_id) if i is not None]
+        self._backend.add_special_tokens([str(self._backend.id_to_token(i)) for i in known])
+        self.fingerprint = _fingerprint_of_json(json.loads(content))
+
+    def _find(self, names: tuple[str, ...]) -> int | None:
+        ids = (self._backend.token_to_id(name) for name in names)
+        return next((i for i in ids if i is not None), None)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, folder: Path) -> None:
+        write_synced(folder / BPE_FILE, self._content.encode())
+
+
+class TiktokenTokenizer:
+    """Ranks of byte strings with the split and the special ids of Llama 3.
+
+    After the ranks come BOS and end-of-text; a file of 128000 ranks counts 256 special ids, as
+    Llama 3 does.
+
+    Args:
+        content: A file of lines "base64 rank".
+        origin: What messages call it.
+
+    Raises:
+        InputError: The content has another form, a rank or a single byte is missing, or `tiktoken`
+            is not installed.
+    """
+
+    kind = "tiktoken"
+    # tiktoken's regular expression overflows its stack in longer runs of white space.
+    _LONG_SPACE = re.compile(r"\s{20000}")
+
+    def __init__(self, content: bytes, origin: str) -> None:
+        try:
+            import tiktoken
+        except ImportError as error:
+            raise InputError(
+                f"{origin} needs tiktoken, which is missing: pip install 'ropepp[data]'"
+            ) from error
+        ranks = _parse_ranks(content, origin)
+        self._content = content
+        self._ordinary = len(ranks)
+        self._backend = tiktoken.Encoding(
+            "ropepp", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
+        )
+        special = LLAMA3_SPECIAL_TOKENS if len(ranks) == LLAMA3_RANKS else 2
+        self.vocab_size = len(ranks) + special
+        self.bos_id: int | None = len(ranks)
+        self.eot_id = len(ranks) + 1
+        listing = "\n".join(f"{token.hex()} {rank}" for token, rank in ranks.items())
+        facts = f"{LLAMA3_PATTERN}\n{special}\n{listing}"
+        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        pieces = [self._pieces(text) for text in texts]
+        flat = [piece for parts in pieces for piece in parts]
+        encoded = iter(self._backend.encode_ordinary_batch(flat, num_threads=os.cpu_count() or 1))
+        return [[i for _ in parts for i in next(encoded)] for parts in pieces]
+
+    def _pieces(self, text: str) -> list[str]:
+        cuts = [0, *(match.end() for match in self._LONG_SPACE.finditer(text)), len(text)]
+        return [text[start:end] for start, end in pairwise(cuts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._backend.decode([i for i in ids if i < self._ordinary])
+
+    def save(self, folder: Path) -> None:
+        write_synced(folder / TIKTOKEN_FILE, self._content)
+
+
+def load_tokenizer(path_or_kind: str | Path) -> Tokenizer:
+    """The tokenizer of a folder (such as a prepared corpus), of a file, or the word "bytes".
+
+    Args:
+        path_or_kind: "bytes"; a `.json` file of `tokenizers`; a `.model` or `.tiktoken` file of
+            "base64 rank" lines; or a folder that holds `tokenizer.json` or `tokenizer.model`.
+
+    Raises:
+        InputError: There is no such thing, or it is no tokenizer.
+    """
+    if str(path_or_kind) == "bytes":
+        return BytesTokenizer()
+    path = Path(path_or_kind)
+    if path.is_dir():
+        inside = [path / name for name in (BPE_FILE, TIKTOKEN_FILE) if (path / name).is_file()]
+        if not inside:
+            raise InputError(f"{path} holds neither {BPE_FILE} nor {TIKTOKEN_FILE}")
+        path = inside[0]
+    if not path.is_file():
+        raise InputError(
+            f"tokenizer is {str(path)!r}; allowed are 'bytes', an existing file or folder"
+        )
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        try:
+            return BpeTokenizer(content.decode(), str(path))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 at byte {error.start}") from error
+    if path.suffix in (".model", ".tiktoken"):
+        return TiktokenTokenizer(content, str(path))
+    raise InputError(f"tokenizer is {str(path)!r}; allowed are files .json, .model and .tiktoken")
+
+
+def require_room(vocab_size: int) -> None:
+    """Refuses a vocabulary without room for merges.
+
+    Raises:
+        InputError: `vocab_size` is below 258.
+    """
+    if vocab_size <= 257:
+        raise InputError(
+            f"vocab_size is {vocab_size}; it must be at least 258 (256 bytes, end-of-text, merges)"
+        )
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
+    """Trains a byte-level BPE that returns every text exactly; the same texts give the same
+    tokenizer.
+
+    Args:
+        texts: The training texts, read once.
+        vocab_size: Upper bound of the vocabulary, which a small text may not reach: 256 bytes,
+            end-of-text, merges.
+
+    Raises:
+        InputError: `vocab_size` leaves no room for merges.
+    """
+    require_room(vocab_size)
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return BpeTokenizer(backend.to_str(), "the trained tokenizer")
+
+
+def _fingerprint_of_json(content: dict[str, Any]) -> str:
+    """Of the parts that decide ids: not truncation, padding, decoder or the file's layout."""
+    parts = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+    canonical = json.dumps({part: content.get(part) for part in parts}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _parse_ranks(content: bytes, origin: str) -> dict[bytes, int]:
+    """Byte string to rank, in the order of the ranks 0, 1, 2, ..."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise InputError(
+                f"{origin}, line {number}: {line[:40]!r} is not of the form 'base64 rank'"
+            ) from error
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise InputError(
+            f"{origin} has {len(ranks)} tokens whose ranks are not 0, 1, ... in some order"
+        )
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise InputError(f"{origin} has no rank for byte {missing[0]}; all 256 are needed")
+    return dict(sorted(ranks.items(), key=lambda item: item[1]))
