@@ -1,0 +1,109 @@
+"""The ``ropepp`` command. Each subcommand imports what it needs, so that help and small tools start
+at once."""
+
+import sys
+
+from ropepp.errors import InputError
+
+USAGE = """\
+usage: ropepp COMMAND ...
+
+Train and compare RoPE, RoPE++ and other position encodings for language models.
+
+  prepare      make token files from text
+  fit          train a model
+  validate     loss and perplexity of a checkpoint on the validation split
+  test         the same under the name test
+  predict      negative log-likelihood of every token, written to files
+  results      table of finished runs
+  probe        what this machine can do: device, bfloat16, compiler
+
+ropepp COMMAND --help explains each. --debug anywhere shows the traceback of an error.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, or 2 with one line on standard error for bad
+    input."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] == "--version":
+        from ropepp import __version__
+
+        print(f"ropepp {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        print(
+            f"error: unknown command {args[0]!r}; allowed: {', '.join(COMMANDS)}", file=sys.stderr
+        )
+        return 2
+    try:
+        COMMANDS[args[0]](args)
+    except Exception as error:
+        message = user_message(error)
+        if debug or message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def user_message(error: BaseException) -> str | None:
+    """One line for an error that the user can mend, None for any other."""
+    from jsonargparse import ArgumentError
+
+    if isinstance(error, ArgumentError):
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        return str(cause or error).strip().replace("\n", "; ")
+    return str(error) if isinstance(error, InputError) else None
+
+
+def _train(args: list[str]) -> None:
+    from ropepp.train.lightning_cli import main as run
+
+    run(args)
+
+
+def _prepare(args: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    from ropepp.data.prepare import prepare
+
+    auto_cli(prepare, args=args[1:], exit_on_error=False)
+
+
+def _results(args: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    from ropepp.results import results
+
+    auto_cli(results, args=args[1:], exit_on_error=False)
+
+
+def _probe(args: list[str]) -> None:
+    import json
+
+    from ropepp.train.machine import as_dict, probe
+
+    print(json.dumps(as_dict(probe()), indent=2))
+
+
+COMMANDS = {
+    "prepare": _prepare,
+    "fit": _train,
+    "validate": _train,
+    "test": _train,
+    "predict": _train,
+    "results": _results,
+    "probe": _probe,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

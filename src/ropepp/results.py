@@ -1,0 +1,95 @@
+"""Tables of finished runs, read from their ``result.json``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ropepp.errors import InputError
+
+
+def results(*directories: str) -> None:
+    """Prints a table of finished runs.
+
+    Args:
+        directories: Run folders, or folders of runs such as logs/EXPERIMENT.
+    """
+    sys.stdout.write(table([read_result(path) for path in find_runs(directories)]))
+
+
+def find_runs(directories: tuple[str, ...]) -> list[Path]:
+    """The ``result.json`` files of the given run folders and folders of runs, in order of
+    finishing.
+
+    Raises:
+        InputError: A folder is missing, or none holds a finished run.
+    """
+    found: list[Path] = []
+    for directory in directories or ("logs",):
+        if not Path(directory).is_dir():
+            raise InputError(f"{directory} is no folder; give run folders or folders of runs")
+        found += sorted(Path(directory).rglob("result.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(f"no finished run (result.json) in {', '.join(directories) or 'logs'}")
+    return list(dict.fromkeys(found))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One run's result, with its folder's name as ``run``."""
+    try:
+        return {"run": path.parent.name, **json.loads(path.read_text())}
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, one row a run; says how little one seed of a variant can show."""
+    header = (
+        "run", "variant", "seed", "parameters", "KV-cache bytes/token", "validation loss",
+        "perplexity", "tokens/s",
+    )  # fmt: skip
+    cells = [header, ("---", "---", *("---:",) * (len(header) - 2))]
+    for row in rows:
+        rate = row["tokens_per_second"]
+        cells.append(
+            (
+                row["run"],
+                row["variant"],
+                str(row["seed"]),
+                f"{row['parameters']:,}",
+                f"{row['kv_cache_bytes_per_token']:,}",
+                f"{row['validation_loss']:.4f}",
+                f"{row['validation_perplexity']:.2f}",
+                f"{rate:,.0f}" if rate else "",
+            )
+        )
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
+    lines += ["", *notes(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What a reader must know before comparing: seeds, budget, machine."""
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["variant"], set()).add(row["seed"])
+    out = []
+    if min(len(own) for own in seeds.values()) < 2:
+        out.append(
+            "Smoke test: one seed a variant. It shows that training works; "
+            "differences of this size may be noise."
+        )
+    budgets = {(row["tokens"], row["steps"]) for row in rows}
+    if len(budgets) == 1:
+        tokens, steps = budgets.pop()
+        out.append(f"Each run: {tokens:,} tokens in {steps:,} steps.")
+    else:
+        out.append("The runs differ in tokens or steps: not an equal comparison.")
+    out.append(
+        "KV cache at 2 bytes a value. "
+        + "; ".join(sorted({f"{row['device']}, torch {row['torch']}" for row in rows}))
+        + "; commit "
+        + ", ".join(sorted({str(row["commit"]) for row in rows}))
+        + "."
+    )
+    return out

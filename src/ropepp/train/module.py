@@ -1,0 +1,227 @@
+"""The LightningModule: a transformer, its optimizer and schedule, and how the loss is averaged."""
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from ropepp.errors import InputError
+from ropepp.model.config import ModelConfig
+from ropepp.model.positions import Position
+from ropepp.model.transformer import Transformer
+from ropepp.train.optim import AdamW, OptimizerSpec
+from ropepp.train.plain import from_plain, to_plain
+from ropepp.train.schedules import Constant, Schedule
+
+Batch = dict[str, Any]
+
+
+class LanguageModel(pl.LightningModule):
+    """Trains a causal language model with any position encoding.
+
+    Args:
+        network: Sizes of the model.
+        position: The position encoding and with it the attention heads.
+        optimizer: Optimizer with its peak learning rate.
+        schedule: Course of the learning rate over ``trainer.max_steps``.
+        compute_dtype: Dtype of activations and matrix products. Weights, optimizer state,
+            rotations, norms' statistics, softmax and loss are float32 in any case.
+        compile: Whether to compile each block with torch.compile.
+        backend: Attention backend, see ``ropepp.model.kernels``.
+        seed: Seed of the initial weights.
+    """
+
+    def __init__(
+        self,
+        network: ModelConfig,
+        position: Position,
+        optimizer: OptimizerSpec = AdamW(),  # noqa: B008 (frozen)
+        schedule: Schedule = Constant(),  # noqa: B008 (frozen)
+        compute_dtype: Literal["float32", "bfloat16"] = "float32",
+        compile: bool = False,  # noqa: A002
+        backend: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # A checkpoint holds plain values, so that it loads without unpickling classes; they come
+        # back here.
+        network = ModelConfig(**network) if isinstance(network, dict) else network
+        position, optimizer, schedule = (from_plain(x) for x in (position, optimizer, schedule))
+        plain = {
+            "network": asdict(network),
+            "position": to_plain(position),
+            "optimizer": to_plain(optimizer),
+            "schedule": to_plain(schedule),
+            "compute_dtype": compute_dtype,
+            "compile": compile,
+            "backend": backend,
+            "seed": seed,
+        }
+        self.save_hyperparameters(plain, logger=False)
+        self.optimizer_spec = optimizer
+        self.schedule = schedule
+        self.compile_blocks = compile
+        self.seed = seed
+        # Sizes are checked here, memory is taken in configure_model, on the device that the
+        # strategy wants.
+        with torch.device("meta"):
+            self.network = Transformer(
+                network, position, compute_dtype=getattr(torch, compute_dtype)
+            )
+        self.network.set_backend(backend)
+        self.grad_norm: Tensor | None = None
+        self.learning_rate = 0.0
+        self._evaluations: dict[str, tuple[MeanMetric, MeanMetric]] = {}
+
+    def configure_model(self) -> None:
+        """Materialises, initialises and compiles the network; a second call changes nothing."""
+        if not self.network.embed_tokens.weight.is_meta:
+            return
+        self.network.to_empty(device=self.device)
+        self.network.initialize(self.seed)
+        if self.compile_blocks:
+            for layer in self.network.layers:
+                layer.compile(dynamic=False)
+
+    def setup(self, stage: str) -> None:
+        """Checks what depends on the trainer and the data, before any work."""
+        if self.trainer.precision != "32-true":
+            raise InputError(
+                f"trainer.precision is {self.trainer.precision!r}; leave it at 32-true and choose "
+                "model.compute_dtype, which means the same at every process count"
+            )
+        if stage == "fit":
+            if self.trainer.max_steps < 1:
+                raise InputError(
+                    f"trainer.max_steps is {self.trainer.max_steps}; give the number of optimizer "
+                    "steps"
+                )
+            self.schedule.check(self.trainer.max_steps)
+        needed = getattr(getattr(self.trainer, "datamodule", None), "vocab_size", None)
+        if needed is not None and needed > self.network.config.vocab_size:
+            raise InputError(
+                f"model.network.vocab_size is {self.network.config.vocab_size}, but the data has "
+                f"token ids up to {needed - 1}: at least {needed} is needed"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Mean loss over the tokens of the whole optimizer step, of which this micro-batch is a
+        part.
+
+        The batch says how many targets all micro-batches of all processes have together. Lightning
+        divides by the number of micro-batches and the strategy averages over processes; both are
+        taken back here.
+        """
+        total, _ = self.network.loss(*model_inputs(batch))
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return {
+            "loss": total * (parts / max(1, batch["num_targets"])),
+            "loss_sum": total.detach(),
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | int | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by norm; keeps the norm before clipping and the step's learning rate for the
+        log."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise InputError(
+                f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}; allowed: norm"
+            )
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
+        self.learning_rate = optimizer.param_groups[0]["lr"]
+        self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer_spec.build(self.network)
+        total = int(self.trainer.max_steps)
+        schedule = LambdaLR(optimizer, lambda step: self.schedule.multiplier(step, total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("validation")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Negative log-likelihood of every target in nats, (B, T) float32; 0 where there is
+        none."""
+        input_ids, targets, *rest = model_inputs(batch)
+        logits = self.network(input_ids, *rest).float()
+        nll = nn.functional.cross_entropy(
+            logits.transpose(1, 2),
+            targets,
+            ignore_index=self.network.ignore_index,
+            reduction="none",
+        )
+        return {"input_ids": input_ids, "targets": targets, "nll": nll}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses weights of another architecture and says which settings differ; the present ones
+        win."""
+        saved, here = checkpoint.get("hyper_parameters", {}), dict(self.hparams)
+        for key in ("network", "position"):
+            if key in saved and saved[key] != here[key]:
+                raise InputError(
+                    f"the checkpoint's model.{key} is {saved[key]}, this run's is {here[key]}: "
+                    "its weights belong to another model"
+                )
+        for key in sorted(saved.keys() & here.keys()):
+            if saved[key] != here[key]:
+                pl.utilities.rank_zero_warn(
+                    f"model.{key} is {here[key]} here and was {saved[key]} in the checkpoint; "
+                    "this run uses its own"
+                )
+
+    def _start_evaluation(self) -> None:
+        """A loss and an accuracy for each evaluation set; the data module may name several."""
+        names = getattr(getattr(self.trainer, "datamodule", None), "evaluation_names", [""])
+        self._evaluations = {
+            name: (MeanMetric().to(self.device), MeanMetric().to(self.device)) for name in names
+        }
+
+    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
+        total, count, hits = self.network.evaluate(*model_inputs(batch))
+        own = list(self._evaluations.values())[dataloader_idx]
+        for metric, value in zip(own, (total, hits), strict=True):
+            metric.update(value / count.clamp(min=1), weight=count)
+
+    def _log_evaluation(self, stage: str) -> None:
+        for name, (losses, accuracies) in self._evaluations.items():
+            loss, accuracy = losses.compute(), accuracies.compute()
+            values = {"loss": loss, "perplexity": loss.exp(), "accuracy": accuracy}
+            self.log_dict(
+                {f"{stage}{name}/{key}": value for key, value in values.items()}, logger=False
+            )
+
+
+def model_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Input ids, targets, positions and document ids of a batch, the last two if it has them."""
+    return batch["input_ids"], batch["targets"], batch.get("positions"), batch.get("document_ids")
