@@ -53,15 +53,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def user_message(error: BaseException) -> str | None:
-    """One line for an error that the user can mend, None for any other."""
+    """One line for an error that the user can mend, None for any other.
+
+    Frameworks wrap the error that says what is wrong, or raise another while cleaning up.
+    """
     from jsonargparse import ArgumentError
 
-    if isinstance(error, ArgumentError):
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        return str(cause or error).strip().replace("\n", "; ")
-    return str(error) if isinstance(error, InputError) else None
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None and not isinstance(error, ArgumentError):
+        return None
+    return " ".join(str(cause or error).split())
 
 
 def _train(args: list[str]) -> None:
@@ -79,11 +82,15 @@ def _prepare(args: list[str]) -> None:
 
 
 def _results(args: list[str]) -> None:
-    from jsonargparse import auto_cli
+    from argparse import ArgumentParser
 
     from ropepp.results import results
 
-    auto_cli(results, args=args[1:], exit_on_error=False)
+    parser = ArgumentParser("ropepp results", description="Prints a table of finished runs.")
+    parser.add_argument(
+        "directories", nargs="*", default=["logs"], help="run folders, or folders of runs"
+    )
+    print(results(parser.parse_args(args[1:]).directories), end="")
 
 
 def _probe(args: list[str]) -> None:

@@ -1,36 +1,35 @@
 """Tables of finished runs, read from their ``result.json``."""
 
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
 
 
-def results(*directories: str) -> None:
-    """Prints a table of finished runs.
+def results(directories: Sequence[str]) -> str:
+    """A table of the finished runs in run folders, or in folders of runs such as logs/EXPERIMENT.
 
-    Args:
-        directories: Run folders, or folders of runs such as logs/EXPERIMENT.
+    Raises:
+        InputError: See `find_runs`.
     """
-    sys.stdout.write(table([read_result(path) for path in find_runs(directories)]))
+    return table([read_result(path) for path in find_runs(directories)])
 
 
-def find_runs(directories: tuple[str, ...]) -> list[Path]:
-    """The ``result.json`` files of the given run folders and folders of runs, in order of
-    finishing.
+def find_runs(directories: Sequence[str]) -> list[Path]:
+    """The ``result.json`` files of the given folders and below, in order of finishing.
 
     Raises:
         InputError: A folder is missing, or none holds a finished run.
     """
     found: list[Path] = []
-    for directory in directories or ("logs",):
+    for directory in directories:
         if not Path(directory).is_dir():
             raise InputError(f"{directory} is no folder; give run folders or folders of runs")
         found += sorted(Path(directory).rglob("result.json"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise InputError(f"no finished run (result.json) in {', '.join(directories) or 'logs'}")
+        raise InputError(f"no finished run (result.json) in {', '.join(directories)}")
     return list(dict.fromkeys(found))
 
 

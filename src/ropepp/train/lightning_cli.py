@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml  # type: ignore[import-untyped]
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import ropepp.data.datamodule  # noqa: F401 (makes the short class names known)
 from ropepp.data.datamodule import RowsDataModule
 from ropepp.errors import InputError
-from ropepp.model.flops import num_parameters
 from ropepp.model.positions import Position
 from ropepp.train.callbacks.checkpoint import StepCheckpoint, list_checkpoints
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.predictions import PredictionWriter
 from ropepp.train.callbacks.progress import StepProgress
+from ropepp.train.callbacks.run_files import RunFiles
 from ropepp.train.logger import RunLogger
-from ropepp.train.machine import device_name
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import OptimizerSpec
 from ropepp.train.result import describe_run, write_json
@@ -125,6 +123,9 @@ class RopeppCLI(LightningCLI):
         if trainer.get("logger") in (None, True):
             trainer["logger"] = RunLogger(self.directory) if self.subcommand == "fit" else False
         trainer["default_root_dir"] = trainer.get("default_root_dir") or str(self.directory)
+        if self.subcommand == "fit":
+            text = self._parser("fit").dump(self.options, skip_unset=False, format="yaml")
+            callbacks.append(RunFiles(self.directory, text, self.options.ckpt_path))
         self.metrics = metrics
         return self.trainer_class(**{**trainer, **kwargs, "callbacks": callbacks})
 
@@ -137,27 +138,6 @@ class RopeppCLI(LightningCLI):
                 f"{self.directory} holds a run already: choose another --run, go on with it "
                 "(--ckpt_path last) or delete it"
             )
-
-    def before_fit(self) -> None:
-        """Writes the complete configuration, from which the run can be repeated."""
-        if not self.trainer.is_global_zero:
-            return
-        network = self.model.network
-        print(
-            f"{type(network.position).__name__}: {num_parameters(network):,} parameters, "
-            f"{self.model.hparams['compute_dtype']}, {self.trainer.world_size} x "
-            f"{device_name(self.trainer.strategy.root_device)}, seed {self.model.seed}, "
-            f"to {self.directory}"
-        )
-        if self.options.ckpt_path:
-            print(f"going on from {self.options.ckpt_path}")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        text = self._parser("fit").dump(self.options, skip_unset=False, format="yaml")
-        content = yaml.safe_load(text)
-        content.pop("config", None)
-        temporary = self.directory / "config.yaml.tmp"
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
-        os.replace(temporary, self.directory / "config.yaml")
 
     def after_fit(self) -> None:
         """Validates on all rows and writes ``result.json``."""

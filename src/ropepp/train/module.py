@@ -145,18 +145,34 @@ class LanguageModel(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_spec.build(self.network)
-        total = int(self.trainer.max_steps)
-        schedule = LambdaLR(optimizer, lambda step: self.schedule.multiplier(step, total))
+        schedule = LambdaLR(optimizer, self._multiplier)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _multiplier(self, step: int) -> float:
+        return self.schedule.multiplier(step, int(self.trainer.max_steps))
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation()
 
     def on_test_epoch_start(self) -> None:
         self._start_evaluation()
+
+    def on_train_start(self) -> None:
+        """After a resume, lets this run's optimizer settings win over the restored ones."""
+        if not self.trainer.global_step:
+            return
+        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0]
+        scheduler = schedule.scheduler
+        assert isinstance(scheduler, LambdaLR)
+        fresh = self.optimizer_spec.build(self.network).param_groups
+        scheduler.base_lrs = [group["lr"] for group in fresh]
+        for group, settings in zip(optimizer.param_groups, fresh, strict=True):
+            group.update({key: value for key, value in settings.items() if key != "params"})
+            group["initial_lr"] = settings["lr"]
+            group["lr"] = settings["lr"] * self._multiplier(scheduler.last_epoch)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch, dataloader_idx)

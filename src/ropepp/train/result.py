@@ -50,7 +50,13 @@ def describe_run(
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` as JSON, completely or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Writes under a temporary name and renames, so that the file is complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)

@@ -1,0 +1,43 @@
+"""What a run leaves in its folder before it trains: its configuration, and a line for people."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import yaml  # type: ignore[import-untyped]
+
+from ropepp.model.flops import num_parameters
+from ropepp.train.machine import device_name
+from ropepp.train.module import LanguageModel
+from ropepp.train.result import write_text
+
+
+class RunFiles(pl.Callback):
+    """Writes ``config.yaml``, from which the run can be repeated, once all checks have passed.
+
+    Args:
+        directory: Folder of the run.
+        config: The complete configuration as YAML.
+        ckpt_path: The checkpoint from which the run goes on, if any.
+    """
+
+    def __init__(self, directory: Path, config: str, ckpt_path: str | None) -> None:
+        self.directory = directory
+        self.config = config
+        self.ckpt_path = ckpt_path
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, LanguageModel)
+        network, root_device = pl_module.network, trainer.strategy.root_device
+        print(
+            f"{type(network.position).__name__}: {num_parameters(network):,} parameters, "
+            f"{pl_module.hparams['compute_dtype']}, {trainer.world_size} x "
+            f"{device_name(root_device)}, seed {pl_module.seed}, to {self.directory}",
+            flush=True,
+        )
+        if self.ckpt_path:
+            print(f"going on from {self.ckpt_path}", flush=True)
+        content = yaml.safe_load(self.config)
+        content.pop("config", None)  # the files that it was composed from
+        write_text(self.directory / "config.yaml", yaml.safe_dump(content, sort_keys=False))
