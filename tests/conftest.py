@@ -11,7 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "model")]
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,27 @@ def test_outputs_and_gradients(
 
 
 @pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize("T", [1, 4, 9])
+def test_hidden_keys(backend: str, alibi: bool, T: int) -> None:
+    q, k, v = qkv(2, T, 9, 4, 2)
+    visible = torch.rand(2, T, 9) < 0.5
+    visible[:, :, 0] = True
+    slopes = torch.rand(4) if alibi else None
+    want, got = (
+        attention(q, k, v, visible=visible, alibi_slopes=slopes, backend=name)
+        for name in ("reference", backend)
+    )
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    moved = k.detach().clone()
+    moved[:, 3] += 100.0
+    only = visible.clone()
+    only[:, :, 3] = False
+    near, far = (attention(q, x, v, visible=only, backend=backend) for x in (k, moved))
+    assert torch.equal(near, far)
+
+
+@pytest.mark.parametrize("backend", FAST)
 def test_bfloat16_stays_near_float32(backend: str) -> None:
     inputs = qkv(1, 32, 32, 4, 2, torch.bfloat16)
     want = attention(*(x.float() for x in inputs), backend="reference")
@@ -98,3 +119,5 @@ def test_bad_requests_are_refused_in_words() -> None:
         attention(q, torch.randn(1, 4, 3, 16), torch.randn(1, 4, 3, 16))
     with pytest.raises(InputError, match="as many keys as queries"):
         attention(q[:, :2], k, v, cu_seqlens=torch.tensor([0, 2], dtype=torch.int32))
+    with pytest.raises(InputError, match=r"visible is \(1, 4, 3\); it must be \(1, 4, 4\)"):
+        attention(q, k, v, visible=torch.ones(1, 4, 3, dtype=torch.bool))

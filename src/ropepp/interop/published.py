@@ -13,6 +13,9 @@ from torch import Tensor
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.positions import (
+    PI,
+    ALiBi,
+    FoPE,
     HeadSplit,
     ImaginaryOnly,
     Position,
@@ -20,7 +23,10 @@ from ropepp.model.positions import (
     RoPE,
     RoPEppEC,
     RoPEppEH,
+    Scaling,
+    YaRN,
 )
+from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 
 IMAGINARY_MODES: dict[str, Callable[..., RoPE]] = {
@@ -29,6 +35,15 @@ IMAGINARY_MODES: dict[str, Callable[..., RoPE]] = {
     "imagh": HeadSplit,
     "imago": ImaginaryOnly,
     "imagx": lambda **kwargs: HeadSplit(interleaved=True, **kwargs),
+}
+FOURIER_SETTINGS = {
+    "fourier_ignore_zero": True,
+    "fourier_learnable": False,
+    "fourier_norm": False,
+    "fourier_separate_basis": True,
+    "fourier_separate_head": True,
+    "rope_clamp_floor_freq": True,
+    "rope_clamp_floor_to_zero": True,
 }
 
 
@@ -55,9 +70,8 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise InputError(f"{weights} is missing: a checkpoint folder holds config.json and it")
-    tensors = {
-        name.removeprefix("model."): tensor.to(dtype) for name, tensor in load_file(weights).items()
-    }
+    tensors = {our_name(name): tensor.to(dtype) for name, tensor in load_file(weights).items()}
+    take_slopes(model, tensors, weights)
     check_tensors(model, tensors, weights)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
@@ -104,20 +118,60 @@ def model_config(settings: dict[str, Any]) -> ModelConfig:
 def position(settings: dict[str, Any]) -> Position:
     """The position encoding that a published ``config.json`` describes."""
     theta = settings.get("rope_theta", 10000.0)
+    if settings.get("use_alibi"):
+        return ALiBi()
+    if settings.get("fourier"):
+        return fourier(settings, theta)
     if "partial_rotary_factor" in settings:
         return Pythia(theta=theta, rotary_share=settings["partial_rotary_factor"])
     rope = settings.get("rope_config") or {}
+    given = {"theta": theta, "scaling": scaling(rope)}
     if not rope.get("imag"):
-        return RoPE(theta=theta)
+        return RoPE(**given)
     mode = rope.get("imag_mode")
     if mode not in IMAGINARY_MODES:
         raise InputError(f"imag_mode is {mode!r}; allowed: {', '.join(IMAGINARY_MODES)}")
-    return IMAGINARY_MODES[mode](theta=theta)
+    return IMAGINARY_MODES[mode](**given)
+
+
+def scaling(rope: dict[str, Any]) -> Scaling | None:
+    """Context extension of a ``rope_config``; YaRN's original length is 4096 in this format."""
+    factor = rope.get("factor")
+    if factor is None:
+        return None
+    return YaRN(factor=factor) if rope.get("yarn") else PI(factor=factor)
+
+
+def fourier(settings: dict[str, Any], theta: float) -> FoPE:
+    """FoPE from its many fields, of which one combination is published."""
+    for key, allowed in FOURIER_SETTINGS.items():
+        if settings.get(key, allowed) != allowed:
+            raise InputError(f"{key} is {settings[key]!r}; only {allowed!r} can be loaded")
+    return FoPE(
+        theta=theta,
+        max_length=settings["max_position_embeddings"],
+        basis_size=settings.get("fourier_dim", 128),
+        gain=settings.get("fourier_init_norm_gain", 0.3),
+    )
 
 
 def ignore_index(settings: dict[str, Any]) -> int:
     """The target that published models leave out of their loss: end-of-text unless stated."""
     return settings.get("ignore_index", settings["eos_token_id"])
+
+
+def our_name(name: str) -> str:
+    """Our name of a published tensor."""
+    return name.removeprefix("model.").replace(".self_attn.pos_emb.", ".self_attn.position.")
+
+
+def take_slopes(model: Transformer, tensors: dict[str, Tensor], path: Path) -> None:
+    """Removes ALiBi's stored slopes, which are constants here, after a check that they agree."""
+    expected = torch.tensor(slopes_of(model.layout.num_heads))
+    for name in [name for name in tensors if name.endswith(".alibi_slopes")]:
+        found = tensors.pop(name).float().flatten()
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2):
+            raise InputError(f"{path}: {name!r} is {found.tolist()}; expected {expected.tolist()}")
 
 
 def check_tensors(model: Transformer, tensors: dict[str, Tensor], path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ropepp.model.cache import LayerCache
 from ropepp.model.config import ModelConfig
 from ropepp.model.kernels import attention
 from ropepp.model.positions.base import Position, Table
@@ -59,20 +60,37 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.position = position.build(config, layer_index)
 
-    def forward(self, x_BTM: Tensor, table: Table, cu_seqlens: Tensor | None) -> Tensor:
-        """Mixes tokens; ``table`` comes from the position spec, ``cu_seqlens`` bounds the
-        documents."""
+    def forward(
+        self,
+        x_BTM: Tensor,
+        table: Table,
+        cu_seqlens: Tensor | None = None,
+        visible: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Mixes tokens.
+
+        Args:
+            x_BTM: Normed hidden states.
+            table: What the position spec computed for all layers.
+            cu_seqlens: Boundaries of documents, see `ropepp.model.kernels.attention`.
+            visible: (B, T, S) which keys a query may see besides causality; for cached rows.
+            cache: Where the keys and values before these are.
+        """
         q_BTPD, k_BTKD, v_BTKD = (
             proj(x_BTM).unflatten(-1, (-1, self.head_dim))
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q_BTHD, k_BTKD = self.position(self.q_norm(q_BTPD), self.k_norm(k_BTKD), table)
+        if cache is not None:
+            k_BTKD, v_BTKD = cache.append(k_BTKD, v_BTKD)
         out_BTHD = attention(
             q_BTHD,
             k_BTKD,
             v_BTKD,
             cu_seqlens=cu_seqlens,
-            alibi_slopes=self.position.alibi_slopes,
+            alibi_slopes=self.position.alibi_slopes(table),
+            visible=visible,
             backend=self.backend,
         )
         return self.o_proj(out_BTHD.flatten(-2))

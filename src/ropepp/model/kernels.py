@@ -25,6 +25,7 @@ class Request:
     causal: bool
     cu_seqlens: Tensor | None
     alibi_slopes: Tensor | None
+    visible: Tensor | None
     scale: float
 
 
@@ -42,6 +43,7 @@ def attention(
     causal: bool = True,
     cu_seqlens: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    visible: Tensor | None = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -56,6 +58,8 @@ def attention(
             B * T; tokens see their own document only. Needs S = T.
         alibi_slopes: (H,) float32; head h's scores lose ``slope_h * |distance|`` (ALiBi, arXiv
             2108.12409).
+        visible: (B, T, S) bool, which keys a query may see besides causality, at least one. For
+            cached rows; packed documents are faster by ``cu_seqlens``, and not both at once.
         scale: Factor of the scores; ``1 / sqrt(D)`` unless given.
         backend: One of `BACKENDS`, or "auto".
 
@@ -74,11 +78,15 @@ def attention(
         )
     if cu_seqlens is not None and S != T:
         raise InputError(f"cu_seqlens needs as many keys as queries, found {S} and {T}")
+    if visible is not None and (cu_seqlens is not None or visible.shape != (B, T, S)):
+        raise InputError(
+            f"visible is {tuple(visible.shape)}; it must be {(B, T, S)}, and without cu_seqlens"
+        )
     name = "sdpa" if backend == "auto" else backend
     if name not in BACKENDS:
         raise InputError(f"attention backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
     scale = 1.0 / math.sqrt(D) if scale is None else scale
-    return BACKENDS[name](Request(q, k, v, causal, cu_seqlens, alibi_slopes, scale))
+    return BACKENDS[name](Request(q, k, v, causal, cu_seqlens, alibi_slopes, visible, scale))
 
 
 def reference(request: Request) -> Tensor:
@@ -100,6 +108,8 @@ def reference(request: Request) -> Tensor:
     if request.cu_seqlens is not None:
         document = torch.bucketize(key, request.cu_seqlens[1:], right=True)
         hidden |= document[:, None] != document[None, :]
+    if request.visible is not None:
+        hidden = hidden | ~request.visible.unsqueeze(1)
     weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
     out = torch.einsum("bhts,bshd->bthd", weights, v)
     return out.reshape(request.q.shape).to(request.q.dtype)
@@ -137,7 +147,8 @@ def _runs(cu_seqlens: Tensor) -> list[tuple[int, int]]:
 def _sdpa_dense(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     T, S, G = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     mask, causal = None, request.causal and T == S
-    if request.alibi_slopes is not None or (request.causal and 1 < T < S):
+    cut = request.causal and 1 < T < S
+    if cut or request.alibi_slopes is not None or request.visible is not None:
         mask, causal = _bias(request, T, S, q), False
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -152,13 +163,15 @@ def _sdpa_dense(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _bias(request: Request, T: int, S: int, q: Tensor) -> Tensor:
-    """What is added to the scores, (H or 1, T, S): ALiBi's slopes and the causal mask."""
+    """What is added to the scores, (B or 1, H or 1, T, S): slopes, causal mask, hidden keys."""
     distance = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)
     bias = torch.zeros(1, T, S, device=q.device)
     if request.alibi_slopes is not None:
         bias = -request.alibi_slopes.float()[:, None, None] * distance.abs()
     if request.causal:
         bias = bias.masked_fill(distance < 0, -torch.inf)
+    if request.visible is not None:
+        bias = bias.masked_fill(~request.visible.unsqueeze(1), -torch.inf)
     return bias.to(q.dtype)
 
 

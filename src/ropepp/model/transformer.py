@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ropepp.errors import InputError
 from ropepp.model.attention import Attention, Linear, RMSNorm
+from ropepp.model.cache import KVCache, LayerCache
 from ropepp.model.config import ModelConfig
 from ropepp.model.documents import find_documents
 from ropepp.model.init import initialize
@@ -47,8 +48,16 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x_BTM: Tensor, table: Table, cu_seqlens: Tensor | None) -> Tensor:
-        x_BTM = x_BTM + self.self_attn(self.input_layernorm(x_BTM), table, cu_seqlens)
+    def forward(
+        self,
+        x_BTM: Tensor,
+        table: Table,
+        cu_seqlens: Tensor | None = None,
+        visible: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        normed = self.input_layernorm(x_BTM)
+        x_BTM = x_BTM + self.self_attn(normed, table, cu_seqlens, visible, cache)
         return x_BTM + self.mlp(self.post_attention_layernorm(x_BTM))
 
 
@@ -104,6 +113,7 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states after the last norm, (B, T, M); arguments as in `forward`."""
         B, T = input_ids.shape
@@ -113,9 +123,12 @@ class Transformer(nn.Module):
                     f"{name} is {tuple(given.shape)}; it must be {(B, T)} as input_ids"
                 )
         if positions is None:
-            positions = torch.arange(T, device=input_ids.device).unsqueeze(0)
-        order = cu_seqlens = None
-        if document_ids is not None:
+            start = cache.length if cache is not None else 0
+            positions = torch.arange(start, start + T, device=input_ids.device).unsqueeze(0)
+        order = cu_seqlens = visible = None
+        if cache is not None:
+            visible = cache.visible(document_ids, B, T)
+        elif document_ids is not None:
             cu_seqlens, order = find_documents(document_ids)
         if order is not None:
             input_ids = input_ids.gather(1, order)
@@ -124,8 +137,9 @@ class Transformer(nn.Module):
         if self.compute_dtype is not None:
             x_BTM = x_BTM.to(self.compute_dtype)
         table = self.position.table(positions, self.config)
-        for layer in self.blocks():
-            x_BTM = layer(x_BTM, table, cu_seqlens)
+        layers = cache.layers if cache is not None else [None] * len(self.layers)
+        for block, layer_cache in zip(self.layers, layers, strict=True):
+            x_BTM = block(x_BTM, table, cu_seqlens, visible, layer_cache)
         x_BTM = self.norm(x_BTM)
         if order is not None:
             x_BTM = x_BTM.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(x_BTM))
@@ -136,6 +150,7 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Logits of the next token.
 
@@ -144,11 +159,13 @@ class Transformer(nn.Module):
             positions: (B, T) int64; 0..T-1 unless given.
             document_ids: (B, T) int64; a token sees only tokens with its own id in its row. -1 is
                 padding, seen by nobody else.
+            cache: Tokens read before, to which these are added; positions then go on from there
+                unless given.
 
         Returns:
             (B, T, V) in the compute dtype.
         """
-        return self.lm_head(self.hidden(input_ids, positions, document_ids))
+        return self.lm_head(self.hidden(input_ids, positions, document_ids, cache))
 
     def loss(
         self,

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import ropepp.data.datamodule  # noqa: F401 (makes the short class names known)
 from ropepp.data.datamodule import RowsDataModule
 from ropepp.errors import InputError
-from ropepp.model.positions import Position
+from ropepp.model.positions import Position, Scaling
 from ropepp.train.callbacks.checkpoint import StepCheckpoint, list_checkpoints
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.predictions import PredictionWriter
@@ -40,7 +40,7 @@ class RopeppCLI(LightningCLI):
     directory."""
 
     def __init__(self, args: list[str]) -> None:
-        set_parsing_settings(subclasses_enabled=[Position, OptimizerSpec, Schedule])
+        set_parsing_settings(subclasses_enabled=[Position, Scaling, OptimizerSpec, Schedule])
         self.started = time.time()
         super().__init__(
             LanguageModel,

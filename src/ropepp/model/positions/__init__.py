@@ -1,7 +1,10 @@
 """Position encodings, one spec a variant. Import a new one here and its short name works
 everywhere."""
 
+from ropepp.model.positions.alibi import ALiBi
 from ropepp.model.positions.base import Position, PositionLayer
+from ropepp.model.positions.fope import FoPE
+from ropepp.model.positions.nope import NoPE
 from ropepp.model.positions.rotary import (
     HeadSplit,
     ImaginaryOnly,
@@ -12,10 +15,15 @@ from ropepp.model.positions.rotary import (
     RoPEppEC,
     RoPEppEH,
 )
+from ropepp.model.positions.scaling import PI, Scaling, YaRN
 
 __all__ = [
+    "PI",
+    "ALiBi",
+    "FoPE",
     "HeadSplit",
     "ImaginaryOnly",
+    "NoPE",
     "PartialDoubling",
     "Phases",
     "Position",
@@ -24,4 +32,6 @@ __all__ = [
     "RoPE",
     "RoPEppEC",
     "RoPEppEH",
+    "Scaling",
+    "YaRN",
 ]

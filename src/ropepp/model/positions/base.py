@@ -11,17 +11,16 @@ Table = tuple[Tensor, ...]
 
 
 class PositionLayer(nn.Module):
-    """A layer's part of an encoding: tensors in, tensors out. This one leaves them as they are.
-
-    ``alibi_slopes`` (H,), if not None, goes to the attention kernel.
-    """
-
-    alibi_slopes: Tensor | None = None
+    """A layer's part of an encoding: tensors in, tensors out. This one leaves them as they are."""
 
     def forward(self, q_BTPD: Tensor, k_BTKD: Tensor, table: Table) -> tuple[Tensor, Tensor]:
         """Encodes projected queries and keys; returns queries (B, T, H, D) and keys (B, T, K,
         D)."""
         return q_BTPD, k_BTKD
+
+    def alibi_slopes(self, table: Table) -> Tensor | None:
+        """Slopes (H,) by which the kernel lowers scores with distance, if the encoding has any."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.heads import HeadLayout, turn
 from ropepp.model.positions.base import Position, PositionLayer, Table
+from ropepp.model.positions.scaling import Scaling
 
 REAL, IMAGINARY = 0.0, -90.0
 
@@ -68,10 +69,12 @@ class RoPE(Position):
     Args:
         theta: Base of the frequencies.
         rotary_share: Share of each head's components that rotate; the rest carry no position.
+        scaling: Context extension, if any.
     """
 
     theta: float = 10000.0
     rotary_share: float = 1.0
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         if not self.theta > 0:
@@ -99,13 +102,15 @@ class RoPE(Position):
         """Angles per position, (R/2,), float32 whatever the model's dtype."""
         size = self.rotary_dim(head_dim)
         exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device) / size
-        return 1.0 / self.theta**exponents
+        frequencies = 1.0 / self.theta**exponents
+        return self.scaling.frequencies(frequencies) if self.scaling else frequencies
 
     def table(self, positions_BT: Tensor, config: ModelConfig) -> Table:
         angles = positions_BT.unsqueeze(-1).float() * self.frequencies(
             config.head_dim, positions_BT.device
         )
-        return angles.cos(), angles.sin()
+        magnitude = self.scaling.magnitude if self.scaling else 1.0
+        return magnitude * angles.cos(), magnitude * angles.sin()
 
     def build(self, config: ModelConfig, layer_index: int) -> PositionLayer:
         layout = self.layout(config.num_heads, config.num_kv_heads)
