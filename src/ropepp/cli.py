@@ -1,6 +1,7 @@
 """The ``ropepp`` command. Each subcommand imports what it needs, so that help and small tools start
 at once."""
 
+import os
 import sys
 
 from ropepp.errors import InputError
@@ -68,6 +69,9 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _train(args: list[str]) -> None:
+    # Threads that spin while they wait make a step many times slower as soon as anything else runs
+    # on the same cores. Read when torch is first loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from ropepp.train.lightning_cli import main as run
 
     run(args)

@@ -4,8 +4,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from fit_runs import curve, fit, start, wait_for_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fit_runs import curve, fit, start, wait_for_step
 
 SLOW = {"trainer__max_steps": 60, "data__validate_every_n_steps": 15}
 

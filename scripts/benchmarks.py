@@ -1,0 +1,264 @@
+"""Benchmarks as ratios: both sides alternate in one process, and medians are compared.
+
+Machines are noisy; a ratio of two sides that took turns is not. Each table row gives the median of
+the paired ratios and their middle half. Run by scripts/bench.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ropepp.model import ModelConfig, Transformer
+from ropepp.model.flops import training_flops
+from ropepp.model.loss import cross_entropy_sum, cross_entropy_sum_naive
+from ropepp.model.positions import Position, RoPE, RoPEppEC, RoPEppEH
+from ropepp.train.machine import commit, device_name, peak_memory_bytes
+from ropepp.train.optim import AdamW
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CONFIG = ModelConfig(8192, 256, 4, 4, 2, 704)
+ROWS, LENGTH = 8, 256
+Step = Callable[[], object]
+
+
+def alternate(sides: dict[str, Step], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each side's calls, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + warmup):
+        for name, step in sides.items():
+            start = time.perf_counter()
+            step()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            if number >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(over: list[float], under: list[float]) -> str:
+    """Median of the paired ratios and their middle half."""
+    ratios = sorted(a / b for a, b in zip(over, under, strict=True))
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
+
+
+def milliseconds(times: list[float]) -> str:
+    return f"{1000 * statistics.median(times):.0f} ms"
+
+
+def training_step(
+    position: Position,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+    length: int = LENGTH,
+) -> Step:
+    """A whole optimizer step of ours: forward, backward, clipping, AdamW."""
+    model = Transformer(CONFIG, position, compute_dtype=dtype).to(DEVICE)
+    if compiled:
+        for block in model.blocks():
+            block.compile(dynamic=False)
+    optimizer = AdamW().build(model)
+    ids = torch.randint(CONFIG.vocab_size, (ROWS * LENGTH // length, length + 1), device=DEVICE)
+
+    def step() -> None:
+        total, count = model.loss(ids[:, :-1], ids[:, 1:])
+        (total / count).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def llama_step() -> Step:
+    """The same of transformers' Llama of the same sizes, float32, with the same optimizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=CONFIG.vocab_size,
+        hidden_size=CONFIG.hidden_size,
+        intermediate_size=CONFIG.ffn_size,
+        num_hidden_layers=CONFIG.num_layers,
+        num_attention_heads=CONFIG.num_heads,
+        num_key_value_heads=CONFIG.num_kv_heads,
+        rms_norm_eps=CONFIG.norm_eps,
+        attn_implementation="sdpa",
+    )
+    model = LlamaForCausalLM(config).to(DEVICE)
+    optimizer = AdamW().build(model)
+    ids = torch.randint(CONFIG.vocab_size, (ROWS, LENGTH + 1), device=DEVICE)
+
+    def step() -> None:
+        model(ids, labels=ids).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def bench_variants() -> list[str]:
+    """Step time of EC and EH over RoPE's beside the ratio of their FLOPs."""
+    lines = ["| step over RoPE's | length | time ratio | FLOP ratio | time / FLOPs |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: |"]
+    specs = {"RoPE": RoPE(), "EC": RoPEppEC(), "EH": RoPEppEH()}
+    for dtype, length in itertools.product((torch.float32, torch.bfloat16), (256, 1024)):
+        times = alternate({n: training_step(p, dtype, length=length) for n, p in specs.items()}, 15)
+        flops = {
+            name: training_flops(Transformer(CONFIG, p), length, length * (length + 1) // 2)
+            for name, p in specs.items()
+        }
+        for name in ("EC", "EH"):
+            expected = flops[name] / flops["RoPE"]
+            measured = statistics.median(
+                a / b for a, b in zip(times[name], times["RoPE"], strict=True)
+            )
+            lines.append(
+                f"| {name}, {str(dtype).removeprefix('torch.')} | {length} | "
+                f"{ratio(times[name], times['RoPE'])} | {expected:.2f} | "
+                f"{measured / expected:.2f} |"
+            )
+    return lines
+
+
+def bench_llama() -> list[str]:
+    """Our RoPE step against transformers' Llama in float32."""
+    sides = {
+        "transformers, float32": llama_step(),
+        "ours, float32": training_step(RoPE()),
+        "ours, bfloat16": training_step(RoPE(), torch.bfloat16),
+        "ours, bfloat16, compiled": training_step(RoPE(), torch.bfloat16, compiled=True),
+    }
+    times = alternate(sides, 15)
+    base = times["transformers, float32"]
+    lines = ["| training step | median | speed over transformers' |", "| --- | ---: | ---: |"]
+    return lines + [f"| {n} | {milliseconds(t)} | {ratio(base, t)} |" for n, t in times.items()]
+
+
+LOSSES = {"chunked": cross_entropy_sum, "naive": cross_entropy_sum_naive}
+
+
+def loss_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    hidden = torch.randn(2048, 256, device=DEVICE, requires_grad=True)
+    weight = torch.randn(128256, 256, device=DEVICE).mul_(0.02).requires_grad_()
+    return hidden, weight, torch.randint(128256, (2048,), device=DEVICE)
+
+
+def loss_memory(name: str) -> int:
+    """Bytes that one forward and backward adds to the peak, in a process of its own."""
+    inputs = loss_inputs()
+    before = peak_memory_bytes(DEVICE)
+    LOSSES[name](*inputs).backward()
+    return peak_memory_bytes(DEVICE) - before
+
+
+def bench_loss() -> list[str]:
+    """Time and peak memory of the loss at a vocabulary of 128256, against all logits at once."""
+    hidden, weight, targets = loss_inputs()
+
+    def run(function: Callable[..., Tensor]) -> Step:
+        return lambda: torch.autograd.grad(function(hidden, weight, targets), (hidden, weight))
+
+    times = alternate({name: run(function) for name, function in LOSSES.items()}, 4, warmup=1)
+    memory = {
+        name: int(
+            subprocess.run(
+                [sys.executable, __file__, "--loss-memory", name],
+                capture_output=True, text=True, check=True,
+            ).stdout
+        )
+        for name in LOSSES
+    }  # fmt: skip
+    lines = ["| loss, 2048 tokens | median | time over naive | memory | of naive |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: |"]
+    for name, own in times.items():
+        share = memory[name] / memory["naive"]
+        lines.append(
+            f"| {name} | {milliseconds(own)} | {ratio(own, times['naive'])} | "
+            f"{memory[name] / 1e6:.0f} MB | {share:.2f} |"
+        )
+    return lines
+
+
+def bench_loader() -> list[str]:
+    """Tokens per second from a memory map to int64 batches, without workers."""
+    from ropepp.data.corpus import Corpus, CorpusWriter
+    from ropepp.data.loader import TrainLoader
+    from ropepp.data.packing import ConcatRows
+    from ropepp.data.tokenizer import load_tokenizer
+
+    lines = ["| loader, rows of 4096 | tokens/s |", "| --- | ---: |"]
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        with CorpusWriter(Path(folder), "train", load_tokenizer("bytes"), "random") as writer:
+            for _ in range(20_000):
+                writer.append(rng.integers(0, 256, 1000).tolist(), 1000)
+        rows = ConcatRows(Corpus.open(folder, "train"), 4096)
+        for micro in (4, 16):
+            rates = []
+            for seed in range(5):
+                loader = TrainLoader(rows, micro, micro, seed=seed)
+                start = time.perf_counter()
+                batches = sum(1 for _ in itertools.islice(loader, 400))
+                rates.append(batches * micro * 4096 / (time.perf_counter() - start))
+            lines.append(f"| micro-batch {micro} | {statistics.median(rates) / 1e6:.0f}M |")
+    return lines
+
+
+BENCHMARKS = {
+    "variants": bench_variants,
+    "llama": bench_llama,
+    "loss": bench_loss,
+    "loader": bench_loader,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", help=f"which of {', '.join(BENCHMARKS)}; all by default"
+    )
+    parser.add_argument("--out", type=Path, help="also write the tables there")
+    parser.add_argument("--loss-memory", choices=LOSSES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.loss_memory:
+        print(loss_memory(options.loss_memory))
+        return
+    if unknown := set(options.names) - BENCHMARKS.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(BENCHMARKS)}")
+    names = options.names or list(BENCHMARKS)
+    text = [
+        "# Bench",
+        "",
+        f"`scripts/bench {' '.join(options.names)}`".replace(" `", "`"),
+        f"on {device_name(DEVICE)}, torch {torch.__version__}, commit {commit()}. Model "
+        f"{json.dumps({k: v for k, v in vars(CONFIG).items() if isinstance(v, int) and v > 1})}, "
+        f"{ROWS * LENGTH} tokens a step. Medians; in brackets the middle half of the ratios.",
+    ]
+    for name in names:
+        print(f"running {name}", file=sys.stderr, flush=True)
+        text += ["", f"## {name}", "", (BENCHMARKS[name].__doc__ or "").strip(), ""]
+        text += BENCHMARKS[name]()
+    print("\n".join(text))
+    if options.out:
+        temporary = options.out.with_name(options.out.name + ".tmp")
+        temporary.write_text("\n".join(text) + "\n")
+        os.replace(temporary, options.out)
+
+
+if __name__ == "__main__":
+    main()
