@@ -1,12 +1,14 @@
 """The command: help, start-up cost, and errors that a user can mend."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from fit_runs import arguments
+from fit_runs import arguments, fit
 from ropepp.cli import COMMANDS, main
 
 
@@ -61,7 +63,13 @@ SIZES = {"vocab_size": 257, "hidden_size": 32, "num_layers": 1, "ffn_size": 16}
         ({"model__network": {**SIZES, "num_heads": 2, "num_kv_heads": 2, "head_size": 7}},
          "7 of 7 head components"),
         ({"model__network": {**SIZES, "num_heads": 2, "num_kv_heads": 2, "depth": 3}}, "depth"),
-        ({"model__position": "RoPE3"}, "RoPE3"),
+        ({"model__position": "RoPE3"}, "is 'RoPE3'; allowed: ALiBi, FoPE, HeadSplit"),
+        ({"model__schedule": "Step"}, "model.schedule is 'Step'; allowed: Constant, Cosine, WSD"),
+        ({"data": "Corpus"}, "CorpusDataModule"),
+        ({"model__position": "RoPE", "model__position.scaling": "PI",
+          "model__position.scaling.factor": 0.5}, "scaling factor is 0.5"),
+        ({"trainer__callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitr": "x"}}]},
+         "EarlyStopping has no argument 'monitr'"),
         ({"model__position": "HeadSplit", "model__position.imaginary_share": 0.3},
          "imaginary_share is 0.3; of 4 heads it can be 0/4, 1/4"),
         ({"model__position": "PartialDoubling", "model__position.doubled_share": 0.25},
@@ -103,3 +111,67 @@ def test_bad_input_is_one_line_and_starts_nothing(
 def test_debug_shows_the_traceback(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lr is -1"):
         main([*arguments(corpus, tmp_path, "bad", model__optimizer__lr=-1.0), "--debug"])
+
+
+def damaged(corpus: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "damaged"
+    shutil.copytree(corpus, copy)
+    return copy
+
+
+def refusal(capfd: pytest.CaptureFixture[str], *args: str) -> str:
+    assert main(list(args)) == 2
+    return capfd.readouterr().err.strip().splitlines()[-1]
+
+
+def test_damaged_corpora(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    copy = damaged(corpus, tmp_path)
+    tokens = copy / "train" / "tokens.bin"
+    content = bytearray(tokens.read_bytes())
+    content[100] ^= 1
+    tokens.write_bytes(content)
+    fitting = arguments(copy, tmp_path, "bad", data__verify=True)
+    assert "tokens.bin" in (error := refusal(capfd, *fitting))
+    assert "sha256" in error or "checksum" in error
+    tokens.write_bytes(content[:-2])
+    assert "tokens.bin" in refusal(capfd, *arguments(copy, tmp_path, "bad"))
+    tokens.unlink()
+    assert "tokens.bin" in refusal(capfd, *arguments(copy, tmp_path, "bad"))
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_corpus_with_another_tokenizer_than_the_checkpoints(
+    corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(corpus, tmp_path, "run", trainer__max_steps=1, checkpoint__every_n_steps=0)
+    other = damaged(corpus, tmp_path)
+    for meta in other.glob("*/meta.json"):
+        values = json.loads(meta.read_text())
+        values["tokenizer_fingerprint"] = "0" * 64
+        meta.write_text(json.dumps(values))
+    error = refusal(
+        capfd, "validate", f"--config={run}/config.yaml", "--ckpt_path=last",
+        f"--data.corpus={other}",
+    )  # fmt: skip
+    assert "made with tokenizer 000000000000; the checkpoint's model was trained with" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"text": "one"}\n{"text": \n', "a.jsonl"),
+        ("a.jsonl", b'{"body": "one"}\n', "text"),
+        ("a.txt", b"good \xff bad", "a.txt"),
+        ("a.txt", b"", "a.txt"),
+        ("a.pdf", b"%PDF", "a.pdf"),
+    ],
+)
+def test_bad_text(
+    name: str, content: bytes, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / name, tmp_path / "out"
+    source.write_bytes(content)
+    error = refusal(capfd, "prepare", str(source), f"--out={out}", "--tokenizer=bytes")
+    assert error.startswith("error: ")
+    assert words in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]

@@ -61,8 +61,11 @@ def user_message(error: BaseException) -> str | None:
     from jsonargparse import ArgumentError
 
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
+    seen: list[BaseException] = []
+    while cause is not None and not isinstance(cause, InputError) and cause not in seen:
+        seen.append(cause)
         cause = cause.__cause__ or cause.__context__
+    cause = cause if isinstance(cause, InputError) else None
     if cause is None and not isinstance(error, ArgumentError):
         return None
     return " ".join(str(cause or error).split())

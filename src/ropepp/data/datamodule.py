@@ -1,5 +1,7 @@
 """Prepared corpora for Lightning."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 
 from ropepp.data.corpus import Corpus
@@ -134,6 +136,7 @@ class CorpusDataModule(RowsDataModule):
         validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
         validation_rows: Rows in a validation during training; all of them unless given.
         num_workers: Processes that read ahead; 0 is fastest for a memory map.
+        verify: Whether to compare the corpus with its checksums first, which reads all of it.
         seed: Seed of the order of rows.
     """
 
@@ -147,6 +150,7 @@ class CorpusDataModule(RowsDataModule):
         validate_every_n_steps: int = 500,
         validation_rows: int | None = None,
         num_workers: int = 0,
+        verify: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -160,6 +164,7 @@ class CorpusDataModule(RowsDataModule):
         )
         self.corpus = corpus
         self.mask_documents = mask_documents
+        self.verify = verify
 
     @property
     def vocab_size(self) -> int:
@@ -167,4 +172,22 @@ class CorpusDataModule(RowsDataModule):
 
     def open(self, split: str) -> Rows:
         corpus = Corpus.open(self.corpus, split)
+        if self.verify:
+            corpus.verify()
         return ConcatRows(corpus, self.sequence_length, mask_documents=self.mask_documents)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which tokenizer a checkpoint's model was trained with."""
+        return {"tokenizer": self._fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises an `InputError` if the corpus has another tokenizer than the checkpoint's."""
+        saved, here = state_dict["tokenizer"], self._fingerprint()
+        if saved != here:
+            raise InputError(
+                f"data.corpus is {self.corpus}, made with tokenizer {here[:12]}; the checkpoint's "
+                f"model was trained with tokenizer {saved[:12]}: prepare the text with that one"
+            )
+
+    def _fingerprint(self) -> str:
+        return Corpus.open(self.corpus, "train").meta.tokenizer_fingerprint

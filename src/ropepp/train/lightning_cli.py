@@ -3,15 +3,16 @@ directories."""
 
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import ropepp.data.datamodule  # noqa: F401 (makes the short class names known)
+import ropepp.data.recall  # noqa: F401 (makes its short class name known)
 from ropepp.data.datamodule import RowsDataModule
 from ropepp.errors import InputError
 from ropepp.model.positions import Position, Scaling
@@ -35,12 +36,21 @@ TRAINER_DEFAULTS = {
 }
 
 
+SPECS = {
+    "position": Position,
+    "scaling": Scaling,
+    "optimizer": OptimizerSpec,
+    "schedule": Schedule,
+    "data": RowsDataModule,
+}
+
+
 class RopeppCLI(LightningCLI):
     """Composes model, data and trainer from YAML files and flags, and gives every run a
     directory."""
 
     def __init__(self, args: list[str]) -> None:
-        set_parsing_settings(subclasses_enabled=[Position, Scaling, OptimizerSpec, Schedule])
+        set_parsing_settings(subclasses_enabled=list(SPECS.values()))
         self.started = time.time()
         super().__init__(
             LanguageModel,
@@ -81,7 +91,13 @@ class RopeppCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Lightning's own version warns where arguments are given by a caller, as they are here.
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            better = explained(error)
+            if better is None:
+                raise
+            raise better from error
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration alone: Lightning would let the checkpoint's hyperparameters win
@@ -172,8 +188,29 @@ class RopeppCLI(LightningCLI):
             path = self.directory / f"{subcommand}.json"
             write_json(path, {"ckpt_path": self.options.ckpt_path, **outcome})
             for key, value in outcome.items():
-                print(f"{key:<24}{value:.4f}")
+                print(f"{key:<28} {value:.4f}")
             print(f"written to {path}")
+
+
+def explained(error: ArgumentError) -> InputError | None:
+    """What is wrong and what is allowed, where the parser's error lists all that it tried."""
+    text = " ".join(str(error).split())
+    key = re.search(r'Parser key "([^"]+)"', text)
+    option = re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text)
+    if key and option:
+        return InputError(f"{key[1]}: {option[1]} has no argument {option[2]!r}")
+    unknown = re.search(r"Expected a dot import path string: (\S+)", text)
+    base = SPECS.get(key[1].rsplit(".", 1)[-1]) if key else None
+    if key and unknown and base is not None:
+        names = ", ".join(sorted(kind.__name__ for kind in subclasses(base)))
+        return InputError(f"{key[1]} is {unknown[1]!r}; allowed: {names}, a class path or a file")
+    return None
+
+
+def subclasses(base: type) -> set[type]:
+    """All classes below ``base`` that have been imported."""
+    found: set[type] = set(base.__subclasses__())
+    return found.union(*(subclasses(kind) for kind in found))
 
 
 def default_run_name() -> str:
