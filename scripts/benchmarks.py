@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
 
 import numpy as np
 import torch
@@ -249,11 +249,12 @@ def main() -> None:
         f"{json.dumps({k: v for k, v in vars(CONFIG).items() if isinstance(v, int) and v > 1})}, "
         f"{ROWS * LENGTH} tokens a step. Medians; in brackets the middle half of the ratios.",
     ]
+    print("\n".join(text), flush=True)
     for name in names:
-        print(f"running {name}", file=sys.stderr, flush=True)
-        text += ["", f"## {name}", "", (BENCHMARKS[name].__doc__ or "").strip(), ""]
-        text += BENCHMARKS[name]()
-    print("\n".join(text))
+        section = ["", f"## {name}", "", (BENCHMARKS[name].__doc__ or "").strip(), ""]
+        section += BENCHMARKS[name]()
+        print("\n".join(section), flush=True)
+        text += section
     if options.out:
         temporary = options.out.with_name(options.out.name + ".tmp")
         temporary.write_text("\n".join(text) + "\n")

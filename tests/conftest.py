@@ -3,7 +3,7 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["GOMP_SPINCOUNT"] = "1000"
 
 import sys
 from pathlib import Path

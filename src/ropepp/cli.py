@@ -72,9 +72,9 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _train(args: list[str]) -> None:
-    # Threads that spin while they wait make a step many times slower as soon as anything else runs
-    # on the same cores. Read when torch is first loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Threads that spin for long while they wait make a step many times slower as soon as anything
+    # else runs on the same cores; a short spin costs nothing. Read when torch is first loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from ropepp.train.lightning_cli import main as run
 
     run(args)

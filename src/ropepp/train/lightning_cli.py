@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -245,4 +246,5 @@ def main(args: list[str]) -> None:
     # What Lightning says at every start is in the run's own first line; its warnings stay.
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     RopeppCLI(args)

@@ -52,11 +52,16 @@ class RotaryLayer(PositionLayer):
         period = self.layout.period
         step = self.layout.num_projections * len(period) // self.layout.num_heads
         rotated, rest = q.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
-        a, b = (half.unflatten(-2, (-1, step)) for half in rotate(rotated, cos, sin))
+        wide_a, wide_b = (half.unflatten(-2, (-1, step)) for half in rotate(rotated, cos, sin))
+        narrow = (
+            wide_a.to(q.dtype),
+            wide_b.to(q.dtype),
+        )  # copies are cast once, not once for each head
         rest = rest.unflatten(-2, (-1, step))
         pieces: list[Tensor] = []
         for head in period:
             i = head.projection
+            a, b = narrow if head.phase % 90 == 0 else (wide_a, wide_b)
             pieces += [*turn(a[..., i, :], b[..., i, :], head.phase), rest[..., i, :]]
         heads = torch.cat([piece.to(q.dtype) for piece in pieces], dim=-1)
         return heads.view(*q.shape[:-2], self.layout.num_heads, q.shape[-1])
