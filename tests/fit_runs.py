@@ -84,6 +84,6 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def curve(run: Path) -> list[dict[str, Any]]:
     """The same without the speed, which no two runs share."""
     return [
-        {key: value for key, value in line.items() if not key.startswith("speed/")}
+        {key: value for key, value in line.items() if not key.startswith("utilisation/")}
         for line in metrics(run)
     ]

@@ -105,8 +105,8 @@ class Metrics(pl.Callback):
         rate = self._window_tokens / seconds
         self._rates.append(rate)
         flops = training_flops(pl_module.network, self._window_tokens, int(self._window_pairs))
-        values["speed/tokens_per_second"] = rate
-        values["speed/model_flops_per_second"] = flops / seconds
+        values["utilisation/tokens_per_second"] = rate
+        values["utilisation/model_tflops_per_second"] = flops / seconds / 1e12
         self.latest.update(values)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)

@@ -47,7 +47,7 @@ class StepProgress(ProgressBar):
             for name, key, form in (
                 ("loss", "train/loss", ".3f"),
                 ("val", "validation/loss", ".3f"),
-                ("tok/s", "speed/tokens_per_second", ",.0f"),
+                ("tok/s", "utilisation/tokens_per_second", ",.0f"),
             )
             if key in self.metrics.latest
         }
