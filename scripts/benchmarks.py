@@ -116,8 +116,14 @@ def bench_variants() -> list[str]:
     lines = ["| step over RoPE's | length | time ratio | FLOP ratio | time / FLOPs |"]
     lines += ["| --- | ---: | ---: | ---: | ---: |"]
     specs = {"RoPE": RoPE(), "EC": RoPEppEC(), "EH": RoPEppEH()}
-    for dtype, length in itertools.product((torch.float32, torch.bfloat16), (256, 1024)):
-        times = alternate({n: training_step(p, dtype, length=length) for n, p in specs.items()}, 15)
+    kinds = {
+        "float32": (torch.float32, False),
+        "bfloat16": (torch.bfloat16, False),
+        "bfloat16, compiled": (torch.bfloat16, True),
+    }
+    for (kind, how), length in itertools.product(kinds.items(), (256, 1024)):
+        steps = {name: training_step(spec, *how, length=length) for name, spec in specs.items()}
+        times = alternate(steps, 15)
         flops = {
             name: training_flops(Transformer(CONFIG, p), length, length * (length + 1) // 2)
             for name, p in specs.items()
@@ -128,7 +134,7 @@ def bench_variants() -> list[str]:
                 a / b for a, b in zip(times[name], times["RoPE"], strict=True)
             )
             lines.append(
-                f"| {name}, {str(dtype).removeprefix('torch.')} | {length} | "
+                f"| {name}, {kind} | {length} | "
                 f"{ratio(times[name], times['RoPE'])} | {expected:.2f} | "
                 f"{measured / expected:.2f} |"
             )
