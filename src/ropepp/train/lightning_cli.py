@@ -57,7 +57,7 @@ class RopeppCLI(LightningCLI):
             LanguageModel,
             RowsDataModule,
             subclass_mode_data=True,
-            save_config_callback=None,  # written by before_fit, complete and atomically
+            save_config_callback=None,  # RunFiles writes it, complete and atomically
             trainer_defaults=TRAINER_DEFAULTS,
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
             auto_configure_optimizers=False,
@@ -115,7 +115,7 @@ class RopeppCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.options.run = self.options.run or default_run_name()
-        if self.options.get("ckpt_path") in ("last", "best"):
+        if self.options.get("ckpt_path") == "last":
             self.options.ckpt_path = str(newest_checkpoint(self.directory / "checkpoints"))
         ckpt_path = self.options.get("ckpt_path")
         if ckpt_path and not Path(ckpt_path).exists():
@@ -163,16 +163,17 @@ class RopeppCLI(LightningCLI):
         self.trainer.limit_val_batches = self.options.trainer.limit_val_batches or 1.0
         seconds = time.time() - self.started
         self.trainer.validate(self.model, self.datamodule, verbose=False)
+        outcome = self._outcome()
         if self.trainer.is_global_zero:
-            result = describe_run(
-                self.trainer,
-                self.model,
-                self.metrics,
-                float(self.trainer.callback_metrics["validation/loss"]),
-                self.datamodule.sequence_length,
-                seconds,
-            )
+            length = self.datamodule.sequence_length
+            result = describe_run(self.trainer, self.model, self.metrics, outcome, length, seconds)
             write_json(self.directory / "result.json", result)
+            print_outcome(outcome)
+
+    def _outcome(self) -> dict[str, float]:
+        """What the last evaluation found."""
+        metrics = self.trainer.callback_metrics
+        return {k: float(v) for k, v in metrics.items() if k.startswith(("validation", "test"))}
 
     def validate(self, **kwargs: Any) -> None:
         self._evaluate("validate", kwargs)
@@ -183,14 +184,18 @@ class RopeppCLI(LightningCLI):
     def _evaluate(self, subcommand: str, kwargs: dict[str, Any]) -> None:
         """Runs, prints and writes ``validate.json`` or ``test.json``."""
         getattr(self.trainer, subcommand)(**{**kwargs, "verbose": False})
-        outcome = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+        outcome = self._outcome()
         if self.trainer.is_global_zero:
-            self.directory.mkdir(parents=True, exist_ok=True)
             path = self.directory / f"{subcommand}.json"
             write_json(path, {"ckpt_path": self.options.ckpt_path, **outcome})
-            for key, value in outcome.items():
-                print(f"{key:<28} {value:.4f}")
+            print_outcome(outcome)
             print(f"written to {path}")
+
+
+def print_outcome(outcome: dict[str, float]) -> None:
+    """One line a metric."""
+    for key, value in outcome.items():
+        print(f"{key:<28} {value:.4f}")
 
 
 def explained(error: ArgumentError) -> InputError | None:

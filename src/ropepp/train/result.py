@@ -1,7 +1,6 @@
 """``result.json``: what a finished run was and came to, for programs and tables."""
 
 import json
-import math
 import os
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ def describe_run(
     trainer: pl.Trainer,
     module: LanguageModel,
     metrics: Metrics,
-    validation_loss: float,
+    evaluation: dict[str, float],
     sequence_length: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -37,8 +36,9 @@ def describe_run(
         "training_flops_per_token": training_flops(network, T, T * (T + 1) // 2) / T,
         "sequence_length": T,
         "train_loss": metrics.latest.get("train/loss"),
-        "validation_loss": validation_loss,
-        "validation_perplexity": math.exp(validation_loss),
+        "validation_loss": evaluation["validation/loss"],
+        "validation_perplexity": evaluation["validation/perplexity"],
+        "evaluation": evaluation,
         "tokens_per_second": metrics.tokens_per_second,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),

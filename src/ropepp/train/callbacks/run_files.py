@@ -40,4 +40,6 @@ class RunFiles(pl.Callback):
             print(f"going on from {self.ckpt_path}", flush=True)
         content = yaml.safe_load(self.config)
         content.pop("config", None)  # the files that it was composed from
+        if self.ckpt_path and self.directory in Path(self.ckpt_path).parents:
+            content["ckpt_path"] = None  # an interruption is no part of what the run is
         write_text(self.directory / "config.yaml", yaml.safe_dump(content, sort_keys=False))
