@@ -233,9 +233,9 @@ class LanguageModel(pl.LightningModule):
         for name, (losses, accuracies) in self._evaluations.items():
             loss, accuracy = losses.compute(), accuracies.compute()
             values = {"loss": loss, "perplexity": loss.exp(), "accuracy": accuracy}
-            self.log_dict(
-                {f"{stage}{name}/{key}": value for key, value in values.items()}, logger=False
-            )
+            named = {f"{stage}{name}/{key}": value for key, value in values.items()}
+            # Equal on all processes already; Lightning warns unless it may average once more.
+            self.log_dict(named, logger=False, sync_dist=True)
 
 
 def model_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
