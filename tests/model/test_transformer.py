@@ -128,6 +128,11 @@ def test_tied_embeddings_and_qk_norm() -> None:
     assert tied.lm_head.weight is tied.embed_tokens.weight
     assert num_parameters(tied) == num_parameters(plain) - 50 * 32 + 2 * CONFIG.num_layers * 8
     assert torch.equal(tied.embed_tokens.weight, plain.embed_tokens.weight)
+    with torch.device("meta"):
+        late = Transformer(tied.config, RoPEppEC())
+    late.to_empty(device="cpu").initialize(0)
+    assert late.lm_head.weight is late.embed_tokens.weight
+    assert torch.equal(late.embed_tokens.weight, tied.embed_tokens.weight)
     ids = torch.randint(50, (1, 6))
     total, count = tied.loss(ids[:, :-1], ids[:, 1:])
     (total / count).backward()

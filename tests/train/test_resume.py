@@ -12,10 +12,15 @@ SLOW = {"trainer__max_steps": 60, "data__validate_every_n_steps": 15}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kill_at", [23, 45])
-def test_killed_and_resumed(corpus: Path, tmp_path: Path, workers: int, kill_at: int) -> None:
+@pytest.mark.parametrize(
+    ("kill_at", "workers", "compiled"),
+    [(23, 0, False), (23, 2, False), (45, 0, False), (45, 2, False), (23, 0, True)],
+)
+def test_killed_and_resumed(
+    corpus: Path, tmp_path: Path, kill_at: int, workers: int, compiled: bool
+) -> None:
     changes = {**SLOW, "data__num_workers": workers, "model__compute_dtype": "bfloat16"}
+    changes["model__compile"] = compiled
     whole = fit(corpus, tmp_path, "whole", **changes)
 
     process = start(corpus, tmp_path, "killed", **changes)
@@ -50,17 +55,3 @@ def test_longer_than_an_epoch_with_accumulation(corpus: Path, tmp_path: Path) ->
         run = fit(corpus, tmp_path, f"from-{checkpoint.stem}", ckpt_path=str(checkpoint), **changes)
         first = int(checkpoint.stem.split("-")[1])
         assert curve(run) == [line for line in curve(whole) if line["step"] > first]
-
-
-@pytest.mark.slow
-def test_compiled_runs_resume_too(corpus: Path, tmp_path: Path) -> None:
-    """Compiled blocks: resumed in another process from the middle of an epoch, the same bits."""
-    changes = {"model__compile": True, "trainer__max_steps": 8, "checkpoint__keep": 0}
-    changes |= {"data__validate_every_n_steps": 0, "checkpoint__every_n_steps": 3}
-    whole = fit(corpus, tmp_path, "whole", **changes)
-    checkpoint = whole / "checkpoints" / "step-0000003.ckpt"
-    process = start(corpus, tmp_path, "resumed", ckpt_path=checkpoint, **changes)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    resumed = curve(tmp_path / "default" / "resumed")
-    assert resumed == [line for line in curve(whole) if line["step"] > 3]

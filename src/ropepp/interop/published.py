@@ -74,6 +74,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
     take_slopes(model, tensors, weights)
     check_tensors(model, tensors, weights)
     model.load_state_dict(tensors, assign=True)
+    model.tie()
     return model.eval()
 
 

@@ -98,14 +98,22 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
-        if config.tied_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+        self.tie()
         if not self.embed_tokens.weight.is_meta:
             self.initialize(seed)
+
+    def tie(self) -> None:
+        """Makes the output layer share the embedding matrix, if it should.
+
+        To be called again after what gives each its own, such as ``to_empty``.
+        """
+        if self.config.tied_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
 
     def initialize(self, seed: int) -> None:
         """Draws all weights anew, in place; also after ``to_empty`` of a model built on the meta
         device."""
+        self.tie()
         initialize(self, seed, self.config.init_std)
 
     def hidden(
