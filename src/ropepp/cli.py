@@ -102,10 +102,11 @@ def _results(args: list[str]) -> None:
 
 def _probe(args: list[str]) -> None:
     import json
+    from dataclasses import asdict
 
-    from ropepp.train.machine import as_dict, probe
+    from ropepp.train.machine import probe
 
-    print(json.dumps(as_dict(probe()), indent=2))
+    print(json.dumps(asdict(probe()), indent=2))
 
 
 COMMANDS = {

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,6 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     scale = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def as_dict(machine: Machine) -> dict[str, Any]:
-    """The probe's result as plain values."""
-    return asdict(machine)
 
 
 def _bfloat16_reason(device: torch.device) -> str:

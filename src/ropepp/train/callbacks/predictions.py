@@ -1,7 +1,7 @@
 """Writes what ``ropepp predict`` computes."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 class PredictionWriter(BasePredictionWriter):
     """One ``rank-R-batch-N.npz`` for each batch, with input_ids, targets and nll, each (B, T)."""
 
-    def __init__(self, directory: Path, write_interval: Literal["batch"] = "batch") -> None:
-        super().__init__(write_interval)
+    def __init__(self, directory: Path) -> None:
+        super().__init__(write_interval="batch")
         self.directory = directory
 
     def write_on_batch_end(
