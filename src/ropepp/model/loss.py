@@ -5,11 +5,14 @@ at a time is multiplied out, and its gradient is computed in the same pass, whil
 there.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ropepp.errors import InputError
 
 IGNORE_INDEX = -100
 
@@ -20,8 +23,14 @@ def cross_entropy_sum(
     targets: Tensor,
     ignore_index: int = IGNORE_INDEX,
     chunk_rows: int | None = None,
+    z_loss: float = 0.0,
+    backend: str = "chunked",
 ) -> Tensor:
     """Sum over tokens of the cross entropy of ``hidden @ weight.T``, in float32.
+
+    The value is the cross entropy alone, so that logs with and without ``z_loss`` compare; the
+    gradient is that of the cross entropy plus ``z_loss`` times the sum over counted targets of
+    ``logsumexp(logits) ** 2``, which keeps the logits from drifting (PaLM, arXiv 2204.02311).
 
     Products are taken in ``hidden``'s dtype; the loss and the gradient of ``weight`` accumulate in
     float32.
@@ -31,25 +40,110 @@ def cross_entropy_sum(
         weight: (V, M), cast to ``hidden``'s dtype.
         targets: (...) int64, ids in 0..V-1 or ``ignore_index``.
         ignore_index: Target that does not count.
-        chunk_rows: Rows whose logits exist at a time; by default what suits the device.
+        chunk_rows: Rows whose logits exist at a time, for the backend chunked alone; by default
+            what suits the device.
+        z_loss: Coefficient of the squared logsumexp; PaLM's is 1e-4.
+        backend: One of `LOSSES`.
 
     Returns:
         Scalar, float32, differentiable once in ``hidden`` and ``weight``.
+
+    Raises:
+        InputError: The backend is unknown or does not run here, or an option does not suit it.
     """
+    if backend not in LOSSES:
+        raise InputError(f"loss backend is {backend!r}; allowed: {', '.join(LOSSES)}")
+    if not z_loss >= 0:
+        raise InputError(f"z_loss is {z_loss}; it must be at least 0")
+    if chunk_rows is None:
+        return LOSSES[backend](hidden, weight, targets, ignore_index, z_loss)
+    if backend != "chunked":
+        raise InputError(f"chunk_rows is for the loss backend chunked alone, not for {backend}")
+    return cross_entropy_sum_chunked(hidden, weight, targets, ignore_index, z_loss, chunk_rows)
+
+
+def cross_entropy_sum_chunked(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    z_loss: float = 0.0,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """The default: see `cross_entropy_sum`; any device."""
     rows = chunk_rows or default_chunk_rows(hidden)
     return _ChunkedCrossEntropy.apply(
-        hidden.flatten(0, -2), weight, targets.flatten(), ignore_index, rows
+        hidden.flatten(0, -2), weight, targets.flatten(), ignore_index, rows, z_loss
     )
 
 
 def cross_entropy_sum_naive(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    z_loss: float = 0.0,
 ) -> Tensor:
-    """The same by materialising all logits: the definition against which the other is tested."""
-    logits = F.linear(hidden, weight.to(hidden.dtype)).float()
-    return F.cross_entropy(
-        logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="sum"
+    """The same by materialising all logits: the definition against which the others are tested."""
+    logits = F.linear(hidden, weight.to(hidden.dtype)).float().flatten(0, -2)
+    targets = targets.flatten()
+    loss = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
+    if not z_loss:
+        return loss
+    z = z_loss * (logits.logsumexp(dim=-1).square() * (targets != ignore_index)).sum()
+    return loss + (z - z.detach())
+
+
+def cross_entropy_sum_liger(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """The same by Liger-Kernel's fused Triton kernel (arXiv 2410.10989), on a GPU alone.
+
+    What differs: with bfloat16 the gradient of ``weight`` is accumulated in float32 and then
+    rounded to bfloat16 once, and the value is off by up to 0.4% of the term of ``z_loss``, which
+    the kernel rounds to bfloat16 before it is taken off. A target outside the vocabulary is not
+    noticed.
+
+    Raises:
+        InputError: The package is missing, or the tensors are on the CPU.
+    """
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError as error:
+        raise InputError(
+            "loss backend is 'liger', but the package liger-kernel is missing (extra liger); "
+            "install it or choose chunked or naive"
+        ) from error
+    if not hidden.is_cuda:
+        raise InputError(
+            f"loss backend is 'liger', which needs CUDA tensors, but these are on {hidden.device}; "
+            "choose chunked or naive"
+        )
+    if torch.is_grad_enabled() and weight.requires_grad and not hidden.requires_grad:
+        # The kernel computes no gradient at all unless its first argument wants one.
+        hidden = hidden.detach().requires_grad_()
+    result = liger_fused_linear_cross_entropy(
+        hidden.flatten(0, -2),
+        weight.to(hidden.dtype),
+        targets.flatten(),
+        ignore_index=ignore_index,
+        lse_square_scale=z_loss,
+        reduction="sum",
+        return_z_loss=z_loss > 0,
+        accum_dtype=torch.float32,
     )
+    return result.loss - result.z_loss.detach().float() if z_loss else result
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "chunked": cross_entropy_sum_chunked,
+    "naive": cross_entropy_sum_naive,
+    "liger": cross_entropy_sum_liger,
+}
 
 
 @torch.no_grad()
@@ -89,6 +183,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         ignore_index: int,
         rows: int,
+        z_loss: float,
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         w = weight.to(hidden.dtype)
@@ -97,19 +192,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         for i in range(0, len(targets), rows):
             h, target = hidden[i : i + rows], targets[i : i + rows]
-            log_probs = F.linear(h, w).float().log_softmax(dim=-1)
             counts = (target != ignore_index).unsqueeze(1)
             column = target.unsqueeze(1).where(counts, 0)
-            loss -= (log_probs.gather(1, column) * counts).sum()
+            logits = F.linear(h, w).float()
+            log_probs = logits.log_softmax(dim=-1)
+            log_likelihood = log_probs.gather(1, column)
+            loss -= (log_likelihood * counts).sum()
             if not (need_hidden or need_weight):
                 continue
+            # What is as large as the logits is changed in place and let go as soon as possible.
             grad = log_probs.exp_()
+            if z_loss:
+                logsumexp = logits.gather(1, column) - log_likelihood
+                grad.mul_(1 + 2 * z_loss * logsumexp)
+            del logits, log_probs
             grad.scatter_add_(1, column, grad.new_full((), -1.0).expand_as(column))
             grad = grad.mul_(counts).to(h.dtype)
             if grad_hidden is not None:
                 torch.mm(grad, w, out=grad_hidden[i : i + rows])
             if grad_weight is not None:
                 grad_weight += grad.t() @ h
+            del grad
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss
@@ -121,4 +224,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * grad
         if grad_weight is not None:
             grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None

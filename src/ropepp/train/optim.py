@@ -1,9 +1,13 @@
 """Optimizers as specs of plain values."""
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from ropepp.errors import InputError
 
@@ -42,10 +46,14 @@ class AdamW(OptimizerSpec):
     decay_norms: bool = False
     decay_embeddings: bool = True
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module) -> torch.optim.AdamW:
+        return self.over(model.named_parameters())
+
+    def over(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+        """The optimizer over some parameters of a model, given with their names in it."""
         decay: list[nn.Parameter] = []
         keep: list[nn.Parameter] = []
-        for name, parameter in model.named_parameters():
+        for name, parameter in parameters:
             decays = parameter.ndim > 1 or self.decay_norms
             if name.startswith("embed_tokens."):
                 decays = self.decay_embeddings
@@ -55,3 +63,158 @@ class AdamW(OptimizerSpec):
             {"params": keep, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+@dataclass(frozen=True)
+class Muon(OptimizerSpec):
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for the matrices of the
+    blocks; AdamW, as in the spec of that name, for embeddings, output layer and norms.
+
+    Muon's steps are scaled to the size of AdamW's (arXiv 2502.16982), so that both take one
+    learning rate and one weight decay.
+
+    Args:
+        lr: Peak learning rate.
+        momentum: Decay rate of the running mean of gradients.
+        nesterov: Whether to look one step ahead.
+        weight_decay: Decay per step, times the learning rate.
+        ns_steps: Newton-Schulz iterations that make a matrix orthogonal.
+        adam_betas: Decay rates of AdamW's two moments.
+        adam_eps: Added to the root of AdamW's second moment.
+    """
+
+    momentum: float = 0.95
+    nesterov: bool = True
+    weight_decay: float = 0.1
+    ns_steps: int = 5
+    adam_betas: tuple[float, float] = (0.95, 0.99)
+    adam_eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum is {self.momentum}; it must be at least 0 and less than 1")
+        if not 1 <= self.ns_steps < 100:
+            raise InputError(f"ns_steps is {self.ns_steps}; it must be from 1 to 99")
+
+    def build(self, model: nn.Module) -> "MuonWithAdamW":
+        matrices: list[nn.Parameter] = []
+        rest: list[tuple[str, nn.Parameter]] = []
+        for name, parameter in model.named_parameters():
+            if name.startswith("layers.") and parameter.ndim == 2:
+                matrices.append(parameter)
+            else:
+                rest.append((name, parameter))
+        muon = torch.optim.Muon(
+            matrices,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            ns_steps=self.ns_steps,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        adamw = AdamW(self.lr, self.adam_betas, self.adam_eps, self.weight_decay)
+        return MuonWithAdamW(muon, adamw.over(rest))
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Two optimizers as one, with one list of groups and one state.
+
+    A group's key ``part`` says whether ``muon`` or ``adamw`` updates it. Matrices may be shards
+    (FSDP2): the result is that of whole ones, see `step_shard`.
+
+    Args:
+        muon: Over its own parameters, none of which is in ``adamw``.
+        adamw: Over all others.
+    """
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        self._parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
+        groups = [{**g, "part": name} for name, p in self._parts.items() for g in p.param_groups]
+        super().__init__(groups, defaults={})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both.
+
+        Args:
+            closure: Computes loss and gradients; called once.
+
+        Returns:
+            The closure's loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for name, part in self._parts.items():
+            # `load_state_dict` made new groups and a new state.
+            part.state = self.state
+            part.param_groups = [group for group in self.param_groups if group["part"] == name]
+            if name == "muon" and any(
+                isinstance(p, DTensor) for group in part.param_groups for p in group["params"]
+            ):
+                self._step_shards(part.param_groups)
+            else:
+                part.step()
+        return loss
+
+    def _step_shards(self, groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    step_shard(parameter, group, self.state[parameter])
+
+
+def step_shard(parameter: DTensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    """`torch.optim.Muon`'s step on a sharded matrix, with the bits of its step on the whole one.
+
+    That optimizer itself runs on shards, but its bfloat16 sums over processes round differently,
+    and each of its matrix products communicates. Here momentum is kept in shards, the update is
+    gathered once, in bfloat16, and every process makes it orthogonal on its own and takes its part.
+
+    Args:
+        parameter: (out, in), with its gradient.
+        group: Its group's settings.
+        state: Its state, changed in place.
+    """
+    grad: Any = parameter.grad  # a DTensor, which torch's annotations do not say
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(grad)
+    mean = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
+    update = grad.lerp(mean, group["momentum"]) if group["nesterov"] else mean
+    whole = orthogonalize(
+        update.bfloat16().full_tensor(), group["ns_coefficients"], group["ns_steps"], group["eps"]
+    )
+    mesh = parameter.device_mesh
+    change = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    # match_rms_adamw (arXiv 2502.16982)
+    size = 0.2 * math.sqrt(max(parameter.shape))
+    parameter.add_(change.redistribute(placements=parameter.placements), alpha=-group["lr"] * size)
+
+
+def orthogonalize(
+    matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """Brings all singular values near 1 by a quintic Newton-Schulz iteration (Jordan et al. 2024).
+
+    Args:
+        matrix: (out, in) bfloat16.
+        coefficients: Of the odd polynomial a x + b x^3 + c x^5.
+        steps: Number of iterations.
+        eps: Least norm that is divided by.
+
+    Returns:
+        (out, in) bfloat16, bit for bit what `torch.optim.Muon` computes.
+    """
+    a, b, c = coefficients
+    tall = matrix.size(0) > matrix.size(1)
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.addmm(x, polynomial, x, beta=a)
+    return x.T if tall else x
