@@ -1,0 +1,399 @@
+"""``ropepp estimate``: what a training run will need, before it starts and on any machine.
+
+What lasts follows from shapes. What autograd keeps of a micro-batch is no formula: a block runs
+once on tensors without memory (`FakeTensorMode`), in the run's shapes and dtypes, and what it saves
+for the backward pass is counted.
+"""
+
+import json
+import math
+import re
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from ropepp.data.datamodule import CorpusDataModule, RowsDataModule
+from ropepp.data.loader import Rows, TrainLoader
+from ropepp.errors import InputError
+from ropepp.model.attention import RMSNorm
+from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
+from ropepp.model.kernels import BACKENDS, attention
+from ropepp.model.sequence import SequenceGroup
+from ropepp.model.transformer import Block, Embedding, Transformer
+from ropepp.model.view import View
+from ropepp.train.callbacks.checkpoint import StepCheckpoint
+from ropepp.train.lightning_cli import RopeppCLI
+from ropepp.train.machine import PEAK_TFLOPS
+from ropepp.train.module import LanguageModel
+from ropepp.train.optim import Muon, OptimizerSpec
+
+PEAK = PEAK_TFLOPS["H100"]
+LOSS_ROWS_GPU, LOSS_ROWS_CPU = 2048, 256  # of `ropepp.model.loss.default_chunk_rows`
+
+# What the table says beside a value.
+REMARKS = {
+    "parameters_outside_blocks": "embedding, final norm, output layer",
+    "kv_cache_bytes_per_token": "in bfloat16",
+    "training_flops_per_token": "of full rows without document boundaries: an upper bound",
+    "gradient_buckets": "ddp's copy for the exchange",
+    "gathered": "whole parameters and gradients, fsdp2",
+    "activations": "kept of a micro-batch; compiled blocks usually keep less",
+    "total": "of the transient loss and recomputed, the larger; allocator and kernels add some",
+    "peak_tflops_per_device": f"dense bfloat16; an H100 SXM has {PEAK:g}",
+    "hours": "of training alone, without validation and checkpoints",
+}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who computes what: ``total`` processes, one a device, that keep weights, gradients and
+    optimizer state in ``shards`` parts, and of which ``context`` share a row."""
+
+    strategy: str  # "single", "ddp" or "fsdp2"
+    total: int
+    shards: int = 1
+    context: int = 1
+    reshards: bool = True  # whether fsdp2 frees a block's parameters after its forward pass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as configured and checked, with nothing allocated; ``rows`` is None where the corpus is
+    not there yet."""
+
+    module: LanguageModel
+    data: RowsDataModule
+    checkpoint: StepCheckpoint
+    processes: Processes
+    max_steps: int
+    accumulation: int
+    dtype: torch.dtype
+    on_gpu: bool
+    rows: Rows | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs, in plain values.
+
+    Attributes:
+        model: Sizes; FLOPs are those of full rows without document boundaries, an upper bound.
+        memory: Bytes on one device. Of ``loss`` and ``recomputed`` (one block's activations under
+            activation checkpointing), which do not meet, ``total`` has the larger one.
+        run: Steps, tokens, and hours of training alone.
+        checkpoints: Weights and optimizer state; while one is written there is one more.
+        data: What is read; ``epochs`` is None where the corpus is not there yet.
+    """
+
+    model: dict[str, Any]
+    memory: dict[str, int]
+    run: dict[str, Any]
+    checkpoints: dict[str, int]
+    data: dict[str, Any]
+
+
+class EstimateCLI(RopeppCLI):
+    """Parses like ``fit``, and makes nothing that needs a device, data or a folder."""
+
+    def before_instantiate_classes(self) -> None:
+        """Touches neither the run's folder nor checkpoints."""
+
+    def instantiate_classes(self) -> None:
+        keys = ("model", "data", "checkpoint")
+        made = self._parser("fit").instantiate(Namespace({key: self.options[key] for key in keys}))
+        self.model, self.datamodule, self.checkpoint = (made[key] for key in keys)
+
+    def _set_seed(self) -> None:
+        """Draws nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs nothing."""
+
+
+def read_plan(args: list[str], devices: int | None = None, nodes: int | None = None) -> Plan:
+    """Parses and checks a run's configuration.
+
+    Args:
+        args: What would follow ``ropepp fit``.
+        devices: Processes a node, instead of ``trainer.devices``.
+        nodes: Instead of ``trainer.num_nodes``.
+
+    Raises:
+        InputError, ArgumentError: ``fit`` would refuse it, or the number of devices is missing.
+    """
+    cli = EstimateCLI(["fit", *args])
+    trainer, module, data = cli.options.trainer, cli.model, cli.datamodule
+    devices = _count_devices(trainer.devices) if devices is None else devices
+    nodes = trainer.num_nodes if nodes is None else nodes
+    if devices < 1 or nodes < 1:
+        raise InputError(f"devices is {devices}, nodes is {nodes}; both must be at least 1")
+    processes = _read_strategy(trainer.strategy, devices * nodes)
+    if processes.context > 1:  # the check wants a size, not a group
+        group = cast(SequenceGroup, SimpleNamespace(size=processes.context))
+        SequenceGroup.check(group, data.sequence_length)
+    rows = _open_rows(data)
+    sized = rows or cast(Rows, range(1))  # only the length is looked at
+    parts = processes.total // processes.context
+    loader = TrainLoader(sized, data.global_batch_size, data.micro_batch_size, 0, parts)
+    if trainer.accumulate_grad_batches not in (1, loader.accumulation):
+        raise InputError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; it follows "
+            f"from data.global_batch_size and is {loader.accumulation} here: leave it out"
+        )
+    precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
+    known = {"max_steps": trainer.max_steps, "datamodule": data if rows else None}
+    module.trainer = cast(Any, SimpleNamespace(precision=precision, **known))
+    module.setup("fit")
+    dtype, on_gpu = getattr(torch, module.hparams["compute_dtype"]), trainer.accelerator != "cpu"
+    plan = (module, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
+    return Plan(*plan, dtype, on_gpu, rows)
+
+
+def _count_devices(value: int | str | list[int]) -> int:
+    """Processes a node by ``trainer.devices``: a number, a list, or either as text."""
+    numbers = re.findall(r"-?\w+", str(value))
+    if not numbers or not all(number.isdigit() for number in numbers):
+        raise InputError(f"trainer.devices is {value!r}, which is no number: give --devices")
+    return len(numbers) if isinstance(value, list) or "," in str(value) else int(numbers[0])
+
+
+def _read_strategy(value: Any, total: int) -> Processes:
+    """What ``trainer.strategy``, a name or a class with its arguments, makes of the processes."""
+    name, settings = (value, {}) if isinstance(value, str) else (value.class_path, value.init_args)
+    name = name.rpartition(".")[2]
+    if name == "auto" and total == 1:
+        return Processes("single", total)
+    if name in ("auto", "DDPStrategy") or name.startswith("ddp"):
+        return Processes("ddp", total)
+    if name not in ("fsdp2", "FSDP2Strategy"):
+        raise InputError(f"trainer.strategy is {name!r}; estimate knows auto, ddp and fsdp2")
+    shards, context = settings.get("shard_size"), settings.get("context_parallel_size", 1)
+    shards = total if shards is None else shards
+    for key, size in (("shard_size", shards), ("context_parallel_size", context)):
+        if size < 1 or total % size:
+            raise InputError(
+                f"trainer.strategy.{key} is {size}; it must divide the number of processes, {total}"
+            )
+    reshards = settings.get("reshard_after_forward", True)
+    return Processes("fsdp2", total, shards, context, reshards)
+
+
+def _open_rows(data: RowsDataModule) -> Rows | None:
+    if isinstance(data, CorpusDataModule):
+        if not Path(data.corpus).exists():
+            return None
+        data.verify = False  # that would read everything
+    return data.open("train")
+
+
+def estimate(plan: Plan, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:
+    """What a run needs.
+
+    Args:
+        mfu: Share of the peak that training reaches, in model FLOPs: recomputed ones do not count.
+        peak_tflops: Peak of one device in TFLOP/s.
+
+    Raises:
+        InputError: ``mfu`` or ``peak_tflops`` is out of range.
+    """
+    if not 0 < mfu <= 1 or not peak_tflops > 0:
+        raise InputError(f"mfu is {mfu} of {peak_tflops} TFLOP/s; allowed: 0 to 1 of more than 0")
+    network, processes, T = plan.module.network, plan.processes, plan.data.sequence_length
+    rows = plan.max_steps * plan.data.global_batch_size
+    flops_per_row = training_flops(network, T, T * (T + 1) // 2)
+    block, outside = _parameters(network)
+    model = {
+        "variant": type(network.position).__name__,
+        "parameters": num_parameters(network),
+        "parameters_per_block": block,
+        "parameters_outside_blocks": outside,
+        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(network),
+        "training_flops_per_token": flops_per_row / T,
+    }
+    run = {
+        "strategy": processes.strategy,
+        "devices": processes.total,
+        "data_parallel": processes.total // processes.context,
+        "micro_batches_per_step": plan.accumulation,
+        "steps": plan.max_steps,
+        "tokens_per_step": plan.data.global_batch_size * T,
+        "tokens": rows * T,
+        "training_flops": float(rows * flops_per_row),
+        "mfu": mfu,
+        "peak_tflops_per_device": peak_tflops,
+        "hours": rows * flops_per_row / (mfu * peak_tflops * 1e12 * processes.total) / 3600,
+    }
+    epochs = None if plan.rows is None else rows / len(plan.rows)
+    data = {"rows": rows, "tokens": rows * T, "epochs": epochs}
+    return Estimate(model, _memory(plan), run, _checkpoints(plan), data)
+
+
+def _parameters(network: Transformer) -> tuple[int, int]:
+    """In one block, and outside all blocks."""
+    block = sum(parameter.numel() for parameter in network.blocks()[0].parameters())
+    return block, num_parameters(network) - block * len(network.blocks())
+
+
+def _optimizer_bytes(network: Transformer, spec: OptimizerSpec) -> int:
+    """Float32: AdamW keeps two moments, Muon one for the matrices of the blocks."""
+    matrices = sum(p.numel() for p in network.layers.parameters() if p.ndim == 2)
+    return 8 * num_parameters(network) - (4 * matrices if isinstance(spec, Muon) else 0)
+
+
+def _checkpoints(plan: Plan) -> dict[str, int]:
+    network, spec = plan.module.network, plan.module.optimizer_spec
+    every, keep = plan.checkpoint.every_n_steps, plan.checkpoint.keep
+    written = math.ceil(plan.max_steps / every) if every else 1  # the last step has one too
+    kept = min(written, keep) if keep else written
+    size = 4 * num_parameters(network) + _optimizer_bytes(network, spec)
+    return {"written": written, "kept": kept, "bytes_each": size, "bytes_kept": size * kept}
+
+
+def _memory(plan: Plan) -> dict[str, int]:
+    network, processes, size = plan.module.network, plan.processes, plan.dtype.itemsize
+    parameters, shards = num_parameters(network), processes.shards
+    block, outside = _parameters(network)
+    tokens = plan.data.micro_batch_size * plan.data.sequence_length // processes.context
+    in_block, elsewhere = trace_activations(plan)
+    block_input = tokens * network.config.hidden_size * size
+    recomputes = [block.recompute for block in network.blocks()]
+    # Two blocks, or all, in the compute dtype, and the gradients of one on their way in float32;
+    # everything else, with its gradients, in float32 for the whole step.
+    whole = 2 if processes.reshards else len(recomputes)
+    gathered = (whole * size + 4) * block + 8 * outside
+    items = {
+        "weights": 4 * parameters // shards,
+        "gradients": 4 * parameters // shards,
+        "gradient_buckets": 4 * parameters if processes.strategy == "ddp" else 0,
+        "optimizer": _optimizer_bytes(network, plan.module.optimizer_spec) // shards,
+        "gathered": gathered if processes.strategy == "fsdp2" else 0,
+        "activations": elsewhere + sum(block_input if r else in_block for r in recomputes),
+    }
+    # If the last block does not recompute, its activations go before those of others come back.
+    loss, recomputed = _loss_bytes(plan, tokens), in_block if recomputes[-1] else 0
+    total = sum(items.values()) + max(loss, recomputed)
+    return {**items, "loss": loss, "recomputed": recomputed, "total": total}
+
+
+def _loss_bytes(plan: Plan, tokens: int) -> int:
+    """Logits and log-softmax of a chunk, or their gradient and its product with hidden states; the
+    gradients of hidden states and output layer; the layer cast. Naive: all logits, three times."""
+    network = plan.module.network
+    V, M, size = network.config.vocab_size, network.config.hidden_size, plan.dtype.itemsize
+    cast_layer = size * V * M if size < 4 else 0
+    if network.loss_backend == "naive":
+        return 12 * tokens * V + cast_layer
+    rows = min(tokens, LOSS_ROWS_GPU if plan.on_gpu else LOSS_ROWS_CPU)
+    return max(8 * rows, size * (rows + M)) * V + size * tokens * M + 4 * V * M + cast_layer
+
+
+class GatheredView(View):
+    """What attention keeps where ``size`` processes share rows: everybody's keys and values. Every
+    query sees every key here; causality changes no size in fused kernels."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, **options: Any) -> Tensor:
+        k, v = (x.repeat(1, self.size, 1, 1) for x in (k_BSKD, v_BSKD))
+        outs = [attention(q, k, v, causal=False, **options) for q in q_BTHD.chunk(2, dim=1)]
+        return torch.cat(outs, dim=1)
+
+
+def trace_activations(plan: Plan) -> tuple[int, int]:
+    """Bytes kept of a micro-batch for the backward pass, in one block and elsewhere but for the
+    loss. Rows are one document; attention document by document keeps its output once more."""
+    network, context = plan.module.network, plan.processes.context
+    config, dtype = network.config, plan.dtype
+    with FakeTensorMode():
+        ids = torch.zeros(plan.data.micro_batch_size, plan.data.sequence_length // context).long()
+        x = torch.zeros(*ids.shape, config.hidden_size, dtype=dtype, requires_grad=True)
+        table = network.position.table(ids, config)
+        block = Block(config, network.position, 0)
+        if plan.processes.strategy == "fsdp2":  # parameters are gathered in the compute dtype
+            for parameter in block.parameters():
+                parameter.data = parameter.data.to(dtype)
+        backend = network.blocks()[0].self_attn.backend
+        fused = backend in BACKENDS and backend != "reference"  # these keep what sdpa keeps
+        block.self_attn.backend = "sdpa" if fused else backend
+        view = View() if context == 1 else GatheredView(context)
+        in_block = kept(lambda: block(x, table, view), block.parameters())
+        shared = sum(in_block.pop(id(part.untyped_storage()), 0) for part in table)
+        embed = Embedding(config.vocab_size, config.hidden_size)
+        norm = RMSNorm(config.hidden_size, config.norm_eps)
+        at_ends = kept(lambda: norm(embed(ids).to(dtype)), [embed.weight, norm.weight])
+        return sum(in_block.values()), shared + sum(at_ends.values())
+
+
+def kept(function: Callable[[], Tensor], parameters: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of the distinct storages by their ids that autograd saves while ``function`` runs,
+    without those of ``parameters``."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[id(storage)] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        _held = function()  # with all that is saved, so that no id is used twice
+    for parameter in parameters:
+        sizes.pop(id(parameter.untyped_storage()), None)
+    return sizes
+
+
+def table(found: Estimate) -> str:
+    """For people, without what is 0; GB are 10^9 bytes."""
+    lines, formats = [], {int: ",", float: ",.4g", str: ""}
+    for section, values in asdict(found).items():
+        lines.append(section)
+        for key, value in values.items():
+            text = "unknown" if value is None else format(value, formats[type(value)])
+            if section == "memory" or key in ("bytes_each", "bytes_kept"):
+                text = f"{value / 1e9:,.3f} GB"
+            label, remark = key.replace("_", " "), REMARKS.get(key, "")
+            if value != 0:
+                lines.append(f"  {label:<26}{text:>20}  {remark}".rstrip())
+    return "\n".join(lines)
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def main(args: list[str]) -> None:
+    """Prints what a run needs; ``args`` are those after ``ropepp estimate``."""
+    parser = _Parser(
+        "ropepp estimate",
+        usage="%(prog)s CONFIG [CONFIG ...] [--KEY VALUE, as for fit] [options]",
+        description="Memory, hours and disk of a training run. Needs neither GPU nor data.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--devices", type=int, help="processes a node, instead of trainer.devices")
+    add("--nodes", type=int, help="instead of trainer.num_nodes")
+    add("--mfu", type=float, default=0.4, help="share of the peak that training reaches (0.4)")
+    add("--peak_tflops", type=float, default=PEAK, help=f"of a device, dense bfloat16 ({PEAK})")
+    add("--device_memory_gb", type=float, help="warn if the run needs more")
+    add("--json", action="store_true", help="for programs; sizes in bytes")
+    configs = list(takewhile(lambda arg: not arg.startswith("-"), args))
+    own, rest = parser.parse_known_args(args[len(configs) :])
+    plan = read_plan([*(f"--config={c}" for c in configs), *rest], own.devices, own.nodes)
+    found = estimate(plan, own.mfu, own.peak_tflops)
+    print(json.dumps(asdict(found), indent=2) if own.json else table(found))
+    need = found.memory["total"] / 1e9
+    if own.device_memory_gb is not None and need > own.device_memory_gb:
+        print(f"warning: {need:.2f} GB exceed {own.device_memory_gb:g} GB", file=sys.stderr)
