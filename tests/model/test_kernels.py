@@ -1,21 +1,42 @@
-"""Every backend against the definition."""
+"""The backends that run on a CPU against the definition."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
 
 from ropepp.errors import InputError
-from ropepp.model.kernels import BACKENDS, attention
+from ropepp.model.kernels import attention, flex, fused
+from ropepp.model.kernels.request import Recent, lengths
 
-FAST = [name for name in BACKENDS if name != "reference"]
+FAST = ["sdpa"]
+HEADS = [(4, 4), (4, 2), (8, 1), (6, 3)]
 
 
 def qkv(B: int, T: int, S: int, H: int, K: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     shapes = (B, T, H, 16), (B, S, K, 16), (B, S, K, 16)
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+
+
+def boundaries(sizes: list[int]) -> Tensor:
+    return torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
+
+
+def agree(backend: str, inputs: list[Tensor], **options: Any) -> None:
+    """Outputs and gradients of a backend are the definition's."""
+    results = []
+    for name in ("reference", backend):
+        out = attention(*inputs, backend=name, **options)
+        gradients = torch.autograd.grad(out.square().sum(), inputs)
+        results.append((out, *gradients))
+    for want, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
 
 
 def test_the_definition_is_torchs() -> None:
@@ -29,9 +50,9 @@ def test_the_definition_is_torchs() -> None:
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("alibi", [False, True])
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (8, 1), (6, 3)])
+@pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(
-    ("T", "S", "causal", "lengths"),
+    ("T", "S", "causal", "sizes"),
     [
         (12, 12, True, None),
         (12, 12, False, None),
@@ -50,22 +71,18 @@ def test_outputs_and_gradients(
     T: int,
     S: int,
     causal: bool,
-    lengths: list[int] | None,
+    sizes: list[int] | None,
 ) -> None:
-    inputs = qkv(2, T, S, *heads)
     slopes = torch.rand(heads[0]) if alibi else None
-    bounds = None
-    if lengths is not None:
-        bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    results = []
-    for name in ("reference", backend):
-        out = attention(
-            *inputs, causal=causal, cu_seqlens=bounds, alibi_slopes=slopes, scale=0.3, backend=name
-        )
-        gradients = torch.autograd.grad(out.square().sum(), inputs)
-        results.append((out, *gradients))
-    for want, got in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    bounds = None if sizes is None else boundaries(sizes)
+    agree(
+        backend,
+        qkv(2, T, S, *heads),
+        causal=causal,
+        cu_seqlens=bounds,
+        alibi_slopes=slopes,
+        scale=0.3,
+    )
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -111,6 +128,198 @@ def test_two_batches_of_documents_equal_their_own_calls() -> None:
     torch.testing.assert_close(got.flatten(0, 1), torch.cat(parts), atol=1e-5, rtol=0)
 
 
+@st.composite
+def documents(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """Queries and keys of each document: none of both, keys alone, or at least as many keys."""
+    kinds = st.sampled_from(["nothing", "keys", "one", "square", "late"])
+    sizes, sizes_k = [], []
+    for kind in draw(st.lists(kinds, min_size=1, max_size=6)):
+        n, more = draw(st.integers(2, 7)), draw(st.integers(1, 5))
+        size = {"nothing": 0, "keys": 0, "one": 1}.get(kind, n)
+        sizes.append(size)
+        sizes_k.append({"nothing": 0, "square": n}.get(kind, size + more))
+    if not sum(sizes):
+        sizes, sizes_k = [*sizes, 2], [*sizes_k, 3]
+    return sizes, sizes_k
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    documents(), st.sampled_from(HEADS), st.booleans(), st.booleans(), st.integers(1, 2),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_documents_with_keys_of_their_own(
+    sizes: tuple[list[int], list[int]],
+    heads: tuple[int, int],
+    alibi: bool,
+    causal: bool,
+    B: int,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    own, own_k = (each * B for each in sizes)
+    inputs = qkv(B, sum(own) // B, sum(own_k) // B, *heads)
+    options = {
+        "cu_seqlens": boundaries(own),
+        "cu_seqlens_k": boundaries(own_k),
+        "alibi_slopes": torch.rand(heads[0]) if alibi else None,
+        "causal": causal,
+    }
+    agree("sdpa", inputs, **options)
+    with torch.no_grad():
+        want, got = (attention(*inputs, backend=name, **options) for name in ("reference", "flex"))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_the_definition_of_documents_is_a_loop_over_them() -> None:
+    q, k, v = qkv(2, 6, 9, 4, 2)
+    bounds, bounds_k = [0, 4, 4, 4, 9, 12], [0, 4, 7, 7, 15, 18]
+    slopes = torch.rand(4)
+    got = attention(
+        q,
+        k,
+        v,
+        cu_seqlens=torch.tensor(bounds),
+        cu_seqlens_k=torch.tensor(bounds_k),
+        alibi_slopes=slopes,
+        backend="reference",
+    )
+    parts = []
+    for (a, b), (c, d) in zip(pairwise(bounds), pairwise(bounds_k), strict=True):
+        if b > a:
+            own = (x.flatten(0, 1)[None, s:e] for x, s, e in ((q, a, b), (k, c, d), (v, c, d)))
+            parts.append(attention(*own, alibi_slopes=slopes, backend="reference")[0])
+    torch.testing.assert_close(got.flatten(0, 1), torch.cat(parts), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize(("T", "S", "causal"), [(10, 17, True), (9, 9, True), (7, 11, False)])
+def test_queries_in_chunks(
+    alibi: bool, hidden: bool, T: int, S: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "CHUNK", 4)
+    visible = (torch.rand(2, T, S) < 0.5) if hidden else None
+    if visible is not None:
+        visible[:, :, 0] = True
+    slopes = torch.rand(6) if alibi else None
+    agree("sdpa", qkv(2, T, S, 6, 3), causal=causal, alibi_slopes=slopes, visible=visible)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Arguments of the calls of torch's function."""
+    original, seen = F.scaled_dot_product_attention, []
+
+    def record(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        seen.append({"q": q, "k": k, "v": v, **options})
+        return original(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    return seen
+
+
+def test_no_mask_of_all_queries_and_keys(
+    calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "CHUNK", 4)
+    attention(*qkv(2, 12, 20, 4, 2))
+    assert [tuple(call["attn_mask"].shape[-2:]) for call in calls] == [(4, 12), (4, 16), (4, 20)]
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_one_query_takes_its_heads_for_positions(
+    heads: tuple[int, int], alibi: bool, hidden: bool, calls: list[dict[str, Any]]
+) -> None:
+    (H, K), S = heads, 13
+    visible = (torch.rand(3, 1, S) < 0.5) if hidden else None
+    if visible is not None:
+        visible[:, :, 0] = True
+    inputs = qkv(3, 1, S, H, K)
+    agree("sdpa", inputs, alibi_slopes=torch.rand(H) if alibi else None, visible=visible)
+    (call,) = calls
+    assert call["q"].shape == (3, K, H // K, 16)
+    assert call["k"].data_ptr() == inputs[1].data_ptr()  # not repeated
+    assert not call.get("is_causal")
+    assert not call.get("enable_gqa")
+
+
+@pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize(
+    ("T", "S", "causal", "sizes"),
+    [
+        (12, 12, True, None),
+        (12, 12, False, None),
+        (5, 140, True, None),
+        (1, 9, True, None),
+        (12, 12, True, [3, 9, 4, 8]),
+        (130, 130, False, [100, 160]),
+    ],
+)
+def test_flex_without_gradients(
+    alibi: bool, T: int, S: int, causal: bool, sizes: list[int] | None
+) -> None:
+    slopes = torch.rand(4) if alibi else None
+    bounds = None if sizes is None else boundaries(sizes)
+    inputs = qkv(2, T, S, 4, 2)
+    with torch.no_grad():
+        want, got = (
+            attention(*inputs, causal=causal, cu_seqlens=bounds, alibi_slopes=slopes, backend=name)
+            for name in ("reference", "flex")
+        )
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [None, [(7, 7), (0, 9), (1, 3), (12, 20), (5, 5), (0, 0), (8, 8)]]
+)
+def test_flex_blocks_are_where_the_mask_is(
+    causal: bool, sizes: list[tuple[int, int]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uncompiled, the kernel looks at the mask alone; a GPU's skips blocks by these lists."""
+    monkeypatch.setattr(flex, "BLOCK", 4)
+    monkeypatch.setattr(flex, "_SEEN", Recent())
+    T, S = (33, 52) if sizes else (21, 30)
+    bounds, bounds_k = (boundaries([size[i] for size in sizes]) if sizes else None for i in (0, 1))
+    request = fused.Request(*qkv(1, T, S, 2, 1), causal, bounds, bounds_k, None, None, 1.0)
+    mask = flex._seen(request).mask
+    shown = create_mask(mask.mask_mod, 1, 1, T, S, device="cpu")[0, 0]
+    padded = F.pad(shown, (0, -S % 4, 0, -T % 4)).unflatten(1, (-1, 4)).unflatten(0, (-1, 4))
+    some, every = padded.any(dim=3).any(dim=1), padded.all(dim=3).all(dim=1)
+    partial, whole = (
+        torch.stack(
+            [
+                torch.isin(torch.arange(some.shape[1]), row[:n])
+                for row, n in zip(indices[0, 0], numbers[0, 0], strict=True)
+            ]
+        )
+        for indices, numbers in (
+            (mask.kv_indices, mask.kv_num_blocks),
+            (mask.full_kv_indices, mask.full_kv_num_blocks),
+        )
+    )
+    assert torch.equal(whole, every)
+    assert not (partial & whole).any()
+    assert torch.equal(some & (partial | whole), some)
+    assert (partial | whole).sum() <= some.sum() + 2  # keys without queries lie between
+
+
+def test_recent_results_are_found_by_identity_and_not_after_a_change() -> None:
+    bounds = torch.tensor([0, 3, 7])
+    assert lengths(bounds) is lengths(bounds)
+    assert lengths(bounds).sizes == (3, 4)
+    bounds[1] = 5
+    assert lengths(bounds) == ((5, 2), 7, 5)
+    recent: Recent[int] = Recent(2)
+    made = [recent.get((n,), lambda n=n: n) for n in (1, 2, 3)]  # type: ignore[misc]
+    assert made == [1, 2, 3]
+    assert recent.get((3,), lambda: 0) == 3
+    assert recent.get((1,), lambda: 0) == 0
+
+
 def test_bad_requests_are_refused_in_words() -> None:
     q, k, v = qkv(1, 4, 4, 4, 2)
     with pytest.raises(InputError, match="allowed: auto, reference, sdpa"):
@@ -121,3 +330,14 @@ def test_bad_requests_are_refused_in_words() -> None:
         attention(q[:, :2], k, v, cu_seqlens=torch.tensor([0, 2], dtype=torch.int32))
     with pytest.raises(InputError, match=r"visible is \(1, 4, 3\); it must be \(1, 4, 4\)"):
         attention(q, k, v, visible=torch.ones(1, 4, 3, dtype=torch.bool))
+    bounds, wrong = torch.tensor([0, 1, 4]), torch.tensor([0, 3])
+    with pytest.raises(InputError, match="bound the same documents"):
+        attention(q, k, v, cu_seqlens=bounds, cu_seqlens_k=wrong)
+    with pytest.raises(InputError, match="cu_seqlens missing"):
+        attention(q, k, v, cu_seqlens_k=wrong)
+    with pytest.raises(InputError, match=r"cu_seqlens ends at 3; it must end .* 4"):
+        attention(q, k, v, cu_seqlens=wrong)
+    with pytest.raises(InputError, match=r"are \[1, 4\]; they must begin at 0"):
+        attention(q, k, v, cu_seqlens=torch.tensor([1, 4]))
+    with pytest.raises(InputError, match="document 1 has 3 queries and 2 keys"):
+        attention(q, k, v, cu_seqlens=bounds, cu_seqlens_k=torch.tensor([0, 2, 4]))

@@ -1,0 +1,18 @@
+"""Attention over flattened or padded rows: one function, named backends.
+
+Shapes: B batch, T queries, S keys, H attention heads, K kv heads, G = H / K, D head size. Heads are
+contiguous per kv head: attention head h uses kv head ``h // G``, so real and imaginary heads of one
+projection share keys and values in a single call, and no backend but the reference repeats them in
+memory.
+
+`registry` has the function, `request` what a backend is asked for, `definition` the plain formula
+that every backend is tested against; the other files are the backends.
+"""
+
+from ropepp.model.kernels.backend import Backend
+from ropepp.model.kernels.definition import reference
+from ropepp.model.kernels.fused import sdpa
+from ropepp.model.kernels.registry import BACKENDS, attention, choose
+from ropepp.model.kernels.request import Request
+
+__all__ = ["BACKENDS", "Backend", "Request", "attention", "choose", "reference", "sdpa"]

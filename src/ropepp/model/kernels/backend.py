@@ -1,0 +1,122 @@
+"""What a backend is, and the reasons that several have to refuse a request."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropepp.model.kernels.request import HALF, Request
+
+Check = Callable[[Request], str | None]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute attention.
+
+    Args:
+        name: As in `BACKENDS`.
+        refuse: Says in words why this backend cannot serve a request here, or None if it can.
+        run: (B, T, H, D) in the queries' dtype for a request that is not refused.
+    """
+
+    name: str
+    refuse: Check
+    run: Callable[[Request], Tensor]
+
+
+def first_of(*checks: Check) -> Check:
+    """The first reason that any of ``checks`` has; later ones are not asked, so that a package is
+    imported only where it could serve."""
+
+    def refuse(request: Request) -> str | None:
+        return next((reason for check in checks if (reason := check(request)) is not None), None)
+
+    return refuse
+
+
+def never(request: Request) -> str | None:
+    """Serves everything."""
+    return None
+
+
+def no_cuda(request: Request) -> str | None:
+    if request.q.is_cuda:
+        return None
+    return f"it needs CUDA tensors, and these are on {request.q.device}"
+
+
+def no_half_precision(request: Request) -> str | None:
+    if request.q.dtype in HALF:
+        return None
+    return f"it needs bfloat16 or float16, and this is {_name(request.q.dtype)}"
+
+
+def slopes(request: Request) -> str | None:
+    return None if request.alibi_slopes is None else "it has no ALiBi slopes"
+
+
+def visible(request: Request) -> str | None:
+    return None if request.visible is None else "it takes no mask of visible keys"
+
+
+def head_size(multiple: int, most: int) -> Check:
+    """Refuses heads whose size is not a multiple or too large."""
+
+    def refuse(request: Request) -> str | None:
+        size = request.q.shape[-1]
+        if size % multiple == 0 and size <= most:
+            return None
+        return f"it needs a head size in multiples of {multiple} up to {most}, and this is {size}"
+
+    return refuse
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU."""
+    return torch.cuda.get_device_capability(device)
+
+
+def older_than(major: int, name: str) -> Check:
+    """Refuses GPUs of a lower compute capability than that of generation ``name``."""
+
+    def refuse(request: Request) -> str | None:
+        found = capability(request.q.device)
+        if found[0] >= major:
+            return None
+        return (
+            f"it needs a GPU of compute capability {major}.0 ({name}) or newer, and this has "
+            f"{found[0]}.{found[1]}"
+        )
+
+    return refuse
+
+
+@functools.cache
+def load(module: str, package: str, extra: str, function: str) -> Any:
+    """A module of an optional package, or a string that says why there is none.
+
+    Args:
+        module: What to import.
+        package: Its name at the package index.
+        extra: The extra of this project that installs it.
+        function: What the module must have; packages may share their first name.
+    """
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError:
+        found = None
+    except Exception as error:  # built for another torch, say: whatever happens, it is not there
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        return f"the package {package} is installed but fails: {reason}"
+    if not hasattr(found, function):
+        return f"the package {package} is missing: pip install 'ropepp[{extra}]'"
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,41 @@
+"""Attention as the formula says it."""
+
+import torch
+from torch import Tensor
+
+from ropepp.model.kernels.backend import Backend, never
+from ropepp.model.kernels.request import Request
+
+
+def reference(request: Request) -> Tensor:
+    """The definition, in float32 with all scores and repeated keys in memory: what every other
+    backend must agree with."""
+    q, k, v = (x.float() for x in (request.q, request.k, request.v))
+    if request.cu_seqlens is not None:
+        q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
+    T, S, G = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(G, dim=2) for x in (k, v))
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * request.scale
+    # Which key, counted over all keys, a query's own token is.
+    query, key = torch.arange(S - T, S, device=q.device), torch.arange(S, device=q.device)
+    hidden = torch.zeros(T, S, dtype=torch.bool, device=q.device)
+    if request.cu_seqlens is not None and request.cu_seqlens_k is not None:
+        ends, ends_k = request.cu_seqlens[1:].long(), request.cu_seqlens_k[1:].long()
+        index = torch.arange(T, device=q.device)
+        document = torch.bucketize(index, ends, right=True)
+        document_k = torch.bucketize(key, ends_k, right=True)
+        query = index - ends[document] + ends_k[document]
+        hidden = document[:, None] != document_k[None, :]
+    distance = query[:, None] - key[None, :]
+    if request.alibi_slopes is not None:
+        scores = scores - request.alibi_slopes.float()[:, None, None] * distance.abs()
+    if request.causal:
+        hidden = hidden | (distance < 0)
+    if request.visible is not None:
+        hidden = hidden | ~request.visible.unsqueeze(1)
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+    out = torch.einsum("bhts,bshd->bthd", weights, v)
+    return out.reshape(request.q.shape).to(request.q.dtype)
+
+
+REFERENCE = Backend("reference", never, reference)

@@ -1,0 +1,165 @@
+"""FlexAttention (arXiv 2412.05496): a kernel that torch generates for a mask and a change of
+scores, here documents, causality and ALiBi."""
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ropepp.model.kernels import backend as refusals
+from ropepp.model.kernels.backend import Backend, first_of
+from ropepp.model.kernels.request import Recent, Request
+
+if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or two
+    from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128
+
+
+class Seen(NamedTuple):
+    """Which keys each query sees: a range, because documents are contiguous.
+
+    Attributes:
+        position: (T,) int32, index of the query's own token among the keys.
+        first: (T,) int32, its first visible key; does not fall from one query to the next.
+        last: (T,) int32, its last visible key; does not fall either.
+        mask: The same by blocks of queries and keys.
+    """
+
+    position: Tensor
+    first: Tensor
+    last: Tensor
+    mask: "BlockMask"
+
+
+_SEEN: Recent[Seen] = Recent(4)
+
+
+def flex(request: Request) -> Tensor:
+    """`torch.nn.attention.flex_attention`, compiled on a GPU, with all scores in memory on a
+    CPU."""
+    q, k, v = request.q, request.k, request.v
+    if request.cu_seqlens is not None:
+        q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
+    seen = _seen(request)
+    kernel = _compiled() if q.is_cuda else _uncompiled
+    out = kernel(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        score_mod=_alibi(request.alibi_slopes, seen.position),
+        block_mask=seen.mask,
+        scale=request.scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2).reshape(request.q.shape)
+
+
+def _alibi(slopes: Tensor | None, position: Tensor) -> Callable[..., Tensor] | None:
+    if slopes is None:
+        return None
+    slopes = slopes.detach().float()
+
+    def lower(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score - slopes[h] * (position[i] - j).abs()
+
+    return lower
+
+
+def _seen(request: Request) -> Seen:
+    """Of all queries together if documents are packed, else of one row; once for all layers."""
+    T, S, device = request.q.shape[1], request.k.shape[1], request.q.device
+    bounds, bounds_k = request.cu_seqlens, request.cu_seqlens_k
+    if bounds is not None:
+        T, S = request.q.shape[0] * T, request.k.shape[0] * S
+
+    def make() -> Seen:
+        # Kept for later calls, which may want gradients although this one does not.
+        with torch.inference_mode(False), torch.no_grad():
+            index = torch.arange(T, device=device)
+            position, first = index + (S - T), torch.zeros_like(index)
+            end = first + S
+            if bounds is not None and bounds_k is not None:
+                document = torch.bucketize(index, bounds[1:].to(index), right=True)
+                first, end = bounds_k.to(index)[document], bounds_k.to(index)[document + 1]
+                position = index - bounds.to(index)[document + 1] + end
+            last = position if request.causal else end - 1
+            return _with_blocks(position.int(), first.int(), last.int(), S)
+
+    return _SEEN.get((bounds, bounds_k, T, S, request.causal, device), make)
+
+
+def _with_blocks(position: Tensor, first: Tensor, last: Tensor, S: int) -> Seen:
+    """Adds the mask by blocks, from the ranges at the blocks' edges: torch's own function would
+    look at every query and key."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    T, device = len(first), first.device
+    begin = torch.arange(0, T, BLOCK, device=device)
+    end = (begin + BLOCK - 1).clamp(max=T - 1)
+    begin_k = torch.arange(0, S, BLOCK, device=device)
+    end_k = begin_k + BLOCK - 1
+    some = (first[begin, None] <= end_k) & (last[end, None] >= begin_k)
+    whole = (first[end, None] <= begin_k) & (last[begin, None] >= end_k)
+    whole &= (begin + BLOCK <= T)[:, None]
+
+    def shows(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (first[i] <= j) & (j <= last[i])
+
+    mask = BlockMask.from_kv_blocks(
+        *_listed(some & ~whole),
+        *_listed(whole),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=shows,
+        seq_lengths=(T, S),
+    )
+    return Seen(position, first, last, mask)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """For each block of queries the number of its blocks of keys (1, 1, blocks), and their indices
+    before those of all others (1, 1, blocks, blocks of keys)."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(dim=-1).int()[None, None], order.int()[None, None]
+
+
+@functools.cache
+def _compiled() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Static at first and dynamic from the second shape on: a kernel for each shape would end at
+    # the compiler's limit, after which all scores are in memory.
+    return torch.compile(flex_attention)
+
+
+def _uncompiled(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+    """Without gradients, for which the CPU has no implementation."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        return flex_attention(q.detach(), k.detach(), v.detach(), **options)
+
+
+def has_triton() -> bool:
+    """Whether there is a compiler for kernels."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _not_here(request: Request) -> str | None:
+    if request.q.is_cuda:
+        if not has_triton():
+            return "the package triton is missing, which comes with the CUDA builds of torch"
+        if request.q.shape[-1] < 16:
+            return f"it needs a head size of at least 16, and this is {request.q.shape[-1]}"
+        return refusals.older_than(8, "Ampere")(request)
+    if request.q.device.type != "cpu":
+        return f"it needs tensors on CUDA or the CPU, and these are on {request.q.device}"
+    return "on the CPU it has no gradient" if request.needs_grad else None
+
+
+FLEX = Backend("flex", first_of(refusals.visible, _not_here), flex)

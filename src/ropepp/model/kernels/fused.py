@@ -1,0 +1,195 @@
+"""torch's own fused attention, on any device, and its cuDNN kernel alone."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ropepp.model.kernels import backend as refusals
+from ropepp.model.kernels.backend import Backend, first_of, never
+from ropepp.model.kernels.request import HALF, Request, lengths
+
+# Queries whose mask exists at a time, where there is one.
+CHUNK = 1024
+
+Dense = Callable[[Request, Tensor, Tensor, Tensor], Tensor]
+
+
+def sdpa(request: Request) -> Tensor:
+    """`scaled_dot_product_attention`; packed documents by one call per run of equal lengths."""
+    return _by_runs(request, _dense)
+
+
+def cudnn(request: Request) -> Tensor:
+    """The same with the cuDNN kernel alone, which compiles for each new length of documents."""
+    return _by_runs(request, _dense_cudnn)
+
+
+def _by_runs(request: Request, dense: Dense) -> Tensor:
+    if request.cu_seqlens is None:
+        return dense(request, request.q, request.k, request.v)
+    runs = _runs(request)
+    # One split instead of a slice per run: the gradient of a slice is a tensor of the whole size.
+    qs = request.q.flatten(0, 1).split([n * size for n, size, _ in runs])
+    ks, vs = (
+        x.flatten(0, 1).split([n * size for n, _, size in runs]) for x in (request.k, request.v)
+    )
+    outs = []
+    for (n, size, size_k), q, k, v in zip(runs, qs, ks, vs, strict=True):
+        if size:
+            k, v = (x.unflatten(0, (n, size_k)) for x in (k, v))  # noqa: PLW2901
+            outs.append(dense(request, q.unflatten(0, (n, size)), k, v).flatten(0, 1))
+    return torch.cat(outs).view(request.q.shape)
+
+
+def _runs(request: Request) -> list[tuple[int, int, int]]:
+    """Consecutive documents of equal lengths as (number, queries, keys): full rows of a batch are
+    one run."""
+    assert request.cu_seqlens is not None
+    assert request.cu_seqlens_k is not None
+    runs: list[tuple[int, int, int]] = []
+    sizes, sizes_k = lengths(request.cu_seqlens).sizes, lengths(request.cu_seqlens_k).sizes
+    for size in zip(sizes, sizes_k, strict=True):
+        if runs and runs[-1][1:] == size:
+            runs[-1] = (runs[-1][0] + 1, *size)
+        else:
+            runs.append((1, *size))
+    return runs
+
+
+def _dense(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of queries (B, T, H, D) over keys (B, S, K, D), all rows alike."""
+    T, S = q.shape[1], k.shape[1]
+    if T == 1:
+        return _one_query(request, q, k, v)
+    if request.alibi_slopes is not None or request.visible is not None:
+        return _in_chunks(request, q, k, v)
+    if not request.causal or T == S:
+        return _call(request, q, k, v, None, is_causal=request.causal)
+    if q.is_cuda and q.dtype in HALF:  # for other dtypes it would become a whole mask
+        from torch.nn.attention.bias import causal_lower_right
+
+        return _call(request, q, k, v, causal_lower_right(T, S))
+    return _in_chunks(request, q, k, v)
+
+
+def _dense_cudnn(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.shape[1] == 1:  # a document of one token, for which it has no kernel
+        return _one_query(request, q, k, v)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return _call(request, q, k, v, None, is_causal=request.causal)
+
+
+def _call(
+    request: Request,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    is_causal: bool = False,
+) -> Tensor:
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=is_causal,
+        scale=request.scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _one_query(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One query a row, which sees all keys but those that ``visible`` hides: the heads of a kv head
+    take the place of positions, because the grouped call is several times slower on a CPU."""
+    S, K = k.shape[1:3]
+    mask = _mask(request, torch.arange(S - 1, S, device=q.device), S)
+    if mask is not None:
+        mask = mask.transpose(1, 2)  # (B or 1, 1, H or 1, S)
+        if mask.shape[2] > 1:
+            mask = mask.squeeze(1).unflatten(1, (K, -1))
+    out = F.scaled_dot_product_attention(
+        q.squeeze(1).unflatten(1, (K, -1)),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=None if mask is None else _suited(mask, q),
+        scale=request.scale,
+    )
+    return out.flatten(1, 2).unsqueeze(1)
+
+
+def _in_chunks(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A mask and a call for every few queries, over the keys that causality leaves them: without
+    gradients no matrix of all queries and keys exists."""
+    T, S = q.shape[1], k.shape[1]
+    outs, end = [], S - T
+    for part in q.split(CHUNK, dim=1):
+        start, end = end, end + part.shape[1]
+        seen = end if request.causal else S
+        mask = _mask(request, torch.arange(start, end, device=q.device), seen, start - (S - T))
+        mask = None if mask is None else _suited(mask, q)
+        outs.append(_call(request, part, k[:, :seen], v[:, :seen], mask))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+
+
+def _mask(request: Request, position: Tensor, seen: int, first: int = 0) -> Tensor | None:
+    """What the queries at some ``position`` (T,) among the keys see of the first ``seen``: bool, or
+    float32 to be added to the scores if there are slopes; (B or 1, H or 1, T, seen).
+
+    Args:
+        request: Slopes, causality and visible keys.
+        position: Consecutive key indices of the queries' own tokens.
+        seen: Number of keys.
+        first: Index of the first of these queries among the request's.
+    """
+    distance = position[:, None] - torch.arange(seen, device=position.device)
+    shown: Tensor | None = None
+    if request.causal and len(position) > 1:
+        shown = (distance >= 0)[None, None]
+    if request.visible is not None:
+        own = request.visible[:, None, first : first + len(position), :seen]
+        shown = own if shown is None else shown & own
+    if request.alibi_slopes is None:
+        return shown
+    bias = -request.alibi_slopes.float()[None, :, None, None] * distance.abs()
+    return bias if shown is None else bias.masked_fill(~shown, -torch.inf)
+
+
+def _suited(mask: Tensor, q: Tensor) -> Tensor:
+    """In a dtype that the fused kernels take; those of the CPU add float32 to any scores."""
+    return mask if mask.dtype == torch.bool or not q.is_cuda else mask.to(q.dtype)
+
+
+def _not_square(request: Request) -> str | None:
+    square = request.q.shape[1] == request.k.shape[1]
+    if not request.causal or (square and request.cu_seqlens is request.cu_seqlens_k):
+        return None
+    return "its causality is aligned for as many queries as keys"
+
+
+def _no_cudnn_kernel(request: Request) -> str | None:
+    q, k, v = (x.transpose(1, 2) for x in (request.q, request.k, request.v))
+    grouped = q.shape[1] != k.shape[1]
+    if can_use_cudnn_attention(SDPAParams(q, k, v, None, 0.0, request.causal, grouped)):
+        return None
+    return "cuDNN has no kernel for these shapes on this GPU"
+
+
+SDPA = Backend("sdpa", never, sdpa)
+
+CUDNN = Backend(
+    "cudnn",
+    first_of(
+        refusals.no_cuda,
+        refusals.no_half_precision,
+        refusals.slopes,
+        refusals.visible,
+        _not_square,
+        _no_cudnn_kernel,
+    ),
+    cudnn,
+)

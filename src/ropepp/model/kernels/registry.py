@@ -1,0 +1,181 @@
+"""The one function, and which backend serves it."""
+
+import functools
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+from ropepp.errors import InputError
+from ropepp.model.kernels.backend import Backend
+from ropepp.model.kernels.definition import REFERENCE
+from ropepp.model.kernels.flash import FLASH2, FLASH4
+from ropepp.model.kernels.flex import FLEX
+from ropepp.model.kernels.fused import CUDNN, SDPA
+from ropepp.model.kernels.request import HALF, Request, lengths
+from ropepp.model.kernels.varlen import VARLEN
+
+log = logging.getLogger("ropepp.model.kernels")
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (REFERENCE, SDPA, CUDNN, VARLEN, FLASH2, FLASH4, FLEX)
+}
+
+
+# Kernels choose their own parallelism and see shapes that depend on the documents: compiling
+# through them means a recompilation for every new packing, and other losses.
+@torch.compiler.disable
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    visible: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax attention.
+
+    Args:
+        q: Queries (B, T, H, D).
+        k: Keys (B, S, K, D), with S >= T; K divides H.
+        v: Values (B, S, K, D).
+        causal: Whether query i sees only the keys up to S - T + i.
+        cu_seqlens: Boundaries of documents in the flattened queries, (documents + 1,) int32 from 0
+            to B * T; tokens see their own document only. Needs S = T, or ``cu_seqlens_k``.
+        cu_seqlens_k: Boundaries of the same documents in the flattened keys, (documents + 1,) int32
+            from 0 to B * S; those of the queries unless given. The last query of a document is at
+            its last key. A document may have no queries; with queries it has as many keys at
+            least, or any if not causal.
+        alibi_slopes: (H,) float32; head h's scores lose ``slope_h * |distance|`` (ALiBi, arXiv
+            2108.12409). Constants: they get no gradient.
+        visible: (B, T, S) bool, which keys a query may see besides causality, at least one. For
+            cached rows; packed documents are faster by ``cu_seqlens``, and not both at once.
+        scale: Factor of the scores; ``1 / sqrt(D)`` unless given.
+        backend: One of `BACKENDS`, or "auto", see `choose`.
+
+    Returns:
+        (B, T, H, D) in the queries' dtype.
+
+    Raises:
+        InputError: Shapes do not fit, or the backend is unknown or cannot serve this; says which
+            can.
+    """
+    _check(q, k, v, cu_seqlens, cu_seqlens_k, visible)
+    if cu_seqlens_k is None:
+        cu_seqlens_k = cu_seqlens
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    request = Request(q, k, v, causal, cu_seqlens, cu_seqlens_k, alibi_slopes, visible, scale)
+    _check_documents(request)
+    if backend == "auto":
+        return BACKENDS[choose(request)].run(request)
+    if backend not in BACKENDS:
+        raise InputError(f"attention backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
+    reason = BACKENDS[backend].refuse(request)
+    if reason is not None:
+        able = [name for name, other in BACKENDS.items() if other.refuse(request) is None]
+        raise InputError(
+            f"attention backend {backend!r} cannot serve {_kind(request)}: {reason}; these can: "
+            f"auto, {', '.join(able)}"
+        )
+    return BACKENDS[backend].run(request)
+
+
+def choose(request: Request) -> str:
+    """The backend that "auto" means, by device, dtype and what is asked; logged once for each kind
+    of request.
+
+    On CUDA in half precision, packed documents go to varlen, and slopes to flash2 if it is
+    installed, else to flex, which would compile anew for each length of a cache and is not for one
+    query a row. Anything else goes to sdpa.
+    """
+    name = next((n for n in _preferred(request) if BACKENDS[n].refuse(request) is None), "sdpa")
+    _announce(name, _kind(request))
+    return name
+
+
+def _preferred(request: Request) -> tuple[str, ...]:
+    if not request.q.is_cuda or request.q.dtype not in HALF or request.visible is not None:
+        return ()
+    packed = request.cu_seqlens is not None
+    if request.alibi_slopes is not None:
+        return ("flash2", "flex") if packed or request.q.shape[1] > 1 else ("flash2",)
+    return ("varlen",) if packed else ()
+
+
+@functools.cache
+def _announce(name: str, kind: str) -> None:
+    log.info("attention of %s: %s", kind, name)
+
+
+def _kind(request: Request) -> str:
+    """In words, for people."""
+    what = "rows" if request.cu_seqlens is None else "packed documents"
+    if request.alibi_slopes is not None:
+        what += " with ALiBi slopes"
+    if request.visible is not None:
+        what += " with hidden keys"
+    return f"{what} in {str(request.q.dtype).removeprefix('torch.')} on {request.q.device.type}"
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    visible: Tensor | None,
+) -> None:
+    """Shapes alone."""
+    B, T, H, D = q.shape
+    S, K = k.shape[1:3]
+    fits = k.shape == (B, S, K, D) and v.shape == k.shape and H % K == 0
+    if not fits or (S < T and cu_seqlens_k is None):
+        raise InputError(
+            f"attention got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: "
+            "needs (B, T, H, D) and twice (B, S, K, D) with S >= T and K dividing H"
+        )
+    if cu_seqlens_k is not None and (cu_seqlens is None or cu_seqlens.shape != cu_seqlens_k.shape):
+        found = "missing" if cu_seqlens is None else f"{tuple(cu_seqlens.shape)}"
+        raise InputError(
+            f"cu_seqlens_k is {tuple(cu_seqlens_k.shape)} and cu_seqlens {found}; they bound the "
+            "same documents"
+        )
+    if cu_seqlens is not None and cu_seqlens_k is None and S != T:
+        raise InputError(
+            f"cu_seqlens needs as many keys as queries or cu_seqlens_k, found {S} and {T}"
+        )
+    if visible is not None and (cu_seqlens is not None or visible.shape != (B, T, S)):
+        raise InputError(
+            f"visible is {tuple(visible.shape)}; it must be {(B, T, S)}, and without cu_seqlens"
+        )
+
+
+def _check_documents(request: Request) -> None:
+    """Boundaries against the tensors and each other."""
+    if request.cu_seqlens is None or request.cu_seqlens_k is None:
+        return
+    for name, bounds, x in (
+        ("cu_seqlens", request.cu_seqlens, request.q),
+        ("cu_seqlens_k", request.cu_seqlens_k, request.k),
+    ):
+        total = x.shape[0] * x.shape[1]
+        if lengths(bounds).total != total:
+            raise InputError(
+                f"{name} ends at {lengths(bounds).total}; it must end at the number of tokens in "
+                f"the flattened rows, {total}"
+            )
+    if request.cu_seqlens is request.cu_seqlens_k:
+        return
+    sizes, sizes_k = lengths(request.cu_seqlens).sizes, lengths(request.cu_seqlens_k).sizes
+    for number, (size, size_k) in enumerate(zip(sizes, sizes_k, strict=True)):
+        if size and size_k < (size if request.causal else 1):
+            raise InputError(
+                f"document {number} has {size} queries and {size_k} keys; it needs at least as "
+                "many keys, or one if not causal"
+            )

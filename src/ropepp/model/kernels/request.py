@@ -1,0 +1,144 @@
+"""What a backend is asked for."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ropepp.errors import InputError
+
+HALF = (torch.bfloat16, torch.float16)
+
+Value = TypeVar("Value")
+Key = tuple[object, int]  # an argument and how often it was changed in place
+
+
+class Recent(Generic[Value]):
+    """The last few results of a function, found again by the identity of the tensors among its
+    arguments: all layers of a forward pass ask with the same boundaries.
+
+    Args:
+        size: Number of results that are kept.
+    """
+
+    def __init__(self, size: int = 8) -> None:
+        self.size = size
+        self._entries: list[tuple[tuple[Key, ...], Value]] = []
+
+    def get(self, arguments: tuple[object, ...], make: Callable[[], Value]) -> Value:
+        """The result for ``arguments``, made if it is not there."""
+        key = tuple((argument, _version(argument)) for argument in arguments)
+        for known, value in self._entries:
+            if len(known) == len(key) and all(map(_same, known, key)):
+                return value
+        value = make()
+        self._entries = [*self._entries[-self.size + 1 :], (key, value)]
+        return value
+
+
+def _version(argument: object) -> int:
+    """How often a tensor was changed in place; torch does not count for inference tensors."""
+    if isinstance(argument, Tensor) and not argument.is_inference():
+        return argument._version
+    return 0
+
+
+def _same(a: Key, b: Key) -> bool:
+    if isinstance(a[0], Tensor) or isinstance(b[0], Tensor):
+        return a[0] is b[0] and a[1] == b[1]
+    return a == b
+
+
+class Lengths(NamedTuple):
+    """Lengths of documents, known to the host.
+
+    Attributes:
+        sizes: Of each document.
+        total: Their sum.
+        longest: Their maximum.
+    """
+
+    sizes: tuple[int, ...]
+    total: int
+    longest: int
+
+
+_LENGTHS: Recent[Lengths] = Recent()
+
+
+def lengths(cu_seqlens: Tensor) -> Lengths:
+    """Lengths from boundaries (documents + 1,); on a GPU this waits for the device, once for all
+    layers.
+
+    Raises:
+        InputError: They do not begin at 0, or fall.
+    """
+    return _LENGTHS.get((cu_seqlens,), lambda: _lengths(cu_seqlens))
+
+
+def _lengths(cu_seqlens: Tensor) -> Lengths:
+    bounds = cu_seqlens.tolist()
+    sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
+    if not sizes or bounds[0] != 0 or min(sizes) < 0:
+        raise InputError(
+            f"boundaries of documents are {bounds[:8]}{'...' if len(bounds) > 8 else ''}; "
+            "they must begin at 0 and never fall"
+        )
+    return Lengths(sizes, bounds[-1], max(sizes))
+
+
+class Documents(NamedTuple):
+    """A request as rows without padding.
+
+    Attributes:
+        q: (N, H, D), N the number of queries.
+        k: (M, K, D), M the number of keys.
+        v: (M, K, D).
+        cu_seqlens: (documents + 1,) int32, from 0 to N.
+        cu_seqlens_k: (documents + 1,) int32, from 0 to M.
+        longest: Most queries of a document.
+        longest_k: Most keys of a document.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cu_seqlens: Tensor
+    cu_seqlens_k: Tensor
+    longest: int
+    longest_k: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend is asked for, validated; shapes as in `attention`. With ``cu_seqlens`` there
+    is ``cu_seqlens_k`` too, the same tensor if queries and keys have the same boundaries."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    causal: bool
+    cu_seqlens: Tensor | None
+    cu_seqlens_k: Tensor | None
+    alibi_slopes: Tensor | None
+    visible: Tensor | None
+    scale: float
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether a backward pass may follow."""
+        return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v))
+
+    def documents(self) -> Documents:
+        """This request flattened; rows that are not packed become documents of equal length."""
+        q, k, v = (x.flatten(0, 1) for x in (self.q, self.k, self.v))
+        if self.cu_seqlens is not None and self.cu_seqlens_k is not None:
+            bounds, bounds_k = self.cu_seqlens, self.cu_seqlens_k
+            longest, longest_k = lengths(bounds).longest, lengths(bounds_k).longest
+            return Documents(q, k, v, bounds.int(), bounds_k.int(), longest, longest_k)
+        B, T, S = *self.q.shape[:2], self.k.shape[1]
+        rows = torch.arange(B + 1, dtype=torch.int32, device=q.device)
+        return Documents(q, k, v, rows * T, rows * S, T, S)
