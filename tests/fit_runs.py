@@ -41,6 +41,8 @@ def arguments(corpus: Path, logs: Path, run: str, **changes: Any) -> list[str]:
     values["data.corpus"] = str(corpus)
     values["logs"], values["run"] = str(logs), run
     values.update({key.replace("__", "."): value for key, value in changes.items()})
+    if "config" in values:  # what comes later wins
+        values = {"config": values.pop("config"), **values}
     flags = [
         f"--{key}={json.dumps(value) if isinstance(value, dict | list | bool) else value}"
         for key, value in values.items()
@@ -55,12 +57,27 @@ def fit(corpus: Path, logs: Path, run: str, **changes: Any) -> Path:
     return logs / "default" / run
 
 
-def start(corpus: Path, logs: Path, run: str, **changes: Any) -> subprocess.Popen[str]:
-    """Starts the same in a process of its own."""
-    command = [sys.executable, "-m", "ropepp.cli", *arguments(corpus, logs, run, **changes)]
+def start(
+    corpus: Path, logs: Path, run: str, script: Path | None = None, **changes: Any
+) -> subprocess.Popen[str]:
+    """Starts the same in a process group of its own, by another script than the command line's if
+    one is given."""
+    program = ["-m", "ropepp.cli"] if script is None else [str(script)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY
+        [sys.executable, *program, *arguments(corpus, logs, run, **changes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        start_new_session=True,
     )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0, seconds: int = 240) -> str:
+    """Waits for a process; checks its exit code and returns what it printed."""
+    out, _ = process.communicate(timeout=seconds)
+    assert process.returncode == code, out
+    return out
 
 
 def wait_for_step(process: subprocess.Popen[str], run: Path, step: int, seconds: int = 120) -> None:

@@ -4,7 +4,7 @@ at once."""
 import os
 import sys
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, Stopped
 
 USAGE = """\
 usage: ropepp COMMAND ...
@@ -17,6 +17,8 @@ Train and compare RoPE, RoPE++ and other position encodings for language models.
   test         the same under the name test
   predict      negative log-likelihood of every token, written to files
   results      table of finished runs
+  checkpoint   inspect a checkpoint, or make one file of a sharded one
+  estimate     memory, hours and disk of a training run before it starts
   probe        what this machine can do: device, bfloat16, compiler
 
 ropepp COMMAND --help explains each. --debug anywhere shows the traceback of an error.
@@ -44,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         COMMANDS[args[0]](args)
+    except Stopped as stop:
+        print(f"{stop}; the same command with --resume auto goes on", file=sys.stderr)
+        return stop.code
     except Exception as error:
         message = user_message(error)
         if debug or message is None:
@@ -66,7 +71,9 @@ def user_message(error: BaseException) -> str | None:
         seen.append(cause)
         cause = cause.__cause__ or cause.__context__
     cause = cause if isinstance(cause, InputError) else None
-    if cause is None and not isinstance(error, ArgumentError):
+    # Lightning's own exception for a configuration that cannot be, imported if it was raised.
+    misconfigured = type(error).__name__ == "MisconfigurationException"
+    if cause is None and not isinstance(error, ArgumentError) and not misconfigured:
         return None
     return " ".join(str(cause or error).split())
 
@@ -100,6 +107,34 @@ def _results(args: list[str]) -> None:
     print(results(parser.parse_args(args[1:]).directories), end="")
 
 
+def _checkpoint(args: list[str]) -> None:
+    from argparse import ArgumentParser
+    from pathlib import Path
+
+    parser = ArgumentParser("ropepp checkpoint", description="Looks at or converts checkpoints.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser("inspect", help="step, tokens, variant, sizes, complete or torn")
+    inspect.add_argument("path", type=Path, help="a checkpoint, or a folder of them")
+    inspect.add_argument("--json", action="store_true", help="everything, for programs")
+    whole = commands.add_parser("consolidate", help="one file of a sharded checkpoint")
+    whole.add_argument("directory", type=Path)
+    whole.add_argument("file", type=Path)
+    options = parser.parse_args(args[1:])
+    from ropepp.train import checkpoints
+
+    if options.command == "inspect":
+        print(checkpoints.inspect(options.path, as_json=options.json))
+    else:
+        checkpoints.consolidate(options.directory, options.file)
+        print(f"written to {options.file}")
+
+
+def _estimate(args: list[str]) -> None:
+    from ropepp.train.estimate import main as run
+
+    run(args[1:])
+
+
 def _probe(args: list[str]) -> None:
     import json
     from dataclasses import asdict
@@ -116,6 +151,8 @@ COMMANDS = {
     "test": _train,
     "predict": _train,
     "results": _results,
+    "checkpoint": _checkpoint,
+    "estimate": _estimate,
     "probe": _probe,
 }
 

@@ -30,7 +30,9 @@ def test_what_is_logged(finished: Path) -> None:
     assert [line["step"] for line in train] == list(range(1, 21))
     assert set(train[0]) == {
         *("step", "train/loss", "train/grad_norm", "train/learning_rate", "train/tokens"),
-        *("utilisation/tokens_per_second", "utilisation/model_tflops_per_second"),
+        *("train/skipped_steps", "utilisation/tokens_per_second"),
+        *("utilisation/tokens_per_second_per_device", "utilisation/model_tflops_per_second"),
+        *("utilisation/data_wait_share", "utilisation/peak_memory_gb"),
     }
     assert [line["train/tokens"] for line in train] == [8 * 32 * n for n in range(1, 21)]
     assert train[-1]["train/loss"] < train[0]["train/loss"]

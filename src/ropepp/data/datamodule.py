@@ -1,5 +1,6 @@
 """Prepared corpora for Lightning."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -86,11 +87,18 @@ class RowsDataModule(pl.LightningDataModule):
             self.rows["train"],
             self.global_batch_size,
             self.micro_batch_size,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            *self._part(),
             seed=self.seed,
             num_workers=self.num_workers,
         )
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows in the micro-batches that all processes read at a time."""
+        return self.micro_batch_size * self._part()[1]
+
+    def _part(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else data_part(self.trainer)
 
     @property
     def evaluation_names(self) -> list[str]:
@@ -115,13 +123,22 @@ class RowsDataModule(pl.LightningDataModule):
         return [
             EvalLoader(
                 rows,
-                self.micro_batch_size,
-                rank=self.trainer.global_rank if self.trainer else 0,
-                world_size=self.trainer.world_size if self.trainer else 1,
+                # Longer rows, fewer of them: about as much memory.
+                max(1, self.micro_batch_size * self.sequence_length // rows.length),
+                *self._part(),
                 limit=limit,
             )
             for rows in self.evaluation_sets().values()
         ]
+
+
+def data_part(trainer: pl.Trainer) -> tuple[int, int]:
+    """Which part of how many this process reads: processes that share rows read the same."""
+    strategy = trainer.strategy
+    return (
+        getattr(strategy, "data_rank", trainer.global_rank),
+        getattr(strategy, "data_size", trainer.world_size),
+    )
 
 
 class CorpusDataModule(RowsDataModule):
@@ -135,6 +152,8 @@ class CorpusDataModule(RowsDataModule):
         mask_documents: Whether a token sees only its own document; the same for every variant.
         validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
         validation_rows: Rows in a validation during training; all of them unless given.
+        extrapolation: Multiples of the row length at which the trained model is evaluated as well,
+            under the names ``validation_2x`` and so on; not during training.
         num_workers: Processes that read ahead; 0 is fastest for a memory map.
         verify: Whether to compare the corpus with its checksums first, which reads all of it.
         seed: Seed of the order of rows.
@@ -149,6 +168,7 @@ class CorpusDataModule(RowsDataModule):
         mask_documents: bool = True,
         validate_every_n_steps: int = 500,
         validation_rows: int | None = None,
+        extrapolation: Sequence[int] = (),
         num_workers: int = 0,
         verify: bool = False,
         seed: int = 0,
@@ -162,7 +182,12 @@ class CorpusDataModule(RowsDataModule):
             num_workers,
             seed,
         )
+        if any(multiple < 2 for multiple in extrapolation):
+            raise InputError(
+                f"data.extrapolation is {list(extrapolation)}; its multiples must be at least 2"
+            )
         self.corpus = corpus
+        self.extrapolation = list(extrapolation)
         self.mask_documents = mask_documents
         self.verify = verify
 
@@ -175,6 +200,16 @@ class CorpusDataModule(RowsDataModule):
         if self.verify:
             corpus.verify()
         return ConcatRows(corpus, self.sequence_length, mask_documents=self.mask_documents)
+
+    def evaluation_sets(self) -> dict[str, Rows]:
+        sets = super().evaluation_sets()
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            return sets
+        corpus = Corpus.open(self.corpus, "validation")
+        for multiple in self.extrapolation:
+            length = multiple * self.sequence_length
+            sets[f"_{multiple}x"] = ConcatRows(corpus, length, self.mask_documents)
+        return sets
 
     def state_dict(self) -> dict[str, Any]:
         """Which tokenizer a checkpoint's model was trained with."""

@@ -6,6 +6,7 @@ run that stops after n samples goes on with sample n.
 """
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Protocol
@@ -25,7 +26,13 @@ FILLER = {"input_ids": 0, "targets": IGNORE_INDEX, "document_ids": PADDING_DOCUM
 
 
 class Rows(Protocol):
-    """A finite set of rows; each must depend on its number alone."""
+    """A finite set of rows; each must depend on its number alone.
+
+    Attributes:
+        length: Tokens in a row (T).
+    """
+
+    length: int
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -51,6 +58,8 @@ class TrainLoader:
     Every batch is `rows.batch(...)` with two plain integers: `num_targets`, the targets in the
     whole global batch of its step, over all ranks and micro-batches; and `samples`, the state once
     all ranks have had this micro-batch.
+
+    `seconds_waited` is the time that the making of batches has kept the run waiting.
 
     One pass of `iter` ends at the next multiple of `len` micro-batches since sample 0; the next
     pass goes on there.
@@ -99,6 +108,7 @@ class TrainLoader:
         self.world_size = world_size
         self.seed = seed
         self.num_workers = num_workers
+        self.seconds_waited = 0.0
         self._samples = 0
 
     @property
@@ -135,10 +145,14 @@ class TrainLoader:
         begin = self._samples
         counts = range(begin, self._end(begin), self.micro_batch_size * self.world_size)
         step, num_targets = -1, 0
-        for before, batch in zip(counts, self._batches(counts), strict=True):
+        batches = self._batches(counts)
+        for before in counts:
+            start = time.perf_counter()
+            batch = next(batches)
             if before // self.global_batch_size != step:
                 step = before // self.global_batch_size
                 num_targets = self.rows.num_targets(self._rows_of_step(step))
+            self.seconds_waited += time.perf_counter() - start
             # Before the batch is handed out: whoever has a batch has consumed it.
             self._samples = before + self.micro_batch_size * self.world_size
             yield {**batch, "num_targets": num_targets, "samples": self._samples}

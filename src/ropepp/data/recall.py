@@ -61,7 +61,7 @@ class RecallRows:
         stream: int = TRAIN_STREAM,
     ) -> None:
         _check_sizes(sequence_length, pairs, vocab_size, max_distance)
-        self.sequence_length = sequence_length
+        self.length = sequence_length
         self.pairs = pairs
         self.vocab_size = vocab_size
         self.size = size
@@ -90,7 +90,7 @@ class RecallRows:
         rows = np.asarray(indices, dtype=np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        n, T = self.pairs, self.sequence_length
+        n, T = self.pairs, self.length
         counts = [self.part, self.places, n, T]
         random = self._random(rows, sum(counts))
         for_keys, for_places, for_values, for_filler = np.split(random, np.cumsum(counts)[:-1], 1)

@@ -178,13 +178,21 @@ def take_slopes(model: Transformer, tensors: dict[str, Tensor], path: Path) -> N
 def check_tensors(model: Transformer, tensors: dict[str, Tensor], path: Path) -> None:
     """Raises an `InputError` that names the first tensor which is missing, left over or
     misshapen."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.tied_embeddings:
         tensors.setdefault("lm_head.weight", tensors.get("embed_tokens.weight", torch.empty(0)))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+
+
+def check_shapes(
+    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path
+) -> None:
+    """Raises an `InputError` that names the first tensor which is missing, left over or
+    misshapen."""
     for name, shape in expected.items():
-        if name not in tensors:
+        if name not in found:
             raise InputError(f"{path}: tensor {name!r} {shape} is missing")
-        if tuple(tensors[name].shape) != shape:
-            raise InputError(f"{path}: {name!r} is {tuple(tensors[name].shape)}; expected {shape}")
-    if left := sorted(tensors.keys() - expected.keys()):
+        if found[name] != shape:
+            raise InputError(f"{path}: {name!r} is {found[name]}; expected {shape}")
+    if left := sorted(found.keys() - expected.keys()):
         raise InputError(f"{path}: unexpected tensor {left[0]!r} ({len(left)} in all)")

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from ropepp.model.cache import LayerCache
 from ropepp.model.config import ModelConfig
-from ropepp.model.kernels import attention
 from ropepp.model.positions.base import Position, Table
+from ropepp.model.view import View
+
+EVERYTHING = View()
 
 
 class Linear(nn.Module):
@@ -64,8 +66,7 @@ class Attention(nn.Module):
         self,
         x_BTM: Tensor,
         table: Table,
-        cu_seqlens: Tensor | None = None,
-        visible: Tensor | None = None,
+        view: View = EVERYTHING,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mixes tokens.
@@ -73,8 +74,7 @@ class Attention(nn.Module):
         Args:
             x_BTM: Normed hidden states.
             table: What the position spec computed for all layers.
-            cu_seqlens: Boundaries of documents, see `ropepp.model.kernels.attention`.
-            visible: (B, T, S) which keys a query may see besides causality; for cached rows.
+            view: Which keys a query may see besides causality.
             cache: Where the keys and values before these are.
         """
         q_BTPD, k_BTKD, v_BTKD = (
@@ -84,13 +84,6 @@ class Attention(nn.Module):
         q_BTHD, k_BTKD = self.position(self.q_norm(q_BTPD), self.k_norm(k_BTKD), table)
         if cache is not None:
             k_BTKD, v_BTKD = cache.append(k_BTKD, v_BTKD)
-        out_BTHD = attention(
-            q_BTHD,
-            k_BTKD,
-            v_BTKD,
-            cu_seqlens=cu_seqlens,
-            alibi_slopes=self.position.alibi_slopes(table),
-            visible=visible,
-            backend=self.backend,
-        )
+        slopes = self.position.alibi_slopes(table)
+        out_BTHD = view.attend(q_BTHD, k_BTKD, v_BTKD, alibi_slopes=slopes, backend=self.backend)
         return self.o_proj(out_BTHD.flatten(-2))

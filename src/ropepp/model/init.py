@@ -34,7 +34,7 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
                 value = draw(name, tensor.shape, generator)
             else:
                 value = normal(tensor.shape, std, generator)
-            tensor.copy_(value)
+            tensor.copy_(as_sharded(tensor, value))
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
@@ -46,3 +46,14 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 def normal(shape: torch.Size, std: float, generator: torch.Generator) -> Tensor:
     """Float32 on the CPU, so that every device gets the same values."""
     return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+
+
+def as_sharded(tensor: Tensor, value: Tensor) -> Tensor:
+    """``value`` cut as ``tensor`` is; every process has all of it, so nothing is sent."""
+    if not hasattr(tensor, "device_mesh"):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor  # slow to import
+
+    assert isinstance(tensor, DTensor)
+    value = value.to(tensor.device)
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)

@@ -147,26 +147,26 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 @torch.no_grad()
-def cross_entropy_and_hits(
+def token_losses(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     ignore_index: int = IGNORE_INDEX,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """For evaluation: the same sum, and the number of targets that are the likeliest token.
+    """For evaluation: each token's cross entropy, and whether its target is the likeliest token.
 
     Returns:
-        Two scalars, float32 and int64.
+        (...) float32 in nats and (...) bool; 0 and False where there is no target.
     """
-    hidden, targets, w = hidden.flatten(0, -2), targets.flatten(), weight.to(hidden.dtype)
+    flat, ids, w = hidden.flatten(0, -2), targets.flatten(), weight.to(hidden.dtype)
     rows = chunk_rows or default_chunk_rows(hidden)
-    loss, hits = hidden.new_zeros((), dtype=torch.float32), targets.new_zeros(())
-    for h, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+    losses, hits = [], []
+    for h, target in zip(flat.split(rows), ids.split(rows), strict=True):
         logits = F.linear(h, w).float()
-        loss += F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
-        hits += ((logits.argmax(dim=-1) == target) & (target != ignore_index)).sum()
-    return loss, hits
+        losses.append(F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none"))
+        hits.append((logits.argmax(dim=-1) == target) & (target != ignore_index))
+    return torch.cat(losses).view(targets.shape), torch.cat(hits).view(targets.shape)
 
 
 def default_chunk_rows(hidden: Tensor) -> int:

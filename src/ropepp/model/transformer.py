@@ -3,15 +3,18 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ropepp.errors import InputError
-from ropepp.model.attention import Attention, Linear, RMSNorm
+from ropepp.model.attention import EVERYTHING, Attention, Linear, RMSNorm
 from ropepp.model.cache import KVCache, LayerCache
 from ropepp.model.config import ModelConfig
 from ropepp.model.documents import find_documents
 from ropepp.model.init import initialize
-from ropepp.model.loss import IGNORE_INDEX, cross_entropy_and_hits, cross_entropy_sum
+from ropepp.model.loss import IGNORE_INDEX, cross_entropy_sum, token_losses
 from ropepp.model.positions.base import Position, Table
+from ropepp.model.sequence import SequenceGroup
+from ropepp.model.view import SharedView, View
 
 
 class Embedding(nn.Module):
@@ -47,17 +50,16 @@ class Block(nn.Module):
         self.self_attn = Attention(config, position, layer_index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config)
+        self.recompute = False
 
     def forward(
         self,
         x_BTM: Tensor,
         table: Table,
-        cu_seqlens: Tensor | None = None,
-        visible: Tensor | None = None,
+        view: View = EVERYTHING,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        normed = self.input_layernorm(x_BTM)
-        x_BTM = x_BTM + self.self_attn(normed, table, cu_seqlens, visible, cache)
+        x_BTM = x_BTM + self.self_attn(self.input_layernorm(x_BTM), table, view, cache)
         return x_BTM + self.mlp(self.post_attention_layernorm(x_BTM))
 
 
@@ -92,6 +94,9 @@ class Transformer(nn.Module):
         self.layout = position.layout(config.num_heads, config.num_kv_heads)
         self.compute_dtype = compute_dtype
         self.ignore_index = ignore_index
+        self.z_loss = 0.0
+        self.loss_backend = "chunked"
+        self.sequence: SequenceGroup | None = None  # the processes that share rows, if any
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, position, index) for index in range(config.num_layers)
@@ -123,7 +128,10 @@ class Transformer(nn.Module):
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Hidden states after the last norm, (B, T, M); arguments as in `forward`."""
+        """Hidden states after the last norm, (B, T, M); arguments as in `forward`.
+
+        Where rows are shared by several processes, only this process's part of them.
+        """
         B, T = input_ids.shape
         for name, given in (("positions", positions), ("document_ids", document_ids)):
             if given is not None and given.shape != (B, T):
@@ -133,25 +141,41 @@ class Transformer(nn.Module):
         if positions is None:
             start = cache.length if cache is not None else 0
             positions = torch.arange(start, start + T, device=input_ids.device).unsqueeze(0)
-        order = cu_seqlens = visible = None
-        if cache is not None:
-            visible = cache.visible(document_ids, B, T)
-        elif document_ids is not None:
-            cu_seqlens, order = find_documents(document_ids)
+        view, order = self._view(input_ids, document_ids, cache)
         if order is not None:
             input_ids = input_ids.gather(1, order)
             positions = positions.expand(B, T).gather(1, order)
+        input_ids, positions = self.own(input_ids), self.own(positions)
         x_BTM = self.embed_tokens(input_ids)
         if self.compute_dtype is not None:
             x_BTM = x_BTM.to(self.compute_dtype)
         table = self.position.table(positions, self.config)
         layers = cache.layers if cache is not None else [None] * len(self.layers)
-        for block, layer_cache in zip(self.layers, layers, strict=True):
-            x_BTM = block(x_BTM, table, cu_seqlens, visible, layer_cache)
+        for block, layer_cache in zip(self.blocks(), layers, strict=True):
+            x_BTM = _run(block, x_BTM, table, view, layer_cache)
         x_BTM = self.norm(x_BTM)
         if order is not None:
             x_BTM = x_BTM.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(x_BTM))
         return x_BTM
+
+    def _view(
+        self, input_ids: Tensor, document_ids: Tensor | None, cache: KVCache | None
+    ) -> tuple[View, Tensor | None]:
+        """What all layers' queries see, and the order of tokens that makes documents contiguous."""
+        B, T = input_ids.shape
+        cu_seqlens = order = None
+        if cache is None and document_ids is not None:
+            cu_seqlens, order = find_documents(document_ids)
+        if self.sequence is not None:
+            self.sequence.check(T)
+            if order is not None or cache is not None:
+                raise InputError(
+                    "rows shared by several processes need contiguous documents and no cache"
+                )
+            return SharedView(self.sequence, cu_seqlens, B, T), None
+        if cache is not None:
+            return View(visible=cache.visible(document_ids, B, T)), None
+        return View(cu_seqlens), order
 
     def forward(
         self,
@@ -193,10 +217,19 @@ class Transformer(nn.Module):
         Returns:
             The sum in nats, float32, and the count, int64; the mean is for the caller, who knows
             what other processes and micro-batches add. Under FSDP2 this method must be registered
-            as a forward method.
+            as a forward method. With ``z_loss`` the gradient has that term too, see
+            `ropepp.model.loss.cross_entropy_sum`.
         """
         hidden = self.hidden(input_ids, positions, document_ids)
-        total = cross_entropy_sum(hidden, self.lm_head.weight, targets, self.ignore_index)
+        targets = self.own(targets)
+        total = cross_entropy_sum(
+            hidden,
+            self.lm_head.weight,
+            targets,
+            self.ignore_index,
+            z_loss=self.z_loss,
+            backend=self.loss_backend,
+        )
         return total, (targets != self.ignore_index).sum()
 
     def evaluate(
@@ -205,18 +238,36 @@ class Transformer(nn.Module):
         targets: Tensor,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Like `loss` without gradient; also the number of targets that are the likeliest token."""
+    ) -> tuple[Tensor, Tensor]:
+        """Each token's cross entropy (B, T) float32 in nats and whether its target is the likeliest
+        token (B, T), without gradient; 0 and False where there is no target. Of rows shared by
+        several processes, only the own part, see `own`."""
         hidden = self.hidden(input_ids, positions, document_ids)
-        weight, ignored = self.lm_head.weight, self.ignore_index
-        total, hits = cross_entropy_and_hits(hidden, weight, targets, ignored)
-        return total, (targets != ignored).sum(), hits
+        return token_losses(hidden, self.lm_head.weight, self.own(targets), self.ignore_index)
+
+    def own(self, x_BT: Tensor) -> Tensor:
+        """This process's part (B, T / n) of rows that n processes share; otherwise all of it."""
+        return x_BT if self.sequence is None else self.sequence.split(x_BT)
 
     def blocks(self) -> list[Block]:
         """The blocks, in order."""
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
+    def set_recompute(self, every: int) -> None:
+        """Lets every n-th block keep its input alone and compute the rest again in the backward
+        pass (activation checkpointing, arXiv 1604.06174); 0 is none of them."""
+        for index, block in enumerate(self.blocks()):
+            block.recompute = every > 0 and index % every == 0
+
     def set_backend(self, backend: str) -> None:
         """Chooses the attention backend of all layers, see `ropepp.model.kernels.attention`."""
         for layer in self.blocks():
             layer.self_attn.backend = backend
+
+
+def _run(block: Block, x_BTM: Tensor, table: Table, view: View, cache: LayerCache | None) -> Tensor:
+    if block.recompute and torch.is_grad_enabled():
+        again = checkpoint(block, x_BTM, table, view, use_reentrant=False, preserve_rng_state=False)
+        assert isinstance(again, Tensor)
+        return again
+    return block(x_BTM, table, view, cache)

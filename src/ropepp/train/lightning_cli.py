@@ -1,13 +1,15 @@
 """``ropepp fit | validate | test | predict``: Lightning's command line with this project's run
 directories."""
 
+import json
 import logging
 import os
 import re
+import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, set_parsing_settings
@@ -15,13 +17,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import ropepp.data.recall  # noqa: F401 (makes its short class name known)
 from ropepp.data.datamodule import RowsDataModule
-from ropepp.errors import InputError
+from ropepp.errors import InputError, Stopped
 from ropepp.model.positions import Position, Scaling
-from ropepp.train.callbacks.checkpoint import StepCheckpoint, list_checkpoints
+from ropepp.train.callbacks.checkpoint import StepCheckpoint
+from ropepp.train.callbacks.guard import StepGuard
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.predictions import PredictionWriter
+from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
 from ropepp.train.callbacks.run_files import RunFiles
+from ropepp.train.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import OptimizerSpec
@@ -83,10 +88,26 @@ class RopeppCLI(LightningCLI):
             "LOGS/EXPERIMENT/RUN.",
         )
         parser.add_argument("--logs", type=str, default="logs", help="Folder of all experiments.")
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto"] | None,
+            default=None,
+            help="auto: begin, or go on from the run's newest complete checkpoint if it has one; "
+            "the same command serves every attempt.",
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Weights to begin with (not optimizer or data): a checkpoint, sharded or one "
+            "file, or a folder in the published format.",
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Metrics, "metrics")
+        parser.add_lightning_class_args(StepGuard, "guard")
+        parser.add_lightning_class_args(StepProfile, "profile")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -114,25 +135,62 @@ class RopeppCLI(LightningCLI):
         return Path(self.options.logs, self.options.experiment, self.options.run)
 
     def before_instantiate_classes(self) -> None:
-        self.options.run = self.options.run or default_run_name()
-        if self.options.get("ckpt_path") == "last":
-            self.options.ckpt_path = str(newest_checkpoint(self.directory / "checkpoints"))
-        ckpt_path = self.options.get("ckpt_path")
-        if ckpt_path and not Path(ckpt_path).exists():
-            raise InputError(f"ckpt_path is {ckpt_path}, which does not exist")
-        if self.subcommand == "fit" and not ckpt_path:
+        options, fitting = self.options, self.subcommand == "fit"
+        options.run = options.run or default_run_name()
+        if options.resume and not fitting:
+            raise InputError("resume is for fit; give --ckpt_path, which may be last")
+        if options.resume and not options.get("ckpt_path"):
+            self._leave_if_finished()
+            found = newest_complete(self.directory / "checkpoints")
+            options.ckpt_path = str(found) if found else None
+        elif options.get("ckpt_path") == "last":
+            options.ckpt_path = str(last_checkpoint(self.directory / "checkpoints"))
+        ckpt_path = options.get("ckpt_path")
+        if ckpt_path:
+            self._check_checkpoint(Path(ckpt_path))
+        elif fitting and not options.resume:
             self._refuse_taken_directory()
 
+    def _leave_if_finished(self) -> None:
+        """Ends successfully where there is nothing left to do."""
+        file = self.directory / "result.json"
+        if (
+            file.exists()
+            and json.loads(file.read_text())["steps"] >= self.options.trainer.max_steps
+        ):
+            if not is_child_process():
+                print(f"{self.directory} is finished; see {file}")
+            sys.exit(0)
+
+    def _check_checkpoint(self, path: Path) -> None:
+        if reason := torn(path):
+            raise InputError(f"ckpt_path is {path}, which is torn: {reason}")
+        strategy = self.options.trainer.strategy
+        name = strategy if isinstance(strategy, str) else strategy.get("class_path", "")
+        if path.is_dir() and name.rpartition(".")[2] not in ("fsdp2", "FSDP2Strategy"):
+            raise InputError(
+                f"ckpt_path is {path}, a sharded checkpoint, and trainer.strategy is {name!r}: use "
+                "fsdp2, which serves one process too, or `ropepp checkpoint consolidate` first"
+            )
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        if not self.options.get("ckpt_path"):
+            self.model.init_from = self.options.init_from
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        checkpoint, metrics = (
-            self._get(self.config_init, key) for key in ("checkpoint", "metrics")
+        checkpoint, metrics, guard, profile = (
+            self._get(self.config_init, key)
+            for key in ("checkpoint", "metrics", "guard", "profile")
         )
         checkpoint.directory = self.directory / "checkpoints"
+        profile.directory = self.directory / "profile"
         progress = StepProgress(metrics)
         progress.label = self.options.run
         trainer = dict(self._get(self.config_init, "trainer"))
         given = trainer.pop("callbacks", None) or []
         callbacks = [*(given if isinstance(given, list) else [given]), metrics, checkpoint]
+        callbacks += [guard, profile]
         if trainer.get("enable_progress_bar") is not False:
             callbacks.append(progress)
         if self.subcommand == "predict":
@@ -147,13 +205,13 @@ class RopeppCLI(LightningCLI):
         return self.trainer_class(**{**trainer, **kwargs, "callbacks": callbacks})
 
     def _refuse_taken_directory(self) -> None:
-        if int(os.environ.get("LOCAL_RANK", "0")):  # the first process may have begun already
+        if is_child_process():  # the first one may have begun already
             return
         checkpoints = list_checkpoints(self.directory / "checkpoints")
         if checkpoints or (self.directory / "result.json").exists():
             raise InputError(
                 f"{self.directory} holds a run already: choose another --run, go on with it "
-                "(--ckpt_path last) or delete it"
+                "(--resume auto) or delete it"
             )
 
     def after_fit(self) -> None:
@@ -167,6 +225,9 @@ class RopeppCLI(LightningCLI):
         if self.trainer.is_global_zero:
             length = self.datamodule.sequence_length
             result = describe_run(self.trainer, self.model, self.metrics, outcome, length, seconds)
+            for logger in self.trainer.loggers:
+                if isinstance(logger, RunLogger):
+                    logger.log_by_position(self.model.loss_by_position)
             write_json(self.directory / "result.json", result)
             print_outcome(outcome)
 
@@ -234,16 +295,23 @@ def default_run_name() -> str:
     return os.environ["ROPEPP_RUN"]
 
 
-def newest_checkpoint(directory: Path) -> Path:
+def is_child_process() -> bool:
+    """Whether this is not the first process of its machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) > 0
+
+
+def last_checkpoint(directory: Path) -> Path:
     """The newest complete checkpoint in a folder.
 
     Raises:
         InputError: There is none.
     """
-    found = list_checkpoints(directory)
-    if not found:
-        raise InputError(f"ckpt_path is 'last', but {directory} holds no checkpoint (step-N.ckpt)")
-    return found[-1]
+    found = newest_complete(directory)
+    if found is None:
+        raise InputError(
+            f"ckpt_path is 'last', but {directory} holds no complete checkpoint (step-N.ckpt)"
+        )
+    return found
 
 
 def main(args: list[str]) -> None:
@@ -252,4 +320,11 @@ def main(args: list[str]) -> None:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-    RopeppCLI(args)
+    try:
+        RopeppCLI(args)
+    except Stopped:
+        # A process that Lightning started must not fail before the first one has said why: it
+        # would be taken for a crash and the first one killed.
+        if is_child_process() and "TORCHELASTIC_RUN_ID" not in os.environ:
+            return
+        raise

@@ -95,6 +95,17 @@ class RunLogger(Logger):
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     @rank_zero_only
+    def log_by_position(self, losses: Mapping[str, Mapping[str, list[float]]]) -> None:
+        """Loss by position of each evaluation set, to TensorBoard alone: its step is the
+        position."""
+        for name, by_position in losses.items():
+            for position, loss in zip(by_position["position"], by_position["loss"], strict=True):
+                self.experiment.add_scalar(
+                    f"loss_by_position/validation{name}", loss, round(position)
+                )
+        self.save()
+
+    @rank_zero_only
     def save(self) -> None:
         if self._writer is not None:
             self._writer.flush()

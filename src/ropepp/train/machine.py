@@ -49,6 +49,33 @@ def device_name(device: torch.device) -> str:
     return f"{model}, {torch.get_num_threads()} threads"
 
 
+# Dense bfloat16 products with float32 accumulation, in TFLOP/s, from the makers' data sheets; the
+# first name that occurs in the device's counts.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "B100": 1800.0,
+    "GH200": 989.4,
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
+    "H100": 989.4,
+    "H800": 989.4,
+    "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.1,
+    "RTX 4090": 165.2,
+    "MI300X": 1307.4,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bfloat16 FLOP/s of a GPU by its data sheet, None for a device that is not listed."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
 def provenance() -> dict[str, Any]:
     """Commit and versions, for results that should be reproducible."""
     import lightning

@@ -7,16 +7,20 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
+from ropepp.train.callbacks.guard import StepGuard
+from ropepp.train.evaluation import Evaluation
 from ropepp.train.optim import AdamW, OptimizerSpec
 from ropepp.train.plain import from_plain, to_plain
 from ropepp.train.schedules import Constant, Schedule
+from ropepp.train.strategy import FSDP2Strategy
+from ropepp.train.weights import load_weights
 
 Batch = dict[str, Any]
 
@@ -32,7 +36,12 @@ class LanguageModel(pl.LightningModule):
         compute_dtype: Dtype of activations and matrix products. Weights, optimizer state,
             rotations, norms' statistics, softmax and loss are float32 in any case.
         compile: Whether to compile each block with torch.compile.
+        activation_checkpointing: Every n-th block keeps its input alone and computes the rest
+            again in the backward pass; 1 is all of them, 0 none.
         backend: Attention backend, see ``ropepp.model.kernels``.
+        loss_backend: "chunked", "naive" or "liger" (CUDA, extra ``liger``).
+        z_loss: Coefficient of the squared log of the softmax's normaliser in the objective
+            (PaLM, arXiv 2204.02311); the logged loss is the cross entropy alone.
         seed: Seed of the initial weights.
     """
 
@@ -44,10 +53,19 @@ class LanguageModel(pl.LightningModule):
         schedule: Schedule = Constant(),  # noqa: B008 (frozen)
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
         compile: bool = False,  # noqa: A002
+        activation_checkpointing: int = 0,
         backend: str = "auto",
+        loss_backend: Literal["chunked", "naive", "liger"] = "chunked",
+        z_loss: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("activation_checkpointing", activation_checkpointing),
+            ("z_loss", z_loss),
+        ):
+            if value < 0:
+                raise InputError(f"model.{name} is {value}; it must be at least 0")
         # A checkpoint holds plain values, so that it loads without unpickling classes; they come
         # back here.
         network = ModelConfig(**network) if isinstance(network, dict) else network
@@ -59,7 +77,10 @@ class LanguageModel(pl.LightningModule):
             "schedule": to_plain(schedule),
             "compute_dtype": compute_dtype,
             "compile": compile,
+            "activation_checkpointing": activation_checkpointing,
             "backend": backend,
+            "loss_backend": loss_backend,
+            "z_loss": z_loss,
             "seed": seed,
         }
         self.save_hyperparameters(plain, logger=False)
@@ -74,19 +95,33 @@ class LanguageModel(pl.LightningModule):
                 network, position, compute_dtype=getattr(torch, compute_dtype)
             )
         self.network.set_backend(backend)
+        self.network.set_recompute(activation_checkpointing)
+        self.network.loss_backend, self.network.z_loss = loss_backend, z_loss
+        self.init_from: str | None = None  # weights to begin with, instead of drawn ones
+        self.guard: StepGuard | None = None
         self.grad_norm: Tensor | None = None
         self.learning_rate = 0.0
-        self._evaluations: dict[str, tuple[MeanMetric, MeanMetric]] = {}
+        self.loss_by_position: dict[str, dict[str, list[float]]] = {}  # of the last evaluation
+        self._evaluations: dict[str, Evaluation] = {}
 
     def configure_model(self) -> None:
-        """Materialises, initialises and compiles the network; a second call changes nothing."""
+        """Compiles, shards, materialises and initialises the network; a second call changes
+        nothing."""
         if not self.network.embed_tokens.weight.is_meta:
             return
-        self.network.to_empty(device=self.device)
-        self.network.initialize(self.seed)
         if self.compile_blocks:
-            for layer in self.network.layers:
-                layer.compile(dynamic=False)
+            for block in self.network.blocks():
+                block.compile(dynamic=False)
+        device = self.device
+        if self._trainer is not None:
+            strategy = self._trainer.strategy
+            device = strategy.root_device
+            if isinstance(strategy, FSDP2Strategy):
+                strategy.shard(self.network)
+        self.network.to_empty(device=device)
+        self.network.initialize(self.seed)
+        if self.init_from:
+            load_weights(self.network, self.init_from)
 
     def setup(self, stage: str) -> None:
         """Checks what depends on the trainer and the data, before any work."""
@@ -95,6 +130,9 @@ class LanguageModel(pl.LightningModule):
                 f"trainer.precision is {self.trainer.precision!r}; leave it at 32-true and choose "
                 "model.compute_dtype, which means the same at every process count"
             )
+        shared = getattr(self.trainer.strategy, "context_parallel_size", 1) > 1
+        if stage == "predict" and shared:
+            raise InputError("predict needs whole rows: trainer.strategy.context_parallel_size 1")
         if stage == "fit":
             if self.trainer.max_steps < 1:
                 raise InputError(
@@ -138,10 +176,15 @@ class LanguageModel(pl.LightningModule):
             )
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
+        # Of shards, each process has its share of the norm.
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.learning_rate = optimizer.param_groups[0]["lr"]
-        self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.grad_norm = norm
+        if self.guard is not None and not self.guard.accepts(float(norm)):
+            for parameter in parameters:
+                parameter.grad = None  # optimizers leave such parameters and their state alone
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_spec.build(self.network)
@@ -189,15 +232,8 @@ class LanguageModel(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Negative log-likelihood of every target in nats, (B, T) float32; 0 where there is
         none."""
-        input_ids, targets, *rest = model_inputs(batch)
-        logits = self.network(input_ids, *rest).float()
-        nll = nn.functional.cross_entropy(
-            logits.transpose(1, 2),
-            targets,
-            ignore_index=self.network.ignore_index,
-            reduction="none",
-        )
-        return {"input_ids": input_ids, "targets": targets, "nll": nll}
+        nll, _ = self.network.evaluate(*model_inputs(batch))
+        return {"input_ids": batch["input_ids"], "targets": batch["targets"], "nll": nll}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses weights of another architecture and says which settings differ; the present ones
@@ -209,6 +245,12 @@ class LanguageModel(pl.LightningModule):
                     f"the checkpoint's model.{key} is {saved[key]}, this run's is {here[key]}: "
                     "its weights belong to another model"
                 )
+        kinds = [one.get("optimizer", {}).get("class_path") for one in (saved, here)]
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise InputError(
+                f"the checkpoint's optimizer is {kinds[0]}, this run's is {kinds[1]}: its state is "
+                "of another kind; begin with the weights alone by --init_from"
+            )
         for key in sorted(saved.keys() & here.keys()):
             if saved[key] != here[key]:
                 pl.utilities.rank_zero_warn(
@@ -219,23 +261,19 @@ class LanguageModel(pl.LightningModule):
     def _start_evaluation(self) -> None:
         """A loss and an accuracy for each evaluation set; the data module may name several."""
         names = getattr(getattr(self.trainer, "datamodule", None), "evaluation_names", [""])
-        self._evaluations = {
-            name: (MeanMetric().to(self.device), MeanMetric().to(self.device)) for name in names
-        }
+        self._evaluations = {name: Evaluation(self.device) for name in names}
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
-        total, count, hits = self.network.evaluate(*model_inputs(batch))
-        own = list(self._evaluations.values())[dataloader_idx]
-        for metric, value in zip(own, (total, hits), strict=True):
-            metric.update(value / count.clamp(min=1), weight=count)
+        evaluation = list(self._evaluations.values())[dataloader_idx]
+        evaluation.update(self.network, batch)
 
     def _log_evaluation(self, stage: str) -> None:
-        for name, (losses, accuracies) in self._evaluations.items():
-            loss, accuracy = losses.compute(), accuracies.compute()
-            values = {"loss": loss, "perplexity": loss.exp(), "accuracy": accuracy}
-            named = {f"{stage}{name}/{key}": value for key, value in values.items()}
+        self.loss_by_position = {}
+        for name, evaluation in self._evaluations.items():
+            named = {f"{stage}{name}/{key}": value for key, value in evaluation.compute().items()}
             # Equal on all processes already; Lightning warns unless it may average once more.
             self.log_dict(named, logger=False, sync_dist=True)
+            self.loss_by_position[name] = evaluation.by_position()
 
 
 def model_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

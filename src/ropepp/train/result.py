@@ -39,6 +39,7 @@ def describe_run(
         "validation_loss": evaluation["validation/loss"],
         "validation_perplexity": evaluation["validation/perplexity"],
         "evaluation": evaluation,
+        "loss_by_position": module.loss_by_position,
         "tokens_per_second": metrics.tokens_per_second,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),

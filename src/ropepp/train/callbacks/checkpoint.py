@@ -1,7 +1,6 @@
-"""Checkpoints that are complete or absent."""
+"""Checkpoints that are complete or absent, at intervals, at the end, and when a run must stop."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, Preempted, Stopped
+from ropepp.train.callbacks.guard import StepGuard
+from ropepp.train.checkpoints import list_checkpoints
+from ropepp.train.signals import StopSignals
+from ropepp.train.strategy import FSDP2Strategy
 
-_NAME = re.compile(r"step-(\d+)\.ckpt")
+ROWS = "rows_per_batch"
 
 
 class StepCheckpoint(Checkpoint):
@@ -21,6 +24,9 @@ class StepCheckpoint(Checkpoint):
     A checkpoint is written under a temporary name and renamed when complete, so that a kill leaves
     no torn one under a final name. Where a validation follows a step, it is saved after the
     validation, which then is not repeated.
+
+    A run that is asked to end (SIGTERM, SIGUSR1), or that skipped too many steps, saves after the
+    present step and raises `Stopped`.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints; 0 saves at the end alone.
@@ -35,10 +41,14 @@ class StepCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.directory: Path | None = None  # set by whoever knows the run directory
+        self._signals = StopSignals()
+        self._stop: Stopped | None = None
         self._saved_step = -1
+        self._unfinished: Path | None = None  # written in the background, not yet renamed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step  # nothing is due right after a resume
+        self._signals.install()
 
     def on_train_batch_end(
         self,
@@ -49,39 +59,93 @@ class StepCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         loop = trainer.fit_loop
+        if loop._should_accumulate():
+            return
+        self._rename_if_written(trainer)
+        if self._signals.agreed(trainer):
+            self._stop = Preempted(f"stopped at step {trainer.global_step} on request")
+        guard: StepGuard | None = getattr(pl_module, "guard", None)
+        self._stop = self._stop or (guard.verdict if guard else None)
         assert loop._data_fetcher is not None
-        if self._due(trainer) and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
-            self._save(trainer)
+        if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._due(trainer):
-            self._save(trainer)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save_if_due(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
+        self._wait(trainer)
 
-    def _due(self, trainer: pl.Trainer) -> bool:
-        return self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[ROWS] = trainer.datamodule.rows_per_batch  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Counts batches in this run's unit: another number of processes has others a step."""
+        if trainer.state.fn != "fit" or ROWS not in checkpoint:
+            return
+        here = trainer.datamodule.rows_per_batch  # type: ignore[attr-defined]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            # The batch after which it was saved was not yet counted as completed.
+            begun = counts["ready"]
+            for key, value in counts.items():
+                counts[key] = begun * checkpoint[ROWS] // here - (begun - value)
+
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        if self._stop or (self.every_n_steps > 0 and step % self.every_n_steps == 0):
+            self._save(trainer)
+        if self._stop:
+            self._wait(trainer)
+            raise self._stop
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self._saved_step or self.directory is None:
             return
+        self._wait(trainer)
         self._saved_step = trainer.global_step
         path = self.directory / f"step-{trainer.global_step:07d}.ckpt"
-        temporary = path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(temporary, path)
-            for old in self._surplus():
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        trainer.strategy.barrier("checkpoint renamed")
+        trainer.save_checkpoint(path.with_suffix(".tmp"), weights_only=False)
+        self._unfinished = path
+        if self._pending(trainer) is None:
+            self._rename(trainer)
+            trainer.strategy.barrier("checkpoint renamed")
 
-    def _surplus(self) -> list[Path]:
+    def _rename_if_written(self, trainer: pl.Trainer) -> None:
+        pending = self._pending(trainer)
+        if self._unfinished is not None and pending is not None and pending.done():
+            self._wait(trainer)
+
+    def _wait(self, trainer: pl.Trainer) -> None:
+        if self._unfinished is not None:
+            assert isinstance(trainer.strategy, FSDP2Strategy)
+            trainer.strategy.wait_for_save()
+            self._rename(trainer)
+
+    def _pending(self, trainer: pl.Trainer) -> Any:
+        strategy = trainer.strategy
+        return strategy.pending_save if isinstance(strategy, FSDP2Strategy) else None
+
+    def _rename(self, trainer: pl.Trainer) -> None:
+        path, self._unfinished = self._unfinished, None
+        assert path is not None
         assert self.directory is not None
-        return list_checkpoints(self.directory)[: -self.keep] if self.keep else []
+        if not trainer.is_global_zero:
+            return
+        if path.exists():  # a torn one, or one of another way to get here
+            _delete(path)
+        os.replace(path.with_suffix(".tmp"), path)
+        # Later ones, which a run that went back has left behind, do not count.
+        so_far = [old for old in list_checkpoints(self.directory) if old.name <= path.name]
+        for old in so_far[: -self.keep] if self.keep else []:
+            _delete(old)
 
 
-def list_checkpoints(directory: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
-    found = [(int(m[1]), p) for p in directory.glob("step-*") if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found)]
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -6,33 +6,45 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
+from ropepp.data.datamodule import data_part
+from ropepp.data.loader import TrainLoader
 from ropepp.errors import InputError
 from ropepp.model.flops import training_flops
 from ropepp.train.logger import RunLogger
+from ropepp.train.machine import peak_flops, peak_memory_bytes
 from ropepp.train.module import LanguageModel
 
 
 class Metrics(pl.Callback):
-    """Logs loss, gradient norm, learning rate, tokens and speed every n-th optimizer step, and each
-    validation.
+    """Logs loss, gradient norm, learning rate, tokens and utilisation every n-th optimizer step,
+    and each validation.
 
-    The speed includes waiting for data and writing checkpoints, and leaves validation out.
+    The speed includes waiting for data and writing checkpoints, and leaves validation out. FLOPs
+    are the model's, for the tokens and the visible pairs in the packed rows that were read;
+    recomputation does not count.
 
     Args:
         every_n_steps: Optimizer steps between log entries.
+        peak_tflops: What one device can do, for the share of it that is used (MFU); by default its
+            data sheet's dense bfloat16 figure, where the device is known.
     """
 
-    def __init__(self, every_n_steps: int = 10) -> None:
+    def __init__(self, every_n_steps: int = 10, peak_tflops: float | None = None) -> None:
         if every_n_steps < 1:
             raise InputError(f"metrics.every_n_steps is {every_n_steps}; it must be at least 1")
+        if peak_tflops is not None and peak_tflops <= 0:
+            raise InputError(f"metrics.peak_tflops is {peak_tflops}; it must be greater than 0")
         self.every_n_steps = every_n_steps
+        self.peak_tflops = peak_tflops
         self.tokens = 0
         self.latest: dict[str, float] = {}
         self._rates: list[float] = []
         self._loss_sum: Tensor | float = 0.0
         self._validation_start = 0.0
+        self._waited = 0.0
         self._reset_window()
 
     @property
@@ -62,10 +74,10 @@ class Metrics(pl.Callback):
         batch_idx: int,
     ) -> None:
         self._loss_sum = self._loss_sum + outputs["loss_sum"]
-        tokens = batch["input_ids"].numel() * trainer.world_size
+        tokens = batch["input_ids"].numel() * data_part(trainer)[1]
         self.tokens += tokens
         self._window_tokens += tokens
-        self._window_pairs += _attended_pairs(batch) * trainer.world_size
+        self._window_pairs += _attended_pairs(batch)
         if trainer.fit_loop._should_accumulate():
             return
         if trainer.global_step % self.every_n_steps == 0:
@@ -79,34 +91,64 @@ class Metrics(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        seconds = time.perf_counter() - self._validation_start
         values = {
             key: float(value)
             for key, value in trainer.callback_metrics.items()
             if key.startswith("validation")
         }
-        self.latest.update(values)
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
-        self._window_start += time.perf_counter() - self._validation_start
+        values["utilisation/validation_seconds"] = seconds
+        self._write(trainer, values)
+        self._window_start += seconds
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
         assert pl_module.grad_norm is not None
-        loss = self._loss_sum
-        if trainer.world_size > 1:
-            loss = trainer.strategy.reduce(loss, reduce_op="sum")
+        seconds = time.perf_counter() - self._window_start
+        loss_sum, pairs, waited = self._sum_over_processes(trainer)
         values = {
-            "train/loss": float(loss) / max(1, batch["num_targets"]),
+            "train/loss": loss_sum / max(1, batch["num_targets"]),
             "train/grad_norm": float(pl_module.grad_norm),
             "train/learning_rate": pl_module.learning_rate,
             "train/tokens": float(self.tokens),
         }
-        seconds = time.perf_counter() - self._window_start
+        if pl_module.guard is not None:
+            values["train/skipped_steps"] = float(pl_module.guard.skipped)
+        world = trainer.world_size
         rate = self._window_tokens / seconds
         self._rates.append(rate)
-        flops = training_flops(pl_module.network, self._window_tokens, int(self._window_pairs))
-        values["utilisation/tokens_per_second"] = rate
-        values["utilisation/model_tflops_per_second"] = flops / seconds / 1e12
+        # Processes that share rows have each counted the pairs of all of them.
+        all_pairs = int(pairs) * data_part(trainer)[1] // world
+        flops = training_flops(pl_module.network, self._window_tokens, all_pairs) / seconds
+        values |= {
+            "utilisation/tokens_per_second": rate,
+            "utilisation/tokens_per_second_per_device": rate / world,
+            "utilisation/model_tflops_per_second": flops / 1e12,
+            "utilisation/data_wait_share": waited / world / seconds,
+            "utilisation/peak_memory_gb": _peak_memory(trainer) / 1e9,
+        }
+        device = trainer.strategy.root_device
+        peak = self.peak_tflops * 1e12 if self.peak_tflops else peak_flops(device)
+        if peak is not None:
+            values["utilisation/mfu"] = flops / (peak * world)
+        self._write(trainer, values)
+
+    def _sum_over_processes(self, trainer: pl.Trainer) -> list[float]:
+        """Loss, visible pairs and seconds spent waiting for data since the last entry."""
+        loader = trainer.train_dataloader
+        total = loader.seconds_waited if isinstance(loader, TrainLoader) else 0.0
+        waited, self._waited = total - self._waited, total
+        own = [float(self._loss_sum), float(self._window_pairs), waited]
+        if trainer.world_size == 1:
+            return own
+        device = trainer.strategy.root_device
+        summed = trainer.strategy.reduce(
+            torch.tensor(own, dtype=torch.float64, device=device), reduce_op="sum"
+        )
+        assert isinstance(summed, Tensor)
+        return summed.tolist()
+
+    def _write(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
         self.latest.update(values)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
@@ -125,3 +167,14 @@ def _attended_pairs(batch: Any) -> Tensor | int:
         B, T = batch["input_ids"].shape
         return B * T * (T + 1) // 2
     return (positions + 1).sum()
+
+
+def _peak_memory(trainer: pl.Trainer) -> float:
+    """Bytes, of the process with the most."""
+    own = float(peak_memory_bytes(trainer.strategy.root_device))
+    if trainer.world_size == 1:
+        return own
+    # Lightning reduces by sum or mean alone.
+    peak = torch.tensor(own, dtype=torch.float64, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
+    return float(peak)

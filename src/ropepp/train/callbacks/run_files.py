@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 import yaml  # type: ignore[import-untyped]
 
 from ropepp.model.flops import num_parameters
@@ -36,6 +37,8 @@ class RunFiles(pl.Callback):
             f"{device_name(root_device)}, seed {pl_module.seed}, to {self.directory}",
             flush=True,
         )
+        if network.sequence is not None:
+            print(_gathering(pl_module, trainer), flush=True)
         if self.ckpt_path:
             print(f"going on from {self.ckpt_path}", flush=True)
         content = yaml.safe_load(self.config)
@@ -43,3 +46,18 @@ class RunFiles(pl.Callback):
         if self.ckpt_path and self.directory in Path(self.ckpt_path).parents:
             content["ckpt_path"] = None  # an interruption is no part of what the run is
         write_text(self.directory / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+
+
+def _gathering(module: LanguageModel, trainer: pl.Trainer) -> str:
+    """What sharing rows sends: where EH halves the keys and values it halves this too."""
+    network, data = module.network, trainer.datamodule  # type: ignore[attr-defined]
+    assert network.sequence is not None
+    config, width = network.config, 2 if network.compute_dtype == torch.bfloat16 else 4
+    size = network.sequence.bytes_gathered(
+        data.micro_batch_size, data.sequence_length, network.layout.num_kv_heads,
+        config.head_dim, width,
+    )  # fmt: skip
+    return (
+        f"rows shared by {network.sequence.size} processes: each receives "
+        f"{size * config.num_layers:,} bytes of keys and values in a forward pass"
+    )

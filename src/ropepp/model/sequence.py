@@ -1,0 +1,86 @@
+"""Rows shared by several processes (context parallelism): each has a part of every row's tokens,
+and all have the keys and values.
+
+A row is cut into twice as many pieces as there are processes; process r has pieces r and
+2 n - 1 - r, so that all have the same number of visible keys to work on under causality. Before
+attention the keys and values of all pieces are gathered (as in arXiv 2407.21783, section 3.3.2),
+which for EH are half as many bytes.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+from ropepp.errors import InputError
+
+
+class SequenceGroup:
+    """The processes that share rows.
+
+    Args:
+        group: Their process group.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
+
+    def check(self, T: int) -> None:
+        """Raises an `InputError` if rows of T tokens cannot be cut."""
+        if T % (2 * self.size):
+            raise InputError(
+                f"rows of {T} tokens cannot be shared by {self.size} processes: the length must be "
+                f"a multiple of {2 * self.size}"
+            )
+
+    def spans(self, T: int) -> list[tuple[int, int]]:
+        """Begin and end of this process's two pieces of a row of T tokens."""
+        piece = T // (2 * self.size)
+        return [(i * piece, (i + 1) * piece) for i in (self.rank, 2 * self.size - 1 - self.rank)]
+
+    def split(self, x_BT: Tensor) -> Tensor:
+        """This process's part (B, T / n, ...) of whole rows (B, T, ...)."""
+        return torch.cat([x_BT[:, a:b] for a, b in self.spans(x_BT.shape[1])], dim=1)
+
+    def gather(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole rows' keys and values (B, T, K, D) from the parts (B, T / n, K, D); differentiable:
+        the gradient of a part is the sum over all processes."""
+        K = k_BTKD.shape[2]
+        parts = torch.cat((k_BTKD, v_BTKD), dim=2).movedim(1, 0).contiguous()
+        whole = all_gather_tensor_autograd(parts, 0, self.group)
+        pieces = whole.unflatten(0, (2 * self.size, -1))
+        # Gathered as piece 0, 2n - 1, 1, 2n - 2, ...; here back in the order of the row.
+        order = [*range(0, 2 * self.size, 2), *range(2 * self.size - 1, 0, -2)]
+        rows = pieces[order].flatten(0, 1).movedim(0, 1)
+        return rows[:, :, :K], rows[:, :, K:]
+
+    def boundaries(self, cu_seqlens: Tensor, B: int, T: int) -> list[tuple[Tensor, Tensor]]:
+        """For each own piece [a, b), the boundaries of the documents in its queries (B * (b - a))
+        and in the keys up to its end (B * b).
+
+        Args:
+            cu_seqlens: Boundaries in whole rows, (documents + 1,) int32 from 0 to B * T; none
+                crosses a row's end.
+            B: Rows.
+            T: Tokens in a row.
+        """
+        starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+        row = starts // T * T
+        starts, ends = starts - row, ends - row
+        found = []
+        for a, b in self.spans(T):
+            last = ends.clamp(max=b)
+            queries = (last - starts.clamp(min=a)).clamp(min=0)
+            keys = (last - starts).clamp(min=0)
+            found.append((_cumulative(queries), _cumulative(keys)))
+        return found
+
+    def bytes_gathered(self, B: int, T: int, K: int, D: int, bytes_per_value: int) -> int:
+        """What one process receives of keys and values in a layer's forward pass."""
+        return 2 * B * (T - T // self.size) * K * D * bytes_per_value
+
+
+def _cumulative(counts: Tensor) -> Tensor:
+    return torch.cat((counts.new_zeros(1), counts.cumsum(0))).to(torch.int32)

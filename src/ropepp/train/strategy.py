@@ -1,0 +1,203 @@
+"""Sharded training (FSDP2), one class for CPU and GPU, one process or many."""
+
+import atexit
+import shutil
+from concurrent.futures import Future
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from ropepp.errors import InputError
+from ropepp.model.sequence import SequenceGroup
+from ropepp.model.transformer import Transformer
+from ropepp.train.checkpoints import METADATA, read_metadata
+from ropepp.train.weights import load_optimizer, load_tensors
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Shards weights, gradients and optimizer state over processes.
+
+    Results do not depend on the number of processes beyond rounding: weights are drawn whole and
+    then cut, and each step's loss is the mean over the targets of all processes.
+
+    Blocks compute with parameters gathered in the model's compute dtype; embedding, final norm and
+    output layer are gathered in float32, because their gradients sum over many tokens. Gradients
+    are reduced in float32.
+
+    Args:
+        shard_size: Processes that share one copy of the model; all of them unless given. With the
+            number of GPUs in a node, nodes hold whole copies and exchange gradients alone (hybrid
+            sharding).
+        context_parallel_size: Processes that share each row of tokens (contexts of 64k and more).
+        reshard_after_forward: Whether a block's parameters are freed between forward and backward;
+            saves memory, costs a second gathering.
+        asynchronous_save: Whether training goes on while a checkpoint is written from a copy in
+            host memory.
+        timeout_minutes: How long a process waits for the others before it gives up.
+    """
+
+    strategy_name = "fsdp2"
+
+    def __init__(
+        self,
+        shard_size: int | None = None,
+        context_parallel_size: int = 1,
+        reshard_after_forward: bool = True,
+        asynchronous_save: bool = False,
+        timeout_minutes: float = 30.0,
+    ) -> None:
+        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        for name, value in (
+            ("shard_size", shard_size),
+            ("context_parallel_size", context_parallel_size),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"trainer.strategy.{name} is {value}; it must be at least 1")
+        self.shard_size = shard_size
+        self.context_parallel_size = context_parallel_size
+        self.reshard_after_forward = reshard_after_forward
+        self.asynchronous_save = asynchronous_save
+        self.pending_save: Future[Any] | None = None
+        self._sequence: SequenceGroup | None = None
+        self._save_group: dist.ProcessGroup | None = None
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of a batch this process reads; those that share rows read the same."""
+        return self.global_rank // self.context_parallel_size
+
+    @property
+    def data_size(self) -> int:
+        """In how many parts a batch is cut."""
+        return self.world_size // self.context_parallel_size
+
+    def setup_environment(self) -> None:
+        self._setup_distributed()
+        # Lightning does this for nccl alone; without it processes may abort on their way out.
+        atexit.register(_leave)
+        world = self.world_size
+        shard = self.shard_size or world
+        for name, size in (
+            ("shard_size", shard),
+            ("context_parallel_size", self.context_parallel_size),
+        ):
+            if world % size:
+                raise InputError(
+                    f"trainer.strategy.{name} is {size}; it must divide the number of processes, "
+                    f"{world}"
+                )
+        device = self.root_device.type
+        if shard == world:
+            self._device_mesh = init_device_mesh(device, (world,), mesh_dim_names=("shard",))
+        else:
+            names = ("replicate", "shard")
+            self._device_mesh = init_device_mesh(
+                device, (world // shard, shard), mesh_dim_names=names
+            )
+        if self.context_parallel_size > 1:
+            # Neighbours share rows: they are on one node, where links are fastest.
+            sizes = (self.data_size, self.context_parallel_size)
+            mesh = init_device_mesh(device, sizes, mesh_dim_names=("data", "context"))
+            self._sequence = SequenceGroup(mesh.get_group("context"))
+        if self.asynchronous_save:
+            # A group of its own: the writing thread's exchanges must not meet those of training.
+            self._save_group = dist.new_group(backend="gloo")
+
+    def shard(self, network: Transformer) -> None:
+        """Shards ``network`` in place, and lets it share rows if asked; for `configure_model`."""
+        shard(network, self.device_mesh, self.reshard_after_forward)
+        network.sequence = self._sequence
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """Writes a directory: each process its shards, the first one everything else.
+
+        The file ``.metadata`` comes last, when all shards are there. With ``asynchronous_save``
+        the shards may be still on their way on return; see `pending_save`.
+        """
+        self.wait_for_save()
+        path = Path(self.broadcast(filepath))
+        if self.is_global_zero:
+            if path.exists():  # what a killed save left
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.mkdir(parents=True)
+        self.barrier("checkpoint folder")
+        state = {"state_dict": checkpoint.pop("state_dict")}
+        for index, optimizer in enumerate(checkpoint.pop("optimizer_states", [])):
+            state[f"optimizer_{index}"] = optimizer
+        if self.is_global_zero:
+            torch.save(checkpoint, path / METADATA)
+        if self.asynchronous_save:
+            # A response with a future of its own is what other checkpointer types return.
+            saved = dcp.async_save(state, checkpoint_id=path, process_group=self._save_group)
+            self.pending_save = saved if isinstance(saved, Future) else saved.upload_completion
+        else:
+            dcp.save(state, checkpoint_id=path)
+
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Restores model and optimizer from shards of any number of processes, or from one file;
+        returns everything else."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only)
+        # Lightning would number the optimizer's parameters in the model's order, not in that of
+        # the optimizer's groups, and give some of them the state of others.
+        content = read_metadata(path)
+        assert self.model is not None
+        load_tensors(self.model.state_dict(), content.pop("state_dict"))
+        states = content.pop("optimizer_states", [])
+        for optimizer, state in zip(self.optimizers, states, strict=False):
+            load_optimizer(optimizer, state)
+        return content
+
+    def wait_for_save(self) -> None:
+        """Returns when nothing is being written any more; raises what went wrong with it."""
+        pending, self.pending_save = self.pending_save, None
+        if pending is not None:
+            pending.result()
+
+    def teardown(self) -> None:
+        self.wait_for_save()
+        super().teardown()
+
+
+def shard(network: Transformer, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
+    """Shards each block and the rest of ``network`` in place, also on the meta device.
+
+    Args:
+        network: The model; its ``compute_dtype`` is that of the gathered blocks.
+        mesh: Processes, of one dimension, or (copies, shards of a copy).
+        reshard_after_forward: See `FSDP2Strategy`.
+    """
+    blocks = MixedPrecisionPolicy(
+        param_dtype=network.compute_dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # cos and sin stay float32
+    )
+    for block in network.blocks():
+        fully_shard(block, mesh=mesh, mp_policy=blocks, reshard_after_forward=reshard_after_forward)
+    fully_shard(network, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    for method in ("loss", "evaluate"):
+        register_fsdp_forward_method(network, method)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, "Weights, gradients, optimizer state sharded")

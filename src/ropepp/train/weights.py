@@ -1,0 +1,80 @@
+"""Weights to begin a stage with, from whatever form they are in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ropepp.errors import InputError
+from ropepp.interop.published import check_shapes, load_pretrained
+from ropepp.model.init import as_sharded
+from ropepp.model.transformer import Transformer
+from ropepp.train.checkpoints import read_metadata, shapes
+
+
+@torch.no_grad()
+def load_weights(network: Transformer, path: str | Path) -> None:
+    """Copies weights into ``network``, sharded or not.
+
+    Args:
+        network: The model; its position may differ from the saved one's (another theta, another
+            scaling) as long as its tensors have the same shapes.
+        path: A checkpoint file, a sharded checkpoint, or a folder in the published format.
+
+    Raises:
+        InputError: There is nothing of that kind, it is torn, or a tensor is missing, left over or
+            of another shape.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"init_from is {path}, which does not exist")
+    own = network.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    if path.is_dir() and (path / "config.json").is_file():
+        found = load_pretrained(path).state_dict()
+        check_shapes(expected, {name: tuple(x.shape) for name, x in found.items()}, path)
+    elif path.is_dir():
+        read_metadata(path)  # says what is torn
+        check_shapes(expected, shapes(path), path)
+        import torch.distributed.checkpoint as dcp
+
+        wanted = {"state_dict": {f"network.{name}": tensor for name, tensor in own.items()}}
+        dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
+        return
+    else:
+        check_shapes(expected, shapes(path), path)
+        tensors = read_metadata(path)["state_dict"]
+        found = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+    load_tensors(own, found)
+
+
+@torch.no_grad()
+def load_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Copies whole tensors into those of the same names, sharded or not."""
+    for name, tensor in own.items():
+        tensor.copy_(as_sharded(tensor, found[name]))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restores an optimizer over sharded parameters from a state of whole tensors.
+
+    Args:
+        optimizer: The optimizer.
+        state: What ``state_dict`` of such an optimizer over whole parameters has returned.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    sharded = {}
+    for number, parameter in zip(numbers, parameters, strict=True):
+        sharded[number] = {
+            key: as_sharded(parameter, value) if _is_like(parameter, value) else value
+            for key, value in state["state"].get(number, {}).items()
+        }
+    optimizer.load_state_dict({**state, "state": sharded})
+
+
+def _is_like(parameter: Tensor, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
