@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS = ROOT / "scripts" / "constraints-cpu.txt"
+CPU = ROOT / "scripts" / "constraints-cpu.txt"
 
 
 def prepare(extra: str) -> Path:
     """Makes or updates ``.venv`` with this checkout and an extra; returns its Python.
 
-    ``ROPEPP_PYTHON`` names another interpreter, whose environment is then used as it is.
+    ``ROPEPP_PYTHON`` names another interpreter, whose environment is then used as it is;
+    ``ROPEPP_CONSTRAINTS`` names a pip constraints file, such as scripts/constraints-oldest.txt.
     """
     given = os.environ.get("ROPEPP_PYTHON")
     if given:
@@ -26,7 +27,10 @@ def prepare(extra: str) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = folder / f"installed-{extra}"
     gpu = shutil.which("nvidia-smi") is not None
-    state = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + CONSTRAINTS.read_bytes())
+    named = os.environ.get("ROPEPP_CONSTRAINTS")
+    constraints = Path(named) if named else None if gpu else CPU
+    versions = constraints.read_bytes() if constraints else b""
+    state = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + versions)
     wanted = f"{state.hexdigest()} gpu={gpu}"
     if stamp.exists() and stamp.read_text() == wanted:
         return python
@@ -36,8 +40,8 @@ def prepare(extra: str) -> Path:
     print("installing (a few minutes the first time)", flush=True)
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--editable", f"{ROOT}[{extra}]"]
-    if not gpu:
-        command += ["--constraint", str(CONSTRAINTS)]
+    if constraints:
+        command += ["--constraint", str(constraints)]
     subprocess.run(command, check=True)
     stamp.write_text(wanted)
     return python

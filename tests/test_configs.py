@@ -9,6 +9,7 @@ import yaml
 from golden_data import REPOSITORY
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model import positions as variants
+from ropepp.model.flops import num_parameters
 from ropepp.train.lightning_cli import RopeppCLI
 
 CONFIGS = REPOSITORY / "configs"
@@ -27,7 +28,7 @@ def shipped(folder: str) -> list[str]:
 
 
 def instantiate(tmp_path: Path, *args: str) -> DryCLI:
-    cpu = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
+    cpu = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
     return DryCLI(["fit", *args, *cpu, f"--logs={tmp_path}", "--run=dry"])
 
 
@@ -78,3 +79,26 @@ def test_every_variant_has_a_configuration() -> None:
         if isinstance(kind, type) and issubclass(kind, variants.Position) and name != "Position"
     }
     assert names == set(paths)
+
+
+PUBLISHED = {
+    "376m": {"rope": 375_931_904, "eh": 367_543_296, "ec": 384_320_512},
+    "776m": {"rope": 776_246_784, "eh": 747_935_232, "ec": 804_558_336},
+    "1.5b": {"rope": 1_397_819_392, "eh": 1_347_487_744, "ec": 1_464_928_256},
+}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_the_published_models_through_the_recipe(size: str, tmp_path: Path) -> None:
+    """Built on the meta device from the shipped files, with the published numbers of parameters."""
+    for name, parameters in PUBLISHED[size].items():
+        cli = instantiate(
+            tmp_path,
+            f"--config={CONFIGS}/experiment/pretrain_376m.yaml",
+            f"--model.network={CONFIGS}/model/{size}.yaml",
+            f"--model.position={CONFIGS}/position/{name}.yaml",
+        )
+        assert num_parameters(cli.model.network) == parameters
+        assert all(parameter.is_meta for parameter in cli.model.network.parameters())
+        tokens = cli.datamodule.sequence_length * cli.datamodule.global_batch_size
+        assert (tokens, cli.trainer.max_steps) == (4096 * 128, 90_000)
