@@ -88,7 +88,7 @@ SIZES = {"vocab_size": 257, "hidden_size": 32, "num_layers": 1, "ffn_size": 16}
          "vocab_size is 100"),
         ({"checkpoint__every_n_steps": -1}, "every_n_steps is -1"),
         ({"ckpt_path": "no/such/file.ckpt"}, "no/such/file.ckpt"),
-        ({"ckpt_path": "last"}, "holds no checkpoint"),
+        ({"ckpt_path": "last"}, "holds no complete checkpoint"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_starts_nothing(

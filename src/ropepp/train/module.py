@@ -130,8 +130,7 @@ class LanguageModel(pl.LightningModule):
                 f"trainer.precision is {self.trainer.precision!r}; leave it at 32-true and choose "
                 "model.compute_dtype, which means the same at every process count"
             )
-        shared = getattr(self.trainer.strategy, "context_parallel_size", 1) > 1
-        if stage == "predict" and shared:
+        if stage == "predict" and getattr(self.trainer.strategy, "context_parallel_size", 1) > 1:
             raise InputError("predict needs whole rows: trainer.strategy.context_parallel_size 1")
         if stage == "fit":
             if self.trainer.max_steps < 1:
