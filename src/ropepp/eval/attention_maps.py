@@ -1,0 +1,326 @@
+"""Where a model's heads look: attention weights of each kind of head, real, imaginary or another.
+
+The weights are computed beside the kernel, from the queries and keys that it gets, in blocks of
+queries: memory grows with the length, not with its square. The model's output stays what it was.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ropepp.errors import InputError
+from ropepp.model.config import ModelConfig
+from ropepp.model.heads import HeadLayout
+from ropepp.model.kernels import BACKENDS, Backend, Request, attention
+from ropepp.model.kernels.backend import never
+from ropepp.model.transformer import Transformer
+from ropepp.sweep.records import Run
+
+IMAGE, FIGURES = "attention.png", "attention.json"
+MEASURES = ("distance", "entropy", "first_token", "same_token")
+NAMES = {0.0: "real", 270.0: "imaginary"}  # by phase in degrees, turned to 0..360
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Mean attention of the heads of each kind. L layers, T tokens, n = ceil(T / bin_width).
+
+    Attributes:
+        heads: Number of heads of each kind in a layer.
+        rows: Rows of tokens that were read.
+        length: Tokens in a row (T).
+        bin_width: Tokens in a bin of the maps.
+        weights: By kind, (L, n, n) float32: the mean weight that a query of the first bin gives to
+            a key of the second, over rows, heads and the pairs that causality allows; NaN where
+            there is none.
+        measures: By kind, means over rows, heads and queries in each layer: ``distance`` to the
+            attended tokens (tokens), ``entropy`` of the weights (nats), and the share on the row's
+            ``first_token`` and on the ``same_token`` as the query's.
+    """
+
+    heads: dict[str, int]
+    rows: int
+    length: int
+    bin_width: int
+    weights: dict[str, Tensor]
+    measures: dict[str, dict[str, list[float]]]
+
+    def uniform(self) -> dict[str, float]:
+        """The measures of a head that looks at all tokens before it equally."""
+        seen = torch.arange(1, self.length + 1, dtype=torch.float64)
+        values = ((seen - 1) / 2, seen.log(), 1 / seen, 1 / seen)
+        return {name: float(x.mean()) for name, x in zip(MEASURES, values, strict=True)}
+
+
+@torch.no_grad()
+def attention_maps(
+    model: Transformer, input_ids: Tensor, block: int = 64, size: int = 128
+) -> AttentionMaps:
+    """Attention maps of a model on rows of tokens, each read as one document from position 0.
+
+    Args:
+        model: Any variant; its backends stay as they are.
+        input_ids: (B, T) int64.
+        block: Queries whose weights are in memory at a time.
+        size: Most bins of a map in each direction.
+
+    Raises:
+        InputError: ``block`` or ``size`` is below 1, or several processes share the model's rows.
+    """
+    if block < 1 or size < 1:
+        raise InputError(f"block is {block} and size {size}; both must be at least 1")
+    if model.sequence is not None:
+        raise InputError("attention maps need whole rows; here several processes share them")
+    B, T = input_ids.shape
+    width = -(-T // size)
+    kinds = kinds_of(model.layout)
+    sums = [_Sums(kinds, T, width, block) for _ in model.blocks()]
+    with _recording(model, sums):
+        model.hidden(input_ids)
+    pairs = _visible_pairs(T, width)
+    maps = {kind: torch.stack([one.maps[kind] for one in sums]) / (B * pairs) for kind in kinds}
+    measures = {
+        kind: {
+            name: [float(one.measures[row, heads].sum()) / (B * T * len(heads)) for one in sums]
+            for row, name in enumerate(MEASURES)
+        }
+        for kind, heads in kinds.items()
+    }
+    return AttentionMaps(
+        heads={kind: len(heads) for kind, heads in kinds.items()},
+        rows=B,
+        length=T,
+        bin_width=width,
+        weights={kind: values.float() for kind, values in maps.items()},
+        measures=measures,
+    )
+
+
+def kinds_of(layout: HeadLayout) -> dict[str, list[int]]:
+    """Indices of the heads of each phase: "real" is phase 0, "imaginary" -90 degrees, others are
+    named by their phase."""
+    kinds: dict[str, list[int]] = {}
+    for index, head in enumerate(layout.heads):
+        name = NAMES.get(head.phase % 360, f"phase {head.phase:g}")
+        kinds.setdefault(name, []).append(index)
+    return kinds
+
+
+class _Sums:
+    """Adds up what a layer's heads attend to, on the CPU in float64."""
+
+    def __init__(self, kinds: dict[str, list[int]], T: int, width: int, block: int) -> None:
+        self.kinds = kinds
+        self.width = width
+        self.block = block
+        n = -(-T // width)
+        self.maps = {kind: torch.zeros(n, n, dtype=torch.float64) for kind in kinds}
+        heads = sum(map(len, kinds.values()))
+        self.measures = torch.zeros(len(MEASURES), heads, dtype=torch.float64)
+
+    def add(self, request: Request) -> None:
+        B, T = request.q.shape[:2]
+        for row in range(B):
+            for start in range(0, T, self.block):
+                self._add_block(_weights(request, row, start, min(start + self.block, T)), start)
+
+    def _add_block(self, weights_HtS: Tensor, start: int) -> None:
+        H, t, S = weights_HtS.shape
+        query = torch.arange(start, start + t, device=weights_HtS.device)
+        distance = query[:, None] - torch.arange(S, device=query.device)
+        values = (
+            (weights_HtS * distance).sum(-1),
+            torch.special.entr(weights_HtS).sum(-1),
+            weights_HtS[..., 0],
+            weights_HtS[..., start:].diagonal(dim1=1, dim2=2),
+        )
+        self.measures += torch.stack(values).double().sum(-1).cpu()
+        n, bins = -(-S // self.width), (query // self.width).cpu()
+        filled = torch.nn.functional.pad(weights_HtS, (0, n * self.width - S))
+        binned = filled.view(H, t, n, self.width).sum(-1).double().cpu()
+        for kind, heads in self.kinds.items():
+            self.maps[kind][:, :n].index_add_(0, bins, binned[heads].mean(0))
+
+
+def _weights(request: Request, row: int, start: int, stop: int) -> Tensor:
+    """Attention weights (H, stop - start, stop) of some queries of a row: float32, as
+    `ropepp.model.kernels.definition` has them."""
+    K = request.k.shape[2]
+    q = request.q[row, start:stop].float().unflatten(1, (K, -1))
+    k = request.k[row, :stop].float()
+    scores = torch.einsum("tkgd,skd->kgts", q, k).flatten(0, 1) * request.scale
+    index = torch.arange(stop, device=k.device)
+    distance = index[start:, None] - index[None, :]
+    if request.alibi_slopes is not None:
+        scores = scores - request.alibi_slopes.float()[:, None, None] * distance.abs()
+    return scores.masked_fill(distance < 0, -torch.inf).softmax(-1)
+
+
+def _visible_pairs(T: int, width: int) -> Tensor:
+    """How many pairs of a query and a key not after it there are in each pair of bins, (n, n);
+    NaN instead of 0."""
+    n = -(-T // width)
+    query = torch.arange(T)
+    keys = (query[:, None] + 1 - width * torch.arange(n)).clamp(0, width).double()
+    pairs = torch.zeros(n, n, dtype=torch.float64).index_add_(0, query // width, keys)
+    return pairs.masked_fill(pairs == 0, torch.nan)
+
+
+@contextmanager
+def _recording(model: Transformer, sums: list[_Sums]) -> Iterator[None]:
+    """Inside the context, each layer has a backend of its own, which shows the request to the
+    layer's sums and leaves the work to the backend that was there."""
+    layers = [block.self_attn for block in model.blocks()]
+    before = [layer.backend for layer in layers]
+    names = [f"recording layer {index} of model {id(model)}" for index in range(len(layers))]
+    try:
+        for layer, name, own, inner in zip(layers, names, sums, before, strict=True):
+            BACKENDS[name] = _recorder(name, own, inner)
+            layer.backend = name
+        yield
+    finally:
+        for layer, name, inner in zip(layers, names, before, strict=True):
+            layer.backend = inner
+            BACKENDS.pop(name, None)
+
+
+def _recorder(name: str, sums: _Sums, inner: str) -> Backend:
+    def run(request: Request) -> Tensor:
+        sums.add(request)
+        return attention(
+            request.q,
+            request.k,
+            request.v,
+            causal=request.causal,
+            alibi_slopes=request.alibi_slopes,
+            scale=request.scale,
+            backend=inner,
+        )
+
+    return Backend(name, never, run)
+
+
+def draw(maps: AttentionMaps, path: Path) -> None:
+    """Writes a PNG: the first, middle and last layer side by side, a line of panels for each kind
+    of head; logarithmic colours from a tenth of the uniform weight 1 / T up to 1."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    kinds, T = list(maps.weights), maps.length
+    layers = len(maps.weights[kinds[0]])
+    shown = sorted({0, layers // 2, layers - 1})
+    figure = Figure(figsize=(3.5 * len(shown) + 1.8, 3.7 * len(kinds) + 0.5), layout="constrained")
+    axes = figure.subplots(len(kinds), len(shown), squeeze=False, sharex=True, sharey=True)
+    norm, edge = LogNorm(0.1 / T, 1.0), maps.bin_width * maps.weights[kinds[0]].shape[-1]
+    colours = colormaps["viridis"].with_extremes(bad="white")
+    for line, kind in zip(axes, kinds, strict=True):
+        line[0].set_ylabel("query (token)", fontsize=18)
+        for panel, layer in zip(line, shown, strict=True):
+            values = maps.weights[kind][layer].clamp(min=0.1 / T).numpy()
+            image = panel.imshow(values, norm=norm, cmap=colours, extent=(0, edge, edge, 0))
+            panel.set_title(f"{kind}, layer {layer + 1} of {layers}", fontsize=18)
+            panel.tick_params(labelsize=15)
+            panel.locator_params(nbins=3)
+    for panel in axes[-1]:
+        panel.set_xlabel("key (token)", fontsize=18)
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("mean attention weight", fontsize=18)
+    bar.ax.tick_params(labelsize=16)
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=80, format="png")
+    temporary.replace(path)
+
+
+def write_maps(run: Run, rows: int = 8, most_tokens: int = 16384) -> str | None:
+    """Writes the maps of a run's newest checkpoint, on text of its own validation split, into its
+    folder: ``attention.png`` and, with the measures, ``attention.json``.
+
+    Args:
+        run: A run of a sweep.
+        rows: Rows to read, the same for every run on the same data.
+        most_tokens: Fewer rows are read if they hold more tokens than this, but always one.
+
+    Returns:
+        Why there are none, or None.
+    """
+    from ropepp.train.checkpoints import newest_complete
+    from ropepp.train.result import write_json
+
+    checkpoint = newest_complete(run.directory / "checkpoints")
+    if checkpoint is None:
+        return "it has no complete checkpoint"
+    try:
+        input_ids = _validation_ids(run.directory / "config.yaml", rows, most_tokens)
+        model = _load(checkpoint)
+    except InputError as error:
+        return str(error)
+    maps = attention_maps(model, input_ids)
+    draw(maps, run.directory / IMAGE)
+    content = {
+        "checkpoint": checkpoint.name,
+        "rows": maps.rows,
+        "length": maps.length,
+        "heads": maps.heads,
+        "measures": maps.measures,
+        "uniform": maps.uniform(),
+    }
+    write_json(run.directory / FIGURES, content)
+    return None
+
+
+def _load(checkpoint: Path) -> Transformer:
+    """The model of a checkpoint, on the CPU in float32."""
+    from ropepp.train.checkpoints import read_metadata
+    from ropepp.train.plain import from_plain
+    from ropepp.train.weights import load_weights
+
+    settings = read_metadata(checkpoint)["hyper_parameters"]
+    with torch.device("meta"):
+        model = Transformer(ModelConfig(**settings["network"]), from_plain(settings["position"]))
+    model.to_empty(device="cpu")
+    model.tie()
+    load_weights(model, checkpoint)
+    return model.eval()
+
+
+def _validation_ids(config: Path, rows: int, most_tokens: int) -> Tensor:
+    """Rows (B, T) of the validation split of a run's data.
+
+    Raises:
+        InputError: The configuration is missing, its data is of another kind or not there.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    if not config.is_file():
+        raise InputError(f"{config.name} is missing")
+    data: dict[str, Any] = yaml.safe_load(config.read_text())["data"]
+    name, settings = data["class_path"].rpartition(".")[2], data["init_args"]
+    rows = max(1, min(rows, most_tokens // settings["sequence_length"]))
+    if name == "CorpusDataModule":
+        return _longest_documents(settings["corpus"], rows, settings["sequence_length"])
+    if name == "RecallDataModule":
+        from ropepp.train.plain import from_plain
+
+        return from_plain(data).evaluation_sets()[""].batch(range(rows))["input_ids"]
+    raise InputError(f"maps are drawn of corpora and recall, and its data is {name}")
+
+
+def _longest_documents(folder: str, rows: int, length: int) -> Tensor:
+    """The beginnings of the longest documents of a validation split: as many tokens as the training
+    rows have, or all of the shortest of these documents. Packed rows would blur what is at a
+    document's start."""
+    from ropepp.data.corpus import Corpus
+
+    corpus = Corpus.open(folder, "validation")
+    sizes = np.diff(corpus.offsets)
+    longest = np.argsort(-sizes, kind="stable")[:rows]
+    T = min(length, int(sizes[longest].min()))
+    texts = [corpus.tokens[start : start + T] for start in corpus.offsets[longest]]
+    return torch.from_numpy(np.stack(texts).astype(np.int64))

@@ -1,0 +1,365 @@
+"""A sweep's folder as a TensorBoard log directory: a table with a row for each variant, mean curves
+with a band, a layout, and attention maps.
+
+Beside the runs' own events this writes files of its own, known by their suffix: into the folder
+(the table's columns, the layout), into each run that has begun (its settings and outcome) and into
+``VARIANT/mean`` (curves). Needs TensorBoard, and torch only where maps are to be drawn.
+"""
+
+import json
+import math
+import os
+import statistics
+import struct
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as layout_metadata
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from ropepp.sweep.records import METRICS, TRIAL, Plan, Run, read_plan, read_runs
+
+ADDRESS = "http://localhost:6006"  # where TensorBoard listens
+SUFFIX = ".board"  # of this module's event files
+ATTENTION_TAG = "attention/real_and_imaginary"
+RUNNING_SECONDS = 600.0  # a run that has logged nothing for longer counts as stopped
+BAND = {"value": 0, "lower": -1, "upper": 1}  # parts of a band, in standard deviations
+
+Curve = dict[int, float]
+Step = tuple[int, Any]  # a step and a Summary
+
+
+class Outcome(NamedTuple):
+    """A number of a finished run for the table: its tag, its name for people, and the keys under
+    which ``result.json`` has it."""
+
+    tag: str
+    name: str
+    keys: tuple[str, ...]
+
+
+OUTCOMES = (
+    Outcome("perplexity", "perplexity", ("validation_perplexity",)),
+    Outcome("accuracy", "accuracy", ("evaluation", "validation/accuracy")),
+    Outcome("parameters", "parameters", ("parameters",)),
+    Outcome("kv_cache_bytes_per_token", "KV cache, bytes/token", ("kv_cache_bytes_per_token",)),
+    Outcome("training_flops_per_token", "FLOPs/token", ("training_flops_per_token",)),
+    Outcome("tokens_per_second", "tokens/s", ("tokens_per_second",)),
+    Outcome("peak_memory_bytes", "peak memory, bytes", ("peak_memory_bytes",)),
+)
+
+
+def write_boards(folder: Path, maps: bool = True) -> str:
+    """Makes a sweep's folder, finished or not, a TensorBoard log directory; replaces what an
+    earlier call wrote.
+
+    Args:
+        folder: A sweep's folder, see `ropepp.sweep.records`.
+        maps: Whether to draw attention maps of the first finished seed of each variant, unless they
+            are newer than its checkpoints.
+
+    Returns:
+        Text for people: the command and the links that show it, and which variants have no maps
+        and why.
+
+    Raises:
+        InputError: It is no sweep's folder.
+    """
+    plan, runs = read_plan(folder), read_runs(folder)
+    old = list(folder.rglob(f"*tfevents*{SUFFIX}"))
+    notes = []
+    means: dict[str, None] = {}  # tags, in order
+    for variant in dict.fromkeys(run.trial.variant for run in runs if run.state == "done"):
+        done = [run for run in runs if run.state == "done" and run.trial.variant == variant]
+        if maps and (reason := _draw_maps(done[0])):
+            notes.append(f"no attention maps of {variant}: {reason}")
+        curves = _shared([_curves(run) for run in done])
+        means |= dict.fromkeys(curves)
+        _write(folder / variant / "mean", [*_mean_events(curves), *_image(done[0])])
+    outcomes = [_compared(plan), *OUTCOMES, *_other_sets(runs)]
+    hparams = _hparams(plan, runs)
+    for run, settings in zip(runs, hparams, strict=True):
+        if (run.directory / METRICS).exists():
+            _write(run.directory, _session(run, settings, outcomes))
+    tags = sorted({key for run in runs for line in run.metrics() for key in line})
+    layout = _layout(list(means), tags)
+    _write(folder, [(0, _experiment(runs, hparams, outcomes)), (0, layout)])
+    for file in old:
+        file.unlink(missing_ok=True)
+    return "\n".join([_how_to_open(folder, {*tags, *means}), *notes])
+
+
+def _how_to_open(folder: Path, tags: Collection[str]) -> str:
+    """The command, and links that show the curves unsmoothed in one colour a variant, the bands,
+    and the table."""
+    wanted = ("validation/loss", "train/loss", "loss_by_position/validation")
+    pins = [{"plugin": "scalars", "tag": tag} for tag in wanted if tag in tags]
+    pinned = quote(json.dumps(pins, separators=(",", ":")), safe="")
+    return (
+        f"tensorboard --logdir {folder}\n"
+        f"curves: {ADDRESS}/?runColorGroup=regex%3A(.*)%2F&smoothing=0"
+        f"&pinnedCards={pinned}#timeseries\n"
+        f"bands:  {ADDRESS}/#custom_scalars&_smoothingWeight=0\n"
+        f"table:  {ADDRESS}/#hparams"
+    )
+
+
+# The table
+
+
+def _compared(plan: Plan) -> Outcome:
+    """The sweep's metric, of ``result.json`` or of the evaluation in it."""
+    keys = ("evaluation", plan.metric) if "/" in plan.metric else (plan.metric,)
+    return Outcome("metric", _words(plan.metric), keys)
+
+
+def _other_sets(runs: Iterable[Run]) -> list[Outcome]:
+    """Loss and accuracy of the evaluation sets besides the main one."""
+    keys = dict.fromkeys(key for run in runs for key in run.result.get("evaluation", {}))
+    return [
+        Outcome(key.replace("/", "_"), _words(key), ("evaluation", key))
+        for key in keys
+        if key.endswith(("/loss", "/accuracy")) and not key.startswith("validation/")
+    ]
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ").replace("/", " ")
+
+
+def _value(result: Mapping[str, Any], outcome: Outcome) -> float | None:
+    found: Any = result
+    for key in outcome.keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    # The table cannot carry what is no number.
+    return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
+
+
+def _hparams(plan: Plan, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of each run the name of its variant and its settings; a column has one type: bool, float, or
+    text where they differ. Nothing for None."""
+    rows = [
+        {"variant": plan.display.get(run.trial.variant, run.trial.variant), **run.trial.settings}
+        for run in runs
+    ]
+    for name in {key for row in rows for key in row}:
+        given = [row for row in rows if row.get(name) is not None]
+        kinds = {type(row[name]) for row in given}
+        for row in rows:
+            if row.get(name) is None:
+                row.pop(name, None)
+            elif kinds <= {int, float}:
+                row[name] = float(row[name])
+            elif kinds not in ({bool}, {str}):
+                row[name] = row[name] if isinstance(row[name], str) else json.dumps(row[name])
+    return rows
+
+
+def _experiment(
+    runs: Sequence[Run], hparams: Sequence[Mapping[str, Any]], outcomes: Iterable[Outcome]
+) -> Any:
+    """The table's columns: the settings with all values that occur, and the outcomes."""
+    columns = [
+        summary_v2.HParam(
+            name,
+            summary_v2.Discrete(sorted({row[name] for row in hparams if name in row})),
+            display_name=_words(name),
+        )
+        for name in dict.fromkeys(key for row in hparams for key in row)
+    ]
+    metrics = [summary_v2.Metric(f"whole_run/{one.tag}", display_name=one.name) for one in outcomes]
+    created = min((_times(run)[0] for run in runs), default=0.0)
+    return summary_v2.hparams_config_pb(columns, metrics, time_created_secs=created)
+
+
+def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[Outcome]) -> list[Step]:
+    """A run's line in the table, which averages the lines of a variant, and its numbers there.
+
+    All at step 0: what a resumed run tells TensorBoard to forget are later steps.
+    """
+    begin, end = _times(run)
+    if run.state == "done":
+        status = api_pb2.STATUS_SUCCESS
+    elif time.time() - end < RUNNING_SECONDS:
+        status = api_pb2.STATUS_RUNNING
+    else:
+        status = api_pb2.STATUS_FAILURE
+    info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end)
+    content = plugin_data_pb2.HParamsPluginData(session_end_info=info)
+    ending = _tensor(
+        hparams_metadata.SESSION_END_INFO_TAG,
+        hparams_metadata.create_summary_metadata(content),
+        hparams_metadata.NULL_TENSOR,
+    )
+    values = {f"whole_run/{one.tag}": _value(run.result, one) for one in outcomes}
+    scalars = [_scalar(tag, value) for tag, value in values.items() if value is not None]
+    start = summary_v2.hparams_pb(settings, trial_id=run.trial.variant, start_time_secs=begin)
+    return [(0, summary) for summary in (start, *scalars, ending)]
+
+
+def _times(run: Run) -> tuple[float, float]:
+    """When a run began and ended or was last heard of, in seconds since 1970."""
+    heard = next(f for f in (run.directory / METRICS, run.directory / TRIAL) if f.exists())
+    end = heard.stat().st_mtime
+    if "finished" in run.result:
+        end = datetime.fromisoformat(run.result["finished"]).timestamp()
+    if "seconds" in run.result:
+        return end - float(run.result["seconds"]), end
+    return min((run.directory / TRIAL).stat().st_mtime, end), end
+
+
+# Mean curves
+
+
+def _curves(run: Run) -> dict[str, Curve]:
+    """Losses and accuracies of a run by step, and its loss by position."""
+    curves: dict[str, Curve] = {}
+    for line in run.metrics():
+        for tag, value in line.items():
+            evaluated = tag.startswith("validation") and tag.endswith(("/loss", "/accuracy"))
+            if tag == "train/loss" or evaluated:
+                curves.setdefault(tag, {})[line["step"]] = value
+    for name, found in run.result.get("loss_by_position", {}).items():
+        points = zip(map(round, found["position"]), found["loss"], strict=True)
+        curves[f"loss_by_position/validation{name}"] = dict(points)
+    return curves
+
+
+def _shared(seeds: Sequence[Mapping[str, Curve]]) -> dict[str, dict[int, list[float]]]:
+    """Values of all seeds at the steps that all of them have, by tag; no tag without any."""
+    found = {}
+    for tag in seeds[0]:
+        curves = [seed.get(tag, {}) for seed in seeds]
+        steps = sorted(set.intersection(*map(set, curves)))
+        if steps:
+            found[tag] = {step: [curve[step] for curve in curves] for step in steps}
+    return found
+
+
+def _mean_events(curves: Mapping[str, Mapping[int, list[float]]]) -> Iterator[Step]:
+    """Means under the runs' own tags; of two seeds and more the band too, with the mean in it: a
+    tag that single runs have as well would make its chart complain about them."""
+    for tag, points in curves.items():
+        for step, values in points.items():
+            mean = math.fsum(values) / len(values)
+            yield step, _scalar(tag, mean)
+            if len(values) > 1:
+                spread = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+                for part, sign in BAND.items():
+                    yield step, _scalar(f"variation/{tag}/{part}", mean + sign * spread)
+
+
+def _layout(means: Sequence[str], tags: Sequence[str]) -> Any:
+    """The custom scalars' tab: means with their band, curves of all runs, utilisation."""
+    margins = [
+        layout_pb2.Chart(
+            title=tag,
+            margin=layout_pb2.MarginChartContent(
+                series=[
+                    layout_pb2.MarginChartContent.Series(
+                        **{part: f"variation/{tag}/{part}" for part in BAND}
+                    )
+                ]
+            ),
+        )
+        for tag in reversed(means)  # TensorBoard shows these charts, unlike others, last first
+    ]
+    lines = [tag for tag in tags if tag.endswith(("/loss", "/accuracy"))]
+    utilisation = [tag for tag in tags if tag.startswith("utilisation/")]
+    categories = {
+        "Mean over seeds, with one standard deviation": margins,
+        "All runs": [_lines(tag) for tag in lines],
+        "Utilisation": [_lines(tag) for tag in utilisation],
+    }
+    layout = layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(title=title, chart=charts, closed=title == "Utilisation")
+            for title, charts in categories.items()
+            if charts
+        ]
+    )
+    content = tensor_pb2.TensorProto(
+        dtype=types_pb2.DT_STRING,
+        string_val=[layout.SerializeToString()],
+        tensor_shape=tensor_shape_pb2.TensorShapeProto(),
+    )
+    return _tensor(
+        layout_metadata.CONFIG_SUMMARY_TAG, layout_metadata.create_summary_metadata(), content
+    )
+
+
+def _lines(tag: str) -> Any:
+    content = layout_pb2.MultilineChartContent(tag=[f"^{tag}$"])
+    return layout_pb2.Chart(title=tag, multiline=content)
+
+
+# Attention maps
+
+
+def _draw_maps(run: Run) -> str | None:
+    """Draws a run's maps unless they are newer than its checkpoints; returns why there are none."""
+    figures = run.directory / "attention.json"
+    written = [path.stat().st_mtime for path in (run.directory / "checkpoints").glob("step-*")]
+    if figures.exists() and figures.stat().st_mtime > max(written, default=0.0):
+        return None
+    try:
+        from ropepp.eval.attention_maps import write_maps
+
+        return write_maps(run)
+    except ModuleNotFoundError as error:
+        return f"the package {error.name} is missing"
+
+
+def _image(run: Run) -> list[Step]:
+    """The picture of a run's maps, if there is one."""
+    file = run.directory / "attention.png"
+    if not file.exists():
+        return []
+    content = file.read_bytes()
+    width, height = struct.unpack(">II", content[16:24])  # of the PNG's header
+    image = summary_pb2.Summary.Image(
+        width=width, height=height, colorspace=4, encoded_image_string=content
+    )
+    value = summary_pb2.Summary.Value(tag=ATTENTION_TAG, image=image)
+    return [(int(run.result.get("steps", 0)), summary_pb2.Summary(value=[value]))]
+
+
+# Event files
+
+
+def _scalar(tag: str, value: float) -> Any:
+    return summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, simple_value=value)])
+
+
+def _tensor(tag: str, metadata: Any, tensor: Any) -> Any:
+    value = summary_pb2.Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+    return summary_pb2.Summary(value=[value])
+
+
+def _write(directory: Path, summaries: Iterable[Step]) -> None:
+    """Writes an event file, completely or not at all.
+
+    Its name comes before those of a run's own files: TensorBoard reads the files of a folder in
+    order, and would take no more from those of a run that goes on.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"events.out.tfevents.0000000000.{time.time_ns()}{SUFFIX}"
+    temporary = directory / f"{SUFFIX}.tmp"
+    now = time.time()
+    with temporary.open("wb") as stream:
+        writer = RecordWriter(stream)
+        first = event_pb2.Event(wall_time=now, file_version="brain.Event:2")
+        writer.write(first.SerializeToString())
+        for step, summary in summaries:
+            event = event_pb2.Event(wall_time=now, step=step, summary=summary)
+            writer.write(event.SerializeToString())
+        writer.flush()
+    os.replace(temporary, file)

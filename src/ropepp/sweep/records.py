@@ -1,0 +1,136 @@
+"""What a sweep leaves on disk, and reading it back; needs Python's standard library alone.
+
+A sweep's folder is ``LOGS/NAME/``::
+
+    sweep.json                     the resolved sweep (see `Plan`)
+    VARIANT/seed-N/trial.json      what a run is (see `Trial`), written before it starts
+    VARIANT/seed-N/...             the run's own files: config.yaml, metrics.jsonl, result.json
+
+A run's own files are the truth: it is done when ``result.json`` is there.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ropepp.errors import InputError
+
+PLAN, TRIAL, RESULT, METRICS = "sweep.json", "trial.json", "result.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        variant: Name of the row it belongs to; runs of one variant differ in their seed alone.
+        seed: Its seed.
+        overrides: Keys of ``fit`` and their values, besides the base configuration.
+        settings: What tells variants apart, short names to plain values (for tables and HParams).
+    """
+
+    variant: str
+    seed: int
+    overrides: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def run(self) -> str:
+        """Name of the run in the sweep's folder."""
+        return f"{self.variant}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep as it was asked for.
+
+    Attributes:
+        name: Its name, which is that of its folder.
+        question: What it is meant to answer, in a sentence.
+        baseline: The variant to which others are compared.
+        metric: Key of ``result.json`` that is compared, smaller is better.
+        shared_learning_rate: Whether all variants have one learning rate, a bias to name.
+        variants: Names in the order of the table.
+        display: Names for people, by variant.
+        controls: Variants that equal the baseline by construction: what they differ by is noise.
+    """
+
+    name: str
+    question: str
+    baseline: str
+    metric: str = "validation_loss"
+    shared_learning_rate: bool = True
+    variants: list[str] = field(default_factory=list)
+    display: dict[str, str] = field(default_factory=dict)
+    controls: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trial and what has come of it.
+
+    Attributes:
+        trial: What it is.
+        directory: Its folder.
+        state: "done", or "unfinished" for everything that has no result.
+        result: Content of ``result.json``, empty unless done.
+    """
+
+    trial: Trial
+    directory: Path
+    state: str
+    result: dict[str, Any]
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The complete lines of ``metrics.jsonl``."""
+        file = self.directory / METRICS
+        if not file.exists():
+            return
+        with file.open() as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Writes ``sweep.json``, completely or not at all."""
+    _write(folder / PLAN, asdict(plan))
+
+
+def write_trial(directory: Path, trial: Trial) -> None:
+    """Writes a run's ``trial.json``, completely or not at all."""
+    _write(directory / TRIAL, asdict(trial))
+
+
+def read_plan(folder: Path) -> Plan:
+    """The sweep of a folder.
+
+    Raises:
+        InputError: It is none.
+    """
+    file = folder / PLAN
+    if not file.is_file():
+        raise InputError(f"{folder} is no sweep's folder: {PLAN} is missing")
+    return Plan(**json.loads(file.read_text()))
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All runs of a sweep, by variant in the plan's order and seed."""
+    order = {name: number for number, name in enumerate(read_plan(folder).variants)}
+    runs = []
+    for file in folder.rglob(TRIAL):
+        trial = Trial(**json.loads(file.read_text()))
+        result = file.parent / RESULT
+        content = json.loads(result.read_text()) if result.is_file() else {}
+        runs.append(Run(trial, file.parent, "done" if content else "unfinished", content))
+    return sorted(runs, key=lambda run: (order.get(run.trial.variant, len(order)), run.trial.seed))
+
+
+def _write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, file)

@@ -1,0 +1,399 @@
+"""Comparing variants with a baseline over the seeds that both were trained with.
+
+The scheme of a sweep, in which every variant is compared with one baseline:
+
+* Runs are paired by seed; the differences, variant minus baseline, are taken as normal.
+* Each comparison gets the paired t-test's two-sided p and the plain 95% t interval.
+* The p-values of all comparisons are adjusted by Holm's step-down method (Holm 1979, Scand. J.
+  Statist. 6, 65-70), so that the chance of one false claim or more in the sweep is at most 5%.
+* Beside the plain interval stands Bonferroni's, at 1 - 0.05 / m for m comparisons: all m hold
+  together with at least 95%. It is stricter than Holm's test. A difference is called real only
+  where the adjusted p is below 0.05 and neither interval has zero; the rare comparison that passes
+  Holm's test alone is called just that.
+* Two pairs leave one degree of freedom, at which normality is all there is: never called real.
+
+A sign-flip test, which needs symmetry alone, stands beside them where it can speak at all.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ropepp.errors import InputError
+from ropepp.sweep.records import PLAN, Plan, Run, read_plan, read_runs
+
+MAKE = "`ropepp sweep run` makes them"
+MINUS = "\N{MINUS SIGN}"
+
+ALPHA = 0.05
+POWER = 0.8
+FEWEST_PAIRS = 3  # for a verdict
+FEWEST_FLIPS = 6  # 2 / 2^n is below 0.05 from here on
+MOST_FLIPS = 22  # 2^21 sums are a matter of milliseconds
+RESOLUTION = 2.0**-23  # of float32, in which the metrics are added up
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant against the baseline; all numbers are in the metric's unit, None where they cannot
+    be had.
+
+    Attributes:
+        variant: Its name.
+        seeds: Seeds that both have, n of them.
+        state: "tested", or why there is no test: "no pairs", "one pair", "identical" (no pair
+            differs beyond float32 rounding), "constant" (all pairs differ by the same amount, so
+            that the seed has no effect and nothing tells how large chance is).
+        mean: Mean difference, variant minus baseline.
+        sd: Standard deviation of the differences.
+        interval: Plain 95% t interval of the mean difference.
+        simultaneous: Bonferroni's interval, together with those of the sweep's other comparisons.
+        p: Two-sided p of the paired t-test; 1 if identical.
+        p_holm: The same adjusted for the sweep's comparisons.
+        p_sign_flip: Exact two-sided p of the sign-flip test, from 6 pairs on.
+        detectable: Smallest true difference that this n and sd would find with 80% power at a
+            two-sided 5%, unadjusted.
+    """
+
+    variant: str
+    seeds: tuple[int, ...]
+    state: Literal["tested", "no pairs", "one pair", "identical", "constant"]
+    mean: float | None = None
+    sd: float | None = None
+    interval: Interval | None = None
+    simultaneous: Interval | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    p_sign_flip: float | None = None
+    detectable: float | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of pairs."""
+        return len(self.seeds)
+
+    @property
+    def real(self) -> bool:
+        """Whether the adjusted p and both intervals say that there is a difference."""
+        return self._significant and not _has_zero(self.simultaneous)
+
+    @property
+    def verdict(self) -> str:
+        """What may be said, in words."""
+        if self.state == "one pair":
+            return "too few seeds (smoke test)"
+        if self.state == "constant":
+            return "the same difference at every seed, no test"
+        if self.state != "tested":
+            return self.state
+        if self.n < FEWEST_PAIRS:
+            return "too few seeds"
+        if not self._significant:
+            return "no difference shown"
+        side = "lower" if self.mean is not None and self.mean < 0 else "higher"
+        return f"{side}, real at 5%" if self.real else f"{side} by Holm's p alone"
+
+    @property
+    def _significant(self) -> bool:
+        return (
+            self.n >= FEWEST_PAIRS
+            and self.p_holm is not None
+            and self.p_holm < ALPHA
+            and not _has_zero(self.interval)
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant: its finished runs, the metric by seed, and how it compares (None if baseline)."""
+
+    variant: str
+    name: str
+    runs: list[Run]
+    values: dict[int, float]
+    comparison: Comparison | None
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of it, in words."""
+        if self.comparison is None:
+            return "baseline"
+        return self.comparison.verdict if self.values else "no result"
+
+    def fact(self, key: str, choose: Callable[[list[Any]], Any] = max) -> Any:
+        """One number for a fact that the runs' results hold, None where none does."""
+        known = [run.result[key] for run in self.runs if run.result.get(key) is not None]
+        return choose(known) if known else None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All that a report is made of; ``diverged`` runs are done, but have no number to compare."""
+
+    folder: Path
+    plan: Plan
+    rows: list[Row]
+    done: list[Run]
+    unfinished: list[Run]
+    diverged: list[Run]
+
+    @property
+    def baseline(self) -> Row | None:
+        """The baseline's row."""
+        return next((row for row in self.rows if row.variant == self.plan.baseline), None)
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """All but the baseline's own row."""
+        return [row.comparison for row in self.rows if row.comparison]
+
+    def name(self, variant: str) -> str:
+        """A variant's name for people."""
+        return self.plan.display.get(variant, variant)
+
+
+def compare(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Comparison]:
+    """Every other variant against the baseline.
+
+    Args:
+        values: Finite values of the metric, by variant and seed.
+        baseline: Name of the baseline; without values, no variant has pairs.
+
+    Returns:
+        The comparisons by variant, in the order of ``values``.
+
+    Raises:
+        InputError: scipy is missing.
+    """
+    reference = values.get(baseline, {})
+    found = [_paired(name, own, reference) for name, own in values.items() if name != baseline]
+    tested = [one for one in found if one.p is not None]
+    adjusted = holm([one.p for one in tested if one.p is not None])
+    for one, p in zip(tested, adjusted, strict=True):
+        wide = None
+        if one.state == "tested" and one.mean is not None and one.sd is not None:
+            wide = t_interval(one.mean, one.sd, one.n, ALPHA / len(tested))
+        found[found.index(one)] = replace(one, p_holm=p, simultaneous=wide)
+    return {one.variant: one for one in found}
+
+
+def t_interval(mean: float, sd: float, n: int, alpha: float = ALPHA) -> Interval:
+    """Two-sided Student interval of a mean at confidence 1 - alpha, from n >= 2 values."""
+    half = float(_stats().t.ppf(1 - alpha / 2, n - 1)) * sd / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: of the k-th smallest of m, the largest (m - i + 1) p_(i) over
+    i <= k, at most 1."""
+    m = len(p_values)
+    adjusted, largest = [0.0] * m, 0.0
+    for rank, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        largest = max(largest, (m - rank) * p_values[index])
+        adjusted[index] = min(1.0, largest)
+    return adjusted
+
+
+def sign_flip_p(differences: Sequence[float]) -> float | None:
+    """Exact two-sided p of the mean difference under random signs (Fisher's permutation test of
+    pairs): the share of the 2^n ways to sign the differences whose sum is at least as far from 0.
+
+    None for fewer than 6 pairs, which cannot come below 0.05, and above 22, too many to enumerate.
+    """
+    n = len(differences)
+    if not FEWEST_FLIPS <= n <= MOST_FLIPS:
+        return None
+    # With all signs turned round a sum has the same size, so the first may stay as it is.
+    sums = np.array([differences[0]])
+    for difference in differences[1:]:
+        sums = np.concatenate((sums + difference, sums - difference))
+    observed = abs(math.fsum(differences))
+    # Sums that are equal on paper differ in rounding.
+    slack = 1e-12 * math.fsum(abs(difference) for difference in differences)
+    return float(np.mean(np.abs(sums) >= observed - slack))
+
+
+def power(shift: float, n: int, alpha: float = ALPHA) -> float:
+    """Probability that a two-sided paired t-test of n >= 2 pairs finds p < alpha.
+
+    The statistic has a noncentral t distribution. It is a normal variable over the root of a
+    chi-squared one, whose quantiles are averaged over: scipy's ``nct`` gives NaN at one degree of
+    freedom.
+
+    Args:
+        shift: Noncentrality, the true mean difference in units of its standard error.
+        n: Pairs.
+        alpha: Level of the test.
+    """
+    limits = _limits(n, alpha)
+    cdf = _stats().norm.cdf
+    return float(np.mean(cdf(shift - limits) + cdf(-shift - limits)))
+
+
+def detectable_difference(sd: float, n: int, wanted: float = POWER) -> float:
+    """Smallest true mean difference that a paired t-test at a two-sided 5% finds with the wanted
+    power (Cohen, Statistical Power Analysis, 1988), if ``sd`` is the differences' true one."""
+    return _needed_shift(n, wanted) * sd / math.sqrt(n)
+
+
+def sample_sd(values: Sequence[float]) -> float | None:
+    """Standard deviation with n - 1 in the denominator; None for fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """Standard deviation within groups, and its degrees of freedom; None if no group has two
+    values."""
+    freedom = sum(len(group) - 1 for group in groups if group)
+    if not freedom:
+        return None
+    squares = sum(float(np.sum(np.square(np.subtract(g, np.mean(g))))) for g in groups if len(g))
+    return math.sqrt(squares / freedom), freedom
+
+
+def decimals(sd: float | None, value: float = 1.0) -> int:
+    """Digits behind the point that show two significant digits of ``sd``, the most that a few seeds
+    warrant; without one, five significant digits of ``value``."""
+    if sd is not None and sd > 0:
+        return min(8, max(0, 1 - math.floor(math.log10(sd))))
+    return min(8, max(0, 4 - math.floor(math.log10(abs(value))))) if value else 4
+
+
+def load(folder: Path) -> Sweep:
+    """Reads a sweep's runs and compares its variants; raises as `write_report`."""
+    if not (folder / PLAN).is_file():
+        raise InputError(f"{folder} is no sweep's folder, {PLAN} is missing; {MAKE}")
+    plan, runs = read_plan(folder), read_runs(folder)
+    done = [run for run in runs if run.state == "done"]
+    if not done:
+        raise InputError(f"{folder} holds no finished run; {MAKE}")
+    values: dict[str, dict[int, float]] = {name: {} for name in plan.variants}
+    diverged = []
+    for run in done:
+        value = metric_value(run, plan.metric)
+        own = values.setdefault(run.trial.variant, {})
+        if math.isfinite(value):
+            own[run.trial.seed] = value
+        else:
+            diverged.append(run)
+    compared = compare(values, plan.baseline)
+    rows = [
+        Row(
+            variant,
+            plan.display.get(variant, variant),
+            [run for run in done if run.trial.variant == variant],
+            own,
+            compared.get(variant),
+        )
+        for variant, own in values.items()
+    ]
+    rows.sort(key=lambda row: row.variant != plan.baseline)  # the baseline first
+    unfinished = [run for run in runs if run.state != "done"]
+    return Sweep(folder, plan, rows, done, unfinished, diverged)
+
+
+def metric_value(run: Run, metric: str) -> float:
+    """The metric of a finished run, from its result or the evaluation in it; NaN for null.
+
+    Raises:
+        InputError: It has no such number.
+    """
+    known = {**run.result.get("evaluation", {}), **run.result}
+    if metric not in known or not isinstance(known[metric], int | float | None):
+        numbers = [key for key, value in known.items() if type(value) in (int, float)]
+        raise InputError(
+            f"{PLAN}: metric is {metric!r}, which {run.trial.run} has not; it has "
+            + ", ".join(numbers)
+        )
+    return math.nan if known[metric] is None else float(known[metric])
+
+
+def number(value: float | None, digits: int) -> str:
+    """With a typographic minus; empty for None."""
+    if not value:
+        return "" if value is None else "0"
+    return f"{value:,.{digits}f}".replace("-", MINUS)
+
+
+def interval(ends: Interval | None, digits: int) -> str:
+    """Both ends with their signs; empty for None."""
+    if ends is None:
+        return ""
+    return "[" + ", ".join(f"{end:+,.{digits}f}" for end in ends).replace("-", MINUS) + "]"
+
+
+def p_value(p: float | None) -> str:
+    """Two significant digits, three behind the point at most."""
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _paired(variant: str, own: Mapping[int, float], reference: Mapping[int, float]) -> Comparison:
+    """One comparison, without what depends on the others."""
+    seeds = tuple(sorted(own.keys() & reference.keys()))
+    n = len(seeds)
+    if not n:
+        return Comparison(variant, seeds, "no pairs")
+    differences = [own[seed] - reference[seed] for seed in seeds]
+    rounding = RESOLUTION * max(max(abs(own[s]), abs(reference[s])) for s in seeds)
+    mean, sd = math.fsum(differences) / n, sample_sd(differences)
+    if sd is None:
+        return Comparison(variant, seeds, "one pair", mean)
+    if max(abs(difference) for difference in differences) <= rounding:
+        return Comparison(variant, seeds, "identical", mean, sd, p=1.0)
+    if sd <= rounding:
+        return Comparison(variant, seeds, "constant", mean, sd)
+    statistic = mean / (sd / math.sqrt(n))
+    return Comparison(
+        variant,
+        seeds,
+        "tested",
+        mean,
+        sd,
+        interval=t_interval(mean, sd, n),
+        p=float(2 * _stats().t.sf(abs(statistic), n - 1)),
+        p_sign_flip=sign_flip_p(differences),
+        detectable=detectable_difference(sd, n),
+    )
+
+
+@cache
+def _needed_shift(n: int, wanted: float) -> float:
+    low, high = 0.0, 1.0
+    while power(high, n) < wanted:
+        high *= 2
+    while high - low > 1e-4 * high:
+        between = (low + high) / 2
+        low, high = (between, high) if power(between, n) < wanted else (low, between)
+    return high
+
+
+@cache
+def _limits(n: int, alpha: float) -> NDArray[np.float64]:
+    """The test's critical value times equally likely values of the root of chi-squared over its
+    degrees of freedom."""
+    scipy, df = _stats(), n - 1
+    middles = (np.arange(20_000) + 0.5) / 20_000
+    return scipy.t.ppf(1 - alpha / 2, df) * np.sqrt(scipy.chi2.ppf(middles, df) / df)
+
+
+def _has_zero(interval: Interval | None) -> bool:
+    return interval is None or interval[0] <= 0 <= interval[1]
+
+
+def _stats() -> Any:
+    """scipy.stats, which costs a second to import and comes with an extra."""
+    try:
+        import scipy.stats  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise InputError(f"{error}; install the extra: pip install 'ropepp[sweep]'") from error
+    return scipy.stats

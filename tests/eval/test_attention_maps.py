@@ -1,0 +1,251 @@
+"""Attention maps against the softmax written out, and that looking changes nothing."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fit_runs import fit
+from ropepp.errors import InputError
+from ropepp.eval.attention_maps import (
+    MEASURES,
+    AttentionMaps,
+    attention_maps,
+    draw,
+    kinds_of,
+    write_maps,
+)
+from ropepp.model.config import ModelConfig
+from ropepp.model.kernels import BACKENDS
+from ropepp.model.positions import (
+    ALiBi,
+    FoPE,
+    NoPE,
+    PartialDoubling,
+    Phases,
+    Position,
+    RoPE,
+    RoPEppEC,
+    RoPEppEH,
+)
+from ropepp.model.transformer import Transformer
+from ropepp.sweep.records import Run, Trial
+
+CONFIG = ModelConfig(
+    vocab_size=31,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    ffn_size=24,
+    init_std=0.4,
+)
+VARIANTS = [
+    RoPE(),
+    RoPEppEC(),
+    RoPEppEH(),
+    PartialDoubling(),
+    Phases(phases=(0.0, 45.0, -90.0)),
+    FoPE(max_length=64),
+    ALiBi(),
+    NoPE(),
+]
+B, T = 2, 21
+
+
+def make(position: Position) -> tuple[Transformer, Tensor]:
+    return Transformer(CONFIG, position, seed=3), torch.randint(0, 31, (B, T))
+
+
+def by_hand(model: Transformer, ids: Tensor) -> list[Tensor]:
+    """Weights (B, H, T, T) of each layer, from the queries and keys that its position layer
+    returns."""
+    found: list[Tensor] = []
+
+    def look(module: torch.nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor]):
+        q, k = output
+        k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+        scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
+        distance = torch.arange(T)[:, None] - torch.arange(T)[None]
+        if isinstance(model.position, ALiBi):
+            slopes = torch.tensor([2.0 ** (-2 * (h + 1)) for h in range(4)])
+            scores = scores - slopes[:, None, None] * distance
+        hidden = torch.ones(T, T, dtype=torch.bool).triu(1)
+        found.append(scores.masked_fill(hidden, -torch.inf).softmax(-1))
+
+    handles = [b.self_attn.position.register_forward_hook(look) for b in model.blocks()]
+    with torch.no_grad():
+        model(ids)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("position", VARIANTS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("block", [1, 8, 64])
+def test_the_softmax_written_out(position: Position, block: int) -> None:
+    model, ids = make(position)
+    maps = attention_maps(model, ids, block=block)
+    want = by_hand(model, ids)
+    distance = (torch.arange(T)[:, None] - torch.arange(T)[None]).float()
+    assert maps.bin_width == 1
+    assert sum(maps.heads.values()) == model.layout.num_heads
+    for kind, heads in kinds_of(model.layout).items():
+        for layer, weights in enumerate(want):
+            own = weights[:, heads]
+            mean = own.mean((0, 1))
+            got = maps.weights[kind][layer]
+            torch.testing.assert_close(got.nan_to_num(0.0), mean, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(got.nan_to_num(0.0).sum(-1), torch.ones(T))
+            assert (got.isnan() == torch.ones(T, T).triu(1).bool()).all()
+            entropy = -(own * own.clamp(min=1e-30).log()).sum(-1).mean()
+            values = (
+                (mean * distance).sum(-1).mean(),
+                entropy,
+                mean[:, 0].mean(),
+                mean.diagonal().mean(),
+            )
+            for name, value in zip(MEASURES, values, strict=True):
+                found = maps.measures[kind][name][layer]
+                assert found == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize("position", VARIANTS, ids=lambda p: type(p).__name__)
+def test_the_model_stays_as_it_was(position: Position, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = make(position)
+    model.set_backend("sdpa")
+    model.blocks()[1].self_attn.backend = "reference"
+    known = dict(BACKENDS)
+    seen: list[Tensor] = []
+    hidden = model.hidden
+
+    def listening(input_ids: Tensor) -> Tensor:
+        seen.append(hidden(input_ids))
+        return seen[-1]
+
+    monkeypatch.setattr(model, "hidden", listening)
+    with torch.no_grad():
+        before = hidden(ids)
+        attention_maps(model, ids)
+        after = hidden(ids)
+    assert torch.equal(seen[0], before)
+    assert torch.equal(after, before)
+    assert [block.self_attn.backend for block in model.blocks()] == ["sdpa", "reference"]
+    assert known == BACKENDS
+
+
+def test_backends_come_back_after_an_error() -> None:
+    model, _ = make(RoPEppEC())
+    known = dict(BACKENDS)
+    with pytest.raises(IndexError):
+        attention_maps(model, torch.full((1, 4), 31))
+    assert [block.self_attn.backend for block in model.blocks()] == ["auto", "auto"]
+    assert known == BACKENDS
+
+
+def test_bins_are_means_over_visible_pairs() -> None:
+    model, ids = make(RoPEppEC())
+    fine, coarse = attention_maps(model, ids), attention_maps(model, ids, size=5, block=4)
+    assert coarse.bin_width == 5
+    for kind in ("real", "imaginary"):
+        assert coarse.weights[kind].shape == (2, 5, 5)
+        for i in range(5):
+            for j in range(5):
+                part = fine.weights[kind][:, 5 * i : 5 * i + 5, 5 * j : 5 * j + 5].flatten(1)
+                got = coarse.weights[kind][:, i, j]
+                assert got.isnan().all() if j > i else not got.isnan().any()
+                torch.testing.assert_close(got, part.nanmean(1), equal_nan=True)
+        assert coarse.measures[kind] == {
+            name: pytest.approx(values) for name, values in fine.measures[kind].items()
+        }
+
+
+def test_names_of_kinds() -> None:
+    layout = Phases(phases=(0.0, 45.0, 270.0)).layout(2, 1)
+    assert kinds_of(layout) == {"real": [0, 3], "phase 45": [1, 4], "imaginary": [2, 5]}
+
+
+def test_uniform_attention() -> None:
+    """Without any weight all heads look everywhere equally."""
+    model, ids = make(RoPEppEC())
+    with torch.no_grad():
+        for block in model.blocks():
+            block.self_attn.q_proj.weight.zero_()
+    maps = attention_maps(model, ids)
+    for kind in maps.weights:
+        for name, value in maps.uniform().items():
+            assert maps.measures[kind][name] == pytest.approx([value, value], rel=1e-5)
+
+
+def test_bad_sizes() -> None:
+    model, ids = make(RoPE())
+    with pytest.raises(InputError, match="block is 0"):
+        attention_maps(model, ids, block=0)
+
+
+@pytest.mark.parametrize("position", [RoPE(), Phases(phases=(0.0, 45.0, -90.0))], ids=str)
+def test_drawing(position: Position, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    maps = attention_maps(*make(position), size=8)
+    draw(maps, tmp_path / "maps.png")
+    assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]
+
+
+def run_of(directory: Path) -> Run:
+    return Run(Trial("ec", 0, {}), directory, "done", {})
+
+
+def test_maps_of_a_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    run = fit(corpus, tmp_path, "first", trainer__max_steps=5)
+    drawn: list[AttentionMaps] = []
+
+    def keep(maps: AttentionMaps, path: Path) -> None:
+        drawn.append(maps)
+        draw(maps, path)
+
+    monkeypatch.setattr("ropepp.eval.attention_maps.draw", keep)
+    assert write_maps(run_of(run), rows=3) is None
+    content = json.loads((run / "attention.json").read_text())
+    assert content["checkpoint"] == "step-0000005.ckpt"
+    assert content["heads"] == {"real": 4, "imaginary": 4}
+    assert (content["rows"], content["length"]) == (3, 32)
+    assert set(content["measures"]["imaginary"]) == set(MEASURES)
+    assert len(content["measures"]["real"]["distance"]) == 2
+    assert (run / "attention.png").is_file()
+    assert drawn[0].weights["real"].shape == (2, 32, 32)
+    assert write_maps(run_of(run), most_tokens=1) is None
+    assert json.loads((run / "attention.json").read_text())["rows"] == 1
+
+
+def test_maps_of_recall(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    data = {
+        "data": "RecallDataModule",
+        "data__vocab_size": 64,
+        "data__pairs": 2,
+        "data__corpus": None,
+        "data__lengths": "[1]",
+        "trainer__max_steps": 2,
+        "data__validate_every_n_steps": 0,
+    }
+    run = fit(tmp_path, tmp_path, "recall", **data)
+    assert write_maps(run_of(run), rows=2) is None
+    assert json.loads((run / "attention.json").read_text())["length"] == 32
+
+
+def test_reasons_for_no_maps(corpus: Path, tmp_path: Path) -> None:
+    assert write_maps(run_of(tmp_path)) == "it has no complete checkpoint"
+    run = fit(corpus, tmp_path, "first", trainer__max_steps=2)
+    config = run / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("ropepp.data.datamodule.CorpusDataModule", "mine.Data"))
+    assert "its data is Data" in str(write_maps(run_of(run)))
+    config.write_text(text.replace(str(corpus), str(tmp_path / "gone")))
+    assert "is no folder" in str(write_maps(run_of(run)))
+    config.unlink()
+    assert write_maps(run_of(run)) == "config.yaml is missing"
