@@ -16,7 +16,8 @@ from ropepp.interop import load_pretrained
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.positions import RoPE, RoPEppEC
 from ropepp.train.checkpoints import describe, newest_complete, torn
-from ropepp.train.weights import load_weights
+from ropepp.train.optim import AdamW, Muon
+from ropepp.train.weights import load_optimizer_from, load_weights
 
 CONFIG = ModelConfig(257, 32, 2, 4, 2, 48)
 
@@ -184,3 +185,68 @@ def test_weights_that_do_not_fit(run: Path, network: dict[str, int], message: st
     model = Transformer(ModelConfig(**sizes), RoPEppEC())
     with pytest.raises(InputError, match=message):
         load_weights(model, run / "checkpoints" / "step-0000020.ckpt")
+
+
+def test_a_stage_may_keep_the_moments(run: Path, corpus: Path, tmp_path: Path) -> None:
+    """The first step then is not AdamW's first, which moves every weight by the whole rate."""
+    last = run / "checkpoints" / "step-0000020.ckpt"
+    stage = {"init_from": last, "trainer__max_steps": 1, "model__optimizer.lr": 0.002}
+    kept = fit(corpus, tmp_path, "kept", init_optimizer=True, **stage)
+    saved = torch.load(kept / "checkpoints" / "step-0000001.ckpt", weights_only=True)
+    before = torch.load(last, weights_only=True)
+    steps = [one["optimizer_states"][0]["state"][0]["step"].item() for one in (before, saved)]
+    assert steps == [20, 21]
+    assert curve(kept)[0]["train/learning_rate"] == 0.002
+    fresh = fit(corpus, tmp_path, "fresh", **stage)
+    assert curve(fresh)[0]["train/grad_norm"] == curve(kept)[0]["train/grad_norm"]
+    anew = torch.load(fresh / "checkpoints" / "step-0000001.ckpt", weights_only=True)
+    assert anew["optimizer_states"][0]["state"][0]["step"].item() == 1
+
+
+def test_moments_need_a_checkpoint(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(corpus, tmp_path, "bad", init_optimizer=True)) == 2
+    assert "there is no init_from" in capsys.readouterr().err
+
+
+def moments_from_shards(folder: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from ropepp.train.optim import AdamW
+    from ropepp.train.strategy import shard
+
+    model = Transformer(CONFIG, RoPEppEC())
+    shard(model, init_device_mesh("cpu", (2,)))
+    optimizer = AdamW().build(model)
+    model.loss(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64))[
+        0
+    ].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    dcp.save({"optimizer_0": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=folder)
+    if torch.distributed.get_rank() == 0:
+        torch.save({}, folder / "meta.pt")
+    torch.distributed.barrier()
+    again = AdamW(lr=0.5).build(model)
+    load_optimizer_from(model, again, folder)
+    for parameter in model.parameters():
+        for key, value in optimizer.state[parameter].items():
+            other = again.state[parameter][key]
+            assert torch.equal(
+                getattr(value, "_local_tensor", value), getattr(other, "_local_tensor", other)
+            )
+
+
+@pytest.mark.slow
+def test_moments_from_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    spawn(2, moments_from_shards, folder)
+    model = Transformer(CONFIG, RoPEppEC())
+    optimizer = AdamW().build(model)
+    load_optimizer_from(model, optimizer, folder)  # one process, no process group
+    assert {state["step"].item() for state in optimizer.state.values()} == {1}
+    with pytest.raises(InputError, match="does not fit"):
+        load_optimizer_from(model, Muon().build(model), folder)

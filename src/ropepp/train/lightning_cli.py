@@ -92,15 +92,21 @@ class RopeppCLI(LightningCLI):
             "--resume",
             type=Literal["auto"] | None,
             default=None,
-            help="auto: begin, or go on from the run's newest complete checkpoint if it has one; "
-            "the same command serves every attempt.",
+            help="auto: go on from the run's newest complete checkpoint if it has one, else begin "
+            "(from ckpt_path or init_from, if given); the same command serves every attempt.",
         )
         parser.add_argument(
             "--init_from",
             type=str | None,
             default=None,
-            help="Weights to begin with (not optimizer or data): a checkpoint, sharded or one "
-            "file, or a folder in the published format.",
+            help="Weights to begin with: a checkpoint, sharded or one file, or a folder in the "
+            "published format. Steps, schedule and data begin anew.",
+        )
+        parser.add_argument(
+            "--init_optimizer",
+            type=bool,
+            default=False,
+            help="Whether to begin with the optimizer's moments of init_from too.",
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -139,12 +145,15 @@ class RopeppCLI(LightningCLI):
         options.run = options.run or default_run_name()
         if options.resume and not fitting:
             raise InputError("resume is for fit; give --ckpt_path, which may be last")
-        if options.resume and not options.get("ckpt_path"):
+        self.begun_from = options.get("ckpt_path")
+        if options.resume:
             self._leave_if_finished()
             found = newest_complete(self.directory / "checkpoints")
-            options.ckpt_path = str(found) if found else None
+            options.ckpt_path = str(found) if found else self.begun_from
         elif options.get("ckpt_path") == "last":
             options.ckpt_path = str(last_checkpoint(self.directory / "checkpoints"))
+        if options.init_optimizer and not options.init_from:
+            raise InputError("init_optimizer is true, but there is no init_from to take it from")
         ckpt_path = options.get("ckpt_path")
         if ckpt_path:
             self._check_checkpoint(Path(ckpt_path))
@@ -177,6 +186,7 @@ class RopeppCLI(LightningCLI):
         super().instantiate_classes()
         if not self.options.get("ckpt_path"):
             self.model.init_from = self.options.init_from
+            self.model.init_optimizer = self.options.init_optimizer
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         checkpoint, metrics, guard, profile = (
@@ -200,7 +210,8 @@ class RopeppCLI(LightningCLI):
         trainer["default_root_dir"] = trainer.get("default_root_dir") or str(self.directory)
         if self.subcommand == "fit":
             text = self._parser("fit").dump(self.options, skip_unset=False, format="yaml")
-            callbacks.append(RunFiles(self.directory, text, self.options.ckpt_path))
+            begun_from, ckpt_path = self.begun_from, self.options.ckpt_path
+            callbacks.append(RunFiles(self.directory, text, ckpt_path, begun_from))
         self.metrics = metrics
         return self.trainer_class(**{**trainer, **kwargs, "callbacks": callbacks})
 

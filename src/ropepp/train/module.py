@@ -1,6 +1,7 @@
 """The LightningModule: a transformer, its optimizer and schedule, and how the loss is averaged."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -20,7 +21,7 @@ from ropepp.train.optim import AdamW, OptimizerSpec
 from ropepp.train.plain import from_plain, to_plain
 from ropepp.train.schedules import Constant, Schedule
 from ropepp.train.strategy import FSDP2Strategy
-from ropepp.train.weights import load_weights
+from ropepp.train.weights import load_optimizer_from, load_weights
 
 Batch = dict[str, Any]
 
@@ -98,6 +99,7 @@ class LanguageModel(pl.LightningModule):
         self.network.set_recompute(activation_checkpointing)
         self.network.loss_backend, self.network.z_loss = loss_backend, z_loss
         self.init_from: str | None = None  # weights to begin with, instead of drawn ones
+        self.init_optimizer = False  # whether the optimizer's moments come from there too
         self.guard: StepGuard | None = None
         self.grad_norm: Tensor | None = None
         self.learning_rate = 0.0
@@ -203,8 +205,10 @@ class LanguageModel(pl.LightningModule):
         self._start_evaluation()
 
     def on_train_start(self) -> None:
-        """After a resume, lets this run's optimizer settings win over the restored ones."""
-        if not self.trainer.global_step:
+        """Where the optimizer's state was restored, lets this run's settings win over its."""
+        if self.init_from and self.init_optimizer:
+            load_optimizer_from(self, self.trainer.optimizers[0], Path(self.init_from))
+        elif not self.trainer.global_step:
             return
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0]
         scheduler = schedule.scheduler

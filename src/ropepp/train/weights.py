@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ropepp.errors import InputError
 from ropepp.interop.published import check_shapes, load_pretrained
 from ropepp.model.init import as_sharded
 from ropepp.model.transformer import Transformer
-from ropepp.train.checkpoints import read_metadata, shapes
+from ropepp.train.checkpoints import METADATA, read_metadata, shapes
 
 
 @torch.no_grad()
@@ -74,6 +75,41 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
             for key, value in state["state"].get(number, {}).items()
         }
     optimizer.load_state_dict({**state, "state": sharded})
+
+
+def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Restores an optimizer from a checkpoint of a run with the same parameters.
+
+    Args:
+        module: What the optimizer's parameters belong to, named as in the checkpoint.
+        optimizer: The optimizer, sharded or not; its settings become the saved ones.
+        path: A checkpoint, sharded or one file.
+
+    Raises:
+        InputError: There is no optimizer's state, or that of another kind of optimizer.
+    """
+    if path.is_dir() and not (path / METADATA).exists():
+        raise InputError(f"{path} has weights alone, no optimizer's state")
+    content = read_metadata(path)
+    try:
+        if path.is_dir():
+            _load_sharded(module, optimizer, path)
+        else:
+            load_optimizer(optimizer, content["optimizer_states"][0])
+    except (KeyError, ValueError, IndexError, CheckpointException) as error:
+        raise InputError(f"{path}: its optimizer's state does not fit this one: {error}") from error
+
+
+def _load_sharded(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    wanted = {"optimizer_0": get_optimizer_state_dict(module, optimizer)}
+    dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
+    set_optimizer_state_dict(module, optimizer, wanted["optimizer_0"])
 
 
 def _is_like(parameter: Tensor, value: Any) -> bool:

@@ -19,12 +19,16 @@ class RunFiles(pl.Callback):
         directory: Folder of the run.
         config: The complete configuration as YAML.
         ckpt_path: The checkpoint from which the run goes on, if any.
+        begun_from: The checkpoint that it was asked to begin with, if any.
     """
 
-    def __init__(self, directory: Path, config: str, ckpt_path: str | None) -> None:
+    def __init__(
+        self, directory: Path, config: str, ckpt_path: str | None, begun_from: str | None
+    ) -> None:
         self.directory = directory
         self.config = config
         self.ckpt_path = ckpt_path
+        self.begun_from = begun_from
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -43,8 +47,10 @@ class RunFiles(pl.Callback):
             print(f"going on from {self.ckpt_path}", flush=True)
         content = yaml.safe_load(self.config)
         content.pop("config", None)  # the files that it was composed from
-        if self.ckpt_path and self.directory in Path(self.ckpt_path).parents:
-            content["ckpt_path"] = None  # an interruption is no part of what the run is
+        # An interruption is no part of what the run is: its own checkpoints are not named.
+        begun_from = Path(self.begun_from or "last")
+        is_own = begun_from.name == "last" or self.directory in begun_from.parents
+        content["ckpt_path"] = None if is_own else self.begun_from
         write_text(self.directory / "config.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
