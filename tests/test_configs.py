@@ -66,7 +66,14 @@ def test_parts(folder: str, tmp_path: Path) -> None:
         given = yaml.safe_load((CONFIGS / folder / f"{name}.yaml").read_text())
         if folder == "data":
             for key, value in given["init_args"].items():
-                assert getattr(cli.datamodule, key) == value
+                found = getattr(cli.datamodule, key)
+                if key == "packing":  # a spec, given by its name or with arguments
+                    spec = value if isinstance(value, dict) else {"class_path": value}
+                    assert type(found).__name__ == spec["class_path"]
+                    for argument, given_value in spec.get("init_args", {}).items():
+                        assert getattr(found, argument) == given_value
+                else:
+                    assert found == value
         else:
             assert cli.trainer.gradient_clip_val == given["gradient_clip_val"]
 

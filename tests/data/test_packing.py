@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropepp.data.corpus import Corpus
-from ropepp.data.packing import IGNORE_INDEX, PADDING_DOCUMENT, ConcatRows
+from ropepp.data.packing import (
+    IGNORE_INDEX,
+    PADDING_DOCUMENT,
+    Concat,
+    ConcatRows,
+    length_percentiles,
+)
 from ropepp.errors import InputError
 
 MakeCorpus = Callable[[Sequence[int]], Corpus]
@@ -93,6 +99,46 @@ def test_targets_are_counted_without_reading_tokens(
     rows = ConcatRows(memory_corpus(lengths), data.draw(st.integers(1, sum(lengths))))
     some = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6))
     assert rows.num_targets(some) == int((rows.batch(some)["targets"] != IGNORE_INDEX).sum())
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=lengths_of_documents, data=st.data())
+def test_the_summary_counts_what_the_rows_hold(
+    memory_corpus: MakeCorpus, lengths: list[int], data: st.DataObject
+) -> None:
+    corpus = memory_corpus(lengths)
+    rows = Concat().rows(corpus, data.draw(st.integers(1, sum(lengths))), True)
+    batch, summary = rows.batch(np.arange(len(rows))), rows.summary()
+    filled = batch["document_ids"] != PADDING_DOCUMENT
+    targets = batch["targets"] != IGNORE_INDEX
+    held = {*batch["input_ids"][filled].tolist(), *batch["targets"][targets].tolist()}
+    assert summary["tokens_lost"] == (sum(lengths) - len(held)) / sum(lengths)
+    assert summary["places_padded"] == int((~filled).sum()) / filled.numel()
+    # Rows in which a document has an input with a target.
+    found: dict[int, set[int]] = {}
+    for row, column in targets.nonzero().tolist():
+        token = int(batch["input_ids"][row, column]) - 1
+        document = int(np.searchsorted(corpus.offsets, token, "right")) - 1
+        found.setdefault(document, set()).add(row)
+    split = [document for document, places in found.items() if len(places) > 1]
+    assert summary["documents_split"] == len(split) / len(lengths)
+    assert summary["tokens_split"] == sum(lengths[document] for document in split) / sum(lengths)
+    assert (summary["rows"], summary["length"]) == (len(rows), rows.length)
+    assert (summary["documents"], summary["tokens"]) == (len(lengths), sum(lengths))
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30))
+def test_percentiles_of_lengths(lengths: list[int]) -> None:
+    found = length_percentiles(np.array(lengths))
+    tokens = [length for length in lengths for _ in range(length)]
+    for key, values in (("by_document", lengths), ("by_token", tokens)):
+        for percent, length in found[key].items():
+            # The smallest length that so many reach at most.
+            share = [100 * sum(v <= top for v in values) for top in (length - 1, length)]
+            assert share[1] >= int(percent) * len(values)
+            assert share[0] < max(int(percent), 1) * len(values) or percent == "0"
+        assert (found[key]["0"], found[key]["100"]) == (min(lengths), max(lengths))
 
 
 @pytest.mark.parametrize(("lengths", "length"), [([3, 4], 8), ([3, 4], 0), ([1], 1)])

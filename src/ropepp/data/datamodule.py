@@ -1,13 +1,16 @@
 """Prepared corpora for Lightning."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import lightning.pytorch as pl
 
+import ropepp.data.best_fit  # noqa: F401 (makes its short class names known)
 from ropepp.data.corpus import Corpus
-from ropepp.data.loader import EvalLoader, Rows, TrainLoader
-from ropepp.data.packing import ConcatRows
+from ropepp.data.loader import EpochOrder, EvalLoader, Order, Rows, TrainLoader
+from ropepp.data.mixture import ChosenRows, MixtureRows, Schedule
+from ropepp.data.packing import Concat, Packing
 from ropepp.errors import InputError
 
 
@@ -64,6 +67,10 @@ class RowsDataModule(pl.LightningDataModule):
         """The rows of "train" or "validation"."""
         raise TypeError(f"{type(self).__name__} has no rows")
 
+    def order(self) -> Order:
+        """Which row of "train" each training sample is."""
+        return EpochOrder(len(self.rows["train"]), self.seed)
+
     def setup(self, stage: str) -> None:
         splits = ("train", "validation") if stage == "fit" else ("validation",)
         self.rows = {split: self.open(split) for split in splits}
@@ -90,6 +97,7 @@ class RowsDataModule(pl.LightningDataModule):
             *self._part(),
             seed=self.seed,
             num_workers=self.num_workers,
+            order=self.order(),
         )
 
     @property
@@ -141,7 +149,99 @@ def data_part(trainer: pl.Trainer) -> tuple[int, int]:
     )
 
 
-class CorpusDataModule(RowsDataModule):
+class _PreparedDataModule(RowsDataModule):
+    """What is common to rows of prepared corpora; sub-classes set the attributes.
+
+    Attributes:
+        packing: How documents become training rows.
+        mask_documents: Whether a token sees only its own document.
+        extrapolation: Multiples of the row length to evaluate at.
+        verify: Whether to compare the corpora with their checksums first.
+    """
+
+    packing: Packing
+    mask_documents: bool
+    extrapolation: list[int]
+    verify: bool
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders of the prepared corpora."""
+        raise TypeError(f"{type(self).__name__} has no corpora")
+
+    @property
+    def recipe(self) -> str:
+        """How samples are made of the text; by another recipe a sample's number means another."""
+        return f"{self.packing}, rows of {self.sequence_length}"
+
+    @property
+    def vocab_size(self) -> int:
+        return max(corpus.meta.vocab_size for corpus in self._corpora("train"))
+
+    def open(self, split: str) -> Rows:
+        corpora = self._corpora(split)
+        if self.verify:
+            for corpus in corpora:
+                corpus.verify()
+        packing = self.packing if split == "train" else Concat()
+        return self._mixed(self._rows(corpora, packing, self.sequence_length), split)
+
+    def evaluation_sets(self) -> dict[str, Rows]:
+        sets = super().evaluation_sets()
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            return sets
+        for multiple in self.extrapolation:
+            corpora, length = self._corpora("validation"), multiple * self.sequence_length
+            rows = self._rows(corpora, Concat(), length)
+            sets[f"_{multiple}x"] = self._mixed(rows, "validation")
+        return sets
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which tokenizer a checkpoint's model was trained with, and how its samples were made."""
+        return {"tokenizer": self._tokenizer(), "recipe": self.recipe}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises an `InputError` if the corpora have another tokenizer than the checkpoint's; warns
+        if the samples are made in another way."""
+        saved, here = state_dict["tokenizer"], self._tokenizer()
+        if saved != here:
+            raise InputError(
+                f"data.corpus is {self.folders[0]}, made with tokenizer {here[:12]}; the "
+                f"checkpoint's model was trained with tokenizer {saved[:12]}: prepare the text "
+                "with that one"
+            )
+        recipe = state_dict.get("recipe", self.recipe)
+        if recipe != self.recipe:
+            pl.utilities.rank_zero_warn(
+                f"data is {self.recipe} here and was {recipe} in the checkpoint: the run goes on "
+                "after as many samples as it had, but these were others"
+            )
+
+    def _corpora(self, split: str) -> list[Corpus]:
+        """The corpora, after checking that one tokenizer made them."""
+        corpora = [Corpus.open(folder, split) for folder in self.folders]
+        first = corpora[0]
+        for other in corpora[1:]:
+            a, b = (corpus.meta.tokenizer_fingerprint for corpus in (first, other))
+            if a != b:
+                raise InputError(
+                    f"{first.folder} was made with tokenizer {a[:12]}, {other.folder} with"
+                    f" {b[:12]}: a mixture needs one tokenizer, prepare one of them again"
+                )
+        return corpora
+
+    def _rows(self, corpora: list[Corpus], packing: Packing, length: int) -> list[Rows]:
+        return [packing.rows(corpus, length, self.mask_documents) for corpus in corpora]
+
+    def _mixed(self, rows: list[Rows], split: str) -> Rows:
+        """Rows of all corpora together."""
+        return rows[0]
+
+    def _tokenizer(self) -> str:
+        return self._corpora("train")[0].meta.tokenizer_fingerprint
+
+
+class CorpusDataModule(_PreparedDataModule):
     """Rows of a corpus made by ``ropepp prepare``.
 
     Args:
@@ -149,6 +249,8 @@ class CorpusDataModule(RowsDataModule):
         sequence_length: Tokens in a row (T).
         global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
         micro_batch_size: Rows in one forward pass of one process.
+        packing: How documents become training rows. Validation is always on ``Concat``, so that
+            losses can be compared between packings.
         mask_documents: Whether a token sees only its own document; the same for every variant.
         validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
         validation_rows: Rows in a validation during training; all of them unless given.
@@ -165,6 +267,7 @@ class CorpusDataModule(RowsDataModule):
         sequence_length: int,
         global_batch_size: int,
         micro_batch_size: int,
+        packing: Packing = Concat(),  # noqa: B008 (frozen)
         mask_documents: bool = True,
         validate_every_n_steps: int = 500,
         validation_rows: int | None = None,
@@ -182,47 +285,108 @@ class CorpusDataModule(RowsDataModule):
             num_workers,
             seed,
         )
-        if any(multiple < 2 for multiple in extrapolation):
-            raise InputError(
-                f"data.extrapolation is {list(extrapolation)}; its multiples must be at least 2"
-            )
         self.corpus = corpus
-        self.extrapolation = list(extrapolation)
+        self.extrapolation = _multiples(extrapolation)
+        self.packing = packing
         self.mask_documents = mask_documents
         self.verify = verify
 
     @property
-    def vocab_size(self) -> int:
-        return Corpus.open(self.corpus, "train").meta.vocab_size
+    def folders(self) -> list[str]:
+        return [self.corpus]
 
-    def open(self, split: str) -> Rows:
-        corpus = Corpus.open(self.corpus, split)
-        if self.verify:
-            corpus.verify()
-        return ConcatRows(corpus, self.sequence_length, mask_documents=self.mask_documents)
+
+class MixtureDataModule(_PreparedDataModule):
+    """Rows of several prepared corpora in fixed proportions, see `ropepp.data.mixture`.
+
+    After any number of rows, each corpus has had its share to within one row. Each has epochs of
+    its own; the number of rows read is still all that a run needs to go on. All need one tokenizer.
+
+    Validation is on as many rows of each corpus's validation split as the proportions allow, and
+    under the name ``validation_FOLDER`` on those of each corpus alone.
+
+    Args:
+        corpora: Weight of each corpus by its folder; they need not sum to 1. The order of the
+            folders is part of the order of rows.
+        sequence_length: Tokens in a row (T).
+        global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
+        micro_batch_size: Rows in one forward pass of one process.
+        packing: How documents become training rows. Validation is always on ``Concat``, so that
+            losses can be compared between packings.
+        mask_documents: Whether a token sees only its own document; the same for every variant.
+        validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
+        validation_rows: Rows in a validation during training, of the mixture and of each corpus;
+            all of them unless given.
+        extrapolation: Multiples of the row length at which the trained model is evaluated on the
+            mixture as well, under the names ``validation_2x`` and so on; not during training.
+        num_workers: Processes that read ahead; 0 is fastest for a memory map.
+        verify: Whether to compare the corpora with their checksums first, which reads all of them.
+        seed: Seed of the order of rows.
+    """
+
+    def __init__(
+        self,
+        corpora: dict[str, float],
+        sequence_length: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        packing: Packing = Concat(),  # noqa: B008 (frozen)
+        mask_documents: bool = True,
+        validate_every_n_steps: int = 500,
+        validation_rows: int | None = None,
+        extrapolation: Sequence[int] = (),
+        num_workers: int = 0,
+        verify: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            sequence_length,
+            global_batch_size,
+            micro_batch_size,
+            validate_every_n_steps,
+            validation_rows,
+            num_workers,
+            seed,
+        )
+        self.corpora = corpora
+        self.extrapolation = _multiples(extrapolation)
+        self.packing = packing
+        self.mask_documents = mask_documents
+        self.verify = verify
+        self.schedule = Schedule.of(list(corpora.values()))
+        self.names = [Path(folder).name for folder in corpora]
+        taken = [*self.names, *(f"{multiple}x" for multiple in self.extrapolation)]
+        if "" in taken or len(set(taken)) < len(taken):
+            raise InputError(
+                f"data.corpora is {corpora}; the last parts of the paths name the validation sets"
+                " and must differ from each other and from the names of data.extrapolation"
+            )
+
+    @property
+    def folders(self) -> list[str]:
+        return list(self.corpora)
+
+    @property
+    def recipe(self) -> str:
+        weights = dict(zip(self.names, self.corpora.values(), strict=True))
+        return f"{super().recipe}, mixture of {weights}"
+
+    def order(self) -> Order:
+        return cast(MixtureRows, self.rows["train"]).order(self.seed)
 
     def evaluation_sets(self) -> dict[str, Rows]:
         sets = super().evaluation_sets()
-        if self.trainer is not None and self.trainer.state.fn == "fit":
-            return sets
-        corpus = Corpus.open(self.corpus, "validation")
-        for multiple in self.extrapolation:
-            length = multiple * self.sequence_length
-            sets[f"_{multiple}x"] = ConcatRows(corpus, length, self.mask_documents)
-        return sets
+        parts = cast(MixtureRows, cast(ChosenRows, sets[""]).rows).parts
+        return sets | {f"_{name}": rows for name, rows in parts.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Which tokenizer a checkpoint's model was trained with."""
-        return {"tokenizer": self._fingerprint()}
+    def _mixed(self, rows: list[Rows], split: str) -> Rows:
+        mixture = MixtureRows(dict(zip(self.names, rows, strict=True)), self.schedule)
+        return mixture if split == "train" else mixture.in_proportion()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises an `InputError` if the corpus has another tokenizer than the checkpoint's."""
-        saved, here = state_dict["tokenizer"], self._fingerprint()
-        if saved != here:
-            raise InputError(
-                f"data.corpus is {self.corpus}, made with tokenizer {here[:12]}; the checkpoint's "
-                f"model was trained with tokenizer {saved[:12]}: prepare the text with that one"
-            )
 
-    def _fingerprint(self) -> str:
-        return Corpus.open(self.corpus, "train").meta.tokenizer_fingerprint
+def _multiples(extrapolation: Sequence[int]) -> list[int]:
+    if any(multiple < 2 for multiple in extrapolation):
+        raise InputError(
+            f"data.extrapolation is {list(extrapolation)}; its multiples must be at least 2"
+        )
+    return list(extrapolation)

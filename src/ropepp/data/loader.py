@@ -8,7 +8,7 @@ run that stops after n samples goes on with sample n.
 import math
 import time
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,11 +48,44 @@ class Rows(Protocol):
         """Number of targets other than -100 in these rows."""
 
 
+class Order(Protocol):
+    """Which row each training sample is; a pure function of the sample's number."""
+
+    def rows(self, begin: int, end: int) -> NDArray[np.int64]:
+        """(end - begin,) row numbers of the samples from `begin` to `end`."""
+
+
+class EpochOrder:
+    """Sample g is row `permutation(epoch g // R)[g % R]` of R rows: every epoch has each row once.
+
+    Args:
+        size: Number of rows (R).
+        seed: Seed of the order, at least 0.
+        stream: Orders of one seed and different streams have nothing in common.
+    """
+
+    def __init__(self, size: int, seed: int = 0, stream: int = 0) -> None:
+        self.size = size
+        # A step may span two epochs. Orders are large: each keeps its own, and no other's out.
+        self._permutation = lru_cache(maxsize=2)(
+            partial(permutation, seed, size=size, stream=stream)
+        )
+
+    def rows(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Row numbers of samples begin to end; more than one epoch where the rows are few."""
+        size = self.size
+        parts = []
+        for epoch in range(begin // size, (end - 1) // size + 1):
+            order = self._permutation(epoch)
+            parts.append(order[max(begin - epoch * size, 0) : end - epoch * size])
+        return np.concatenate(parts)
+
+
 class TrainLoader:
     """Micro-batches of one process, without end over the epochs, resumable after any of them.
 
-    Sample g is row `permutation(epoch g // R)[g % R]` of R rows: every epoch has each row once,
-    and a global batch may span two epochs. Micro-batch m of step s on rank r takes the samples from
+    An order says which row each sample is, and a global batch may span two epochs. Micro-batch m of
+    step s on rank r takes the samples from
     `s * global_batch_size + (m * world_size + r) * micro_batch_size` on.
 
     Every batch is `rows.batch(...)` with two plain integers: `num_targets`, the targets in the
@@ -73,6 +106,7 @@ class TrainLoader:
         seed: Seed of the order, at least 0.
         num_workers: Processes that make batches ahead of time; 0 makes them when asked. The
             batches are the same.
+        order: Which row each sample is, instead of an `EpochOrder` of this seed.
 
     Raises:
         InputError: A size is not positive, there is no row, or the micro-batches do not make up
@@ -88,6 +122,7 @@ class TrainLoader:
         world_size: int = 1,
         seed: int = 0,
         num_workers: int = 0,
+        order: Order | None = None,
     ) -> None:
         _check_sizes(rows, micro_batch_size, rank, world_size)
         together = micro_batch_size * world_size
@@ -106,8 +141,8 @@ class TrainLoader:
         self.micro_batch_size = micro_batch_size
         self.rank = rank
         self.world_size = world_size
-        self.seed = seed
         self.num_workers = num_workers
+        self.order = order or EpochOrder(len(rows), seed)
         self.seconds_waited = 0.0
         self._samples = 0
 
@@ -178,19 +213,10 @@ class TrainLoader:
 
     def _rows_of_micro_batch(self, before: int) -> NDArray[np.int64]:
         begin = before + self.rank * self.micro_batch_size
-        return self._rows_of(begin, begin + self.micro_batch_size)
+        return self.order.rows(begin, begin + self.micro_batch_size)
 
     def _rows_of_step(self, step: int) -> NDArray[np.int64]:
-        return self._rows_of(step * self.global_batch_size, (step + 1) * self.global_batch_size)
-
-    def _rows_of(self, begin: int, end: int) -> NDArray[np.int64]:
-        """Row numbers of samples begin to end; more than one epoch where the rows are few."""
-        size = len(self.rows)
-        parts = []
-        for epoch in range(begin // size, (end - 1) // size + 1):
-            order = permutation(self.seed, epoch, size)
-            parts.append(order[max(begin - epoch * size, 0) : end - epoch * size])
-        return np.concatenate(parts)
+        return self.order.rows(step * self.global_batch_size, (step + 1) * self.global_batch_size)
 
 
 class EvalLoader:
@@ -244,14 +270,14 @@ class EvalLoader:
             yield batch
 
 
-@lru_cache(maxsize=2)
-def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+def permutation(seed: int, epoch: int, size: int, stream: int = 0) -> NDArray[np.int64]:
     """(size,) the order of the rows in an epoch; read-only.
 
     It sorts raw numbers of the generator, whose stream numpy promises to keep; that of
     `Generator.permutation` may change with numpy's version, and with it the data of a resumed run.
     """
-    keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(size)
+    entropy = [seed, epoch, stream] if stream else [seed, epoch]
+    keys = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(size)
     order = np.argsort(keys, kind="stable")
     order.flags.writeable = False
     return order

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from ropepp.data.datamodule import CorpusDataModule, RowsDataModule
+from ropepp.data.datamodule import CorpusDataModule, MixtureDataModule, RowsDataModule
 from ropepp.data.loader import Rows, TrainLoader
 from ropepp.errors import InputError
 from ropepp.model.attention import RMSNorm
@@ -190,8 +190,8 @@ def _read_strategy(value: Any, total: int) -> Processes:
 
 
 def _open_rows(data: RowsDataModule) -> Rows | None:
-    if isinstance(data, CorpusDataModule):
-        if not Path(data.corpus).exists():
+    if isinstance(data, CorpusDataModule | MixtureDataModule):
+        if not all(Path(folder).exists() for folder in data.folders):
             return None
         data.verify = False  # that would read everything
     return data.open("train")

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import ropepp.data.recall  # noqa: F401 (makes its short class name known)
 from ropepp.data.datamodule import RowsDataModule
+from ropepp.data.packing import Packing
 from ropepp.errors import InputError, Stopped
 from ropepp.model.positions import Position, Scaling
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
@@ -48,6 +49,7 @@ SPECS = {
     "optimizer": OptimizerSpec,
     "schedule": Schedule,
     "data": RowsDataModule,
+    "packing": Packing,
 }
 
 
@@ -273,15 +275,17 @@ def print_outcome(outcome: dict[str, float]) -> None:
 def explained(error: ArgumentError) -> InputError | None:
     """What is wrong and what is allowed, where the parser's error lists all that it tried."""
     text = " ".join(str(error).split())
-    key = re.search(r'Parser key "([^"]+)"', text)
+    # The key of a class and, inside its arguments, that of a spec: data and packing.
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', text))
     option = re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text)
     if key and option:
-        return InputError(f"{key[1]}: {option[1]} has no argument {option[2]!r}")
+        return InputError(f"{key}: {option[1]} has no argument {option[2]!r}")
     unknown = re.search(r"Expected a dot import path string: (\S+)", text)
-    base = SPECS.get(key[1].rsplit(".", 1)[-1]) if key else None
-    if key and unknown and base is not None:
-        names = ", ".join(sorted(kind.__name__ for kind in subclasses(base)))
-        return InputError(f"{key[1]} is {unknown[1]!r}; allowed: {names}, a class path or a file")
+    base = SPECS.get(key.rsplit(".", 1)[-1])
+    if unknown and base is not None:
+        known = sorted(kind.__name__ for kind in subclasses(base))
+        names = ", ".join(name for name in known if not name.startswith("_"))
+        return InputError(f"{key} is {unknown[1]!r}; allowed: {names}, a class path or a file")
     return None
 
 
