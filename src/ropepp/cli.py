@@ -17,6 +17,8 @@ Train and compare RoPE, RoPE++ and other position encodings for language models.
   test         the same under the name test
   predict      negative log-likelihood of every token, written to files
   results      table of finished runs
+  sweep        run variants and seeds, survive anything, report
+  pipeline     run stages of training one after another: pre-training, decay, longer contexts
   checkpoint   inspect a checkpoint, or make one file of a sharded one
   estimate     memory, hours and disk of a training run before it starts
   probe        what this machine can do: device, bfloat16, compiler
@@ -135,6 +137,18 @@ def _estimate(args: list[str]) -> None:
     run(args[1:])
 
 
+def _sweep(args: list[str]) -> None:
+    from ropepp.sweep.cli import main as run
+
+    run(args[1:])
+
+
+def _pipeline(args: list[str]) -> None:
+    from ropepp.pipeline import main as run
+
+    run(args[1:])
+
+
 def _probe(args: list[str]) -> None:
     import json
     from dataclasses import asdict
@@ -151,6 +165,8 @@ COMMANDS = {
     "test": _train,
     "predict": _train,
     "results": _results,
+    "sweep": _sweep,
+    "pipeline": _pipeline,
     "checkpoint": _checkpoint,
     "estimate": _estimate,
     "probe": _probe,

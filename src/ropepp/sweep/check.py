@@ -1,0 +1,121 @@
+"""What ``fit`` says about a row of a sweep, before anything is trained."""
+
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from lightning.pytorch.strategies import Strategy
+
+from ropepp.cli import user_message
+from ropepp.data.datamodule import CorpusDataModule
+from ropepp.errors import InputError
+from ropepp.sweep.records import Trial
+from ropepp.sweep.settings import canonical
+from ropepp.sweep.spec import Row, Spec
+from ropepp.train.estimate import EstimateCLI
+from ropepp.train.lightning_cli import SPECS, subclasses
+from ropepp.train.strategy import FSDP2Strategy
+
+assert issubclass(FSDP2Strategy, Strategy)  # imported to be known by its short name
+
+
+def check_row(spec: Spec, row: Row) -> dict[str, Any]:
+    """Parses a row's arguments as ``fit`` does and makes its model without memory.
+
+    Returns:
+        All overrides of its runs, with complete classes.
+
+    Raises:
+        InputError: ``fit`` would refuse them.
+    """
+    given = spec.fixed["set"] | row.asked
+    try:
+        overrides = {key: complete(value, key) for key, value in given.items()}
+        tried = {key: (how.get("choices") or [how["low"]])[0] for key, how in spec.search.items()}
+        check(spec.arguments(Trial(row.name, spec.seeds[0], overrides | tried)))
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        raise InputError(f"{spec.file}: {where(spec, row, message)}: {message}") from error
+    return overrides
+
+
+def where(spec: Spec, row: Row, message: str) -> str:
+    """The part of the YAML that a message most likely speaks of."""
+    own = f"variants.{row.variant}"
+    parts = {own: spec.variants[row.variant], "set": spec.common, "axes": spec.axes}
+    for part, keys in (parts | {"search": spec.search}).items():
+        for key in keys:
+            parent, _, last = canonical(key).rpartition(".")
+            if key in message or (parent in message and f'key "{last}"' in message):
+                return f"{part}.{key}" if part == own else f"{part}.{key} (in {row.name})"
+    return own
+
+
+def check(args: list[str]) -> None:
+    """What ``fit ARGS`` would refuse before it trains, as far as no device or data is needed."""
+    cli = EstimateCLI(["fit", *args])
+    module, data, trainer = cli.model, cli.datamodule, cli.options.trainer
+    there = not isinstance(data, CorpusDataModule) or Path(data.corpus).exists()
+    precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
+    known = {"max_steps": trainer.max_steps, "datamodule": data if there else None}
+    module.trainer = cast(Any, SimpleNamespace(precision=precision, **known))
+    module.setup("fit")
+
+
+def complete(value: Any, key: str) -> Any:
+    """``value`` with the defaults of its classes written out: what is left out of a class's
+    arguments, the parser takes from the class that stood there before.
+
+    Raises:
+        InputError: An argument without default is missing.
+    """
+    if isinstance(value, list):
+        return [complete(item, key) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {name: complete(item, f"{key}.{name}") for name, item in value.items()}
+    arguments = complete(value.get("init_args") or {}, key)
+    kind = find_class(str(value["class_path"]))
+    if kind is not None:
+        arguments = defaults(kind, key, arguments) | arguments
+    return {**value, "init_args": arguments}
+
+
+def find_class(path: str) -> type | None:
+    """The class of a short name or an import path, None where the parser must find it."""
+    module, _, name = path.rpartition(".")
+    if module:
+        try:
+            found = getattr(import_module(module), name, None)
+        except ImportError:
+            return None
+        return found if isinstance(found, type) else None
+    bases = (*SPECS.values(), Strategy)
+    return next((k for base in bases for k in subclasses(base) if k.__name__ == name), None)
+
+
+def defaults(kind: type, key: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of the arguments of a class that are not given."""
+    found = {}
+    for name, parameter in plain_parameters(kind):
+        if name in given or (key, name) == ("data", "seed"):  # that one follows seed_everything
+            continue
+        if parameter.default is parameter.empty:
+            raise InputError(f"{key}: {kind.__name__} needs {name}")
+        default = parameter.default
+        default = list(default) if isinstance(default, tuple) else default
+        if isinstance(default, str | int | float | list | None):
+            found[name] = default
+    return found
+
+
+def plain_parameters(kind: type) -> Iterator[tuple[str, inspect.Parameter]]:
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            yield name, parameter

@@ -1,0 +1,307 @@
+"""A sweep's YAML: what is refused and why, the rows that follow from it, and growing it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from golden_data import REPOSITORY
+from ropepp.errors import InputError
+from ropepp.sweep.cli import main
+from ropepp.sweep.records import Trial, read_plan, read_runs
+from ropepp.sweep.settings import differences, flatten, label, overlay, read_yaml
+from ropepp.sweep.spec import load
+from ropepp.sweep.study import open_sweep
+
+SHIPPED = sorted((REPOSITORY / "configs" / "sweep").glob("*.yaml"))
+RANGE = {"model.optimizer.lr": {"low": 0.001, "high": 0.1, "log": True}}
+IGNORED = {"ropepp", "_yaml", "cython_runtime", "_cython_3_1_4"}
+DRAWN = {"sampler": "tpe", "trials": 2, "search": RANGE}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"varients": {}}, "unknown key 'varients'; allowed: name, question, base"),
+        ({"name": ...}, "name is missing or empty"),
+        ({"name": "a/b"}, "name is 'a/b'; allowed: letters"),
+        ({"name": 3}, "name is 3; allowed: text"),
+        ({"base": []}, "base is missing or empty"),
+        ({"base": ["no.yaml"]}, "base is 'no.yaml', which is no file beside"),
+        ({"variants": {}}, "variants is missing or empty"),
+        ({"variants": ["rope"]}, "variants is ['rope']; allowed: names and their keys of fit"),
+        ({"variants": {"a b": {}}}, "variants: 'a b' is no name"),
+        ({"variants": {"a": 3}}, "variants.a is 3; allowed: keys of fit"),
+        ({"variants": {"a": {"model.position": "no.yaml"}}},
+         "variants.a.model.position is 'no.yaml', which is no file beside"),
+        ({"variants": {"a": {"run": "b"}}}, "variants.a.run: a sweep sets config, experiment, run"),
+        ({"variants": {"a": {"display": 3}}}, "variants.a.display is 3; allowed: text"),
+        ({"set": {"seed_everything": 3}}, "set.seed_everything: a sweep sets"),
+        ({"set": {"model optimizer": 3}}, "set: 'model optimizer' is no key of fit"),
+        ({"axes": {"model.z_loss": []}}, "axes.model.z_loss is []; allowed: a list of at least"),
+        ({"axes": {"model.z_loss": [1, 1]}}, "two rows would have the name 'rope-z_loss=1'"),
+        ({"axes": {"model.position": ["x"]}}, "model.position is in variants.rope and in axes"),
+        ({"seeds": []}, "seeds is []; allowed: a list of different whole numbers"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1]"),
+        ({"seeds": 3}, "seeds is 3"),
+        ({"baseline": "eh"}, "baseline is 'eh'; allowed: rope, ec"),
+        ({"metric": "seconds"}, "metric is 'seconds'; allowed: validation_loss, "),
+        ({"sampler": "bayes"}, "sampler is 'bayes'; allowed: grid, random, tpe"),
+        ({"trials": 3}, "search, trials and pruner need sampler: random or tpe"),
+        ({"sampler": "tpe"}, "sampler tpe needs search, and trials of at least 1"),
+        ({**DRAWN, "search": {"model.z_loss": {"low": 0, "high": 1, "log": True}}},
+         "search.model.z_loss is {'low': 0, 'high': 1, 'log': True}; allowed: low and high"),
+        ({**DRAWN, "search": {"model.z_loss": {"low": 2, "high": 1}}}, "search.model.z_loss"),
+        ({**DRAWN, "search": {"model.z_loss": 3}}, "search.model.z_loss is 3"),
+        ({**DRAWN, "pruner": "greedy"}, "pruner is 'greedy'; allowed: none, median, hyperband"),
+        ({**DRAWN, "pruner": {"name": "median", "patience": 3}}, "pruner: MedianPruner"),
+        ({"launcher": "srun ropepp fit"}, "launcher is 'srun ropepp fit'; it needs {args} as one"),
+        ({"launcher": "srun {args} {nodes}"}, "known: {python}, {args}, {gpus}"),
+        ({"storage": "sqlite:////no/such/folder/a.db"}, "storage is sqlite:////no/such/folder/a.db"),
+        ({"storage": "nodatabase://user:secret@host/db"}, "storage is nodatabase://user:***@host"),
+        ({"set": {"model.optimizer.lr": "much"}}, "set.model.optimizer.lr (in rope): "),
+        ({"set": {"model.nonsense": 3}}, "set.model.nonsense (in rope): unrecognized"),
+        ({"set": {"trainer.max_steps": 0}}, "max_steps is 0"),
+        ({"set": {"model.network.vocab_size": 100}}, "vocab_size is 100, but the data has"),
+        ({"variants": {"a": {"model.position": {"class_path": "RoPE3"}}}},
+         "variants.a.model.position: model.position is 'RoPE3'; allowed: ALiBi"),
+        ({"variants": {"a": {"data": {"class_path": "RecallDataModule", "init_args": {}}}}},
+         "data: RecallDataModule needs sequence_length"),
+        ({"variants": {"a": {"model.position": {
+            "class_path": "PartialDoubling", "init_args": {"doubled_share": 0.25}}}}},
+         "variants.a: doubled_share 0.25 doubles 1 of 4 heads"),
+    ],
+)  # fmt: skip
+def test_bad_input_starts_nothing(changes: dict[str, Any], words: str, sweeps: Any) -> None:
+    file = sweeps.write(**changes)
+    with pytest.raises(InputError) as error:
+        main(["init", str(file)])
+    message = str(error.value)
+    assert words in message
+    assert str(file) in message
+    assert "\n" not in message
+    assert not list(sweeps.logs.rglob("trial.json"))
+    assert not list(sweeps.logs.rglob("fit.log"))
+
+
+def test_bad_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    with pytest.raises(InputError, match=r"sweep.yaml is neither a sweep's YAML nor"):
+        load(file)
+    for text, words in (("a: [", "sweep.yaml"), ("a: 1\na: 2", "'a' stands twice"), ("3", "keys")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=words):
+            load(file)
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row of every sweep in configs/ is accepted by fit, without the data."""
+    monkeypatch.chdir(tmp_path)
+    main(["init", str(file)])
+    plan = read_plan(tmp_path / "logs" / file.stem)
+    spec = load(file)
+    assert plan.name == spec.name == file.stem
+    assert plan.question == spec.question != ""
+    assert plan.baseline in plan.variants
+    assert len(read_runs(spec.folder)) == len(plan.variants) * len(spec.seeds)
+    assert not list(tmp_path.rglob("fit.log"))
+
+
+def test_sizes_in_projections() -> None:
+    """The table in its comment."""
+    import torch
+
+    from ropepp.model import ModelConfig, Transformer
+    from ropepp.model import positions as variants
+    from ropepp.model.flops import num_parameters
+
+    file = REPOSITORY / "configs/sweep/projections.yaml"
+    spec = load(file)
+    lines = [line.strip("# ").split() for line in file.read_text().splitlines()]
+    for row in spec.rows:
+        flat = spec.flat(row)
+        sizes = {k.rpartition(".")[2]: v for k, v in flat.items() if k.startswith("model.network.")}
+        kind = getattr(variants, flat["model.position"])
+        with torch.device("meta"):
+            model = Transformer(ModelConfig(**sizes), kind())
+        (line,) = [line for line in lines if line[:1] == [row.name] and len(line) > 5]
+        layout = model.layout
+        found = [layout.num_projections, layout.num_heads, layout.num_kv_heads, sizes["ffn_size"]]
+        assert [int(cell) for cell in line[1:5]] == found
+        assert line[5] == f"{num_parameters(model):,}"
+
+
+def test_rows_of_axes(sweeps: Any) -> None:
+    (sweeps.folder / "yarn.yaml").write_text("class_path: YaRN\ninit_args: {factor: 2.0}\n")
+    rate, scaling = "model.optimizer.lr", "model.position.scaling"
+    file = sweeps.write(axes={rate: [1e-3, 0.02], scaling: [None, "yarn.yaml"]}, baseline="ec")
+    spec = load(file)
+    names = [row.name for row in spec.rows]
+    assert names[:4] == [
+        "rope-lr=0.001-scaling=null", "rope-lr=0.001-scaling=yarn",
+        "rope-lr=0.02-scaling=null", "rope-lr=0.02-scaling=yarn",
+    ]  # fmt: skip
+    assert len(names) == 8
+    plan = spec.plan()
+    assert plan.baseline == "ec-lr=0.001-scaling=null"
+    assert plan.display["ec-lr=0.02-scaling=yarn"] == "ec, lr 0.02, scaling yarn"
+    assert not plan.shared_learning_rate
+    assert spec.rows[1].asked[scaling] == {"class_path": "YaRN", "init_args": {"factor": 2.0}}
+    assert spec.rows[1].settings == {
+        "position": "RoPE", "lr": 1e-3, "scaling": "YaRN", "factor": 2.0
+    }  # fmt: skip
+    main(["init", str(file)])
+    run = next(run for run in read_runs(spec.folder) if run.trial.variant == names[1])
+    yarn = {"factor": 2.0, "original_length": 4096, "slow": 1.0, "fast": 32.0}
+    assert run.trial.overrides[scaling] == {"class_path": "YaRN", "init_args": yarn}
+    line = f"--{scaling}=" + json.dumps(run.trial.overrides[scaling])
+    assert line in spec.arguments(run.trial)
+
+
+def test_classes_are_complete(sweeps: Any) -> None:
+    """What a class leaves out is its default, not what the base configuration has there."""
+    from ropepp.train.estimate import EstimateCLI
+
+    base = sweeps.folder / "base.yaml"
+    content = yaml.safe_load(base.read_text())
+    scaling = {"class_path": "PI", "init_args": {"factor": 4.0}}
+    arguments = {"theta": 5e5, "rotary_share": 0.5, "scaling": scaling}
+    content["model"]["position"] = {"class_path": "RoPE", "init_args": arguments}
+    base.write_text(yaml.safe_dump(content))
+    file = sweeps.write(variants={"pythia": {"model.position": {"class_path": "Pythia"}}, "as": {}})
+    sweep = open_sweep(load(file))
+    positions = []
+    for point in sweep.points()[:2]:
+        cli = EstimateCLI(["fit", *sweep.spec.arguments(point.runs[0])])
+        positions.append(cli.model.network.position)
+    assert type(positions[0]).__name__ == "Pythia"
+    assert (positions[0].theta, positions[0].rotary_share, positions[0].scaling) == (
+        1e4,
+        0.25,
+        None,
+    )
+    assert (positions[1].theta, positions[1].rotary_share) == (5e5, 0.5)
+
+
+def test_shared_learning_rate(sweeps: Any) -> None:
+    def shared(**changes: Any) -> bool:
+        return load(sweeps.write(**changes)).plan().shared_learning_rate
+
+    rate, optimizer = "model.optimizer.lr", "model.optimizer"
+    muon = {"class_path": "Muon", "init_args": {"lr": 0.01}}
+    assert shared()
+    assert shared(variants={"a": {rate: 0.01}, "b": {}})
+    assert shared(variants={"a": {"model.optimizer.init_args.lr": 0.01}, "b": {optimizer: muon}})
+    assert not shared(variants={"a": {rate: 0.02}, "b": {}})
+    assert not shared(variants={"a": {optimizer: muon, rate: 0.02}, "b": {optimizer: muon}})
+    assert shared(variants={"a": {rate: 0.02}, "b": {rate: 0.02}})
+    assert not shared(**DRAWN)
+
+
+def test_init_again_and_growing(sweeps: Any) -> None:
+    """The same YAML changes nothing; more seeds and variants add; less leaves nothing behind."""
+    main(["init", str(sweeps.write())])
+    sweep = open_sweep(load(sweeps.folder / "sweep.yaml"))
+    trials = sweep._study("try").get_trials()
+    assert [trial.user_attrs["key"] for trial in trials] == [
+        "rope/seed-0", "ec/seed-0", "rope/seed-1", "ec/seed-1"
+    ]  # fmt: skip
+    assert all(trial.state.name == "WAITING" for trial in trials)
+    grown = {
+        "rope": {"model.position": {"class_path": "RoPE"}},
+        "nope": {"model.position": {"class_path": "NoPE"}},
+    }
+    open_sweep(load(sweeps.write(variants=grown, seeds=[2, 1])))
+    keys = [trial.user_attrs["key"] for trial in sweep._study("try").get_trials()]
+    assert keys[4:] == ["rope/seed-2", "nope/seed-2", "nope/seed-1"]
+    runs = [run.trial.run for run in read_runs(sweeps.logs / "try")]
+    assert runs == ["rope/seed-1", "rope/seed-2", "nope/seed-1", "nope/seed-2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"set": {"model.optimizer.lr": 0.5}}, "set.model.optimizer.lr was null and is 0.5"),
+        ({"metric": "train_loss"}, 'metric was "validation_loss" and is "train_loss"'),
+        ({"base": ["other.yaml"]}, "base.trainer.max_steps was 20 and is 30"),
+    ],
+)
+@pytest.mark.parametrize("lost", ["study.db", "resolved.json"])
+def test_another_sweep_of_that_name(
+    changes: dict[str, Any], words: str, lost: str, sweeps: Any
+) -> None:
+    main(["init", str(sweeps.write())])
+    (sweeps.logs / "try" / lost).unlink()
+    content = yaml.safe_load((sweeps.folder / "base.yaml").read_text())
+    content["trainer"]["max_steps"] = 30
+    (sweeps.folder / "other.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="made from other settings") as error:
+        main(["init", str(sweeps.write(**changes))])
+    assert words in str(error.value)
+
+
+def test_a_variant_that_was_trained_cannot_change(sweeps: Any) -> None:
+    variants = {"a": {"model.position": {"class_path": "RoPE", "init_args": {"theta": 1.0}}}}
+    main(["init", str(sweeps.write(variants=variants))])
+    variants["a"]["model.position"]["init_args"]["theta"] = 2.0
+    main(["init", str(sweeps.write(variants=variants))])  # not yet
+    assert read_runs(sweeps.logs / "try")[0].trial.settings["theta"] == 2.0
+    (sweeps.directory("a/seed-0") / "result.json").write_text('{"validation_loss": 1.0}')
+    variants["a"]["model.position"]["init_args"]["theta"] = 3.0
+    words = r"model.position.init_args.theta was 2.0 and is 3.0.*choose another name"
+    with pytest.raises(InputError, match=words):
+        main(["init", str(sweeps.write(variants=variants))])
+
+
+def test_command(sweeps: Any) -> None:
+    launcher = "torchrun --nproc-per-node=8 -m -- ropepp.cli fit {args}"
+    spec = load(sweeps.write(launcher=launcher))
+    trial = Trial("ec", 3, {"model.compile": True, "model.optimizer.lr": 1e-5, "model.x": None})
+    assert spec.command(trial, "python", "") == [
+        *["torchrun", "--nproc-per-node=8", "-m", "--", "ropepp.cli", "fit"],
+        f"--config={sweeps.folder}/base.yaml", "--experiment=try", "--run=ec/seed-3",
+        f"--logs={sweeps.logs}", "--resume=auto", "--model.compile=true",
+        "--model.optimizer.lr=1e-05", "--model.x=null", "--seed_everything=3",
+    ]  # fmt: skip
+    spec = load(sweeps.write(launcher="env X={gpus} {python} {args}"))
+    assert spec.command(trial, "python", "0,1")[:3] == ["env", "X=0,1", "python"]
+
+
+def test_settings(tmp_path: Path) -> None:
+    nested = {"model": {"a": {"class_path": "x.A", "init_args": {"lr": 1, "b": {"c": [2]}}}}}
+    assert flatten(nested) == {"model.a": "A", "model.a.lr": 1, "model.a.b.c": [2]}
+    changed = overlay([nested, {"model.a": {"class_path": "B"}}, {"model.a.init_args.z": 3}])
+    assert changed == {"model.a": "B", "model.a.z": 3}
+    assert label({"class_path": "x.A", "init_args": {"lr": 0.5}}) == "A_0.5"
+    assert label([0.0, -45.5, "a/b"]) == "0_-45.5_a_b"
+    assert list(differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}], "c": 0})) == [
+        "a[1].b was 2 and is 3",
+        "c was null and is 0",
+    ]
+    (tmp_path / "a.yaml").write_text("a: 1e-3\nb: 1.5\nc: x1e5\nd: 12e03\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": 1e-3, "b": 1.5, "c": "x1e5", "d": 12e3}
+
+
+def modules(code: str) -> set[str]:
+    """Top packages outside the standard library that a program has imported."""
+    code += "; import sys; print(*{m.split('.')[0] for m in sys.modules}, sep=chr(10))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()) - sys.stdlib_module_names
+
+
+def test_status_is_light(sweeps: Any) -> None:
+    """No Lightning, torch or Optuna; for a folder nothing but the standard library."""
+    file = sweeps.write()
+    main(["init", str(file)])
+    begin = "from ropepp.sweep.cli import main; main(['status', {!r}])"
+    always = modules("import ropepp")
+    of_folder = modules(begin.format(str(sweeps.logs / "try")))
+    packages = {name for name in of_folder - always if name.isidentifier()}
+    assert packages == set()
+    assert "yaml" in modules(begin.format(str(file)))
+    assert not {"torch", "lightning", "optuna"} & modules(begin.format(str(file)))

@@ -1,0 +1,221 @@
+"""Pipelines: what they say, the paper's numbers in the shipped ones, and one that is killed."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fit_runs import curve
+from golden_data import REPOSITORY
+from ropepp.cli import main
+from ropepp.errors import InputError
+from ropepp.pipeline import load
+from test_configs import DryCLI
+
+PIPELINES = REPOSITORY / "configs" / "pipeline"
+# PAPER's table: tokens a step, last step, schedule, where it is at the end.
+PAPER = {
+    "pretrain": (4096, 128, 90_000, "Constant"),
+    "decay": (4096, 128, 100_000, "WSD"),
+    "long_ntk": (32768, 16, 10_000, "Cosine"),
+    "long_pi": (32768, 16, 10_000, "Cosine"),
+    "long_yarn": (32768, 16, 10_000, "Cosine"),
+}
+
+
+@pytest.mark.parametrize("size", ["376m", "776m", "1.5b"])
+def test_the_papers_stages(size: str, tmp_path: Path) -> None:
+    """Every stage of every variant on the meta device, with the published numbers."""
+    pipeline = load(PIPELINES / f"paper_{size}.yaml")
+    found = {(name, s.name) for name in pipeline.variants for s in pipeline.stages_of(name)}
+    assert found >= {(name, stage) for name in ("RoPE", "EC", "EH") for stage in PAPER}
+    assert {name for name, _ in found} == {"RoPE", "EC", "EH", "FoPE", "Pythia", "ALiBi", "NoPE"}
+    for name in pipeline.variants if size == "376m" else ("EC", "ALiBi"):
+        for stage in pipeline.stages_of(name):
+            arguments = pipeline.arguments(name, stage)
+            cpu = ["--trainer.accelerator=cpu", "--trainer.devices=1", f"--logs={tmp_path}"]
+            cli = DryCLI(["fit", *arguments, *cpu])
+            length, rows, steps, schedule = PAPER[stage.name]
+            assert cli.datamodule.sequence_length == length
+            assert cli.datamodule.global_batch_size == rows
+            assert cli.trainer.max_steps == steps
+            assert type(cli.model.schedule).__name__ == schedule
+            multiplier = cli.model.schedule.multiplier
+            assert multiplier(499, steps) < 1 <= multiplier(500, steps)
+            assert cli.model.optimizer_spec.lr == 5e-4
+            assert cli.model.optimizer_spec.betas == (0.95, 0.99)
+            position = cli.model.network.position
+            if stage.name == "long_ntk":
+                assert position.theta == 5e5
+            if stage.name == "long_pi":
+                assert (position.theta, position.scaling.factor) == (1e4, 8.0)
+            if stage.name == "long_yarn":
+                assert (position.scaling.factor, position.scaling.original_length) == (32.0, 4096)
+    decay = next(s for s in pipeline.stages if s.name == "decay")
+    assert (decay.after, decay.take) == ("pretrain", "everything")
+    cli = DryCLI(["fit", *pipeline.arguments("EC", decay), *cpu])
+    assert cli.model.schedule.multiplier(89_999, 100_000) == 1.0
+    assert cli.model.schedule.multiplier(95_000, 100_000) == pytest.approx(0.5)
+    assert cli.model.schedule.multiplier(100_000, 100_000) == pytest.approx(0.0)
+
+
+TINY: dict[str, Any] = {
+    "model.network": {
+        "vocab_size": 257, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
+        "ffn_size": 48,
+    },
+    "model.optimizer.lr": 0.01,
+    "trainer.accelerator": "cpu",
+    "trainer.devices": 1,
+    "metrics.every_n_steps": 1,
+    "checkpoint.every_n_steps": 4,
+    "data.validate_every_n_steps": 0,
+    "data.global_batch_size": 8,
+    "data.micro_batch_size": 4,
+}  # fmt: skip
+
+
+def write_pipeline(folder: Path, corpus: Path, logs: Path) -> Path:
+    base = {**TINY, "data.corpus": str(corpus), "data.sequence_length": 32}
+    nested: dict[str, Any] = {}
+    for key, value in base.items():
+        at = nested
+        *parents, last = key.split(".")
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = value
+    nested["data"] = {"class_path": "CorpusDataModule", "init_args": nested["data"]}
+    nested["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.01}}
+    nested["model"]["position"] = {"class_path": "RoPEppEC"}
+    (folder / "base.yaml").write_text(yaml.safe_dump(nested))
+    content = {
+        "name": "tiny",
+        "base": ["base.yaml"],
+        "logs": str(logs),
+        "variants": {"EC": {"model.position": {"class_path": "RoPEppEC"}}},
+        "stages": [
+            {"name": "pretrain", "set": {"trainer.max_steps": 30}},
+            {
+                "name": "decay",
+                "after": "pretrain",
+                "take": "everything",
+                "set": {
+                    "trainer.max_steps": 40,
+                    "model.schedule": {"class_path": "WSD", "init_args": {"decay_steps": 10}},
+                },
+            },
+            {
+                "name": "long",
+                "after": "decay",
+                "take": "moments",
+                "set": {
+                    "trainer.max_steps": 30,
+                    "data.sequence_length": 64,
+                    "model.position.init_args.theta": 50000.0,
+                },
+            },
+        ],
+    }
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def start(file: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ropepp.cli", "pipeline", str(file)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY
+    )
+
+
+def wait_for(file: Path, step: int) -> None:
+    for _ in range(6000):
+        text = file.read_text() if file.exists() else ""
+        if f'"step": {step},' in text:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{file} did not reach step {step}")
+
+
+@pytest.mark.slow
+def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
+    """The driver is killed and leaves its fit; the next adopts it; then everything is asked to
+    end; the result is the undisturbed pipeline's."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "tried").mkdir()
+    whole = tmp_path / "logs-whole" / "tiny" / "EC"
+    tried = tmp_path / "logs-tried" / "tiny" / "EC"
+    assert (
+        main(["pipeline", str(write_pipeline(tmp_path / "whole", corpus, whole.parent.parent))])
+        == 0
+    )
+
+    file = write_pipeline(tmp_path / "tried", corpus, tried.parent.parent)
+    process = start(file)
+    wait_for(tried / "pretrain" / "metrics.jsonl", 9)
+    process.kill()
+    process.communicate()
+    process = start(file)  # waits for the orphan
+    wait_for(tried / "long" / "metrics.jsonl", 5)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, out
+    assert "done before" in out
+    assert not (tried / "long" / "result.json").exists()
+    assert main(["pipeline", str(file)]) == 0
+
+    for stage in ("pretrain", "decay", "long"):
+        assert curve(tried / stage) == curve(whole / stage)
+    log = (tried / "pretrain" / "fit.log").read_text()
+    assert log.count("\n$ ") == 1  # not run twice
+    decay = curve(whole / "decay")
+    assert [line["step"] for line in decay if "train/loss" in line] == list(range(31, 41))
+    assert decay[0]["train/tokens"] == 31 * 8 * 32
+    assert decay[0]["train/learning_rate"] == 0.01 > decay[-2]["train/learning_rate"]
+    table = (whole.parent / "pipeline.md").read_text()
+    assert [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| EC")] == [
+        *("pretrain", "decay", "long")
+    ]
+    long = json.loads((whole / "long" / "result.json").read_text())
+    assert long["hyper_parameters"]["position"]["init_args"]["theta"] == 50000.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": []}, "stages is missing or empty"),
+        ({"speed": 1}, "unknown key speed; allowed: name, base"),
+        ({"stages": [{"name": "a", "take": "all"}]}, "take is 'all'; allowed: everything, weights"),
+        ({"stages": [{"name": "a", "after": "b"}]}, "after is 'b'; allowed: none, it is the first"),
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, "two stages have the name 'a'"),
+        ({"stages": [{"name": "a", "config": "x.yaml"}]}, "'x.yaml', which is no file"),
+        ({"stages": [{"name": "a", "variants": ["RoPE"]}]}, "variants has 'RoPE'; allowed: EC"),
+        ({"launcher": "python x"}, "it needs {args}"),
+    ],
+)
+def test_bad_pipelines(corpus: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    file = write_pipeline(tmp_path, corpus, tmp_path)
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **change}))
+    with pytest.raises(InputError) as error:
+        load(file)
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_dry_prints_commands_that_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pipeline", str(PIPELINES / "small.yaml"), "--dry", "--variants", "EH"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        words = shlex.split(line.partition("  #")[0])[2:]
+        cli = DryCLI(["fit", *words, f"--logs={tmp_path}"])
+        assert type(cli.model.network.position).__name__ == "RoPEppEH"
+    assert os.listdir(tmp_path) == []
