@@ -5,6 +5,7 @@ the paired ratios and their middle half. Run by scripts/bench.
 """
 
 import argparse
+import inspect
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import training_flops
@@ -66,18 +68,29 @@ def training_step(
     compiled: bool = False,
     length: int = LENGTH,
 ) -> Step:
-    """A whole optimizer step of ours: forward, backward, clipping, AdamW."""
+    """A whole optimizer step of ours on one device."""
     model = Transformer(CONFIG, position, compute_dtype=dtype).to(DEVICE)
     if compiled:
         for block in model.blocks():
             block.compile(dynamic=False)
+    return optimizer_step(model, random_rows(ROWS * LENGTH // length, length))
+
+
+def random_rows(rows: int, length: int) -> Tensor:
+    """Token ids (rows, length + 1)."""
+    return torch.randint(CONFIG.vocab_size, (rows, length + 1), device=DEVICE)
+
+
+def optimizer_step(model: Transformer, ids: Tensor) -> Step:
+    """Forward, backward, clipping, AdamW; of a model that may be sharded."""
     optimizer = AdamW().build(model)
-    ids = torch.randint(CONFIG.vocab_size, (ROWS * LENGTH // length, length + 1), device=DEVICE)
 
     def step() -> None:
         total, count = model.loss(ids[:, :-1], ids[:, 1:])
         (total / count).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        nn.utils.clip_grads_with_norm_(model.parameters(), 1.0, norm)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -234,6 +247,9 @@ BENCHMARKS = {
 
 
 def main() -> None:
+    import bench_scale  # here, because it uses what is above
+
+    BENCHMARKS.update(bench_scale.BENCHMARKS)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "names", nargs="*", help=f"which of {', '.join(BENCHMARKS)}; all by default"
@@ -257,7 +273,7 @@ def main() -> None:
     ]
     print("\n".join(text), flush=True)
     for name in names:
-        section = ["", f"## {name}", "", (BENCHMARKS[name].__doc__ or "").strip(), ""]
+        section = ["", f"## {name}", "", inspect.getdoc(BENCHMARKS[name]) or "", ""]
         section += BENCHMARKS[name]()
         print("\n".join(section), flush=True)
         text += section
