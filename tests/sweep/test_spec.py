@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sweep_runs import Sweeps
 
 from golden_data import REPOSITORY
 from ropepp.errors import InputError
@@ -48,6 +49,8 @@ DRAWN = {"sampler": "tpe", "trials": 2, "search": RANGE}
         ({"seeds": []}, "seeds is []; allowed: a list of different whole numbers"),
         ({"seeds": [1, 1]}, "seeds is [1, 1]"),
         ({"seeds": 3}, "seeds is 3"),
+        ({"controls": ["eh"]}, "controls has 'eh'; allowed: rope, ec"),
+        ({"controls": "ec"}, "controls is 'ec'; allowed: a list of variants"),
         ({"baseline": "eh"}, "baseline is 'eh'; allowed: rope, ec"),
         ({"metric": "seconds"}, "metric is 'seconds'; allowed: validation_loss, "),
         ({"sampler": "bayes"}, "sampler is 'bayes'; allowed: grid, random, tpe"),
@@ -76,7 +79,7 @@ DRAWN = {"sampler": "tpe", "trials": 2, "search": RANGE}
          "variants.a: doubled_share 0.25 doubles 1 of 4 heads"),
     ],
 )  # fmt: skip
-def test_bad_input_starts_nothing(changes: dict[str, Any], words: str, sweeps: Any) -> None:
+def test_bad_input_starts_nothing(changes: dict[str, Any], words: str, sweeps: Sweeps) -> None:
     file = sweeps.write(**changes)
     with pytest.raises(InputError) as error:
         main(["init", str(file)])
@@ -136,10 +139,12 @@ def test_sizes_in_projections() -> None:
         assert line[5] == f"{num_parameters(model):,}"
 
 
-def test_rows_of_axes(sweeps: Any) -> None:
+def test_rows_of_axes(sweeps: Sweeps) -> None:
     (sweeps.folder / "yarn.yaml").write_text("class_path: YaRN\ninit_args: {factor: 2.0}\n")
     rate, scaling = "model.optimizer.lr", "model.position.scaling"
-    file = sweeps.write(axes={rate: [1e-3, 0.02], scaling: [None, "yarn.yaml"]}, baseline="ec")
+    file = sweeps.write(
+        axes={rate: [1e-3, 0.02], scaling: [None, "yarn.yaml"]}, baseline="ec", controls=["rope"]
+    )
     spec = load(file)
     names = [row.name for row in spec.rows]
     assert names[:4] == [
@@ -149,6 +154,7 @@ def test_rows_of_axes(sweeps: Any) -> None:
     assert len(names) == 8
     plan = spec.plan()
     assert plan.baseline == "ec-lr=0.001-scaling=null"
+    assert plan.controls == names[:4]
     assert plan.display["ec-lr=0.02-scaling=yarn"] == "ec, lr 0.02, scaling yarn"
     assert not plan.shared_learning_rate
     assert spec.rows[1].asked[scaling] == {"class_path": "YaRN", "init_args": {"factor": 2.0}}
@@ -163,7 +169,7 @@ def test_rows_of_axes(sweeps: Any) -> None:
     assert line in spec.arguments(run.trial)
 
 
-def test_classes_are_complete(sweeps: Any) -> None:
+def test_classes_are_complete(sweeps: Sweeps) -> None:
     """What a class leaves out is its default, not what the base configuration has there."""
     from ropepp.train.estimate import EstimateCLI
 
@@ -188,7 +194,7 @@ def test_classes_are_complete(sweeps: Any) -> None:
     assert (positions[1].theta, positions[1].rotary_share) == (5e5, 0.5)
 
 
-def test_shared_learning_rate(sweeps: Any) -> None:
+def test_shared_learning_rate(sweeps: Sweeps) -> None:
     def shared(**changes: Any) -> bool:
         return load(sweeps.write(**changes)).plan().shared_learning_rate
 
@@ -203,7 +209,7 @@ def test_shared_learning_rate(sweeps: Any) -> None:
     assert not shared(**DRAWN)
 
 
-def test_init_again_and_growing(sweeps: Any) -> None:
+def test_init_again_and_growing(sweeps: Sweeps) -> None:
     """The same YAML changes nothing; more seeds and variants add; less leaves nothing behind."""
     main(["init", str(sweeps.write())])
     sweep = open_sweep(load(sweeps.folder / "sweep.yaml"))
@@ -233,7 +239,7 @@ def test_init_again_and_growing(sweeps: Any) -> None:
 )
 @pytest.mark.parametrize("lost", ["study.db", "resolved.json"])
 def test_another_sweep_of_that_name(
-    changes: dict[str, Any], words: str, lost: str, sweeps: Any
+    changes: dict[str, Any], words: str, lost: str, sweeps: Sweeps
 ) -> None:
     main(["init", str(sweeps.write())])
     (sweeps.logs / "try" / lost).unlink()
@@ -245,7 +251,7 @@ def test_another_sweep_of_that_name(
     assert words in str(error.value)
 
 
-def test_a_variant_that_was_trained_cannot_change(sweeps: Any) -> None:
+def test_a_variant_that_was_trained_cannot_change(sweeps: Sweeps) -> None:
     variants = {"a": {"model.position": {"class_path": "RoPE", "init_args": {"theta": 1.0}}}}
     main(["init", str(sweeps.write(variants=variants))])
     variants["a"]["model.position"]["init_args"]["theta"] = 2.0
@@ -258,7 +264,7 @@ def test_a_variant_that_was_trained_cannot_change(sweeps: Any) -> None:
         main(["init", str(sweeps.write(variants=variants))])
 
 
-def test_command(sweeps: Any) -> None:
+def test_command(sweeps: Sweeps) -> None:
     launcher = "torchrun --nproc-per-node=8 -m -- ropepp.cli fit {args}"
     spec = load(sweeps.write(launcher=launcher))
     trial = Trial("ec", 3, {"model.compile": True, "model.optimizer.lr": 1e-5, "model.x": None})
@@ -294,7 +300,7 @@ def modules(code: str) -> set[str]:
     return set(done.stdout.splitlines()) - sys.stdlib_module_names
 
 
-def test_status_is_light(sweeps: Any) -> None:
+def test_status_is_light(sweeps: Sweeps) -> None:
     """No Lightning, torch or Optuna; for a folder nothing but the standard library."""
     file = sweeps.write()
     main(["init", str(file)])

@@ -87,6 +87,7 @@ class Spec:
     display: dict[str, str]
     seeds: list[int]
     baseline: str
+    controls: list[str] = field(default_factory=list)
     axes: dict[str, list[Any]] = field(default_factory=dict)
     metric: str = METRICS[0]
     sampler: str = "grid"
@@ -156,6 +157,7 @@ class Spec:
             shared_learning_rate=len(rates) == 1 and not searched,
             variants=[row.name for row in rows],
             display={row.name: row.display for row in rows},
+            controls=[row.name for row in self.rows if row.variant in self.controls],
         )
 
     def arguments(self, trial: Trial) -> list[str]:
@@ -213,8 +215,8 @@ class _Reader:
 
     def spec(self) -> Spec:
         allowed = ("name", "question", "base", "set", "variants", "axes", "seeds", "baseline",
-                   "metric", "sampler", "trials", "search", "seed", "pruner", "launcher", "storage",
-                   "logs")  # fmt: skip
+                   "controls", "metric", "sampler", "trials", "search", "seed", "pruner",
+                   "launcher", "storage", "logs")  # fmt: skip
         for key in self.content:
             if key not in allowed:
                 self.fail(f"unknown key {key!r}; allowed: {', '.join(allowed)}")
@@ -230,6 +232,7 @@ class _Reader:
             file=self.file, name=name, question=self.get("question", str, "text", ""),
             base=self.base(), common=common, variants=variants, display=display,
             seeds=self.seeds(), baseline=self.get("baseline", str, "text", next(iter(variants))),
+            controls=self.get("controls", list, "a list of variants", []),
             axes=self.axes(), metric=self.metric(), search=self.search(),
             sampler=self.one_of("sampler", SAMPLERS), trials=self.get("trials", int, "a number", 0),
             seed=self.get("seed", int, "a number", 0), launcher=self.launcher(),
@@ -252,6 +255,9 @@ class _Reader:
                 self.fail(f"two rows would have the name {name!r}: their values look alike")
         if spec.baseline not in (*spec.variants, *names):
             self.fail(f"baseline is {spec.baseline!r}; allowed: {', '.join(spec.variants)}")
+        for name in spec.controls:
+            if name not in spec.variants:
+                self.fail(f"controls has {name!r}; allowed: {', '.join(spec.variants)}")
         if spec.sampler == "grid" and (spec.search or spec.trials or spec.pruner != "none"):
             self.fail("search, trials and pruner need sampler: random or tpe; a grid has axes")
         if spec.sampler != "grid" and (not spec.search or spec.trials < 1):

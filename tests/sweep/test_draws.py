@@ -1,0 +1,87 @@
+"""Points that a sampler draws."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_runs import Sweeps
+
+from ropepp.sweep.records import read_plan
+from ropepp.sweep.spec import load
+from ropepp.sweep.study import open_sweep
+
+RANGE = {"model.optimizer.lr": {"low": 0.001, "high": 0.1, "log": True}}
+
+
+def drawn(sweeps: Sweeps, **changes: Any) -> list[str]:
+    """Writes and runs a sampled sweep; returns the names of drawn rows."""
+    sweeps.write(**{"sampler": "tpe", "trials": 4, "search": RANGE, **changes})
+    sweeps.run()
+    return [name for name in read_plan(sweeps.logs / "try").variants if "-lr=" in name]
+
+
+def test_tpe_runs_each_point_with_all_seeds(sweeps: Sweeps, reported: list[Path]) -> None:
+    names = drawn(sweeps, variants={"ec": {"model.position": {"class_path": "RoPEppEC"}}})
+    assert len(names) == len(set(names)) == 4
+    assert len(sweeps.finished()) == 2 * 5  # with the row as it is
+    sweep = open_sweep(load(sweeps.folder / "sweep.yaml"))
+    (given,) = [t for t in sweep._study("try/ec").get_trials() if "given" in t.user_attrs]
+    assert given.params == {"model.optimizer.lr": 0.01}
+    for trial in sweep._drawn(sweep.spec.rows[0]):
+        rate = float(sweep.spec.drawn(sweep.spec.rows[0], trial.params).name.split("=")[1])
+        assert rate == pytest.approx(trial.params["model.optimizer.lr"], rel=1e-3)
+        assert trial.value == pytest.approx(1.0005 + abs(rate - 0.01))
+
+    sweeps.run()
+    (sweeps.logs / "try" / "study.db").unlink()
+    assert sorted(drawn(sweeps, variants=sweep.spec.variants)) == sorted(names)
+    assert all(len(sweeps.starts(run)) == 1 for run in sweeps.finished())
+    more = drawn(sweeps, variants=sweep.spec.variants, trials=6, seeds=[0, 1, 2])
+    assert len(set(more)) == 6
+    assert len(sweeps.finished()) == 3 * 7
+    assert all(len(sweeps.starts(run)) == 1 for run in sweeps.finished())
+
+
+def test_random_draws_are_the_same_for_all_variants(sweeps: Sweeps, reported: list[Path]) -> None:
+    names = drawn(sweeps, sampler="random", seeds=[0])
+    rates = [[n.split("=")[1] for n in names if n.startswith(v)] for v in ("rope-", "ec-")]
+    assert len(set(rates[0])) == 4
+    assert set(rates[0]) == set(rates[1])
+    other = drawn(sweeps, sampler="random", seeds=[0], name="try2", seed=7)
+    assert other
+    assert not {n.split("=")[1] for n in read_plan(sweeps.logs / "try2").variants if "=" in n} & {
+        *rates[0]
+    }
+
+
+def test_the_pruner_ends_what_is_worse(sweeps: Sweeps, reported: list[Path]) -> None:
+    sweeps.stand_in.write_text(sweeps.stand_in.read_text().replace('"steps", 3', '"steps", 60'))
+    variants = {"ec": {"model.position": {"class_path": "RoPEppEC"}}}
+    pruner = {"name": "median", "n_startup_trials": 1}
+    given = {"model.optimizer.lr": 0.05}
+    names = drawn(sweeps, variants=variants, pruner=pruner, sampler="random", trials=6, set=given)
+    pruned = [
+        name for name in names if not (sweeps.directory(name) / "seed-0/result.json").exists()
+    ]
+    assert 0 < len(pruned) < 6
+    for name in pruned:
+        assert sweeps.outcome(f"{name}/seed-0")["state"] == "pruned"
+        assert sweeps.starts(f"{name}/seed-1") == []
+    states = sweeps.states("try/ec")
+    assert states.count("PRUNED") == len(pruned)
+    assert states.count("COMPLETE") == 7 - len(pruned)
+    sweeps.run()
+    assert all(len(sweeps.starts(f"{name}/seed-0")) == 1 for name in names)
+
+
+def test_a_drawn_point_that_failed_is_tried_again(sweeps: Sweeps, reported: list[Path]) -> None:
+    source = sweeps.stand_in.read_text()
+    sweeps.stand_in.write_text(source.replace("asked = []", "asked = []; rate = 1 / (seed - 1)"))
+    sweeps.write(sampler="tpe", trials=2, search=RANGE)
+    sweeps.run(code=1)  # all runs with seed 1
+    states = sweeps.states("try/ec")
+    assert states == ["FAIL"] * 2
+    sweeps.stand_in.write_text(source)
+    sweeps.run("--retry-failed")
+    assert sorted(sweeps.states("try/ec")) == ["COMPLETE"] * 2 + ["FAIL"] * 2
+    assert len(sweeps.finished()) == 2 * 2 * 3
