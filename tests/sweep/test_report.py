@@ -343,17 +343,10 @@ def _sweep(folder: Path) -> Any:
     return load(folder)
 
 
-def test_controls_are_shown_where_a_plan_has_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ropepp.sweep import statistics as module
-
-    class WithControls(module.Plan):
-        controls = ("eh",)
-
+def test_controls_are_shown_where_a_plan_has_them(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "heads", LOSSES)
-    plan = WithControls(**json.loads((folder / "sweep.json").read_text()))
-    monkeypatch.setattr(module, "read_plan", lambda _: plan)
+    plan = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**plan, "controls": ["eh"]}))
     assert f"Controls, equal to the baseline by construction: RoPE++ EH {MINUS}0.001" in report(
         folder
     )
