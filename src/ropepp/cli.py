@@ -12,6 +12,7 @@ usage: ropepp COMMAND ...
 Train and compare RoPE, RoPE++ and other position encodings for language models.
 
   prepare      make token files from text
+  corpus       inspect token files, or compare them with their checksums
   fit          train a model
   validate     loss and perplexity of a checkpoint on the validation split
   test         the same under the name test
@@ -97,6 +98,12 @@ def _prepare(args: list[str]) -> None:
     auto_cli(prepare, args=args[1:], exit_on_error=False)
 
 
+def _corpus(args: list[str]) -> None:
+    from ropepp.data.inspect import main as run
+
+    run(args[1:])
+
+
 def _results(args: list[str]) -> None:
     from argparse import ArgumentParser
 
@@ -160,6 +167,7 @@ def _probe(args: list[str]) -> None:
 
 COMMANDS = {
     "prepare": _prepare,
+    "corpus": _corpus,
     "fit": _train,
     "validate": _train,
     "test": _train,

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -68,8 +69,12 @@ def test_a_pickled_corpus_is_its_place_and_not_its_content(tmp_path: Path) -> No
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     writer = CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy")
-    with pytest.raises(OverflowError), writer:
+    with pytest.raises(InputError, match="gave the id 1048576; ids must be from 0 to"), writer:
         writer.append([1, 1 << 20], 1)
+    other = CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy")
+    message = r"gave the id 257; .* below 257, its vocab_size \(16 bits in the file"
+    with pytest.raises(InputError, match=message), other:
+        other.append([257], 1)
     empty = CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy")
     with pytest.raises(InputError, match="train would have no documents; at least 1"), empty:
         pass
@@ -106,7 +111,7 @@ def change_offsets(folder: Path, values: list[int]) -> None:
         (lambda c: truncate(c / "train/tokens.bin", 1), "has 23 bytes; meta.json says 24"),
         (lambda c: truncate(c / "train/offsets.bin", 8), "has 32 bytes; meta.json says 40"),
         (lambda c: truncate(c / "train/meta.json", 9), "train/meta.json is no JSON"),
-        (lambda c: change_meta(c, format_version=9), "format_version is 9; 1 can be read"),
+        (lambda c: change_meta(c, format_version=9), "format_version is 9; 1 and 2 can be read"),
         (lambda c: change_meta(c, tokens="12"), "tokens is '12'; it must be int"),
         (lambda c: change_meta(c, bos_id="a"), "bos_id is 'a'; it must be int | None"),
         (lambda c: change_meta(c, colour=1), "missing or unknown are ['colour']"),
@@ -147,8 +152,11 @@ def test_verify_finds_what_open_does_not(tmp_path: Path) -> None:
 
 
 def test_verify_finds_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
-    with CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy") as writer:
-        writer.append([257], 1)
+    write(tmp_path)
+    file = tmp_path / "train/tokens.bin"
+    content = (257).to_bytes(2, "little") + file.read_bytes()[2:]
+    file.write_bytes(content)
+    change_meta(tmp_path, tokens_sha256=hashlib.sha256(content).hexdigest())
     with pytest.raises(InputError, match="has the id 257; ids must be below vocab_size 257"):
         Corpus.open(tmp_path, "train").verify()
 

@@ -12,10 +12,10 @@ import pytest
 import zstandard
 from raw_text import TEXTS, json_lines, write_folder, write_jsonl, write_zst
 
-from ropepp.data import prepare as prepare_module
-from ropepp.data import sources
-from ropepp.data.corpus import Corpus, CorpusWriter
+from ropepp.data import readers, shards, sources, texts
+from ropepp.data.corpus import Corpus
 from ropepp.data.prepare import prepare
+from ropepp.data.token_files import TokenFiles
 from ropepp.data.tokenizer import load_tokenizer, train_bpe
 from ropepp.errors import InputError
 
@@ -55,8 +55,10 @@ def test_documents_arrive_whole_in_order_and_in_their_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "BLOCK", block)
-    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(readers, "BLOCK", block)
+    monkeypatch.setattr(texts, "BLOCK", block)
+    monkeypatch.setattr(texts, "IN_MEMORY", block)
+    monkeypatch.setattr(shards, "BATCH_CHARACTERS", 100)
     out = prepare(write(tmp_path / name), tokenizer="bytes", validation_fraction=0.25)
     assert out == Path("data") / expected_name
     assert documents(out, "train") == [t for t in TEXTS if not in_validation(t, 0.25)]
@@ -181,7 +183,10 @@ FILES: dict[str, bytes] = {
     "taken/text/a.txt": b"a",
     "home/letter": b"dear",
 }
-KINDS = "allowed are sotu, an existing file .txt, .jsonl, .jsonl.zst, or a folder of such files"
+SUFFIXES = ".txt, .jsonl, .jsonl.zst, .jsonl.gz, .parquet"
+KINDS = (
+    f"allowed are sotu, an existing file {SUFFIXES}, a folder of such files, a saved dataset, or"
+)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ KINDS = "allowed are sotu, an existing file .txt, .jsonl, .jsonl.zst, or a folde
     [
         ("nothing", {}, f"source is 'nothing'; {KINDS}"),
         ("words.csv", {}, f"source is 'words.csv'; {KINDS}"),
-        ("none", {}, "source 'none' holds no file; read are .txt, .jsonl, .jsonl.zst"),
+        ("none", {}, f"source 'none' holds no file; read are {SUFFIXES}"),
         ("good.jsonl", {"out": "home"}, "home exists; choose another name or pass --overwrite"),
         ("good.jsonl", {"out": "words.csv"}, "words.csv exists; choose another name or pass"),
         (
@@ -296,7 +301,7 @@ def test_overwrite_replaces_a_corpus_at_the_end(
     file.write_bytes(json_lines(TEXTS))
     prepare(str(file), str(out), tokenizer="bytes", validation_fraction=0.25)
     with monkeypatch.context() as patch:
-        patch.setattr(CorpusWriter, "append", _fail)
+        patch.setattr(TokenFiles, "append", _fail)
         with pytest.raises(RuntimeError, match="disk on fire"):
             prepare(str(file), str(out), "bytes", validation_fraction=0, overwrite=True)
     assert set(documents(out, "train") + documents(out, "validation")) == set(TEXTS)
@@ -316,7 +321,7 @@ def test_a_failure_leaves_nothing(
 ) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(json_lines(TEXTS))
-    monkeypatch.setattr(CorpusWriter, "append", _fail)
+    monkeypatch.setattr(TokenFiles, "append", _fail)
     with pytest.raises(RuntimeError, match="disk on fire"):
         prepare(str(file), str(tmp_path / "out"), kind, 260, 0.25)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
@@ -324,16 +329,16 @@ def test_a_failure_leaves_nothing(
 
 KILLED = """
 import sys, time
-from ropepp.data.corpus import CorpusWriter
 from ropepp.data.prepare import prepare
-append = CorpusWriter.append
+from ropepp.data.token_files import TokenFiles
+append = TokenFiles.append
 def slow(self, ids, text_bytes):
     append(self, ids, text_bytes)
     if self.documents == 5:
         self._tokens._flush()
         print("ready", flush=True)
         time.sleep(60)
-CorpusWriter.append = slow
+TokenFiles.append = slow
 prepare(*sys.argv[1:3], tokenizer="bytes", validation_fraction=0.25)
 """
 

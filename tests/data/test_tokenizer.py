@@ -1,4 +1,3 @@
-import base64
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -7,10 +6,10 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizer_files import byte_characters, llama_split, model_file, ranks_of, trained
 from tokenizers import models, pre_tokenizers, trainers
 
 from ropepp.data.tokenizer import (
-    LLAMA3_PATTERN,
     BpeTokenizer,
     TiktokenTokenizer,
     Tokenizer,
@@ -26,40 +25,9 @@ TEXTS = [
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
-def byte_characters() -> dict[int, str]:
-    """The character that byte-level tokenizers write for each byte."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {byte: chr(byte) for byte in shown} | {
-        byte: chr(256 + number) for number, byte in enumerate(hidden)
-    }
-
-
-def llama_split() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
 @lru_cache
 def tiny_ranks() -> dict[bytes, int]:
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = llama_split()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator(TEXTS, trainer)
-    byte_of = {character: byte for byte, character in byte_characters().items()}
-    return {
-        bytes(byte_of[character] for character in token): rank
-        for token, rank in backend.get_vocab().items()
-    }
-
-
-def model_file(ranks: dict[bytes, int]) -> bytes:
-    return b"".join(b"%s %d\n" % (base64.b64encode(t), rank) for t, rank in ranks.items())
+    return ranks_of(trained(TEXTS, 400))
 
 
 @lru_cache

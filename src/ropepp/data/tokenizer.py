@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,7 +149,8 @@ class TiktokenTokenizer:
 
     kind = "tiktoken"
     # tiktoken's regular expression overflows its stack in longer runs of white space.
-    _LONG_SPACE = re.compile(r"\s{20000}")
+    _LONG = 20_000
+    _LONG_SPACE = re.compile(rf"\s{{{_LONG}}}")
 
     def __init__(self, content: bytes, origin: str) -> None:
         try:
@@ -174,10 +176,21 @@ class TiktokenTokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         pieces = [self._pieces(text) for text in texts]
         flat = [piece for parts in pieces for piece in parts]
-        encoded = iter(self._backend.encode_ordinary_batch(flat, num_threads=os.cpu_count() or 1))
-        return [[i for _ in parts for i in next(encoded)] for parts in pieces]
+        threads = num_threads()
+        encoded: Iterator[list[int]]
+        if threads == 1:
+            encoded = map(self._backend.encode_ordinary, flat)
+        else:
+            encoded = iter(self._backend.encode_ordinary_batch(flat, num_threads=threads))
+        # Most texts are one piece: their ids are not copied.
+        return [
+            next(encoded) if len(parts) == 1 else [i for _ in parts for i in next(encoded)]
+            for parts in pieces
+        ]
 
     def _pieces(self, text: str) -> list[str]:
+        if len(text) < self._LONG:
+            return [text]
         cuts = [0, *(match.end() for match in self._LONG_SPACE.finditer(text)), len(text)]
         return [text[start:end] for start, end in pairwise(cuts)]
 
@@ -186,6 +199,12 @@ class TiktokenTokenizer:
 
     def save(self, folder: Path) -> None:
         write_synced(folder / TIKTOKEN_FILE, self._content)
+
+
+def num_threads() -> int:
+    """Threads that encode a batch: a process among several takes one and leaves the others the
+    rest."""
+    return 1 if parent_process() is not None else os.cpu_count() or 1
 
 
 def load_tokenizer(path_or_kind: str | Path) -> Tokenizer:
