@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ropepp.files import write_text
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import training_flops
 from ropepp.model.loss import cross_entropy_sum, cross_entropy_sum_naive
@@ -278,9 +279,7 @@ def main() -> None:
         print("\n".join(section), flush=True)
         text += section
     if options.out:
-        temporary = options.out.with_name(options.out.name + ".tmp")
-        temporary.write_text("\n".join(text) + "\n")
-        os.replace(temporary, options.out)
+        write_text(options.out, "\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ chunked loss, on rows of random tokens that are one document each. FLOPs are the
 import argparse
 import gc
 import itertools
-import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 import yaml
 from torch import nn
 
+from ropepp.files import write_text
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import training_flops
 from ropepp.model.positions import Position, RoPE, RoPEppEC, RoPEppEH
@@ -190,13 +190,6 @@ def run_tests() -> str:
     return "passed" if code == 0 else f"FAILED (exit code {code})"
 
 
-def write(path: Path, lines: list[str]) -> None:
-    """Replaces a file in one step, so that a reader finds the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="files of configs/model")
@@ -226,7 +219,7 @@ def main() -> None:
     for line in table(sizes, options.lengths, device):
         print(line, flush=True)
         lines.append(line)
-        write(options.out, lines)
+        write_text(options.out, "\n".join(lines) + "\n")
     if tests.startswith("FAILED"):
         sys.exit(1)
 

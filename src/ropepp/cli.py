@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         COMMANDS[args[0]](args)
     except Stopped as stop:
-        print(f"{stop}; the same command with --resume auto goes on", file=sys.stderr)
+        print(stop, file=sys.stderr)
         return stop.code
     except Exception as error:
         message = user_message(error)

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError, Preempted
-from ropepp.sweep.settings import as_flag, named_files, names_file, read_yaml
+from ropepp.files import write_text
+from ropepp.sweep.settings import (
+    LAUNCHER,
+    as_flag,
+    check_launcher,
+    launch_words,
+    named_files,
+    names_file,
+    read_yaml,
+)
 from ropepp.sweep.status import LOG, duration, is_locked, last_lines, progress_of
 
 TAKE = {
@@ -27,7 +36,6 @@ TAKE = {
     "weights": "only the weights go on",
     "moments": "weights and the optimizer's moments go on; step, schedule and data begin anew",
 }
-LAUNCHER = "{python} -m ropepp.cli fit {args}"
 PATIENCE = 600.0  # seconds for a fit that is asked to end, before it is killed
 
 
@@ -120,13 +128,8 @@ class Pipeline:
 
     def command(self, variant: str, stage: Stage) -> list[str]:
         """The command of a run."""
-        words: list[str] = []
-        for word in shlex.split(self.launcher):
-            if word == "{args}":
-                words += self.arguments(variant, stage) + self.beginning(variant, stage)
-            else:
-                words.append(word.replace("{python}", sys.executable))
-        return words
+        args = self.arguments(variant, stage) + self.beginning(variant, stage)
+        return launch_words(self.launcher, args, python=sys.executable)
 
 
 def load(file: Path) -> Pipeline:
@@ -149,8 +152,10 @@ def load(file: Path) -> Pipeline:
     stages: list[Stage] = []
     for number, given in enumerate(known["stages"]):
         stages.append(_stage(file, f"stages[{number}]", given, stages, list(known["variants"])))
-    if "{args}" not in shlex.split(known.get("launcher", LAUNCHER)):
-        raise InputError(f"{file}: launcher is {known['launcher']!r}; it needs {{args}} as a word")
+    try:
+        check_launcher(known.get("launcher", LAUNCHER), ("python", "args"))
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     return Pipeline(**{**known, "stages": stages})
 
 
@@ -324,9 +329,7 @@ def write_table(pipeline: Pipeline) -> Path:
         f"Commit {', '.join(sorted(commits))}; {', '.join(sorted(devices))}.",
     ]
     path = pipeline.folder / "pipeline.md"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, path)
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 

@@ -338,7 +338,7 @@ def test_many_variants_are_drawn(tmp_path: Path) -> None:
 
 
 def _sweep(folder: Path) -> Any:
-    from ropepp.sweep.statistics import load
+    from ropepp.sweep.results import load
 
     return load(folder)
 

@@ -296,7 +296,7 @@ def test_missing_things_are_found_before_the_first_run(sweeps: Sweeps) -> None:
 
 def test_the_metric_must_be_there(sweeps: Sweeps, reported: list[Path]) -> None:
     sweeps.write(metric="validation_x4/loss", seeds=[0])
-    with pytest.raises(InputError, match="metric is 'validation_x4/loss'; rope/seed-0 has"):
+    with pytest.raises(InputError, match="'validation_x4/loss', which rope/seed-0 has not"):
         sweeps.run()
     assert sweeps.finished() == ["rope/seed-0"]
 

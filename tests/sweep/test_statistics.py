@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from ropepp.sweep.results import interval, number, p_value
 from ropepp.sweep.statistics import (
     Comparison,
     compare,
     decimals,
     detectable_difference,
     holm,
-    interval,
-    number,
-    p_value,
     pooled_sd,
     power,
     sign_flip_p,

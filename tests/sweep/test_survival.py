@@ -12,7 +12,7 @@ from sweep_runs import Sweeps, finish, is_alive, wait_until
 from fit_runs import curve
 from ropepp.sweep import fits
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

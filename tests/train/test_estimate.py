@@ -3,8 +3,7 @@
 import json
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +16,9 @@ from fit_runs import arguments
 from golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.data.corpus import Corpus
-from ropepp.model.loss import cross_entropy_sum, default_chunk_rows
+from ropepp.model.loss import cross_entropy_sum
 from ropepp.model.transformer import Transformer
 from ropepp.train.estimate import (
-    LOSS_ROWS_CPU,
-    LOSS_ROWS_GPU,
     Estimate,
     _loss_bytes,
     estimate,
@@ -246,11 +243,6 @@ def test_the_loss_takes_what_it_really_takes(
     with Allocations() as real:
         cross_entropy_sum(hidden, weight, targets, backend=backend).backward()
     assert _loss_bytes(plan, 600) == pytest.approx(real.peak, rel=0.15)
-
-
-def test_rows_of_a_chunk_are_those_of_the_loss() -> None:
-    for rows, is_cuda in ((LOSS_ROWS_GPU, True), (LOSS_ROWS_CPU, False)):
-        assert default_chunk_rows(cast(Tensor, SimpleNamespace(is_cuda=is_cuda))) == rows
 
 
 def test_epochs_of_a_corpus_and_nothing_is_written(corpus: Path, tmp_path: Path) -> None:

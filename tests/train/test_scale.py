@@ -4,7 +4,6 @@ when some or all of them die."""
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ropepp.model.positions import RoPEppEC
 from ropepp.train.checkpoints import consolidate, read_metadata
 from ropepp.train.weights import load_weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scale")]
+pytestmark = pytest.mark.slow
 STEPS = 30
 SHARDED: dict[str, Any] = {
     "trainer__strategy": "fsdp2",
@@ -204,9 +203,7 @@ def test_survives_everything(corpus: Path, logs: Path, tmp_path: Path) -> None:
 
     finish(start(corpus, tmp_path, "tried", **changes))
     assert curve(run) == curve(logs / "default" / "by-2")
-    started = time.monotonic()
     assert "is finished" in finish(start(corpus, tmp_path, "tried", **changes))
-    assert time.monotonic() - started < 120
 
 
 def test_torchrun(corpus: Path, logs: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ropepp.errors import InputError
 class RowsDataModule(pl.LightningDataModule):
     """Feeds rows in global batches: the same samples in the same order at every process count.
 
-    Sub-classes provide ``train_rows`` and ``validation_rows`` in `open`. Gradient accumulation and
+    Sub-classes provide the rows of both splits in `open`. Gradient accumulation and
     the interval of validations follow from the sizes here, and are set on the trainer.
 
     Args:
@@ -77,11 +77,7 @@ class RowsDataModule(pl.LightningDataModule):
         if stage != "fit" or self.trainer is None:
             return
         accumulation = self.train_dataloader().accumulation
-        if self.trainer.accumulate_grad_batches not in (1, accumulation):
-            raise InputError(
-                f"trainer.accumulate_grad_batches is {self.trainer.accumulate_grad_batches}; "
-                f"it follows from data.global_batch_size and is {accumulation} here: leave it out"
-            )
+        check_accumulation(self.trainer.accumulate_grad_batches, accumulation)
         self.trainer.accumulate_grad_batches = accumulation
         self.trainer.check_val_every_n_epoch = None
         if self.validate_every_n_steps:
@@ -140,6 +136,15 @@ class RowsDataModule(pl.LightningDataModule):
         ]
 
 
+def check_accumulation(given: int, accumulation: int) -> None:
+    """Raises an `InputError` if the trainer was told another number of micro-batches a step."""
+    if given not in (1, accumulation):
+        raise InputError(
+            f"trainer.accumulate_grad_batches is {given}; it follows from data.global_batch_size "
+            f"and is {accumulation} here: leave it out"
+        )
+
+
 def data_part(trainer: pl.Trainer) -> tuple[int, int]:
     """Which part of how many this process reads: processes that share rows read the same."""
     strategy = trainer.strategy
@@ -150,19 +155,26 @@ def data_part(trainer: pl.Trainer) -> tuple[int, int]:
 
 
 class _PreparedDataModule(RowsDataModule):
-    """What is common to rows of prepared corpora; sub-classes set the attributes.
+    """What is common to rows of prepared corpora; for the arguments see the sub-classes, those in
+    ``sizes`` are `RowsDataModule`'s."""
 
-    Attributes:
-        packing: How documents become training rows.
-        mask_documents: Whether a token sees only its own document.
-        extrapolation: Multiples of the row length to evaluate at.
-        verify: Whether to compare the corpora with their checksums first.
-    """
-
-    packing: Packing
-    mask_documents: bool
-    extrapolation: list[int]
-    verify: bool
+    def __init__(
+        self,
+        packing: Packing,
+        mask_documents: bool,
+        extrapolation: Sequence[int],
+        verify: bool,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(**sizes)
+        if any(multiple < 2 for multiple in extrapolation):
+            raise InputError(
+                f"data.extrapolation is {list(extrapolation)}; its multiples must be at least 2"
+            )
+        self.packing = packing
+        self.mask_documents = mask_documents
+        self.extrapolation = list(extrapolation)
+        self.verify = verify
 
     @property
     def folders(self) -> list[str]:
@@ -277,19 +289,19 @@ class CorpusDataModule(_PreparedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            sequence_length,
-            global_batch_size,
-            micro_batch_size,
-            validate_every_n_steps,
-            validation_rows,
-            num_workers,
-            seed,
+            packing,
+            mask_documents,
+            extrapolation,
+            verify,
+            sequence_length=sequence_length,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            validate_every_n_steps=validate_every_n_steps,
+            validation_rows=validation_rows,
+            num_workers=num_workers,
+            seed=seed,
         )
         self.corpus = corpus
-        self.extrapolation = _multiples(extrapolation)
-        self.packing = packing
-        self.mask_documents = mask_documents
-        self.verify = verify
 
     @property
     def folders(self) -> list[str]:
@@ -340,19 +352,19 @@ class MixtureDataModule(_PreparedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            sequence_length,
-            global_batch_size,
-            micro_batch_size,
-            validate_every_n_steps,
-            validation_rows,
-            num_workers,
-            seed,
+            packing,
+            mask_documents,
+            extrapolation,
+            verify,
+            sequence_length=sequence_length,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            validate_every_n_steps=validate_every_n_steps,
+            validation_rows=validation_rows,
+            num_workers=num_workers,
+            seed=seed,
         )
         self.corpora = corpora
-        self.extrapolation = _multiples(extrapolation)
-        self.packing = packing
-        self.mask_documents = mask_documents
-        self.verify = verify
         self.schedule = Schedule.of(list(corpora.values()))
         self.names = [Path(folder).name for folder in corpora]
         taken = [*self.names, *(f"{multiple}x" for multiple in self.extrapolation)]
@@ -382,11 +394,3 @@ class MixtureDataModule(_PreparedDataModule):
     def _mixed(self, rows: list[Rows], split: str) -> Rows:
         mixture = MixtureRows(dict(zip(self.names, rows, strict=True)), self.schedule)
         return mixture if split == "train" else mixture.in_proportion()
-
-
-def _multiples(extrapolation: Sequence[int]) -> list[int]:
-    if any(multiple < 2 for multiple in extrapolation):
-        raise InputError(
-            f"data.extrapolation is {list(extrapolation)}; its multiples must be at least 2"
-        )
-    return list(extrapolation)

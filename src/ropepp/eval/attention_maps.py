@@ -250,8 +250,8 @@ def write_maps(run: Run, rows: int = 8, most_tokens: int = 16384) -> str | None:
     Returns:
         Why there are none, or None.
     """
+    from ropepp.files import write_json
     from ropepp.train.checkpoints import newest_complete
-    from ropepp.train.result import write_json
 
     checkpoint = newest_complete(run.directory / "checkpoints")
     if checkpoint is None:

@@ -71,7 +71,7 @@ def cross_entropy_sum_chunked(
     chunk_rows: int | None = None,
 ) -> Tensor:
     """The default: see `cross_entropy_sum`; any device."""
-    rows = chunk_rows or default_chunk_rows(hidden)
+    rows = chunk_rows or default_chunk_rows(hidden.is_cuda)
     return _ChunkedCrossEntropy.apply(
         hidden.flatten(0, -2), weight, targets.flatten(), ignore_index, rows, z_loss
     )
@@ -160,7 +160,7 @@ def token_losses(
         (...) float32 in nats and (...) bool; 0 and False where there is no target.
     """
     flat, ids, w = hidden.flatten(0, -2), targets.flatten(), weight.to(hidden.dtype)
-    rows = chunk_rows or default_chunk_rows(hidden)
+    rows = chunk_rows or default_chunk_rows(hidden.is_cuda)
     losses, hits = [], []
     for h, target in zip(flat.split(rows), ids.split(rows), strict=True):
         logits = F.linear(h, w).float()
@@ -169,9 +169,9 @@ def token_losses(
     return torch.cat(losses).view(targets.shape), torch.cat(hits).view(targets.shape)
 
 
-def default_chunk_rows(hidden: Tensor) -> int:
+def default_chunk_rows(on_gpu: bool) -> int:
     """Enough rows to keep the device busy, few enough to keep their logits small."""
-    return 2048 if hidden.is_cuda else 256
+    return 2048 if on_gpu else 256
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -10,7 +10,11 @@ which for EH are half as many bytes.
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+try:
+    from torch.distributed._functional_collectives import all_gather_single_autograd as all_gather
+except ImportError:  # its name before torch 2.13
+    from torch.distributed._functional_collectives import all_gather_tensor_autograd as all_gather
 
 from ropepp.errors import InputError
 
@@ -27,14 +31,6 @@ class SequenceGroup:
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
 
-    def check(self, T: int) -> None:
-        """Raises an `InputError` if rows of T tokens cannot be cut."""
-        if T % (2 * self.size):
-            raise InputError(
-                f"rows of {T} tokens cannot be shared by {self.size} processes: the length must be "
-                f"a multiple of {2 * self.size}"
-            )
-
     def spans(self, T: int) -> list[tuple[int, int]]:
         """Begin and end of this process's two pieces of a row of T tokens."""
         piece = T // (2 * self.size)
@@ -49,7 +45,7 @@ class SequenceGroup:
         the gradient of a part is the sum over all processes."""
         K = k_BTKD.shape[2]
         parts = torch.cat((k_BTKD, v_BTKD), dim=2).movedim(1, 0).contiguous()
-        whole = all_gather_tensor_autograd(parts, 0, self.group)
+        whole = all_gather(parts, 0, self.group)
         pieces = whole.unflatten(0, (2 * self.size, -1))
         # Gathered as piece 0, 2n - 1, 1, 2n - 2, ...; here back in the order of the row.
         order = [*range(0, 2 * self.size, 2), *range(2 * self.size - 1, 0, -2)]
@@ -80,6 +76,15 @@ class SequenceGroup:
     def bytes_gathered(self, B: int, T: int, K: int, D: int, bytes_per_value: int) -> int:
         """What one process receives of keys and values in a layer's forward pass."""
         return 2 * B * (T - T // self.size) * K * D * bytes_per_value
+
+
+def check_length(T: int, size: int) -> None:
+    """Raises an `InputError` if ``size`` processes cannot share rows of T tokens."""
+    if T % (2 * size):
+        raise InputError(
+            f"rows of {T} tokens cannot be shared by {size} processes: the length must be a "
+            f"multiple of {2 * size}"
+        )
 
 
 def _cumulative(counts: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ropepp.model.documents import find_documents
 from ropepp.model.init import initialize
 from ropepp.model.loss import IGNORE_INDEX, cross_entropy_sum, token_losses
 from ropepp.model.positions.base import Position, Table
-from ropepp.model.sequence import SequenceGroup
+from ropepp.model.sequence import SequenceGroup, check_length
 from ropepp.model.view import SharedView, View
 
 
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
         if cache is None and document_ids is not None:
             cu_seqlens, order = find_documents(document_ids)
         if self.sequence is not None:
-            self.sequence.check(T)
+            check_length(T, self.sequence.size)
             if order is not None or cache is not None:
                 raise InputError(
                     "rows shared by several processes need contiguous documents and no cache"

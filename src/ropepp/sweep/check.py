@@ -4,8 +4,7 @@ import inspect
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch.strategies import Strategy
 
@@ -15,7 +14,7 @@ from ropepp.errors import InputError
 from ropepp.sweep.records import Trial
 from ropepp.sweep.settings import canonical
 from ropepp.sweep.spec import Row, Spec
-from ropepp.train.estimate import EstimateCLI
+from ropepp.train.estimate import EstimateCLI, check_module
 from ropepp.train.lightning_cli import SPECS, subclasses
 from ropepp.train.strategy import FSDP2Strategy
 
@@ -59,12 +58,9 @@ def where(spec: Spec, row: Row, message: str) -> str:
 def check(args: list[str]) -> None:
     """What ``fit ARGS`` would refuse before it trains, as far as no device or data is needed."""
     cli = EstimateCLI(["fit", *args])
-    module, data, trainer = cli.model, cli.datamodule, cli.options.trainer
+    data = cli.datamodule
     there = not isinstance(data, CorpusDataModule) or Path(data.corpus).exists()
-    precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
-    known = {"max_steps": trainer.max_steps, "datamodule": data if there else None}
-    module.trainer = cast(Any, SimpleNamespace(precision=precision, **known))
-    module.setup("fit")
+    check_module(cli, data_is_there=there)
 
 
 def complete(value: Any, key: str) -> Any:

@@ -23,10 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ropepp.errors import Preempted
+from ropepp.files import write_json
 from ropepp.sweep.records import RESULT, Trial
 from ropepp.sweep.spec import Spec
 from ropepp.sweep.status import LOCK, LOG, OUTCOME, is_locked, last_lines, read_json
-from ropepp.sweep.study import Point, write_json
+from ropepp.sweep.study import Point
 
 PROMPT = "$ "  # before the command in the log, where an attempt begins
 LINGERING = 10.0  # seconds that processes may outlive the one that was started

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ropepp.errors import InputError
 from ropepp.sweep.records import Run
-from ropepp.sweep.statistics import Sweep
+from ropepp.sweep.results import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

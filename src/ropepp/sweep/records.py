@@ -10,13 +10,14 @@ A run's own files are the truth: it is done when ``result.json`` is there.
 """
 
 import json
-import os
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
+from ropepp.files import write_json
 
 PLAN, TRIAL, RESULT, METRICS = "sweep.json", "trial.json", "result.json", "metrics.jsonl"
 
@@ -97,12 +98,12 @@ class Run:
 
 def write_plan(folder: Path, plan: Plan) -> None:
     """Writes ``sweep.json``, completely or not at all."""
-    _write(folder / PLAN, asdict(plan))
+    write_json(folder / PLAN, asdict(plan))
 
 
 def write_trial(directory: Path, trial: Trial) -> None:
     """Writes a run's ``trial.json``, completely or not at all."""
-    _write(directory / TRIAL, asdict(trial))
+    write_json(directory / TRIAL, asdict(trial))
 
 
 def read_plan(folder: Path) -> Plan:
@@ -129,8 +130,19 @@ def read_runs(folder: Path) -> list[Run]:
     return sorted(runs, key=lambda run: (order.get(run.trial.variant, len(order)), run.trial.seed))
 
 
-def _write(file: Path, content: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, file)
+def metric_value(result: dict[str, Any], metric: str, run: str) -> float:
+    """The metric of a finished run, from its result or the evaluation in it; NaN for null.
+
+    Args:
+        result: Content of ``result.json``.
+        metric: A key of it, or of its evaluation.
+        run: The run's name, for the error.
+
+    Raises:
+        InputError: It has no such number.
+    """
+    known = {**result.get("evaluation", {}), **result}
+    if metric not in known or not isinstance(known[metric], int | float | None):
+        numbers = [key for key, value in known.items() if type(value) in (int, float)]
+        raise InputError(f"metric is {metric!r}, which {run} has not; it has {', '.join(numbers)}")
+    return math.nan if known[metric] is None else float(known[metric])

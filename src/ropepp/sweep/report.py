@@ -8,7 +8,6 @@ import base64
 import csv
 import html
 import io
-import os
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ropepp.files import write_text
 from ropepp.sweep import statistics as stats
 from ropepp.sweep.plots import Figure, Style, figures, styles
 from ropepp.sweep.records import Run
-from ropepp.sweep.statistics import MINUS, Comparison, Row, Sweep, decimals, number
+from ropepp.sweep.results import MINUS, Row, Sweep, interval, load, number, p_value
+from ropepp.sweep.statistics import Comparison, decimals
 
 UNITS = {"validation_loss": " (nats per token)"}
 PARAMETERS, CACHE = "parameters", "kv_cache_bytes_per_token"
@@ -50,7 +51,7 @@ def write_report(folder: Path) -> list[Path]:
         InputError: The folder holds no sweep, or no finished run of one, or no run has the metric;
             or scipy or matplotlib is missing.
     """
-    sweep = stats.load(folder)
+    sweep = load(folder)
     blocks = _blocks(sweep)
     texts = {
         "report.md": _markdown(blocks),
@@ -58,9 +59,7 @@ def write_report(folder: Path) -> list[Path]:
         "report.csv": _csv(sweep),
     }
     for name, text in texts.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / name)
+        write_text(folder / name, text)
     return [folder / name for name in texts]
 
 
@@ -184,7 +183,7 @@ def _results(sweep: Sweep, looks: Sequence[Style]) -> Table:
             number(statistics.fmean(group) if group else None, digits),
             number(stats.sample_sd(group), digits),
             _difference(one, digits),
-            stats.p_value(one.p_holm if one else None),
+            p_value(one.p_holm if one else None),
             row.verdict,
         ])  # fmt: skip
     header = ("variant", "seeds", "mean", "sd", "difference [95%]", "Holm p", "verdict")
@@ -214,9 +213,9 @@ def _power(sweep: Sweep, looks: Sequence[Style]) -> Table:
             str(one.n),
             number(one.sd, digits),
             number(one.detectable, digits),
-            stats.interval(one.simultaneous, digits),
-            stats.p_value(one.p),
-            stats.p_value(one.p_sign_flip),
+            interval(one.simultaneous, digits),
+            p_value(one.p),
+            p_value(one.p_sign_flip),
         ])  # fmt: skip
     header = (
         "variant", "pairs", "sd of differences", "smallest detectable", "simultaneous interval",
@@ -253,7 +252,7 @@ def _difference(one: Comparison | None, digits: int) -> str:
         return ""
     digits = decimals(one.sd) if one.sd else digits
     mean = f"{one.mean:+,.{digits}f}".replace("-", MINUS) if one.mean else "0"
-    return f"{mean} {stats.interval(one.interval, digits)}".strip()
+    return f"{mean} {interval(one.interval, digits)}".strip()
 
 
 def _percent(sweep: Sweep, row: Row, key: str) -> str:

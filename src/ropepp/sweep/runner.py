@@ -15,13 +15,14 @@ from pathlib import Path
 from types import FrameType
 
 from ropepp.errors import InputError, Preempted
+from ropepp.files import write_json
 from ropepp.sweep import fits
 from ropepp.sweep.fits import Fit
 from ropepp.sweep.records import RESULT, Trial
-from ropepp.sweep.settings import overlay
-from ropepp.sweep.spec import CORPUS, LAUNCHER
+from ropepp.sweep.settings import LAUNCHER, overlay
+from ropepp.sweep.spec import CORPUS
 from ropepp.sweep.status import LOCK, LOG, OUTCOME, duration, is_locked, read_json
-from ropepp.sweep.study import Point, Sweep, intermediate, mean, write_json
+from ropepp.sweep.study import Point, Sweep, intermediate, mean
 
 POLL = 0.3  # seconds
 GRACE = 300.0  # seconds that runs have to write a checkpoint when they are asked to end

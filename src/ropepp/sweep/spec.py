@@ -7,7 +7,6 @@ nor Optuna.
 
 import itertools
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +16,13 @@ from typing import Any, NoReturn
 from ropepp.errors import InputError
 from ropepp.sweep.records import Plan, Trial
 from ropepp.sweep.settings import (
+    LAUNCHER,
     as_flag,
     canonical,
+    check_launcher,
     flatten,
     label,
+    launch_words,
     named_files,
     names_file,
     overlay,
@@ -33,7 +35,6 @@ from ropepp.sweep.settings import (
 
 LEARNING_RATE, MAX_STEPS, CORPUS = "model.optimizer.lr", "trainer.max_steps", "data.corpus"
 OWN = ("config", "experiment", "run", "logs", "resume", "seed_everything", "ckpt_path")
-LAUNCHER = "{python} -m ropepp.cli fit {args}"
 METRICS = ("validation_loss", "validation_perplexity", "train_loss")
 SAMPLERS, PRUNERS = ("grid", "random", "tpe"), ("none", "median", "hyperband")
 PLACEHOLDERS = ("python", "args", "gpus")
@@ -174,13 +175,8 @@ class Spec:
 
     def command(self, trial: Trial, python: str, gpus: str) -> list[str]:
         """The command that makes a run, from the launcher's template."""
-        words: list[str] = []
-        for word in shlex.split(self.launcher):
-            if word == "{args}":
-                words += self.arguments(trial)
-            else:
-                words.append(word.replace("{python}", python).replace("{gpus}", gpus))
-        return words
+        args = self.arguments(trial)
+        return launch_words(self.launcher, args, python=python, gpus=gpus)
 
 
 def load(file: Path) -> Spec:
@@ -355,13 +351,9 @@ class _Reader:
     def launcher(self) -> str:
         text = self.get("launcher", str, "a command with {args}", LAUNCHER)
         try:
-            words = shlex.split(text)
-        except ValueError as error:
-            self.fail(f"launcher is {text!r}: {error}")
-        unknown = set(re.findall(r"\{(\w*)\}", text)) - set(PLACEHOLDERS)
-        if words.count("{args}") != 1 or unknown:
-            names = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-            self.fail(f"launcher is {text!r}; it needs {{args}} as one word; known: {names}")
+            check_launcher(text, PLACEHOLDERS)
+        except InputError as error:
+            self.fail(str(error))
         return text
 
 

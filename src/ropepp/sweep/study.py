@@ -8,7 +8,6 @@ another. All access is under one lock: SQLite fails where several processes writ
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
+from ropepp.files import write_json
 from ropepp.sweep import records
 from ropepp.sweep.database import connect, distributions, hidden, import_optuna, pruner, sampler
 from ropepp.sweep.records import RESULT, TRIAL, Trial
@@ -76,14 +76,7 @@ class Sweep:
             InputError: Its result lacks the sweep's metric.
         """
         result = read_json(self.directory(trial) / RESULT)
-        if not result:
-            return None
-        key = self.spec.metric
-        found = (result.get("evaluation", {}) if "/" in key else result).get(key)
-        if found is None:
-            sets = ", ".join(result.get("evaluation", {}))
-            raise InputError(f"metric is {key!r}; {trial.run} has evaluated {sets}")
-        return float(found)
+        return records.metric_value(result, self.spec.metric, trial.run) if result else None
 
     # The points
 
@@ -372,9 +365,3 @@ def intermediate(directory: Path, metric: str) -> dict[int, float]:
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def write_json(file: Path, content: Any) -> None:
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, file)

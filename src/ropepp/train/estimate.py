@@ -23,13 +23,19 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from ropepp.data.datamodule import CorpusDataModule, MixtureDataModule, RowsDataModule
+from ropepp.data.datamodule import (
+    CorpusDataModule,
+    MixtureDataModule,
+    RowsDataModule,
+    check_accumulation,
+)
 from ropepp.data.loader import Rows, TrainLoader
 from ropepp.errors import InputError
 from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
 from ropepp.model.kernels import BACKENDS, attention
-from ropepp.model.sequence import SequenceGroup
+from ropepp.model.loss import default_chunk_rows
+from ropepp.model.sequence import check_length
 from ropepp.model.transformer import Block, Embedding, Transformer
 from ropepp.model.view import View
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
@@ -37,9 +43,9 @@ from ropepp.train.lightning_cli import RopeppCLI
 from ropepp.train.machine import PEAK_TFLOPS
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import Muon, OptimizerSpec
+from ropepp.train.strategy import check_sizes
 
 PEAK = PEAK_TFLOPS["H100"]
-LOSS_ROWS_GPU, LOSS_ROWS_CPU = 2048, 256  # of `ropepp.model.loss.default_chunk_rows`
 
 # What the table says beside a value.
 REMARKS = {
@@ -133,31 +139,33 @@ def read_plan(args: list[str], devices: int | None = None, nodes: int | None = N
         InputError, ArgumentError: ``fit`` would refuse it, or the number of devices is missing.
     """
     cli = EstimateCLI(["fit", *args])
-    trainer, module, data = cli.options.trainer, cli.model, cli.datamodule
+    trainer, data = cli.options.trainer, cli.datamodule
     devices = _count_devices(trainer.devices) if devices is None else devices
     nodes = trainer.num_nodes if nodes is None else nodes
     if devices < 1 or nodes < 1:
         raise InputError(f"devices is {devices}, nodes is {nodes}; both must be at least 1")
     processes = _read_strategy(trainer.strategy, devices * nodes)
-    if processes.context > 1:  # the check wants a size, not a group
-        group = cast(SequenceGroup, SimpleNamespace(size=processes.context))
-        SequenceGroup.check(group, data.sequence_length)
+    if processes.context > 1:
+        check_length(data.sequence_length, processes.context)
     rows = _open_rows(data)
     sized = rows or cast(Rows, range(1))  # only the length is looked at
     parts = processes.total // processes.context
     loader = TrainLoader(sized, data.global_batch_size, data.micro_batch_size, 0, parts)
-    if trainer.accumulate_grad_batches not in (1, loader.accumulation):
-        raise InputError(
-            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; it follows "
-            f"from data.global_batch_size and is {loader.accumulation} here: leave it out"
-        )
-    precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
-    known = {"max_steps": trainer.max_steps, "datamodule": data if rows else None}
-    module.trainer = cast(Any, SimpleNamespace(precision=precision, **known))
-    module.setup("fit")
-    dtype, on_gpu = getattr(torch, module.hparams["compute_dtype"]), trainer.accelerator != "cpu"
-    plan = (module, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
+    check_accumulation(trainer.accumulate_grad_batches, loader.accumulation)
+    check_module(cli, data_is_there=rows is not None)
+    dtype, on_gpu = cli.model.network.compute_dtype, trainer.accelerator != "cpu"
+    plan = (cli.model, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
     return Plan(*plan, dtype, on_gpu, rows)
+
+
+def check_module(cli: EstimateCLI, data_is_there: bool) -> None:
+    """Raises what the LightningModule would before ``fit``, which looks at this much of a
+    trainer."""
+    trainer, data = cli.options.trainer, cli.datamodule if data_is_there else None
+    precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
+    known = SimpleNamespace(precision=precision, max_steps=trainer.max_steps, datamodule=data)
+    cli.model.trainer = cast(Any, known)
+    cli.model.setup("fit")
 
 
 def _count_devices(value: int | str | list[int]) -> int:
@@ -180,11 +188,7 @@ def _read_strategy(value: Any, total: int) -> Processes:
         raise InputError(f"trainer.strategy is {name!r}; estimate knows auto, ddp and fsdp2")
     shards, context = settings.get("shard_size"), settings.get("context_parallel_size", 1)
     shards = total if shards is None else shards
-    for key, size in (("shard_size", shards), ("context_parallel_size", context)):
-        if size < 1 or total % size:
-            raise InputError(
-                f"trainer.strategy.{key} is {size}; it must divide the number of processes, {total}"
-            )
+    check_sizes(total, shards, context)
     reshards = settings.get("reshard_after_forward", True)
     return Processes("fsdp2", total, shards, context, reshards)
 
@@ -202,10 +206,7 @@ def estimate(plan: Plan, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimat
 
     Args:
         mfu: Share of the peak that training reaches, in model FLOPs: recomputed ones do not count.
-        peak_tflops: Peak of one device in TFLOP/s.
-
-    Raises:
-        InputError: ``mfu`` or ``peak_tflops`` is out of range.
+        peak_tflops: Peak of one device in TFLOP/s; an `InputError` names what is out of range.
     """
     if not 0 < mfu <= 1 or not peak_tflops > 0:
         raise InputError(f"mfu is {mfu} of {peak_tflops} TFLOP/s; allowed: 0 to 1 of more than 0")
@@ -294,7 +295,7 @@ def _loss_bytes(plan: Plan, tokens: int) -> int:
     cast_layer = size * V * M if size < 4 else 0
     if network.loss_backend == "naive":
         return 12 * tokens * V + cast_layer
-    rows = min(tokens, LOSS_ROWS_GPU if plan.on_gpu else LOSS_ROWS_CPU)
+    rows = min(tokens, default_chunk_rows(plan.on_gpu))
     return max(8 * rows, size * (rows + M)) * V + size * tokens * M + 4 * V * M + cast_layer
 
 

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
+from ropepp.errors import InputError
 from ropepp.model.transformer import Transformer
 
 
@@ -15,30 +16,36 @@ class Evaluation:
     """
 
     def __init__(self, device: torch.device) -> None:
+        # In float64 the order of additions does not show; not every device has it.
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.device = device
-        self._loss = MeanMetric().to(device)
-        self._accuracy = MeanMetric().to(device)
-        self._by_position: tuple[Sums, Sums] | None = None
+        self._hits = self._sums(1)
+        self._by_position: tuple[Sums, Sums] | None = None  # losses, tokens
 
     def update(self, network: Transformer, batch: dict[str, Tensor]) -> None:
         """Evaluates ``network`` on a batch, see `ropepp.data.loader.Rows`."""
-        ids, targets = batch["input_ids"], batch["targets"]
-        positions = batch.get("positions")
+        ids, positions = batch["input_ids"], batch.get("positions")
+        nll, hits = network.evaluate(ids, batch["targets"], positions, batch.get("document_ids"))
+        T = ids.shape[1]
         if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        nll, hits = network.evaluate(
-            ids, targets, batch.get("positions"), batch.get("document_ids")
-        )
-        counted = network.own(targets) != network.ignore_index
-        count = counted.sum()
-        for metric, values in ((self._loss, nll), (self._accuracy, hits)):
-            metric.update(values.sum() / count.clamp(min=1), weight=count)
-        self._add_by_position(network.own(positions), nll, counted, ids.shape[1])
+            positions = torch.arange(T, device=ids.device).expand_as(ids)
+        if self._by_position is None:
+            self._by_position = (self._sums(T), self._sums(T))
+        place = network.own(positions).flatten()
+        counted = network.own(batch["targets"]) != network.ignore_index
+        for metric, values in zip(self._by_position, (nll, counted), strict=True):
+            zeros = torch.zeros(T, dtype=self.dtype, device=self.device)
+            metric.update(zeros.index_add(0, place, values.flatten().to(self.dtype)))
+        self._hits.update(hits.sum().view(1))
 
     def compute(self) -> dict[str, Tensor]:
         """Mean loss in nats, its exponential, and accuracy; the same on all processes."""
-        loss = self._loss.compute()
-        return {"loss": loss, "perplexity": loss.exp(), "accuracy": self._accuracy.compute()}
+        if self._by_position is None:
+            raise InputError("the evaluation set has no rows")
+        losses, counts = (metric.compute().sum() for metric in self._by_position)
+        loss = (losses / counts).float()
+        accuracy = (self._hits.compute().sum() / counts).float()
+        return {"loss": loss, "perplexity": loss.exp(), "accuracy": accuracy}
 
     def by_position(self) -> dict[str, list[float]]:
         """Mean loss of the tokens that have about as much context.
@@ -52,7 +59,7 @@ class Evaluation:
         """
         if self._by_position is None:
             return {"position": [], "loss": [], "count": []}
-        sums, counts = (metric.compute().double().cpu() for metric in self._by_position)
+        sums, counts = (metric.compute().cpu().double() for metric in self._by_position)
         position = torch.arange(len(sums), dtype=torch.float64)
         of = _bins(len(sums))
         binned = [
@@ -67,13 +74,8 @@ class Evaluation:
             "count": total.tolist(),
         }
 
-    def _add_by_position(self, positions: Tensor, nll: Tensor, counted: Tensor, T: int) -> None:
-        if self._by_position is None:
-            self._by_position = (Sums(T).to(self.device), Sums(T).to(self.device))
-        place = positions.flatten()
-        for metric, values in zip(self._by_position, (nll, counted), strict=True):
-            zeros = torch.zeros(T, dtype=torch.float64, device=values.device)
-            metric.update(zeros.index_add(0, place, values.flatten().double()))
+    def _sums(self, n: int) -> "Sums":
+        return Sums(n, self.dtype).to(self.device)
 
 
 class Sums(Metric):
@@ -81,21 +83,21 @@ class Sums(Metric):
 
     Args:
         n: How many sums.
+        dtype: In which they are added up.
     """
 
     total: Tensor
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, dtype: torch.dtype) -> None:
         super().__init__()
-        # In float64 the order of additions does not show.
-        self.add_state("total", torch.zeros(n, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(n, dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, values: Tensor) -> None:
         """Adds (n,) values."""
         self.total = self.total + values
 
     def compute(self) -> Tensor:
-        """(n,) float64."""
+        """(n,) the sums."""
         return self.total
 
 

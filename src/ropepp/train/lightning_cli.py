@@ -19,6 +19,7 @@ import ropepp.data.recall  # noqa: F401 (makes its short class name known)
 from ropepp.data.datamodule import RowsDataModule
 from ropepp.data.packing import Packing
 from ropepp.errors import InputError, Stopped
+from ropepp.files import write_json
 from ropepp.model.positions import Position, Scaling
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.callbacks.guard import StepGuard
@@ -31,7 +32,7 @@ from ropepp.train.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import OptimizerSpec
-from ropepp.train.result import describe_run, write_json
+from ropepp.train.result import describe_run
 from ropepp.train.schedules import Schedule
 
 TRAINER_DEFAULTS = {

@@ -1,7 +1,6 @@
 """Scalars of a run, once in TensorBoard and once as lines of JSON."""
 
 import json
-import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ import torch
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
+
+from ropepp.files import write_text
 
 
 class RunLogger(Logger):
@@ -75,9 +76,7 @@ class RunLogger(Logger):
                 keep = False
             if keep:
                 kept.append(line + "\n")
-        temporary = self.metrics_file.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self.metrics_file)
+        write_text(self.metrics_file, "".join(kept))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -1,9 +1,6 @@
 """``result.json``: what a finished run was and came to, for programs and tables."""
 
-import json
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -48,16 +45,3 @@ def describe_run(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **provenance(),
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` as JSON, completely or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes under a temporary name and renames, so that the file is complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -88,15 +88,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         atexit.register(_leave)
         world = self.world_size
         shard = self.shard_size or world
-        for name, size in (
-            ("shard_size", shard),
-            ("context_parallel_size", self.context_parallel_size),
-        ):
-            if world % size:
-                raise InputError(
-                    f"trainer.strategy.{name} is {size}; it must divide the number of processes, "
-                    f"{world}"
-                )
+        check_sizes(world, shard, self.context_parallel_size)
         device = self.root_device.type
         if shard == world:
             self._device_mesh = init_device_mesh(device, (world,), mesh_dim_names=("shard",))
@@ -173,6 +165,17 @@ class FSDP2Strategy(ModelParallelStrategy):
     def teardown(self) -> None:
         self.wait_for_save()
         super().teardown()
+
+
+def check_sizes(world: int, shard_size: int, context_parallel_size: int) -> None:
+    """Raises an `InputError` if ``world`` processes cannot be grouped like this."""
+    sizes = {"shard_size": shard_size, "context_parallel_size": context_parallel_size}
+    for name, size in sizes.items():
+        if size < 1 or world % size:
+            raise InputError(
+                f"trainer.strategy.{name} is {size}; it must divide the number of processes, "
+                f"{world}"
+            )
 
 
 def shard(network: Transformer, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:

@@ -63,7 +63,10 @@ class StepCheckpoint(Checkpoint):
             return
         self._rename_if_written(trainer)
         if self._signals.agreed(trainer):
-            self._stop = Preempted(f"stopped at step {trainer.global_step} on request")
+            self._stop = Preempted(
+                f"stopped at step {trainer.global_step} on request; the same command with "
+                "--resume auto goes on"
+            )
         guard: StepGuard | None = getattr(pl_module, "guard", None)
         self._stop = self._stop or (guard.verdict if guard else None)
         assert loop._data_fetcher is not None

@@ -6,10 +6,10 @@ import lightning.pytorch as pl
 import torch
 import yaml  # type: ignore[import-untyped]
 
+from ropepp.files import write_text
 from ropepp.model.flops import num_parameters
 from ropepp.train.machine import device_name
 from ropepp.train.module import LanguageModel
-from ropepp.train.result import write_text
 
 
 class RunFiles(pl.Callback):

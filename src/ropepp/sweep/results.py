@@ -1,0 +1,118 @@
+"""What a report is made of: a sweep's rows with their values and comparisons, and numbers as
+text."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ropepp.errors import InputError
+from ropepp.sweep.records import PLAN, Plan, Run, metric_value, read_plan, read_runs
+from ropepp.sweep.statistics import Comparison, Interval, compare
+
+MAKE = "`ropepp sweep run` makes them"
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant: its finished runs, the metric by seed, and how it compares (None if baseline)."""
+
+    variant: str
+    name: str
+    runs: list[Run]
+    values: dict[int, float]
+    comparison: Comparison | None
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of it, in words."""
+        if self.comparison is None:
+            return "baseline"
+        return self.comparison.verdict if self.values else "no result"
+
+    def fact(self, key: str, choose: Callable[[list[Any]], Any] = max) -> Any:
+        """One number for a fact that the runs' results hold, None where none does."""
+        known = [run.result[key] for run in self.runs if run.result.get(key) is not None]
+        return choose(known) if known else None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All that a report is made of; ``diverged`` runs are done, but have no number to compare."""
+
+    folder: Path
+    plan: Plan
+    rows: list[Row]
+    done: list[Run]
+    unfinished: list[Run]
+    diverged: list[Run]
+
+    @property
+    def baseline(self) -> Row | None:
+        """The baseline's row."""
+        return next((row for row in self.rows if row.variant == self.plan.baseline), None)
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """All but the baseline's own row."""
+        return [row.comparison for row in self.rows if row.comparison]
+
+    def name(self, variant: str) -> str:
+        """A variant's name for people."""
+        return self.plan.display.get(variant, variant)
+
+
+def load(folder: Path) -> Sweep:
+    """Reads a sweep's runs and compares its variants; raises as `write_report`."""
+    if not (folder / PLAN).is_file():
+        raise InputError(f"{folder} is no sweep's folder, {PLAN} is missing; {MAKE}")
+    plan, runs = read_plan(folder), read_runs(folder)
+    done = [run for run in runs if run.state == "done"]
+    if not done:
+        raise InputError(f"{folder} holds no finished run; {MAKE}")
+    values: dict[str, dict[int, float]] = {name: {} for name in plan.variants}
+    diverged = []
+    for run in done:
+        value = metric_value(run.result, plan.metric, run.trial.run)
+        own = values.setdefault(run.trial.variant, {})
+        if math.isfinite(value):
+            own[run.trial.seed] = value
+        else:
+            diverged.append(run)
+    compared = compare(values, plan.baseline)
+    rows = [
+        Row(
+            variant,
+            plan.display.get(variant, variant),
+            [run for run in done if run.trial.variant == variant],
+            own,
+            compared.get(variant),
+        )
+        for variant, own in values.items()
+    ]
+    rows.sort(key=lambda row: row.variant != plan.baseline)  # the baseline first
+    unfinished = [run for run in runs if run.state != "done"]
+    return Sweep(folder, plan, rows, done, unfinished, diverged)
+
+
+def number(value: float | None, digits: int) -> str:
+    """With a typographic minus; empty for None."""
+    if not value:
+        return "" if value is None else "0"
+    return f"{value:,.{digits}f}".replace("-", MINUS)
+
+
+def interval(ends: Interval | None, digits: int) -> str:
+    """Both ends with their signs; empty for None."""
+    if ends is None:
+        return ""
+    return "[" + ", ".join(f"{end:+,.{digits}f}" for end in ends).replace("-", MINUS) + "]"
+
+
+def p_value(p: float | None) -> str:
+    """Two significant digits, three behind the point at most."""
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
