@@ -1,0 +1,153 @@
+"""Opens any saved model by its path: a run, a checkpoint, a published or exported folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from ropepp.errors import InputError
+from ropepp.interop.published import load_pretrained
+from ropepp.model.config import ModelConfig
+from ropepp.model.transformer import Transformer
+from ropepp.train.checkpoints import METADATA, newest_complete, read_metadata
+from ropepp.train.plain import from_plain
+from ropepp.train.weights import load_weights
+
+if TYPE_CHECKING:
+    from ropepp.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model and what belongs to it.
+
+    Attributes:
+        model: The model in evaluation mode.
+        path: What was read: a checkpoint or a folder.
+        run: The run's folder, or None for a published or exported one.
+        step: Optimizer steps behind the weights, if known.
+        config: The run's complete configuration, empty if there is none.
+    """
+
+    model: Transformer
+    path: Path
+    run: Path | None
+    step: int | None
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What tables call it: a run's folder by its last two parts, any other by its own name."""
+        parts = (self.run or self.path).resolve().parts
+        return "/".join(parts[-2:]) if self.run else parts[-1]
+
+    def tokenizer(self, given: str | Path | None = None) -> "Tokenizer":
+        """The tokenizer of the model's text.
+
+        Args:
+            given: See `ropepp.data.tokenizer.load_tokenizer`; looked for unless given, beside the
+                weights and in the run's corpus.
+
+        Raises:
+            InputError: There is none, or it has more ids than the model.
+        """
+        from ropepp.data.tokenizer import load_tokenizer
+
+        places = [given] if given else self._places()
+        if not places:
+            raise InputError(f"{self.path} names no tokenizer: give one with --tokenizer")
+        tokenizer = load_tokenizer(places[0])
+        size = self.model.config.vocab_size
+        if tokenizer.vocab_size > size:
+            raise InputError(
+                f"tokenizer {places[0]} has {tokenizer.vocab_size} ids, the model of {self.path} "
+                f"{size}"
+            )
+        return tokenizer
+
+    def _places(self) -> list[str | Path]:
+        from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE
+
+        beside = [self.path, self.run] if self.run else [self.path]
+        places: list[str | Path] = [
+            folder
+            for folder in beside
+            if any((folder / name).is_file() for name in (BPE_FILE, TIKTOKEN_FILE))
+        ]
+        data = self.config.get("data", {}).get("init_args", {})
+        corpora = [data["corpus"]] if "corpus" in data else list(data.get("corpora", {}))
+        return places + [_tokenizer_of(Path(corpus)) for corpus in corpora]
+
+
+def open_model(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> SavedModel:
+    """Opens a model for evaluation or generation; nothing is unpickled but tensors and plain
+    values.
+
+    Args:
+        path: A run's folder (its newest complete checkpoint is taken), a checkpoint file, a sharded
+            checkpoint, or a folder with ``config.json`` as published or exported.
+        dtype: Dtype of weights and activations. Weights in bfloat16 compute what training in
+            bfloat16 over float32 weights does; what a position encoding keeps stays float32.
+        device: Where to.
+
+    Raises:
+        InputError: There is no such model, or it is torn or of another shape than it says.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"model {path} does not exist")
+    if path.is_dir() and (path / "config.json").is_file():
+        model = load_pretrained(path)
+        return SavedModel(_placed(model, dtype, device), path, None, None, {})
+    if path.is_dir() and not (path / METADATA).exists() and not (path / ".metadata").exists():
+        path = _checkpoint_of(path)
+    content = read_metadata(path)
+    settings = content.get("hyper_parameters")
+    if not settings or "network" not in settings:
+        raise InputError(f"{path} is a checkpoint of something else: it names no network")
+    with torch.device("meta"):
+        model = Transformer(ModelConfig(**settings["network"]), from_plain(settings["position"]))
+    model.to_empty(device="cpu")
+    model.tie()
+    load_weights(model, path)
+    run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
+    step = content.get("global_step")
+    return SavedModel(_placed(model, dtype, device), path, run, step, _config(run))
+
+
+def _placed(model: Transformer, dtype: torch.dtype, device: str | torch.device) -> Transformer:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.tie()
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _checkpoint_of(run: Path) -> Path:
+    found = newest_complete(run / "checkpoints") or newest_complete(run)
+    if found is None:
+        raise InputError(
+            f"{run} is no model: it has neither config.json nor a complete checkpoint in it or in "
+            "its checkpoints/"
+        )
+    return found
+
+
+def _config(run: Path | None) -> dict[str, Any]:
+    if run is None:
+        return {}
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def _tokenizer_of(corpus: Path) -> str | Path:
+    """A corpus' tokenizer as `load_tokenizer` takes it."""
+    meta = corpus / "train" / "meta.json"
+    if not meta.is_file():
+        raise InputError(
+            f"the model's corpus {corpus} is not here ({meta} is missing): give --tokenizer"
+        )
+    return "bytes" if json.loads(meta.read_text())["tokenizer"] == "bytes" else corpus
