@@ -248,9 +248,10 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    import bench_scale  # here, because it uses what is above
+    import bench_decode  # here, because they use what is above
+    import bench_scale
 
-    BENCHMARKS.update(bench_scale.BENCHMARKS)
+    BENCHMARKS.update(bench_scale.BENCHMARKS | bench_decode.BENCHMARKS)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "names", nargs="*", help=f"which of {', '.join(BENCHMARKS)}; all by default"

@@ -17,6 +17,7 @@ Train and compare RoPE, RoPE++ and other position encodings for language models.
   validate     loss and perplexity of a checkpoint on the validation split
   test         the same under the name test
   predict      negative log-likelihood of every token, written to files
+  generate     continue prompts
   results      table of finished runs
   sweep        run variants and seeds, survive anything, report
   pipeline     run stages of training one after another: pre-training, decay, longer contexts
@@ -104,6 +105,13 @@ def _corpus(args: list[str]) -> None:
     run(args[1:])
 
 
+def _generate(args: list[str]) -> None:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    from ropepp.generate.cli import main as run
+
+    run(args[1:])
+
+
 def _results(args: list[str]) -> None:
     from argparse import ArgumentParser
 
@@ -172,6 +180,7 @@ COMMANDS = {
     "validate": _train,
     "test": _train,
     "predict": _train,
+    "generate": _generate,
     "results": _results,
     "sweep": _sweep,
     "pipeline": _pipeline,

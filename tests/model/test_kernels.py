@@ -28,6 +28,12 @@ def boundaries(sizes: list[int]) -> Tensor:
     return torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
 
 
+def ids_of(B: int, T: int, S: int) -> tuple[Tensor, Tensor]:
+    """Ids of queries, which are the last of the keys, and of keys."""
+    ids = torch.randint(2, (B, S))
+    return ids[:, S - T :], ids
+
+
 def agree(backend: str, inputs: list[Tensor], **options: Any) -> None:
     """Outputs and gradients of a backend are the definition's."""
     results = []
@@ -90,20 +96,17 @@ def test_outputs_and_gradients(
 @pytest.mark.parametrize("T", [1, 4, 9])
 def test_hidden_keys(backend: str, alibi: bool, T: int) -> None:
     q, k, v = qkv(2, T, 9, 4, 2)
-    visible = torch.rand(2, T, 9) < 0.5
-    visible[:, :, 0] = True
+    ids = ids_of(2, T, 9)
     slopes = torch.rand(4) if alibi else None
     want, got = (
-        attention(q, k, v, visible=visible, alibi_slopes=slopes, backend=name)
+        attention(q, k, v, document_ids=ids, alibi_slopes=slopes, backend=name)
         for name in ("reference", backend)
     )
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
-    moved = k.detach().clone()
-    moved[:, 3] += 100.0
-    only = visible.clone()
-    only[:, :, 3] = False
-    near, far = (attention(q, x, v, visible=only, backend=backend) for x in (k, moved))
-    assert torch.equal(near, far)
+    moved = torch.where((ids[1] == 1)[..., None, None], k.detach() + 100.0, k)
+    near, far = (attention(q, x, v, document_ids=ids, backend=backend) for x in (k, moved))
+    assert torch.equal(near[ids[0] != 1], far[ids[0] != 1])
+    assert not torch.equal(near, far)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -199,11 +202,9 @@ def test_queries_in_chunks(
     alibi: bool, hidden: bool, T: int, S: int, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused, "CHUNK", 4)
-    visible = (torch.rand(2, T, S) < 0.5) if hidden else None
-    if visible is not None:
-        visible[:, :, 0] = True
+    ids = ids_of(2, T, S) if hidden else None
     slopes = torch.rand(6) if alibi else None
-    agree("sdpa", qkv(2, T, S, 6, 3), causal=causal, alibi_slopes=slopes, visible=visible)
+    agree("sdpa", qkv(2, T, S, 6, 3), causal=causal, alibi_slopes=slopes, document_ids=ids)
 
 
 @pytest.fixture
@@ -234,11 +235,9 @@ def test_one_query_takes_its_heads_for_positions(
     heads: tuple[int, int], alibi: bool, hidden: bool, calls: list[dict[str, Any]]
 ) -> None:
     (H, K), S = heads, 13
-    visible = (torch.rand(3, 1, S) < 0.5) if hidden else None
-    if visible is not None:
-        visible[:, :, 0] = True
+    ids = ids_of(3, 1, S) if hidden else None
     inputs = qkv(3, 1, S, H, K)
-    agree("sdpa", inputs, alibi_slopes=torch.rand(H) if alibi else None, visible=visible)
+    agree("sdpa", inputs, alibi_slopes=torch.rand(H) if alibi else None, document_ids=ids)
     (call,) = calls
     assert call["q"].shape == (3, K, H // K, 16)
     assert call["k"].data_ptr() == inputs[1].data_ptr()  # not repeated
@@ -328,8 +327,8 @@ def test_bad_requests_are_refused_in_words() -> None:
         attention(q, torch.randn(1, 4, 3, 16), torch.randn(1, 4, 3, 16))
     with pytest.raises(InputError, match="as many keys as queries"):
         attention(q[:, :2], k, v, cu_seqlens=torch.tensor([0, 2], dtype=torch.int32))
-    with pytest.raises(InputError, match=r"visible is \(1, 4, 3\); it must be \(1, 4, 4\)"):
-        attention(q, k, v, visible=torch.ones(1, 4, 3, dtype=torch.bool))
+    with pytest.raises(InputError, match=r"document_ids are .*\(1, 3\)\); they must be"):
+        attention(q, k, v, document_ids=(torch.zeros(1, 4), torch.zeros(1, 3)))
     bounds, wrong = torch.tensor([0, 1, 4]), torch.tensor([0, 3])
     with pytest.raises(InputError, match="bound the same documents"):
         attention(q, k, v, cu_seqlens=bounds, cu_seqlens_k=wrong)

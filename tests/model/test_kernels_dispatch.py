@@ -56,8 +56,8 @@ def request(
     k = torch.empty(2, S, 2, D, dtype=dtype, device=device)
     bounds = torch.empty(4, dtype=torch.int32, device=device) if packed else None
     slopes = torch.empty(4, device=device) if alibi else None
-    visible = torch.empty(2, T, S, dtype=torch.bool, device=device) if hidden else None
-    return Request(q, k, k, causal, bounds, bounds, slopes, visible, 1.0)
+    ids = tuple(torch.empty(2, n, dtype=torch.int64, device=device) for n in (T, S))
+    return Request(q, k, k, causal, bounds, bounds, slopes, ids if hidden else None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_choice_is_logged_once(
         ("cudnn", HOPPER, [], {"alibi": True}, "no ALiBi slopes"),
         ("varlen", HOPPER, [], {"device": "cpu"}, "needs CUDA tensors"),
         ("varlen", HOPPER, [], {"alibi": True}, "no ALiBi slopes"),
-        ("varlen", HOPPER, [], {"hidden": True}, "no mask of visible keys"),
+        ("varlen", HOPPER, [], {"hidden": True}, "no document ids of single keys"),
         ("varlen", HOPPER, [], {"D": 20}, "multiples of 8 up to 256, and this is 20"),
         ("varlen", (7, 5), [], {}, r"8\.0 \(Ampere\) or newer, and this has 7\.5"),
         ("flash2", HOPPER, [], {}, "flash-attn is missing"),
@@ -134,7 +134,7 @@ def test_a_choice_is_logged_once(
         ("flash4", (10, 0), ["flash-attn-4"], {"alibi": True}, "no ALiBi slopes"),
         ("flex", HOPPER, [], {"alibi": True, "packed": True, "grad": True}, None),
         ("flex", HOPPER, [], {"D": 8}, "at least 16, and this is 8"),
-        ("flex", HOPPER, [], {"hidden": True}, "no mask of visible keys"),
+        ("flex", HOPPER, [], {"hidden": True}, "no document ids of single keys"),
         ("flex", HOPPER, [], {"device": "cpu", "grad": True}, "on the CPU it has no gradient"),
         ("flex", HOPPER, [], {"device": "cpu"}, None),
         ("flex", HOPPER, [], {"device": "meta"}, "CUDA or the CPU, and these are on meta"),

@@ -49,8 +49,8 @@ def request(
     if alibi:
         arguments["alibi_slopes"] = 2.0 ** -torch.linspace(1, 8, H, device="cuda")
     if hidden:
-        arguments["visible"] = torch.rand(2, T, S, device="cuda") < 0.5
-        arguments["visible"][:, :, 0] = True
+        ids = torch.randint(2, (2, S), device="cuda")
+        arguments["document_ids"] = (ids[:, S - T :], ids)
     return {**arguments, "causal": causal}
 
 

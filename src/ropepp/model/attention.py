@@ -82,8 +82,8 @@ class Attention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q_BTHD, k_BTKD = self.position(self.q_norm(q_BTPD), self.k_norm(k_BTKD), table)
-        if cache is not None:
-            k_BTKD, v_BTKD = cache.append(k_BTKD, v_BTKD)
         slopes = self.position.alibi_slopes(table)
-        out_BTHD = view.attend(q_BTHD, k_BTKD, v_BTKD, alibi_slopes=slopes, backend=self.backend)
+        out_BTHD = view.attend(
+            q_BTHD, k_BTKD, v_BTKD, cache, alibi_slopes=slopes, backend=self.backend
+        )
         return self.o_proj(out_BTHD.flatten(-2))

@@ -3,44 +3,140 @@
 import torch
 from torch import Tensor
 
+from ropepp.errors import InputError
+
+BLOCK = 256  # tokens by which a buffer's capacity is a multiple
+
 
 class LayerCache:
-    """One layer's rotated keys and values, (B, S, K, D) each."""
+    """One layer's rotated keys and values, in buffers that are longer than what they hold.
 
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+    A kv head's tokens lie one after another, so that a query reads memory in its order.
 
+    Args:
+        capacity: Tokens for which there is room from the beginning.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.length = 0
+        self._capacity = capacity
+        self._buffers: tuple[Tensor, Tensor] | None = None  # keys, values: (B, K, capacity, D)
+
+    @property
+    def keys(self) -> Tensor | None:
+        """(B, S, K, D), a view of the buffer; None before anything was read."""
+        return None if self._buffers is None else self._used(self._buffers[0])
+
+    @property
+    def values(self) -> Tensor | None:
+        """(B, S, K, D), as `keys`."""
+        return None if self._buffers is None else self._used(self._buffers[1])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the keys and values that are held."""
+        return sum(x.nbytes for x in (self.keys, self.values) if x is not None)
+
+    @torch.no_grad()
     def append(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the next T tokens; returns all keys and values so far."""
-        if self.keys is not None and self.values is not None:
-            k_BTKD = torch.cat((self.keys, k_BTKD), dim=1)
-            v_BTKD = torch.cat((self.values, v_BTKD), dim=1)
-        self.keys, self.values = k_BTKD, v_BTKD
-        return k_BTKD, v_BTKD
+        """Adds the next T tokens; returns all keys and values so far, (B, S, K, D) each.
+
+        No gradient reaches tokens that earlier calls have added.
+        """
+        start, end = self.length, self.length + k_BTKD.shape[1]
+        buffers = self._reserve(k_BTKD, end)
+        for buffer, x in zip(buffers, (k_BTKD, v_BTKD), strict=True):
+            buffer[:, :, start:end] = x.transpose(1, 2)
+        self.length = end
+        if start == 0:
+            return k_BTKD, v_BTKD
+        return self._used(buffers[0]), self._used(buffers[1])
+
+    def crop(self, length: int) -> None:
+        """Forgets all tokens after the first ``length``."""
+        self.length = min(self.length, length)
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with other rows of the batch, (new B,) int64."""
+        if self._buffers is not None:
+            k, v = self._buffers
+            self._buffers = (k.index_select(0, rows), v.index_select(0, rows))
+
+    def _used(self, buffer: Tensor) -> Tensor:
+        return buffer[:, :, : self.length].transpose(1, 2)
+
+    def _reserve(self, like_BTKD: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Buffers with room for ``end`` tokens; what they hold stays."""
+        B, _, K, D = like_BTKD.shape
+        old = self._buffers
+        if old is not None and old[0].shape[0] != B:
+            raise InputError(f"the cache holds {old[0].shape[0]} rows; found {B} rows of tokens")
+        if old is not None and old[0].shape[2] >= end:
+            return old
+        room = -(-max(end, self._capacity) // BLOCK) * BLOCK
+        # Not bound to a context of inference, so that any later call may write into them.
+        with torch.inference_mode(False):
+            k, v = (like_BTKD.new_empty((B, K, room, D)) for _ in range(2))
+        if old is not None:
+            for new, before in zip((k, v), old, strict=True):
+                new[:, :, : self.length] = before[:, :, : self.length]
+        self._buffers = (k, v)
+        return self._buffers
 
 
 class KVCache:
     """What a model has to remember of the tokens that it has read, for any position encoding.
 
-    Keys are stored rotated and once, since real and imaginary heads share them.
+    Keys are stored rotated and once, since real and imaginary heads share them. A token's place in
+    the cache says nothing about its position.
 
     Args:
         num_layers: Number of blocks of the model.
+        capacity: Tokens for which memory is taken at once; more come in blocks.
     """
 
-    def __init__(self, num_layers: int) -> None:
-        self.layers = [LayerCache() for _ in range(num_layers)]
+    def __init__(self, num_layers: int, capacity: int = 0) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(num_layers)]
         self._document_ids: Tensor | None = None
 
     @property
     def length(self) -> int:
         """Number of cached tokens in a row (S)."""
-        keys = self.layers[0].keys
-        return 0 if keys is None else keys.shape[1]
+        return self.layers[0].length
 
-    def visible(self, document_ids_BT: Tensor | None, B: int, T: int) -> Tensor | None:
-        """Which keys the next T tokens may see by their documents, (B, T, S + T); None is all.
+    @property
+    def bytes(self) -> int:
+        """Bytes of all layers' keys and values."""
+        return sum(layer.bytes for layer in self.layers)
+
+    def crop(self, length: int) -> None:
+        """Forgets all tokens after the first ``length`` of every row.
+
+        Raises:
+            InputError: ``length`` is not between 0 and the number of cached tokens.
+        """
+        if not 0 <= length <= self.length:
+            raise InputError(f"crop to {length} tokens of {self.length}; allowed: 0 up to these")
+        for layer in self.layers:
+            layer.crop(length)
+        if self._document_ids is not None:
+            self._document_ids = self._document_ids[:, :length]
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows of the batch, in this order: reorders, drops or repeats them.
+
+        Args:
+            rows: (new B,) int64.
+        """
+        for layer in self.layers:
+            layer.select(rows)
+        if self._document_ids is not None:
+            self._document_ids = self._document_ids.index_select(0, rows)
+
+    def documents(
+        self, document_ids_BT: Tensor | None, B: int, T: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Document ids (B, T) of the next tokens and (B, S + T) of all; None if none were given.
 
         Called once before the layers, which then append. Rows without ids are one document, 0.
         """
@@ -53,4 +149,4 @@ class KVCache:
         if before is None:
             before = document_ids_BT.new_zeros((B, self.length))
         self._document_ids = torch.cat((before, document_ids_BT), dim=1)
-        return document_ids_BT.unsqueeze(2) == self._document_ids.unsqueeze(1)
+        return document_ids_BT, self._document_ids

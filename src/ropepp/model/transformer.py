@@ -164,7 +164,8 @@ class Transformer(nn.Module):
         """What all layers' queries see, and the order of tokens that makes documents contiguous."""
         B, T = input_ids.shape
         cu_seqlens = order = None
-        if cache is None and document_ids is not None:
+        documents = cache.documents(document_ids, B, T) if cache is not None else None
+        if document_ids is not None and (cache is None or cache.length == 0):
             cu_seqlens, order = find_documents(document_ids)
         if self.sequence is not None:
             check_length(T, self.sequence.size)
@@ -173,8 +174,8 @@ class Transformer(nn.Module):
                     "rows shared by several processes need contiguous documents and no cache"
                 )
             return SharedView(self.sequence, cu_seqlens, B, T), None
-        if cache is not None:
-            return View(visible=cache.visible(document_ids, B, T)), None
+        if cache is not None and (order is not None or cu_seqlens is None):
+            return View(documents=documents), None
         return View(cu_seqlens), order
 
     def forward(

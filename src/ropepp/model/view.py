@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropepp.model.cache import LayerCache
 from ropepp.model.kernels import attention
 from ropepp.model.sequence import SequenceGroup
 
@@ -14,18 +15,36 @@ class View:
 
     Args:
         cu_seqlens: Boundaries of documents, see `ropepp.model.kernels.attention`.
-        visible: (B, T, S) which keys a query may see; for cached rows.
+        documents: Document ids (B, T) of the queries and (B, S) of the keys; for cached rows.
     """
 
-    def __init__(self, cu_seqlens: Tensor | None = None, visible: Tensor | None = None) -> None:
+    def __init__(
+        self, cu_seqlens: Tensor | None = None, documents: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         self.cu_seqlens = cu_seqlens
-        self.visible = visible
+        self.documents = documents
 
+    # A cache grows with every token: what is compiled around this sees the same shapes each time.
     @torch.compiler.disable
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, **options: Any) -> Tensor:
-        """Attention (B, T, H, D) of this view's queries; options as in `attention`."""
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BTKD: Tensor,
+        v_BTKD: Tensor,
+        cache: LayerCache | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Attention (B, T, H, D) of this view's queries over these keys and, before them, those of
+        the cache, to which they are added; options as in `attention`."""
+        if cache is not None:
+            k_BTKD, v_BTKD = cache.append(k_BTKD, v_BTKD)
         return attention(
-            q_BTHD, k_BSKD, v_BSKD, cu_seqlens=self.cu_seqlens, visible=self.visible, **options
+            q_BTHD,
+            k_BTKD,
+            v_BTKD,
+            cu_seqlens=self.cu_seqlens,
+            document_ids=self.documents,
+            **options,
         )
 
 
@@ -48,8 +67,15 @@ class SharedView(View):
             self.bounds = list(sequence.boundaries(cu_seqlens, B, T))
 
     @torch.compiler.disable
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, **options: Any) -> Tensor:
-        k_BSKD, v_BSKD = self.sequence.gather(k_BSKD, v_BSKD)
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BTKD: Tensor,
+        v_BTKD: Tensor,
+        cache: LayerCache | None = None,
+        **options: Any,
+    ) -> Tensor:
+        k_BSKD, v_BSKD = self.sequence.gather(k_BTKD, v_BTKD)
         queries = q_BTHD.split([b - a for a, b in self.pieces], dim=1)
         outs = []
         for q, (_, end), (bounds, bounds_k) in zip(queries, self.pieces, self.bounds, strict=True):

@@ -60,8 +60,8 @@ def slopes(request: Request) -> str | None:
     return None if request.alibi_slopes is None else "it has no ALiBi slopes"
 
 
-def visible(request: Request) -> str | None:
-    return None if request.visible is None else "it takes no mask of visible keys"
+def document_ids(request: Request) -> str | None:
+    return None if request.document_ids is None else "it takes no document ids of single keys"
 
 
 def head_size(multiple: int, most: int) -> Check:

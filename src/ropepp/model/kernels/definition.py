@@ -31,8 +31,9 @@ def reference(request: Request) -> Tensor:
         scores = scores - request.alibi_slopes.float()[:, None, None] * distance.abs()
     if request.causal:
         hidden = hidden | (distance < 0)
-    if request.visible is not None:
-        hidden = hidden | ~request.visible.unsqueeze(1)
+    if request.document_ids is not None:
+        own, others = request.document_ids
+        hidden = hidden | (own[:, None, :, None] != others[:, None, None, :])
     weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
     out = torch.einsum("bhts,bshd->bthd", weights, v)
     return out.reshape(request.q.shape).to(request.q.dtype)

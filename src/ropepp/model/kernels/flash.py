@@ -84,7 +84,7 @@ FLASH2 = Backend(
     first_of(
         refusals.no_cuda,
         refusals.no_half_precision,
-        refusals.visible,
+        refusals.document_ids,
         refusals.head_size(1, 256),
         refusals.older_than(8, "Ampere"),
         _missing(FLASH2_PACKAGE),
@@ -98,7 +98,7 @@ FLASH4 = Backend(
         refusals.no_cuda,
         refusals.no_half_precision,
         refusals.slopes,
-        refusals.visible,
+        refusals.document_ids,
         refusals.older_than(9, "Hopper"),
         _flash4_head_size,
         _flash4_not_deterministic,

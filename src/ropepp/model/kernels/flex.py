@@ -162,4 +162,4 @@ def _not_here(request: Request) -> str | None:
     return "on the CPU it has no gradient" if request.needs_grad else None
 
 
-FLEX = Backend("flex", first_of(refusals.visible, _not_here), flex)
+FLEX = Backend("flex", first_of(refusals.document_ids, _not_here), flex)

@@ -65,7 +65,7 @@ def _dense(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     T, S = q.shape[1], k.shape[1]
     if T == 1:
         return _one_query(request, q, k, v)
-    if request.alibi_slopes is not None or request.visible is not None:
+    if request.alibi_slopes is not None or request.document_ids is not None:
         return _in_chunks(request, q, k, v)
     if not request.causal or T == S:
         return _call(request, q, k, v, None, is_causal=request.causal)
@@ -104,7 +104,7 @@ def _call(
 
 
 def _one_query(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One query a row, which sees all keys but those that ``visible`` hides: the heads of a kv head
+    """One query a row, which sees all keys but those of other documents: the heads of a kv head
     take the place of positions, because the grouped call is several times slower on a CPU."""
     S, K = k.shape[1:3]
     mask = _mask(request, torch.arange(S - 1, S, device=q.device), S)
@@ -141,7 +141,7 @@ def _mask(request: Request, position: Tensor, seen: int, first: int = 0) -> Tens
     float32 to be added to the scores if there are slopes; (B or 1, H or 1, T, seen).
 
     Args:
-        request: Slopes, causality and visible keys.
+        request: Slopes, causality and document ids.
         position: Consecutive key indices of the queries' own tokens.
         seen: Number of keys.
         first: Index of the first of these queries among the request's.
@@ -150,8 +150,9 @@ def _mask(request: Request, position: Tensor, seen: int, first: int = 0) -> Tens
     shown: Tensor | None = None
     if request.causal and len(position) > 1:
         shown = (distance >= 0)[None, None]
-    if request.visible is not None:
-        own = request.visible[:, None, first : first + len(position), :seen]
+    if request.document_ids is not None:
+        ids, ids_k = request.document_ids
+        own = ids[:, None, first : first + len(position), None] == ids_k[:, None, None, :seen]
         shown = own if shown is None else shown & own
     if request.alibi_slopes is None:
         return shown
@@ -187,7 +188,7 @@ CUDNN = Backend(
         refusals.no_cuda,
         refusals.no_half_precision,
         refusals.slopes,
-        refusals.visible,
+        refusals.document_ids,
         _not_square,
         _no_cudnn_kernel,
     ),

@@ -35,7 +35,7 @@ def attention(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_k: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
-    visible: Tensor | None = None,
+    document_ids: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -54,8 +54,9 @@ def attention(
             least, or any if not causal.
         alibi_slopes: (H,) float32; head h's scores lose ``slope_h * |distance|`` (ALiBi, arXiv
             2108.12409). Constants: they get no gradient.
-        visible: (B, T, S) bool, which keys a query may see besides causality, at least one. For
-            cached rows; packed documents are faster by ``cu_seqlens``, and not both at once.
+        document_ids: Ids (B, T) of the queries and (B, S) of the keys; a query sees the keys with
+            its own id, at least one. For cached rows; packed documents are faster by
+            ``cu_seqlens``, and not both at once.
         scale: Factor of the scores; ``1 / sqrt(D)`` unless given.
         backend: One of `BACKENDS`, or "auto", see `choose`.
 
@@ -66,11 +67,11 @@ def attention(
         InputError: Shapes do not fit, or the backend is unknown or cannot serve this; says which
             can.
     """
-    _check(q, k, v, cu_seqlens, cu_seqlens_k, visible)
+    _check(q, k, v, cu_seqlens, cu_seqlens_k, document_ids)
     if cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    request = Request(q, k, v, causal, cu_seqlens, cu_seqlens_k, alibi_slopes, visible, scale)
+    request = Request(q, k, v, causal, cu_seqlens, cu_seqlens_k, alibi_slopes, document_ids, scale)
     _check_documents(request)
     if backend == "auto":
         return BACKENDS[choose(request)].run(request)
@@ -100,7 +101,7 @@ def choose(request: Request) -> str:
 
 
 def _preferred(request: Request) -> tuple[str, ...]:
-    if not request.q.is_cuda or request.q.dtype not in HALF or request.visible is not None:
+    if not request.q.is_cuda or request.q.dtype not in HALF or request.document_ids is not None:
         return ()
     packed = request.cu_seqlens is not None
     if request.alibi_slopes is not None:
@@ -118,8 +119,8 @@ def _kind(request: Request) -> str:
     what = "rows" if request.cu_seqlens is None else "packed documents"
     if request.alibi_slopes is not None:
         what += " with ALiBi slopes"
-    if request.visible is not None:
-        what += " with hidden keys"
+    if request.document_ids is not None:
+        what += " of several documents"
     return f"{what} in {str(request.q.dtype).removeprefix('torch.')} on {request.q.device.type}"
 
 
@@ -129,7 +130,7 @@ def _check(
     v: Tensor,
     cu_seqlens: Tensor | None,
     cu_seqlens_k: Tensor | None,
-    visible: Tensor | None,
+    document_ids: tuple[Tensor, Tensor] | None,
 ) -> None:
     """Shapes alone."""
     B, T, H, D = q.shape
@@ -150,10 +151,12 @@ def _check(
         raise InputError(
             f"cu_seqlens needs as many keys as queries or cu_seqlens_k, found {S} and {T}"
         )
-    if visible is not None and (cu_seqlens is not None or visible.shape != (B, T, S)):
-        raise InputError(
-            f"visible is {tuple(visible.shape)}; it must be {(B, T, S)}, and without cu_seqlens"
-        )
+    if document_ids is not None:
+        shapes = tuple(tuple(ids.shape) for ids in document_ids)
+        if cu_seqlens is not None or shapes != ((B, T), (B, S)):
+            raise InputError(
+                f"document_ids are {shapes}; they must be {((B, T), (B, S))}, without cu_seqlens"
+            )
 
 
 def _check_documents(request: Request) -> None:

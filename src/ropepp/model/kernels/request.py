@@ -124,7 +124,7 @@ class Request:
     cu_seqlens: Tensor | None
     cu_seqlens_k: Tensor | None
     alibi_slopes: Tensor | None
-    visible: Tensor | None
+    document_ids: tuple[Tensor, Tensor] | None
     scale: float
 
     @property

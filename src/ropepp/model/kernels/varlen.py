@@ -34,7 +34,7 @@ VARLEN = Backend(
         refusals.no_cuda,
         refusals.no_half_precision,
         refusals.slopes,
-        refusals.visible,
+        refusals.document_ids,
         refusals.head_size(8, 256),
         refusals.older_than(8, "Ampere"),
     ),

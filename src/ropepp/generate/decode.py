@@ -1,0 +1,154 @@
+"""Prompts into the cache in chunks, then token by token."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ropepp.errors import InputError
+from ropepp.generate.sampling import Sampling
+from ropepp.model.cache import KVCache
+from ropepp.model.transformer import Transformer
+
+PREFILL = 2048  # tokens of a row that are read at a time: activations are those of so many
+
+
+def generate(
+    model: Transformer,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    positions: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_ids: Collection[int] = (),
+    prefill: int = PREFILL,
+    cache: KVCache | None = None,
+) -> Tensor:
+    """Appends at most ``max_new_tokens`` tokens to every row.
+
+    Prompts of different lengths are padded on the left, with ``document_ids`` -1 there, see
+    `pad_left`.
+
+    Args:
+        model: The model, in evaluation mode.
+        input_ids: (B, T) int64.
+        max_new_tokens: Number of tokens to append (n).
+        temperature: 0 takes the likeliest token; otherwise see `Sampling`.
+        generator: Source of randomness of the draws, on the model's device.
+        positions: (B, T) int64; by default they count a row's own tokens, padding left out. New
+            tokens go on from a row's last position.
+        document_ids: (B, T) int64; new tokens belong to a row's last document.
+        top_k: See `Sampling`.
+        top_p: See `Sampling`.
+        stop_ids: Tokens that end a row; one that has ended repeats its last token until all have.
+        prefill: Tokens of a prompt that are read at a time.
+        cache: What was read before, to which these prompts are added; a new one unless given.
+
+    Returns:
+        (B, T + n) int64, or less where all rows have ended.
+
+    Raises:
+        InputError: A number is out of its range, or a row ends with padding.
+    """
+    sampling = Sampling(temperature, top_k, top_p)
+    tokens = stream(
+        model, input_ids, max_new_tokens, sampling, generator, positions, document_ids,
+        stop_ids=stop_ids, prefill=prefill, cache=cache,
+    )  # fmt: skip
+    return torch.cat((input_ids, *tokens), dim=1)
+
+
+def stream(
+    model: Transformer,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    generator: torch.Generator | None = None,
+    positions: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    *,
+    stop_ids: Collection[int] = (),
+    prefill: int = PREFILL,
+    cache: KVCache | None = None,
+) -> Iterator[Tensor]:
+    """Yields each step's tokens (B, 1) as soon as they are known; arguments as in `generate`."""
+    if max_new_tokens < 0 or prefill < 1 or not input_ids.shape[1]:
+        raise InputError(
+            f"max_new_tokens is {max_new_tokens}, prefill {prefill}, the prompt has "
+            f"{input_ids.shape[1]} tokens; these must be at least 0, 1 and 1"
+        )
+    if document_ids is not None:
+        if bool((document_ids[:, -1] < 0).any()):
+            raise InputError("a prompt ends with padding (document id -1): pad on the left")
+        if positions is None:
+            positions = ((document_ids >= 0).cumsum(1) - 1).clamp(min=0)
+    if cache is None:
+        cache = KVCache(len(model.layers), input_ids.shape[1] + max_new_tokens)
+    return _steps(
+        model, input_ids, max_new_tokens, sampling, generator, positions, document_ids,
+        torch.tensor(sorted(stop_ids), device=input_ids.device), prefill, cache,
+    )  # fmt: skip
+
+
+def _steps(
+    model: Transformer,
+    tokens: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+    positions: Tensor | None,
+    document_ids: Tensor | None,
+    stop_ids: Tensor,
+    prefill: int,
+    cache: KVCache,
+) -> Iterator[Tensor]:
+    ended = torch.zeros_like(tokens[:, :1], dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        # A generator must not leave its caller in inference mode.
+        with torch.inference_mode():
+            last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
+            chosen = sampling.choose(model.lm_head(last), generator)
+            chosen = torch.where(ended, tokens[:, -1:], chosen)
+        yield chosen
+        if len(stop_ids):
+            ended |= torch.isin(chosen, stop_ids)
+            if bool(ended.all()):
+                return
+        tokens = chosen
+        positions = positions[:, -1:] + 1 if positions is not None else None
+        document_ids = document_ids[:, -1:] if document_ids is not None else None
+
+
+def read(
+    model: Transformer,
+    input_ids: Tensor,
+    cache: KVCache,
+    positions: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    prefill: int = PREFILL,
+) -> Tensor:
+    """Adds tokens to the cache in chunks; returns the hidden states of the last chunk, (B, n,
+    M)."""
+    for start in range(0, input_ids.shape[1], prefill):
+        part = slice(start, start + prefill)
+        own, documents = (x if x is None else x[:, part] for x in (positions, document_ids))
+        hidden = model.hidden(input_ids[:, part], own, documents, cache)
+    return hidden
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Prompts of any lengths as rows that end together.
+
+    Returns:
+        Tokens (B, T) int64, and document ids (B, T) int64, -1 at padding; None if there is no
+        padding.
+    """
+    T = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad_id] * (T - len(p)) + list(p) for p in prompts])
+    if all(len(prompt) == T for prompt in prompts):
+        return ids, None
+    return ids, torch.tensor([[-1] * (T - len(p)) + [0] * len(p) for p in prompts])

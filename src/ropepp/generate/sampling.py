@@ -1,0 +1,53 @@
+"""How the next token is chosen from its logits."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ropepp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Greedy at temperature 0; otherwise draws from softmax(logits / temperature), restricted.
+
+    Args:
+        temperature: Divisor of the logits.
+        top_k: Only the k likeliest tokens can be drawn (arXiv 1805.04833).
+        top_p: Only the likeliest tokens can be drawn whose probabilities first reach p together
+            (nucleus sampling, arXiv 1904.09751); after ``top_k``.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise InputError(f"temperature is {self.temperature}; it must be at least 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k is {self.top_k}; it must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    def probabilities(self, logits_BV: Tensor) -> Tensor:
+        """(B, V) float32, from which tokens are drawn; the temperature is above 0."""
+        logits = logits_BV.float() / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p is not None:
+            sorted_p, order = logits.softmax(-1).sort(dim=-1, descending=True)
+            # A token stays if those before it have not reached p; the first always does.
+            beyond = sorted_p.cumsum(-1) - sorted_p >= self.top_p
+            logits = logits.masked_fill(
+                torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf
+            )
+        return logits.softmax(-1)
+
+    def choose(self, logits_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The next token of every row, (B, 1) int64."""
+        if self.temperature == 0:
+            return logits_BV.argmax(dim=-1, keepdim=True)
+        return self.probabilities(logits_BV).multinomial(1, generator=generator)

@@ -1,0 +1,192 @@
+"""From prompts as text to continuations as text."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ropepp.data.tokenizer import Tokenizer
+from ropepp.errors import InputError
+from ropepp.generate.decode import pad_left, stream
+from ropepp.generate.sampling import Sampling
+from ropepp.model.cache import KVCache
+from ropepp.model.transformer import Transformer
+
+UNFINISHED = "\ufffd"  # what bytes that are no whole character decode to
+
+
+class TextStream:
+    """Turns tokens into text piece by piece: nothing that a later token could change is given out.
+
+    Args:
+        tokenizer: Whose tokens.
+        stops: Texts that end the stream; they and what follows are left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.stops = tuple(stops)
+        self.finished = False
+        self.ids: list[int] = []
+        self._given = 0
+
+    def push(self, token: int) -> str:
+        """The text that is certain with one more token; "" once finished."""
+        if self.finished:
+            return ""
+        self.finished = token == self.tokenizer.eot_id
+        if not self.finished:
+            self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        found = [at for at in map(text.find, self.stops) if at >= 0]
+        if found:
+            self.finished = True
+            return self._give(text[: min(found)])
+        return self._give(text) if self.finished else self._give(text[: self._certain(text)])
+
+    def end(self) -> str:
+        """What was held back, when no token follows."""
+        if self.finished:
+            return ""
+        self.finished = True
+        return self._give(self.tokenizer.decode(self.ids))
+
+    def _give(self, text: str) -> str:
+        new, self._given = text[self._given :], max(self._given, len(text))
+        return new
+
+    def _certain(self, text: str) -> int:
+        """Characters that no later token can change or make part of a stop."""
+        end = len(text.rstrip(UNFINISHED))
+        begun = (
+            n
+            for stop in self.stops
+            for n in range(len(stop) - 1, 0, -1)
+            if text[:end].endswith(stop[:n])
+        )
+        return end - max(begun, default=0)
+
+
+@dataclass
+class Continuation:
+    """What a model has added to a prompt.
+
+    Attributes:
+        prompt: The prompt.
+        text: The continuation, without stops.
+        tokens: Its ids, without end-of-text.
+        stopped: Whether it came to an end by itself.
+    """
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    stopped: bool
+
+
+@dataclass
+class Speed:
+    """What a batch of continuations took.
+
+    Attributes:
+        prompt_tokens: Tokens that were read.
+        new_tokens: Tokens that were written, over all rows.
+        read_seconds: Until the first new token.
+        write_seconds: For all others.
+        cache_bytes: Keys and values in the end.
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    read_seconds: float = 0.0
+    write_seconds: float = 0.0
+    cache_bytes: int = 0
+
+    def __str__(self) -> str:
+        rows = [f"{self.prompt_tokens:,} tokens read in {self.read_seconds:.2f} s"]
+        if self.write_seconds:
+            rate = self.new_tokens / self.write_seconds
+            rows.append(f"{self.new_tokens:,} written at {rate:,.1f} tokens/s")
+        return f"{', '.join(rows)}; KV cache {self.cache_bytes:,} bytes"
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt as the beginning of a document.
+
+    Raises:
+        InputError: It is empty, and the tokenizer has no token that begins a document.
+    """
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = begin + tokenizer.encode_batch([prompt])[0]
+    if not ids:
+        raise InputError("a prompt is empty, and the tokenizer has no begin-of-text token")
+    return ids
+
+
+def continue_texts(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    generator: torch.Generator | None = None,
+    stops: Sequence[str] = (),
+    show: Callable[[str], object] | None = None,
+) -> tuple[list[Continuation], Speed]:
+    """Continues prompts in one batch.
+
+    Args:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompts: Texts.
+        max_new_tokens: Most tokens to add to each.
+        sampling: How tokens are chosen.
+        generator: Source of randomness, on the model's device.
+        stops: Texts that end a continuation; end-of-text does too.
+        show: Gets the first row's text as it comes.
+    """
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    device = model.embed_tokens.weight.device
+    ids, documents = pad_left(encoded)
+    documents = documents if documents is None else documents.to(device)
+    cache = KVCache(len(model.layers), ids.shape[1] + max_new_tokens)
+    rows = [TextStream(tokenizer, stops) for _ in prompts]
+    texts = [""] * len(rows)
+    speed = Speed(prompt_tokens=sum(map(len, encoded)))
+    steps = stream(
+        model, ids.to(device), max_new_tokens, sampling, generator, None, documents, cache=cache
+    )
+    for number, tokens in enumerate(_timed(steps, speed)):
+        for i, token in enumerate(tokens):
+            speed.new_tokens += number > 0 and not rows[i].finished
+            new = rows[i].push(token)
+            texts[i] += new
+            if show is not None and i == 0:
+                show(new)
+        if all(row.finished for row in rows):
+            break
+    stopped = [row.finished for row in rows]
+    rest = [row.end() for row in rows]
+    if show is not None:
+        show(rest[0])
+    speed.cache_bytes = cache.bytes
+    out = [
+        Continuation(prompt, text + held, row.ids, stop)
+        for prompt, text, held, row, stop in zip(prompts, texts, rest, rows, stopped, strict=True)
+    ]
+    return out, speed
+
+
+def _timed(steps: Iterator[torch.Tensor], speed: Speed) -> Iterator[list[int]]:
+    """Each step's tokens on the host, with the time that they took."""
+    start = time.perf_counter()
+    for number, tokens in enumerate(steps):
+        values = tokens.flatten().tolist()
+        seconds = time.perf_counter() - start
+        if number:
+            speed.write_seconds += seconds
+        else:
+            speed.read_seconds = seconds
+        yield values
+        start = time.perf_counter()
