@@ -229,6 +229,18 @@ def test_no_mask_of_all_queries_and_keys(
 
 
 @pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(("T", "S"), [(2, 3), (5, 64), (70, 71), (33, 600)])
+def test_later_queries_without_gradients_need_no_mask(
+    heads: tuple[int, int], T: int, S: int, calls: list[dict[str, Any]]
+) -> None:
+    with torch.no_grad():
+        inputs = [x * 3 for x in qkv(2, T, S, *heads)]
+        agreed = [attention(*inputs, backend=name) for name in ("reference", "sdpa")]
+    torch.testing.assert_close(*agreed, atol=2e-5, rtol=1e-4)
+    assert not calls
+
+
+@pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("hidden", [False, True])
 def test_one_query_takes_its_heads_for_positions(

@@ -73,6 +73,8 @@ def _dense(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.bias import causal_lower_right
 
         return _call(request, q, k, v, causal_lower_right(T, S))
+    if q.device.type == "cpu" and not request.needs_grad:
+        return _before_and_own(request, q, k, v)
     return _in_chunks(request, q, k, v)
 
 
@@ -120,6 +122,20 @@ def _one_query(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scale=request.scale,
     )
     return out.flatten(1, 2).unsqueeze(1)
+
+
+def _before_and_own(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Keys before the queries and the queries' own apart, neither of which needs a mask, put
+    together by their normalisers; a mask takes up to a third longer."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    before = k.shape[2] - q.shape[2]
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    (out, log_sum), (own, own_log_sum) = (
+        kernel(q, k[:, :, part], v[:, :, part], 0.0, is_causal, scale=request.scale)
+        for part, is_causal in ((slice(before), False), (slice(before, None), True))
+    )
+    share = (own_log_sum - log_sum).sigmoid().unsqueeze(-1)  # of the own keys in the softmax
+    return out.float().lerp(own.float(), share).to(q.dtype).transpose(1, 2)
 
 
 def _in_chunks(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
