@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
@@ -24,6 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ropepp.data.corpus import Corpus, CorpusWriter
+from ropepp.data.loader import Rows, TrainLoader
+from ropepp.data.mixture import MixtureRows, Schedule
+from ropepp.data.packing import ConcatRows
+from ropepp.data.tokenizer import load_tokenizer
 from ropepp.files import write_text
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import training_flops
@@ -214,29 +220,40 @@ def bench_loss() -> list[str]:
     return lines
 
 
-def bench_loader() -> list[str]:
-    """Tokens per second from a memory map to int64 batches, without workers."""
-    from ropepp.data.corpus import Corpus, CorpusWriter
-    from ropepp.data.loader import TrainLoader
-    from ropepp.data.packing import ConcatRows
-    from ropepp.data.tokenizer import load_tokenizer
+def random_corpus(folder: Path, documents: int) -> Rows:
+    """Rows of 4096 tokens of a corpus of bytes that is made in ``folder``."""
+    rng = np.random.default_rng(0)
+    with CorpusWriter(folder, "train", load_tokenizer("bytes"), "random") as writer:
+        for _ in range(documents):
+            writer.append(rng.integers(0, 256, 1000).tolist(), 1000)
+    return ConcatRows(Corpus.open(folder, "train"), 4096)
 
-    lines = ["| loader, rows of 4096 | tokens/s |", "| --- | ---: |"]
+
+def bench_loader() -> list[str]:
+    """Tokens per second from a memory map to int64 batches, without workers: of one corpus, and of
+    a mixture of three, 7 : 2 : 1."""
+    lines = ["| loader, rows of 4096 | one corpus | mixture |", "| --- | ---: | ---: |"]
     with tempfile.TemporaryDirectory() as folder:
-        rng = np.random.default_rng(0)
-        with CorpusWriter(Path(folder), "train", load_tokenizer("bytes"), "random") as writer:
-            for _ in range(20_000):
-                writer.append(rng.integers(0, 256, 1000).tolist(), 1000)
-        rows = ConcatRows(Corpus.open(folder, "train"), 4096)
+        one = random_corpus(Path(folder), 20_000)
+        parts = {name: random_corpus(Path(folder, name), 7_000) for name in "abc"}
+        mixture = MixtureRows(parts, Schedule.of([0.7, 0.2, 0.1]))
         for micro in (4, 16):
-            rates = []
-            for seed in range(5):
-                loader = TrainLoader(rows, micro, micro, seed=seed)
-                start = time.perf_counter()
-                batches = sum(1 for _ in itertools.islice(loader, 400))
-                rates.append(batches * micro * 4096 / (time.perf_counter() - start))
-            lines.append(f"| micro-batch {micro} | {statistics.median(rates) / 1e6:.0f}M |")
+            loaders = {
+                "one": TrainLoader(one, micro, micro),
+                "mixture": TrainLoader(mixture, micro, micro, order=mixture.order(0)),
+            }
+            sides = {n: partial(_read_batches, loader) for n, loader in loaders.items()}
+            rates = [
+                400 * micro * 4096 / statistics.median(own) / 1e6
+                for own in alternate(sides, 7).values()
+            ]
+            lines.append(f"| micro-batch {micro} | {rates[0]:.0f}M | {rates[1]:.0f}M |")
     return lines
+
+
+def _read_batches(loader: TrainLoader) -> None:
+    for _ in itertools.islice(loader, 400):
+        pass
 
 
 BENCHMARKS = {
