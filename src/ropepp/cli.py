@@ -18,6 +18,10 @@ Train and compare RoPE, RoPE++ and other position encodings for language models.
   test         the same under the name test
   predict      negative log-likelihood of every token, written to files
   generate     continue prompts
+  evaluate     perplexity, short tasks, RULER and BABILong of one or many models in one table
+  analyze      noise, attention and recall of real and imaginary heads; curves of encodings
+  import       make a checkpoint of a published or exported folder
+  export       make a folder of a model, for transformers or in the published format
   results      table of finished runs
   sweep        run variants and seeds, survive anything, report
   pipeline     run stages of training one after another: pre-training, decay, longer contexts
@@ -112,6 +116,30 @@ def _generate(args: list[str]) -> None:
     run(args[1:])
 
 
+def _evaluate(args: list[str]) -> None:
+    from ropepp.eval.evaluate import main as run
+
+    run(args[1:])
+
+
+def _analyze(args: list[str]) -> None:
+    from ropepp.eval.analyze import main as run
+
+    run(args[1:])
+
+
+def _import(args: list[str]) -> None:
+    from ropepp.interop.cli import import_main
+
+    import_main(args[1:])
+
+
+def _export(args: list[str]) -> None:
+    from ropepp.interop.cli import export_main
+
+    export_main(args[1:])
+
+
 def _results(args: list[str]) -> None:
     from argparse import ArgumentParser
 
@@ -181,6 +209,10 @@ COMMANDS = {
     "test": _train,
     "predict": _train,
     "generate": _generate,
+    "evaluate": _evaluate,
+    "analyze": _analyze,
+    "import": _import,
+    "export": _export,
     "results": _results,
     "sweep": _sweep,
     "pipeline": _pipeline,

@@ -93,6 +93,12 @@ def test_the_softmax_written_out(position: Position, block: int) -> None:
     distance = (torch.arange(T)[:, None] - torch.arange(T)[None]).float()
     assert maps.bin_width == 1
     assert sum(maps.heads.values()) == model.layout.num_heads
+    assert maps.by_head.shape == (B, 2, model.layout.num_heads, len(MEASURES))
+    for layer, weights in enumerate(want):
+        far = (weights * distance).sum(-1).mean(-1)  # (B, H)
+        torch.testing.assert_close(maps.by_head[:, layer, :, 0].float(), far, rtol=1e-4, atol=1e-5)
+        own = weights.diagonal(dim1=2, dim2=3).mean(-1)
+        torch.testing.assert_close(maps.by_head[:, layer, :, 3].float(), own, rtol=1e-4, atol=1e-5)
     for kind, heads in kinds_of(model.layout).items():
         for layer, weights in enumerate(want):
             own = weights[:, heads]
@@ -128,10 +134,10 @@ def test_the_model_stays_as_it_was(position: Position, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(model, "hidden", listening)
     with torch.no_grad():
-        before = hidden(ids)
+        before = torch.cat([hidden(row) for row in ids.split(1)])
         attention_maps(model, ids)
-        after = hidden(ids)
-    assert torch.equal(seen[0], before)
+        after = torch.cat([hidden(row) for row in ids.split(1)])
+    assert torch.equal(torch.cat(seen), before)
     assert torch.equal(after, before)
     assert [block.self_attn.backend for block in model.blocks()] == ["sdpa", "reference"]
     assert known == BACKENDS
@@ -244,7 +250,7 @@ def test_reasons_for_no_maps(corpus: Path, tmp_path: Path) -> None:
     config = run / "config.yaml"
     text = config.read_text()
     config.write_text(text.replace("ropepp.data.datamodule.CorpusDataModule", "mine.Data"))
-    assert "its data is Data" in str(write_maps(run_of(run)))
+    assert "is Data: rows come from" in str(write_maps(run_of(run)))
     config.write_text(text.replace(str(corpus), str(tmp_path / "gone")))
     assert "is no folder" in str(write_maps(run_of(run)))
     config.unlink()

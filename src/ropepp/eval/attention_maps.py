@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.model.config import ModelConfig
 from ropepp.model.heads import HeadLayout
 from ropepp.model.kernels import BACKENDS, Backend, Request, attention
 from ropepp.model.kernels.backend import never
@@ -42,6 +39,8 @@ class AttentionMaps:
         measures: By kind, means over rows, heads and queries in each layer: ``distance`` to the
             attended tokens (tokens), ``entropy`` of the weights (nats), and the share on the row's
             ``first_token`` and on the ``same_token`` as the query's.
+        by_head: (rows, L, heads, measures) float64: the same of each row and head, in the order of
+            the layout and of `MEASURES`; means over queries.
     """
 
     heads: dict[str, int]
@@ -50,6 +49,7 @@ class AttentionMaps:
     bin_width: int
     weights: dict[str, Tensor]
     measures: dict[str, dict[str, list[float]]]
+    by_head: Tensor
 
     def uniform(self) -> dict[str, float]:
         """The measures of a head that looks at all tokens before it equally."""
@@ -62,7 +62,8 @@ class AttentionMaps:
 def attention_maps(
     model: Transformer, input_ids: Tensor, block: int = 64, size: int = 128
 ) -> AttentionMaps:
-    """Attention maps of a model on rows of tokens, each read as one document from position 0.
+    """Attention maps of a model on rows of tokens, each read as one document from position 0, one
+    row at a time.
 
     Args:
         model: Any variant; its backends stay as they are.
@@ -82,13 +83,15 @@ def attention_maps(
     kinds = kinds_of(model.layout)
     sums = [_Sums(kinds, T, width, block) for _ in model.blocks()]
     with _recording(model, sums):
-        model.hidden(input_ids)
+        for row in input_ids.split(1):
+            model.hidden(row)
+    by_head = torch.stack([torch.stack(one.measures) for one in sums], dim=1) / T
     pairs = _visible_pairs(T, width)
     maps = {kind: torch.stack([one.maps[kind] for one in sums]) / (B * pairs) for kind in kinds}
     measures = {
         kind: {
-            name: [float(one.measures[row, heads].sum()) / (B * T * len(heads)) for one in sums]
-            for row, name in enumerate(MEASURES)
+            name: by_head[:, :, heads, index].mean((0, 2)).tolist()
+            for index, name in enumerate(MEASURES)
         }
         for kind, heads in kinds.items()
     }
@@ -99,6 +102,7 @@ def attention_maps(
         bin_width=width,
         weights={kind: values.float() for kind, values in maps.items()},
         measures=measures,
+        by_head=by_head,
     )
 
 
@@ -121,16 +125,19 @@ class _Sums:
         self.block = block
         n = -(-T // width)
         self.maps = {kind: torch.zeros(n, n, dtype=torch.float64) for kind in kinds}
-        heads = sum(map(len, kinds.values()))
-        self.measures = torch.zeros(len(MEASURES), heads, dtype=torch.float64)
+        self.measures: list[Tensor] = []  # of each row, (heads, measures)
 
     def add(self, request: Request) -> None:
         B, T = request.q.shape[:2]
         for row in range(B):
-            for start in range(0, T, self.block):
+            blocks = [
                 self._add_block(_weights(request, row, start, min(start + self.block, T)), start)
+                for start in range(0, T, self.block)
+            ]
+            self.measures.append(torch.stack(blocks).sum(0))
 
-    def _add_block(self, weights_HtS: Tensor, start: int) -> None:
+    def _add_block(self, weights_HtS: Tensor, start: int) -> Tensor:
+        """Adds to the maps; returns the measures' sums over these queries, (heads, measures)."""
         H, t, S = weights_HtS.shape
         query = torch.arange(start, start + t, device=weights_HtS.device)
         distance = query[:, None] - torch.arange(S, device=query.device)
@@ -140,12 +147,12 @@ class _Sums:
             weights_HtS[..., 0],
             weights_HtS[..., start:].diagonal(dim1=1, dim2=2),
         )
-        self.measures += torch.stack(values).double().sum(-1).cpu()
         n, bins = -(-S // self.width), (query // self.width).cpu()
         filled = torch.nn.functional.pad(weights_HtS, (0, n * self.width - S))
         binned = filled.view(H, t, n, self.width).sum(-1).double().cpu()
         for kind, heads in self.kinds.items():
             self.maps[kind][:, :n].index_add_(0, bins, binned[heads].mean(0))
+        return torch.stack(values, dim=-1).double().sum(1).cpu()
 
 
 def _weights(request: Request, row: int, start: int, stop: int) -> Tensor:
@@ -250,18 +257,23 @@ def write_maps(run: Run, rows: int = 8, most_tokens: int = 16384) -> str | None:
     Returns:
         Why there are none, or None.
     """
+    from ropepp.eval.analyze_text import read_rows
     from ropepp.files import write_json
+    from ropepp.interop.saved import open_model
     from ropepp.train.checkpoints import newest_complete
 
     checkpoint = newest_complete(run.directory / "checkpoints")
     if checkpoint is None:
         return "it has no complete checkpoint"
+    if not (run.directory / "config.yaml").is_file():
+        return "config.yaml is missing"
     try:
-        input_ids = _validation_ids(run.directory / "config.yaml", rows, most_tokens)
-        model = _load(checkpoint)
+        saved = open_model(checkpoint)
+        length = saved.config["data"]["init_args"]["sequence_length"]
+        text = read_rows(saved, max(1, min(rows, most_tokens // length)))
     except InputError as error:
         return str(error)
-    maps = attention_maps(model, input_ids)
+    maps = attention_maps(saved.model, text.inputs)
     draw(maps, run.directory / IMAGE)
     content = {
         "checkpoint": checkpoint.name,
@@ -273,54 +285,3 @@ def write_maps(run: Run, rows: int = 8, most_tokens: int = 16384) -> str | None:
     }
     write_json(run.directory / FIGURES, content)
     return None
-
-
-def _load(checkpoint: Path) -> Transformer:
-    """The model of a checkpoint, on the CPU in float32."""
-    from ropepp.train.checkpoints import read_metadata
-    from ropepp.train.plain import from_plain
-    from ropepp.train.weights import load_weights
-
-    settings = read_metadata(checkpoint)["hyper_parameters"]
-    with torch.device("meta"):
-        model = Transformer(ModelConfig(**settings["network"]), from_plain(settings["position"]))
-    model.to_empty(device="cpu")
-    model.tie()
-    load_weights(model, checkpoint)
-    return model.eval()
-
-
-def _validation_ids(config: Path, rows: int, most_tokens: int) -> Tensor:
-    """Rows (B, T) of the validation split of a run's data.
-
-    Raises:
-        InputError: The configuration is missing, its data is of another kind or not there.
-    """
-    import yaml  # type: ignore[import-untyped]
-
-    if not config.is_file():
-        raise InputError(f"{config.name} is missing")
-    data: dict[str, Any] = yaml.safe_load(config.read_text())["data"]
-    name, settings = data["class_path"].rpartition(".")[2], data["init_args"]
-    rows = max(1, min(rows, most_tokens // settings["sequence_length"]))
-    if name == "CorpusDataModule":
-        return _longest_documents(settings["corpus"], rows, settings["sequence_length"])
-    if name == "RecallDataModule":
-        from ropepp.train.plain import from_plain
-
-        return from_plain(data).evaluation_sets()[""].batch(range(rows))["input_ids"]
-    raise InputError(f"maps are drawn of corpora and recall, and its data is {name}")
-
-
-def _longest_documents(folder: str, rows: int, length: int) -> Tensor:
-    """The beginnings of the longest documents of a validation split: as many tokens as the training
-    rows have, or all of the shortest of these documents. Packed rows would blur what is at a
-    document's start."""
-    from ropepp.data.corpus import Corpus
-
-    corpus = Corpus.open(folder, "validation")
-    sizes = np.diff(corpus.offsets)
-    longest = np.argsort(-sizes, kind="stable")[:rows]
-    T = min(length, int(sizes[longest].min()))
-    texts = [corpus.tokens[start : start + T] for start in corpus.offsets[longest]]
-    return torch.from_numpy(np.stack(texts).astype(np.int64))

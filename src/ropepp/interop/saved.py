@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from ropepp.errors import InputError
 from ropepp.interop.published import load_pretrained
 from ropepp.model.config import ModelConfig
+from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.transformer import Transformer
 from ropepp.train.checkpoints import METADATA, newest_complete, read_metadata
 from ropepp.train.plain import from_plain
@@ -56,7 +57,7 @@ class SavedModel:
         """
         from ropepp.data.tokenizer import load_tokenizer
 
-        places = [given] if given else self._places()
+        places = [given] if given else self.tokenizer_places()
         if not places:
             raise InputError(f"{self.path} names no tokenizer: give one with --tokenizer")
         tokenizer = load_tokenizer(places[0])
@@ -68,7 +69,8 @@ class SavedModel:
             )
         return tokenizer
 
-    def _places(self) -> list[str | Path]:
+    def tokenizer_places(self) -> list[str | Path]:
+        """Where its tokenizer may be, the likeliest first."""
         from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE
 
         beside = [self.path, self.run] if self.run else [self.path]
@@ -85,8 +87,9 @@ class SavedModel:
 def open_model(
     path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> SavedModel:
-    """Opens a model for evaluation or generation; nothing is unpickled but tensors and plain
-    values.
+    """Opens a model for evaluation or generation; of pickles only tensors and plain values are
+    read, except for the index of a sharded checkpoint, which torch itself unpickles: open those of
+    people whom you trust.
 
     Args:
         path: A run's folder (its newest complete checkpoint is taken), a checkpoint file, a sharded
@@ -111,7 +114,11 @@ def open_model(
     if not settings or "network" not in settings:
         raise InputError(f"{path} is a checkpoint of something else: it names no network")
     with torch.device("meta"):
-        model = Transformer(ModelConfig(**settings["network"]), from_plain(settings["position"]))
+        model = Transformer(
+            ModelConfig(**settings["network"]),
+            from_plain(settings["position"]),
+            ignore_index=content.get("ignore_index", IGNORE_INDEX),
+        )
     model.to_empty(device="cpu")
     model.tie()
     load_weights(model, path)

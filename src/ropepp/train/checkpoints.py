@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -75,9 +76,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
     reason = torn(path)
     if reason is not None:
         raise InputError(f"checkpoint {path} is torn: {reason}")
-    if path.is_dir():
-        return torch.load(path / METADATA, map_location="cpu", weights_only=True)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    file = path / METADATA if path.is_dir() else path
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=path.is_file())
+    except UnpicklingError as error:
+        raise InputError(
+            f"{file} holds more than tensors and plain values and is not opened"
+        ) from error
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -28,6 +28,7 @@ from ropepp.train.callbacks.predictions import PredictionWriter
 from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
 from ropepp.train.callbacks.run_files import RunFiles
+from ropepp.train.callbacks.suite import SuiteEvaluation
 from ropepp.train.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
@@ -117,6 +118,7 @@ class RopeppCLI(LightningCLI):
         parser.add_lightning_class_args(Metrics, "metrics")
         parser.add_lightning_class_args(StepGuard, "guard")
         parser.add_lightning_class_args(StepProfile, "profile")
+        parser.add_lightning_class_args(SuiteEvaluation, "suite")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 

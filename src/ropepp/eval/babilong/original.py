@@ -1,0 +1,56 @@
+"""The files of bAbI, where given."""
+
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+from ropepp.errors import InputError
+from ropepp.eval.babilong.stories import Story
+
+FOLDER = "tasks_1-20_v1-2"  # and .zip
+PART = "en-10k"
+
+
+def read_stories(path: Path, task: str) -> list[Story]:
+    """The test stories of a task, one for each question.
+
+    Args:
+        path: `tasks_1-20_v1-2`, unpacked or as a .zip file.
+        task: "qa1", ...
+
+    Raises:
+        InputError: The file of the task is missing or has another form.
+    """
+    name, text = _text(path, task)
+    stories: list[Story] = []
+    facts: list[str] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        place, _, rest = line.strip().partition(" ")
+        if not place.isdecimal() or not rest:
+            raise InputError(f"{name}, line {number}: {line[:40]!r} is not 'number text'")
+        if place == "1":
+            facts = []
+        if "\t" in rest:
+            question, answer = rest.split("\t")[:2]
+            stories.append(Story(tuple(facts), question.strip(), answer.strip()))
+        else:
+            facts.append(rest.strip())
+    if not stories:
+        raise InputError(f"{name} has no questions")
+    return stories
+
+
+def _text(path: Path, task: str) -> tuple[str, str]:
+    pattern = f"{PART}/{task}_*_test.txt"
+    if path.is_dir():
+        found = sorted(path.glob(pattern))
+        if found:
+            return str(found[0]), found[0].read_text(encoding="utf-8")
+    else:
+        try:
+            with ZipFile(path) as archive:
+                names = [n for n in archive.namelist() if Path(n).match(f"*/{pattern}")]
+                if names:
+                    return f"{path}/{names[0]}", archive.read(names[0]).decode()
+        except BadZipFile as error:
+            raise InputError(f"{path} is no zip file") from error
+    raise InputError(f"{path} has no file {pattern}")

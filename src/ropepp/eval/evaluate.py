@@ -1,0 +1,297 @@
+"""``ropepp evaluate``: models and benchmarks in, one table out; see docs/evaluate.md."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ropepp.errors import InputError
+from ropepp.eval.local_data import TASKS, TEXTS
+from ropepp.eval.perplexity import Text, evaluate_text, read_text
+from ropepp.eval.scores import Row, as_csv, markdown
+from ropepp.eval.subject import Ledger, Subject, identify
+from ropepp.eval.tasks import Task
+from ropepp.files import write_json, write_text
+from ropepp.interop.saved import SavedModel, open_model
+
+SUITES = ("perplexity", "short", "ruler", "babilong")
+GENERATED = ("ruler", "babilong")
+ITEMS = "items.jsonl"
+
+
+@dataclass
+class Plan:
+    """What there is to run, and why some of what was asked for is left out."""
+
+    texts: list[Text] = field(default_factory=list)
+    harness: list[str] = field(default_factory=list)
+    generated: list[Task] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def main(args: list[str]) -> None:
+    """Runs the command; ``args`` are those after ``ropepp evaluate``.
+
+    Raises:
+        InputError: An option, a model or all of the data is not as it must be.
+    """
+    options = _parser().parse_args(args)
+    _check(options)
+    plan = make_plan(options)
+    for what, reason in plan.left_out.items():
+        print(f"left out: {what}: {reason}", file=sys.stderr)
+    if not (plan.texts or plan.harness or plan.generated):
+        raise InputError("nothing is left to evaluate: give --data DIR or --text FILE")
+    if len(options.models) > 1:  # a broken one must not show up after hours
+        for path in options.models:
+            open_model(path).tokenizer(options.tokenizer)
+    rows: list[Row] = []
+    models: dict[str, dict[str, Any]] = {}
+    curves: list[dict[str, Any]] = []
+    for path in options.models:
+        subject = _open(path, options, set(models))
+        models[subject.name] = _describe(subject)
+        own, own_curves = evaluate(subject, plan, options)
+        rows += own
+        curves += own_curves
+        _to_tensorboard(subject.saved, own, own_curves)
+        write_report(options, plan, models, rows, curves)
+    print((options.out / "evaluation.md").read_text(), end="")
+
+
+def make_plan(options: Namespace) -> Plan:
+    """Looks at all data before anything runs; what is missing is left out with a reason."""
+    plan = Plan()
+    suites = SUITES if "all" in options.suite else options.suite
+    data = options.data
+
+    def attempt(what: str, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except InputError as error:
+            plan.left_out[what] = str(error)
+
+    if "perplexity" in suites:
+        plan.texts += [read_text(path) for path in options.text]
+        for name, source in TEXTS.items() if data or not options.text else ():
+            file = source.file(_given(data))
+            attempt(name, lambda f=file, n=name: plan.texts.append(read_text(f, n)))  # type: ignore[misc]
+    if "short" in suites:
+        from ropepp.eval.harness import require_harness
+
+        attempt("short", require_harness)
+        for name, task in TASKS.items() if "short" not in plan.left_out else ():
+
+            def check(name: str = name, task: Any = task) -> None:
+                task.source.check(_given(data))
+                plan.harness.append(name)
+
+            attempt(name, check)
+    for suite in GENERATED:
+        if suite in suites:
+            attempt(suite, lambda s=suite: plan.generated.extend(_tasks(s, data)))  # type: ignore[misc]
+    if options.tasks:
+        _choose(plan, options.tasks)
+    return plan
+
+
+def evaluate(
+    subject: Subject, plan: Plan, options: Namespace
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Runs a plan on a model: its rows, and its losses by position."""
+    from ropepp.eval.generated import averages, evaluate_task
+    from ropepp.eval.harness import evaluate_harness, summarize
+
+    rows: list[Row] = []
+    curves = []
+    for text in plan.texts:
+        for length in options.lengths:
+            stride = options.stride or max(1, length // 8)
+            found = evaluate_text(subject, text, length, stride)
+            rows += found.rows
+            curves.append(
+                {"model": subject.name, "text": text.name, "length": length} | found.by_position
+            )
+    short = [
+        row
+        for name in plan.harness
+        for row in evaluate_harness(subject, name, options.data, options.samples)
+    ]
+    rows += short + summarize(short)
+    for suite in GENERATED:
+        own: list[Row] = []
+        for task in (task for task in plan.generated if task.suite == suite):
+            for length in options.lengths:
+                count = options.samples or 100
+                try:
+                    own += evaluate_task(subject, task, length, count, options.seed)
+                except InputError as error:  # such as a length that is too short for it
+                    plan.left_out[f"{suite} {task.name} {length}"] = str(error)
+        rows += own + averages(own)
+    return rows, curves
+
+
+def write_report(
+    options: Namespace,
+    plan: Plan,
+    models: dict[str, dict[str, Any]],
+    rows: list[Row],
+    curves: list[dict[str, Any]],
+) -> None:
+    """Writes evaluation.md, .csv and .json."""
+    from ropepp.train.machine import provenance
+
+    if not rows:
+        raise InputError("; ".join(f"{what}: {why}" for what, why in plan.left_out.items()))
+    names = ("lengths", "samples", "stride", "seed", "dtype", "device", "batch_tokens")
+    settings = {name: getattr(options, name) for name in names}
+    notes = [
+        "± is one standard error over items (windows of a text, questions, samples); shares are in "
+        "percent, perplexities and nats as they are.",
+        *(f"{name}: {facts['path']}, step {facts['step']}" for name, facts in models.items()),
+        *(f"left out: {what}: {reason}" for what, reason in plan.left_out.items()),
+        ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
+    ]
+    write_text(options.out / "evaluation.md", markdown(rows, notes))
+    write_text(options.out / "evaluation.csv", as_csv(rows))
+    content = {
+        "settings": settings,
+        "versions": provenance(),
+        "models": models,
+        "left_out": plan.left_out,
+        "results": [asdict(row) for row in rows],
+        "loss_by_position": curves,
+    }
+    write_json(options.out / "evaluation.json", content)
+
+
+def _open(path: str, options: Namespace, taken: set[str]) -> Subject:
+    import torch
+
+    dtype = getattr(torch, options.dtype)
+    saved = open_model(path, dtype, options.device)
+    name = saved.name if saved.name not in taken else str(path)
+    return Subject(
+        name=name,
+        saved=saved,
+        tokenizer=saved.tokenizer(options.tokenizer),
+        ledger=Ledger(options.out / ITEMS),
+        batch_tokens=options.batch_tokens,
+        identity=identify(saved, dtype, torch.device(options.device)),
+    )
+
+
+def _describe(subject: Subject) -> dict[str, Any]:
+    from ropepp.model.flops import num_parameters
+
+    return {
+        "path": str(subject.saved.path),
+        "step": subject.saved.step,
+        "variant": type(subject.model.position).__name__,
+        "parameters": num_parameters(subject.model),
+        "tokenizer": subject.tokenizer.fingerprint,
+        "identity": subject.identity,
+    }
+
+
+def _to_tensorboard(saved: SavedModel, rows: list[Row], curves: list[dict[str, Any]]) -> None:
+    """Scalars at the model's step into its run's folder; loss by position at the position."""
+    if saved.run is None:
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(saved.run)) as writer:
+        for row in rows:
+            task = row.task + (f" {row.length}" if row.length else "")
+            tag = f"evaluation_{row.suite}/{task}/{row.metric}".replace(" ", "_").replace(",", "")
+            writer.add_scalar(tag, row.value, saved.step)
+        for curve in curves:
+            tag = f"loss_by_position/{curve['text']}_{curve['length']}"
+            for position, loss in zip(curve["position"], curve["loss"], strict=True):
+                writer.add_scalar(tag, loss, round(position))
+
+
+def _given(data: Path | None) -> Path:
+    if data is None:
+        raise InputError("its data is not here: give --data DIR")
+    return data
+
+
+def _tasks(suite: str, data: Path | None) -> list[Task]:
+    folder = data / suite if data and (data / suite).is_dir() else None
+    if suite == "ruler":
+        from ropepp.eval.ruler import ruler_tasks
+
+        return ruler_tasks(folder)
+    from ropepp.eval.babilong import babilong_tasks
+
+    return babilong_tasks(folder)
+
+
+def _choose(plan: Plan, wanted: list[str]) -> None:
+    known = {text.name for text in plan.texts} | set(plan.harness)
+    known |= {task.name for task in plan.generated}
+    if unknown := set(wanted) - known - set(plan.left_out):
+        raise InputError(f"--tasks has {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
+    plan.texts = [text for text in plan.texts if text.name in wanted]
+    plan.harness = [name for name in plan.harness if name in wanted]
+    plan.generated = [task for task in plan.generated if task.name in wanted]
+    plan.left_out = {what: why for what, why in plan.left_out.items() if what in wanted}
+
+
+def _check(options: Namespace) -> None:
+    """Completes options and refuses what cannot be."""
+    import torch
+
+    for path in options.models:
+        if not Path(path).exists():
+            raise InputError(f"model {path} does not exist")
+    if options.data is not None and not options.data.is_dir():
+        raise InputError(f"--data is {options.data}; it must be a folder")
+    smallest = min(options.lengths)
+    if smallest < 2 or (options.stride is not None and not 1 <= options.stride < smallest):
+        raise InputError(
+            f"--lengths is {options.lengths}, --stride {options.stride}; lengths must be at least "
+            "2, the stride from 1 to less than each of them"
+        )
+    cuda = torch.cuda.is_available()
+    options.device = options.device or ("cuda" if cuda else "cpu")
+    if options.device.startswith("cuda") and not cuda:
+        raise InputError(f"--device is {options.device}; there is no CUDA device here")
+    on_gpu = options.device.startswith("cuda")
+    options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
+    options.batch_tokens = options.batch_tokens or (65_536 if on_gpu else 8_192)
+
+
+def _parser() -> ArgumentParser:
+    from ropepp.sweep.cli import positive
+
+    parser = ArgumentParser(
+        "ropepp evaluate",
+        description="Perplexity, short benchmarks, RULER and BABILong of any number of models, in "
+        "one table. The same command goes on after an interruption. docs/evaluate.md describes "
+        "the data.",
+    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="a run, a checkpoint, a folder with config.json")
+    add("--suite", nargs="+", choices=(*SUITES, "all"), default=["all"], help="(all)")
+    add("--tasks", nargs="+", metavar="NAME", help="only these texts and tasks of the suites")
+    add("--data", type=Path, metavar="DIR", help="folder of the benchmarks' files")
+    add("--text", nargs="+", type=Path, default=[], metavar="FILE",
+        help="more texts for perplexity: any text file, or .jsonl lines with 'text'")  # fmt: skip
+    add("--lengths", nargs="+", type=positive, default=[4096], metavar="N",
+        help="tokens of a window of a text, and of a generated sample (4096)")  # fmt: skip
+    add("--stride", type=positive, help="tokens between windows (an eighth of the window)")
+    add("--samples", type=positive, metavar="N",
+        help="samples of a generated task (100), questions of a short one (all)")  # fmt: skip
+    add("--seed", type=int, default=0, help="of the generated samples (0)")
+    add("--tokenizer", help="file, folder or 'bytes'; the model's own unless given")
+    add("--device", help="cuda if there is one, else cpu")
+    add("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on cuda, else float32")
+    add("--batch_tokens", type=positive, metavar="N",
+        help="most tokens of a batch (65536 on cuda, else 8192)")  # fmt: skip
+    add("--out", type=Path, default=Path("logs/evaluate"), metavar="DIR",
+        help="where tables and finished items are kept (logs/evaluate)")  # fmt: skip
+    return parser

@@ -1,0 +1,125 @@
+"""The short-context benchmarks, run by lm-eval on local files."""
+
+import logging
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from ropepp.errors import InputError
+from ropepp.eval import squad
+from ropepp.eval.local_data import GROUPS, TASKS
+from ropepp.eval.scores import Row, average, mean_of
+from ropepp.eval.subject import Subject
+from ropepp.files import write_text
+
+SEED = 0  # lm-eval's own; it orders GPQA's choices
+METRICS = ("acc", "acc_norm", "f1", "em")
+
+
+def require_harness() -> None:
+    """Raises an `InputError` that names the extra if lm-eval or what it needs is missing."""
+    try:
+        import lm_eval.evaluator  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"the suite short needs lm-eval and transformers ({error}): pip install 'ropepp[eval]'"
+        ) from error
+
+
+def evaluate_harness(
+    subject: Subject, name: str, data: Path, limit: int | None = None
+) -> list[Row]:
+    """Runs a task of `ropepp.eval.local_data.TASKS`, without examples in the prompt.
+
+    Args:
+        subject: The model.
+        name: The task's name in lm-eval.
+        data: Folder of the files.
+        limit: Number of questions, the first ones; all unless given.
+
+    Returns:
+        A row for each of accuracy, accuracy normalised by the length of the choices, F1 and exact
+        match that lm-eval computes a question at a time.
+
+    Raises:
+        InputError: lm-eval or the task's file is missing.
+    """
+    require_harness()
+    from ropepp.eval.harness_model import HarnessModel
+
+    found = run_harness(HarnessModel(subject, name), name, data, limit)
+    return [
+        Row(subject.name, "short", name, None, metric, *mean_of(values), len(values))
+        for metric, values in found.items()
+    ]
+
+
+def run_harness(lm: Any, name: str, data: Path, limit: int | None = None) -> dict[str, list[float]]:
+    """Scores of each question by metric; ``lm`` is any model object of lm-eval."""
+    import datasets  # type: ignore[import-untyped]
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    squad.provide()
+    with tempfile.TemporaryDirectory() as folder:
+        write_text(Path(folder) / f"{name}.yaml", task_yaml(name, data))
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        # GPQA shuffles its choices with the global generator, while its documents are read.
+        random.seed(SEED)
+        tasks = manager.load([name])
+        results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    samples = results["samples"][name]
+    return {
+        metric: [float(sample[metric]) for sample in samples]
+        for metric in METRICS
+        if metric in samples[0] and not isinstance(samples[0][metric], tuple)
+    }
+
+
+def task_yaml(name: str, data: Path) -> str:
+    """A task that includes lm-eval's own and reads a local file instead."""
+    import lm_eval.tasks
+
+    task = TASKS[name]
+    file = task.source.check(data).resolve()
+    split = task.source.split
+    return yaml.safe_dump(
+        {
+            "include": str(Path(lm_eval.tasks.__file__).parent / task.yaml),
+            "task": name,
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {split: [str(file)]}},
+            "training_split": None,
+            "validation_split": None if split == "test" else split,
+            "test_split": split if split == "test" else None,
+            "num_fewshot": 0,
+        }
+    )
+
+
+def summarize(rows: Sequence[Row]) -> list[Row]:
+    """Groups of several tasks and the average over the nine groups, of those that are complete.
+
+    A task's number is its accuracy, ReCoRD's its F1; a group's is the mean of its tasks', and the
+    last row's the mean of the groups'.
+    """
+    main: dict[str, Row] = {}
+    for row in rows:
+        main.setdefault(row.task, row)  # the first metric
+    groups = {
+        group: average([main[task] for task in tasks], group, "acc")
+        for group, tasks in GROUPS.items()
+        if all(task in main for task in tasks)
+    }
+    out = [row for group, row in groups.items() if len(GROUPS[group]) > 1]
+    if len(groups) == len(GROUPS):
+        out.append(average(list(groups.values()), f"average of {len(GROUPS)}"))
+    return out

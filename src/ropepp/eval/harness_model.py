@@ -1,0 +1,147 @@
+"""A model as lm-eval sees it; imported by what needs lm-eval (extra eval)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval import utils
+from lm_eval.api.model import TemplateLM
+
+from ropepp.errors import InputError
+from ropepp.eval.likelihood import Likelihood, score_continuations
+from ropepp.eval.subject import Item, Subject, by_length, digest
+from ropepp.generate.decode import generate, pad_left
+
+GENERATED = 256  # tokens unless a task says otherwise; lm-eval's own number
+
+
+class HarnessModel(TemplateLM):
+    """Answers lm-eval's requests; no context is ever cut.
+
+    Args:
+        subject: The model.
+        task: What the ledger calls the requests.
+        window: Tokens that `loglikelihood_rolling` reads at a time.
+    """
+
+    def __init__(self, subject: Subject, task: str, window: int = 4096) -> None:
+        super().__init__()
+        self.subject = subject
+        self.task = task
+        self.window = window
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.subject.tokenizer.eot_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.subject.tokenizer.bos_id
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        ids = self.subject.tokenizer.encode_batch([string])[0]
+        bos = self.subject.tokenizer.bos_id
+        return ids if bos is None or add_special_tokens is False else [bos, *ids]
+
+    def loglikelihood(
+        self, requests: Sequence[Any], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        # The other bar, of the encoding, would stand between ours.
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        found = self._score([(context, ids) for _, context, ids in requests])
+        return [(-one.nll, one.greedy) for one in found]
+
+    def _score(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[Likelihood]:
+        """Scores (context, continuation) pairs; those of one context share its prefill."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, (context, _) in enumerate(requests):
+            groups.setdefault(tuple(context), []).append(index)
+        contexts, members = list(groups), list(groups.values())
+        room = [
+            len(context) + max(len(requests[i][1]) for i in own)
+            for context, own in zip(contexts, members, strict=True)
+        ]
+        items = [
+            Item(digest(context, [requests[i][1] for i in own]), tokens)
+            for context, own, tokens in zip(contexts, members, room, strict=True)
+        ]
+
+        def run(batch: list[int]) -> list[list[Likelihood]]:
+            return score_continuations(
+                self.subject.model,
+                [contexts[g] for g in batch],
+                [[requests[i][1] for i in members[g]] for g in batch],
+                self.subject.batch_tokens,
+            )
+
+        batches = by_length(room, self.subject.batch_tokens)
+        values = self.subject.measure(self.task, None, items, batches, run)
+        of = {
+            i: Likelihood(*one)
+            for own, scores in zip(members, values, strict=True)
+            for i, one in zip(own, scores, strict=True)
+        }
+        return [of[i] for i in range(len(requests))]
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = True
+    ) -> list[float]:
+        pieces, owners = [], []
+        for number, (text,) in enumerate(request.args for request in requests):
+            ids = self.tok_encode(text, add_special_tokens=False)
+            for window in utils.get_rolling_token_windows(
+                ids, self.prefix_token_id, self.window, context_len=1
+            ):
+                pieces.append(utils.make_disjoint_window(window))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, one in zip(owners, self._score(pieces), strict=True):
+            totals[owner] -= one.nll
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        contexts = [self.tok_encode(request.args[0]) for request in requests]
+        settings = [request.args[1] for request in requests]
+        for wanted in settings:
+            if wanted.get("do_sample"):
+                raise InputError(f"{self.task} draws its answers; only greedy ones can be had")
+        limits = [int(wanted.get("max_gen_toks", GENERATED)) for wanted in settings]
+        room = [len(ids) + limit for ids, limit in zip(contexts, limits, strict=True)]
+        items = [
+            Item(digest(ids, limit), tokens)
+            for ids, limit, tokens in zip(contexts, limits, room, strict=True)
+        ]
+
+        def run(batch: list[int]) -> list[list[int]]:
+            return self._generate([contexts[i] for i in batch], max(limits[i] for i in batch))
+
+        batches = by_length(room, self.subject.batch_tokens)
+        found = self.subject.measure(self.task, None, items, batches, run)
+        return [
+            _until(self.subject.tokenizer.decode(ids[:limit]), wanted.get("until") or [])
+            for ids, limit, wanted in zip(found, limits, settings, strict=True)
+        ]
+
+    def _generate(self, contexts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+        model = self.subject.model
+        device = model.embed_tokens.weight.device
+        ids, documents = pad_left(contexts)
+        documents = documents if documents is None else documents.to(device)
+        end = self.eot_token_id
+        new = generate(
+            model, ids.to(device), max_new_tokens, document_ids=documents, stop_ids=(end,)
+        )
+        rows = new[:, ids.shape[1] :].tolist()
+        return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def _until(text: str, stops: str | Sequence[str]) -> str:
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = text.split(stop)[0] if stop else text
+    return text

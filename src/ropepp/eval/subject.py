@@ -1,0 +1,154 @@
+"""A model that is being evaluated, and the file of what was measured of it already."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from ropepp import __version__
+from ropepp.data.tokenizer import Tokenizer
+from ropepp.interop.saved import SavedModel
+from ropepp.model.transformer import Transformer
+
+
+class Item(NamedTuple):
+    """What is measured at once: a digest of all that decides its value, and its tokens."""
+
+    content: str
+    tokens: int
+
+
+class Ledger:
+    """Values of finished items, a JSON line each, appended as soon as they are known.
+
+    Args:
+        path: The file; a line that a kill has torn is not read, and measured again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                self._values[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError):
+                continue
+        if text and not text.endswith("\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def add(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Appends entries, which have ``key`` and ``value`` and anything for a reader."""
+        entries = list(entries)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+        # What a later run reads is what this one uses.
+        self._values |= {entry["key"]: json.loads(json.dumps(entry["value"])) for entry in entries}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with all that its evaluation needs.
+
+    Attributes:
+        name: What tables call it.
+        saved: The opened model.
+        tokenizer: Of its text.
+        ledger: Where finished items are kept.
+        batch_tokens: Most tokens of a batch, padding counted; a single longer row is a batch.
+        identity: See `identify`.
+    """
+
+    name: str
+    saved: SavedModel
+    tokenizer: Tokenizer
+    ledger: Ledger
+    batch_tokens: int
+    identity: str
+
+    @property
+    def model(self) -> Transformer:
+        """The model itself."""
+        return self.saved.model
+
+    def measure(
+        self,
+        task: str,
+        length: int | None,
+        items: Sequence[Item],
+        batches: Sequence[list[int]],
+        run: Callable[[list[int]], Sequence[Any]],
+    ) -> list[Any]:
+        """The values of all items, of which only unfinished batches are run.
+
+        A batch runs as a whole or not at all, since other neighbours change the last bits of a
+        value: an evaluation that was killed and goes on gives what an undisturbed one does.
+
+        Args:
+            task: Name, for the ledger and the progress bar.
+            length: Context length in tokens, for the same.
+            items: What is to be measured.
+            batches: Indices of items, each in one batch.
+            run: Gives the values (plain JSON) of the items of a batch.
+        """
+        keys = [
+            digest(self.identity, task, length, index, item.content)
+            for index, item in enumerate(items)
+        ]
+        todo = [batch for batch in batches if any(keys[i] not in self.ledger for i in batch)]
+        tokens = [sum(items[i].tokens for i in batch) for batch in todo]
+        total = sum(item.tokens for item in items)
+        label = f"{self.name} {task}" + (f" {length}" if length else "")
+        with tqdm(
+            total=total, initial=total - sum(tokens), desc=label, unit="tok", unit_scale=True
+        ) as bar:
+            for batch, size in zip(todo, tokens, strict=True):
+                values = run(batch)
+                self.ledger.add(
+                    {"key": keys[i], "model": self.name, "task": task, "length": length, "index": i}
+                    | {"value": value}
+                    for i, value in zip(batch, values, strict=True)
+                )
+                bar.update(size)
+        return [self.ledger[key] for key in keys]
+
+
+def identify(saved: SavedModel, dtype: torch.dtype, device: torch.device) -> str:
+    """A digest of what decides a model's numbers: its files (name, size, time of change) and how it
+    computes."""
+    path = saved.path.resolve()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return digest(stats, str(dtype), device.type, __version__)
+
+
+def digest(*parts: Any) -> str:
+    """32 hexadecimal digits of plain JSON values."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length, the longest first, of at most ``batch_tokens`` with
+    padding; a longer one is alone."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -1,0 +1,177 @@
+"""What a long-context task is, and how its prompt is made as long as asked, in the model's tokens.
+
+A sample is drawn from (seed, task, index) alone: the same whatever the number of samples.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil
+from random import Random
+from typing import Any, ClassVar
+
+from ropepp.data.tokenizer import Tokenizer
+from ropepp.errors import InputError
+
+FULL = 0.985  # share of the length at which a prompt is long enough
+AIM = 0.995  # share of it that the search for a prompt tries
+MIN_SLOPE = 1e-3
+ATTEMPTS = 50  # drawings of a sample whose smallest prompt is too long
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what a right answer holds.
+
+    Attributes:
+        index: Number of the sample within its task and seed.
+        prompt: What the model reads; its answer follows directly.
+        answers: The expected strings.
+        tokens: Tokens of the prompt, BOS included where the tokenizer has one, plus
+            `max_new_tokens` of the task.
+        info: What the sample was made from, for tables: question, depth (of each answer's
+            evidence, as a share of the prompt's characters), size of the background.
+    """
+
+    index: int
+    prompt: str
+    answers: tuple[str, ...]
+    tokens: int
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A sample before its tokens are counted."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A task of a suite.
+
+    Attributes:
+        suite: "ruler" or "babilong".
+        name: "niah_single_1", "qa1", ...
+        max_new_tokens: Tokens that the model may answer.
+        official: False where a background or data stands in for the original's.
+        baseline: Score of the best constant answer, 0 to 1.
+    """
+
+    suite: ClassVar[str]
+    name: str
+    max_new_tokens: int
+    official: bool
+    baseline: float
+
+    @abstractmethod
+    def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
+        """Samples 0 to `count - 1` of a seed, each of at most `length` tokens, answer included.
+
+        Raises:
+            InputError: The task does not fit into the length.
+        """
+
+    @abstractmethod
+    def score(self, output: str, sample: Sample) -> dict[str, float]:
+        """Scores of a model's output, each 0 to 1; "score" comes first."""
+
+
+class SizedTask(Task):
+    """A task whose prompts grow with a number: words of a background, repetitions of noise, ...
+
+    Attributes:
+        smallest: The least size.
+        largest: The greatest size, or None. A prompt of this size may be shorter than asked.
+    """
+
+    smallest: ClassVar[int] = 1
+
+    @property
+    def largest(self) -> int | None:
+        return None
+
+    @abstractmethod
+    def draft(self, rng: Random, size: int, length: int) -> Draft:
+        """A sample of a size, the same for equal states of `rng`; longer for greater sizes."""
+
+    def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
+        # A sample aside finds out how large they are; all others begin their search there.
+        least, slope = self._rate(tokenizer, length)
+        size = self.smallest + max(0, int((length - least) / slope))
+        size, probe = self._sample(tokenizer, length, (0, "probe"), size, slope)
+        slope = max(MIN_SLOPE, (probe.tokens - least) / max(1, size - self.smallest))
+        start = max(self.smallest, int(AIM * size))
+        return [
+            self._sample(tokenizer, length, (seed, index), start, slope)[1]
+            for index in range(count)
+        ]
+
+    def _rate(self, tokenizer: Tokenizer, length: int) -> tuple[int, float]:
+        """Tokens of a smallest sample, and about how many come with each unit of size."""
+        step = 100 if self.largest is None else min(100, self.largest - self.smallest)
+        prompts = [
+            self.draft(Random("rate"), size, length).prompt
+            for size in (self.smallest, self.smallest + step)
+        ]
+        first, second = (count_tokens(tokenizer, prompt) for prompt in prompts)
+        return first + self.max_new_tokens, max(MIN_SLOPE, (second - first) / step)
+
+    def _sample(
+        self, tokenizer: Tokenizer, length: int, key: tuple[int, int | str], size: int, slope: float
+    ) -> tuple[int, Sample]:
+        for attempt in range(ATTEMPTS):
+            rng_seed = f"{self.suite}/{self.name}/{key[0]}/{key[1]}/{attempt}"
+
+            def measure(size: int, rng_seed: str = rng_seed) -> tuple[Draft, int]:
+                draft = self.draft(Random(rng_seed), size, length)
+                return draft, count_tokens(tokenizer, draft.prompt) + self.max_new_tokens
+
+            found = _fit(measure, length, self.smallest, self.largest, size, slope)
+            if found is not None:
+                size, draft, tokens = found
+                info = draft.info | {"size": size}
+                index = key[1] if isinstance(key[1], int) else -1
+                return size, Sample(index, draft.prompt, draft.answers, tokens, info)
+        raise InputError(
+            f"length is {length}; {self.suite} {self.name} needs more, counted with this tokenizer"
+        )
+
+
+def _fit(
+    measure: Callable[[int], tuple[Draft, int]],
+    length: int,
+    smallest: int,
+    largest: int | None,
+    size: int,
+    slope: float,
+) -> tuple[int, Draft, int] | None:
+    """Size, draft and tokens of a prompt of `FULL` to 1 times the length, or of the greatest size
+    that fits; None if none does."""
+    low, high = smallest - 1, None if largest is None else largest + 1
+    found = None
+    while high is None or low + 1 < high:
+        size = max(size, low + 1) if high is None else min(max(size, low + 1), high - 1)
+        draft, tokens = measure(size)
+        if tokens > length:
+            high = size
+            size -= ceil((tokens - length) / slope)
+        else:
+            found = size, draft, tokens
+            if tokens >= FULL * length:
+                break
+            low = size
+            size += int((AIM * length - tokens) / slope)
+    return found
+
+
+def count_tokens(tokenizer: Tokenizer, text: str) -> int:
+    """Tokens of a prompt: of the text, and one more where the tokenizer has a BOS."""
+    return len(tokenizer.encode_batch([text])[0]) + (tokenizer.bos_id is not None)
+
+
+def depths(prompt: str, evidence: list[str]) -> list[float]:
+    """Where pieces of text begin in a prompt, as shares of its characters."""
+    return [round(prompt.index(text) / len(prompt), 4) for text in evidence]

@@ -1,0 +1,115 @@
+"""The README of an exported folder: what the model is, its run's figures, how to load it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ropepp.interop.saved import SavedModel
+from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
+
+LOADING = {
+    "ropepp": """\
+```python
+# pip install 'ropepp[hf]'
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+```
+
+The only code in this folder imports `ropepp`; whoever has done `import ropepp.interop.hf` need not
+trust it.""",
+    "llama": """\
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+```
+
+An ordinary Llama: any program that reads one takes it.""",
+    "reference": """\
+```python
+# pip install ropepp
+from ropepp.interop import load_pretrained
+
+model = load_pretrained("FOLDER")
+```
+
+The format of the published RoPE++ checkpoints (arXiv 2512.07525), for that implementation too. A
+program that takes it for an ordinary Llama computes something else.""",
+}
+
+
+def model_card(
+    saved: SavedModel, kind: str, dtype: torch.dtype, result: dict[str, Any] | None
+) -> str:
+    """Markdown.
+
+    Args:
+        saved: The model.
+        kind: "ropepp", "llama" or "reference".
+        dtype: Of the weights.
+        result: The run's ``result.json``, if it has ended with these weights.
+    """
+    rows = {**_sizes(saved), "weights": str(dtype).removeprefix("torch.")}
+    if saved.step is not None:
+        rows["optimizer steps"] = f"{saved.step:,}"
+    rows.update(_figures(saved, result))
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    library = "ropepp" if kind == "reference" else "transformers"
+    variant = type(saved.model.position).__name__
+    return f"""\
+---
+library_name: {library}
+pipeline_tag: text-generation
+tags:
+- ropepp
+---
+
+# {saved.name}
+
+A causal language model with position encoding {variant}, exported by `ropepp export`.
+
+| | |
+| --- | --- |
+{table}
+
+## Loading
+
+{LOADING[kind]}
+"""
+
+
+def _sizes(saved: SavedModel) -> dict[str, str]:
+    model = saved.model
+    config, layout = model.config, model.layout
+    return {
+        "variant": f"`{model.position}`",
+        "parameters": f"{num_parameters(model):,}",
+        "layers, width, feed-forward": (
+            f"{config.num_layers}, {config.hidden_size:,}, {config.ffn_size:,}"
+        ),
+        "attention heads, query projections, kv heads, head size": (
+            f"{layout.num_heads}, {layout.num_projections}, {layout.num_kv_heads}, "
+            f"{config.head_dim}"
+        ),
+        "vocabulary": f"{config.vocab_size:,}",
+        "KV cache, bytes a token in bfloat16": f"{kv_cache_bytes_per_token(model):,}",
+    }
+
+
+def _figures(saved: SavedModel, result: dict[str, Any] | None) -> dict[str, str]:
+    data = saved.config.get("data", {}).get("init_args", {})
+    corpora = [data["corpus"]] if "corpus" in data else list(data.get("corpora", {}))
+    rows = {"data": ", ".join(Path(corpus).name for corpus in corpora)} if corpora else {}
+    if result is None:
+        return rows
+    return {
+        **rows,
+        "tokens seen": f"{result['tokens']:,} in rows of {result['sequence_length']:,}",
+        "validation loss, nats a token": (
+            f"{result['validation_loss']:.4f} (perplexity {result['validation_perplexity']:.2f})"
+        ),
+        "seed": f"{result['seed']} (one run: differences of variants need several)",
+        "code": f"ropepp {result['ropepp']}, commit {result['commit']}, torch {result['torch']}",
+    }

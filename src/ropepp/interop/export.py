@@ -1,0 +1,126 @@
+"""Models out: folders that transformers, the authors' implementation and this project read."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ropepp.data.files import replacing_folder
+from ropepp.files import write_json, write_text
+from ropepp.interop.card import model_card
+from ropepp.interop.published import read_settings
+from ropepp.interop.saved import SavedModel
+from ropepp.interop.settings import Text, llama_settings, own_settings, reference_settings
+from ropepp.interop.tensors import SHARD_BYTES, write_tensors
+from ropepp.interop.text import special_ids, write_tokenizer
+from ropepp.model.positions import ALiBi, RoPE, YaRN
+from ropepp.model.positions.alibi import slopes_of
+from ropepp.model.transformer import Transformer
+
+Form = Literal["hf", "reference"]
+MODELING = Path(__file__).with_name("modeling_ropepp.py")
+DEFAULT_LENGTH = 4096  # where nothing tells how long rows were
+
+
+def export(
+    saved: SavedModel,
+    folder: str | Path,
+    form: Form,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a model as a folder, which is complete or absent.
+
+    Args:
+        saved: The model and what belongs to it, opened in float32.
+        folder: The new folder.
+        form: "hf": an ordinary Llama where the model is one, otherwise a folder with a file that
+            makes transformers use this package. "reference": the published RoPE++ format.
+        dtype: Of the weights. What a position encoding keeps stays float32.
+        tokenizer: See `SavedModel.tokenizer`; a model without text has none.
+        shard_bytes: Largest size of a file of weights.
+
+    Raises:
+        InputError: The folder exists, the form cannot express the model, or there is no tokenizer
+            where the model's text had one.
+    """
+    model = saved.model
+    found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
+    text = _text(saved)
+    if found is not None:
+        text = Text(text.max_length, found.bos_id, found.eot_id)
+    settings, prefix = _settings(model, text, form)
+    settings["torch_dtype"] = str(dtype).removeprefix("torch.")
+    with replacing_folder(Path(folder)) as work:
+        write_tensors(work, _tensors(model, prefix, form, dtype), shard_bytes)
+        write_json(work / "config.json", dict(sorted(settings.items())))
+        if text.eos_id is not None:
+            ids = {**text.ids(), "pad_token_id": text.eos_id}
+            write_json(work / "generation_config.json", ids)
+        if found is not None:
+            write_tokenizer(found, work, text.max_length)
+        if "auto_map" in settings:
+            shutil.copyfile(MODELING, work / MODELING.name)
+        kind = form if form == "reference" else str(settings["model_type"])
+        write_text(work / "README.md", model_card(saved, kind, dtype, _result(saved)))
+
+
+def _settings(model: Transformer, text: Text, form: Form) -> tuple[dict[str, Any], str]:
+    """``config.json`` and what names of tensors begin with."""
+    if form == "reference":
+        return reference_settings(model, text), "model."
+    llama = llama_settings(model, text)
+    return (own_settings(model, text), "network.") if llama is None else (llama, "model.")
+
+
+def _tensors(
+    model: Transformer, prefix: str, form: Form, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """All tensors by their outer names; a tied output layer is left out, as it is the embedding."""
+    own = prefix == "network."
+    factor = 1.0
+    if form == "hf" and not own and isinstance(model.position, RoPE):
+        scaling = model.position.scaling
+        # "llama3" has no magnitude: each side of the score takes its own into the projection.
+        factor = scaling.magnitude if isinstance(scaling, YaRN) else 1.0
+    weights = {name for name, _ in model.named_parameters()}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tied_embeddings:
+            continue
+        wide = tensor.float()
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            wide = wide * factor
+        outer = f"{prefix}{name}"
+        if not own:
+            outer = outer.replace(".self_attn.position.", ".self_attn.pos_emb.")
+            outer = outer.replace("model.lm_head.", "lm_head.")
+        yield outer, wide.to(dtype) if name in weights else wide
+    if form == "reference" and isinstance(model.position, ALiBi):
+        slopes = torch.tensor(slopes_of(model.layout.num_heads))
+        for index in range(model.config.num_layers):
+            yield f"model.layers.{index}.self_attn.alibi_slopes", slopes.clone()
+
+
+def _text(saved: SavedModel) -> Text:
+    """What the model was made for, without a tokenizer's word."""
+    data = saved.config.get("data", {}).get("init_args", {})
+    if "sequence_length" in data:
+        return Text(data["sequence_length"])
+    if not (saved.path / "config.json").is_file():
+        return Text(DEFAULT_LENGTH)
+    settings = read_settings(saved.path / "config.json")
+    length = settings.get("max_position_embeddings", DEFAULT_LENGTH)
+    return Text(length, **special_ids(saved.path))
+
+
+def _result(saved: SavedModel) -> dict[str, Any] | None:
+    """The run's figures, if they are those of these weights."""
+    if saved.run is None or not (saved.run / "result.json").is_file():
+        return None
+    result = json.loads((saved.run / "result.json").read_text())
+    return result if result.get("steps") == saved.step else None

@@ -1,0 +1,235 @@
+"""What ``config.json`` says of a model in each form: the inverse of `ropepp.interop.published`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ropepp.errors import InputError
+from ropepp.interop.published import FOURIER_SETTINGS, OWN_TYPE
+from ropepp.model.config import ModelConfig
+from ropepp.model.positions import (
+    PI,
+    ALiBi,
+    FoPE,
+    HeadSplit,
+    ImaginaryOnly,
+    Position,
+    Pythia,
+    RoPE,
+    RoPEppEC,
+    RoPEppEH,
+    Scaling,
+    YaRN,
+)
+from ropepp.model.transformer import Transformer
+from ropepp.train.plain import to_plain
+
+AUTO_MAP = {
+    "AutoConfig": "modeling_ropepp.RoPEppConfig",
+    "AutoModelForCausalLM": "modeling_ropepp.RoPEppForCausalLM",
+}
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "model_type": "llama",
+    "pretraining_tp": 1,
+}
+IMAGINARY: dict[type[Position], dict[str, Any]] = {
+    RoPE: {"imag": False, "imag_mode": "imag1"},
+    RoPEppEH: {"imag": True, "imag_mode": "imag1"},
+    RoPEppEC: {"imag": True, "imag_mode": "imag2"},
+    ImaginaryOnly: {"imag": True, "imag_mode": "imago"},
+}
+# What published FoPE models state besides the settings on which loading insists.
+FOURIER = {
+    **FOURIER_SETTINGS,
+    "fourier": True,
+    "fourier_init": "eye_xavier_norm",
+    "init_device": "cpu",
+    "len_extra": False,
+    "rope_clamp_to_linear": False,
+    "rope_clamp_to_linear_mode": "ceil",
+    "rope_clamp_upper_freq": False,
+    "rope_clamp_upper_to_zero": True,
+    "rope_floor_freq_ratio": 1.0,
+    "rope_full_precision": True,
+    "rope_include_neg_freq": False,
+    "rope_init_distribution": "exponential",
+    "rope_init_floor_freq": 0.0,
+    "rope_init_upper_freq": 1.0,
+    "rope_learnable": False,
+    "rope_no_pos": False,
+    "rope_no_repetition": False,
+    "rope_no_rotary": False,
+    "rope_upper_freq_ratio": 1.0,
+    "rope_zero_freq_ratio": -1.0,
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a folder says of the text that its model reads.
+
+    Args:
+        max_length: Longest row in tokens that the model was made for.
+        bos_id: Token that begins a document, if any.
+        eos_id: Token that ends one, if any.
+    """
+
+    max_length: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+
+    def ids(self) -> dict[str, int | None]:
+        """As configurations name them."""
+        return {"bos_token_id": self.bos_id, "eos_token_id": self.eos_id}
+
+
+def sizes(config: ModelConfig) -> dict[str, Any]:
+    """Sizes by their customary names, but for the numbers of heads."""
+    return {
+        "head_dim": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "initializer_range": config.init_std,
+        "intermediate_size": config.ffn_size,
+        "num_hidden_layers": config.num_layers,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied_embeddings,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def own_settings(model: Transformer, text: Text) -> dict[str, Any]:
+    """``config.json`` of any variant, for transformers with this package installed."""
+    return {
+        "architectures": ["RoPEppForCausalLM"],
+        "auto_map": AUTO_MAP,
+        "ignore_index": model.ignore_index,
+        "max_position_embeddings": text.max_length,
+        "model_type": OWN_TYPE,
+        "network": asdict(model.config),
+        "position": to_plain(model.position),
+        "use_cache": True,
+        **sizes(model.config),
+        "num_attention_heads": model.layout.num_heads,
+        "num_key_value_heads": model.layout.num_kv_heads,
+        **text.ids(),
+    }
+
+
+def llama_settings(model: Transformer, text: Text) -> dict[str, Any] | None:
+    """``config.json`` of an ordinary Llama; None if the model is none.
+
+    YaRN becomes "llama3", whose weights need `RoPE`'s magnitude folded in.
+    """
+    config, spec = model.config, model.position
+    if type(spec) is not RoPE or spec.rotary_share != 1 or config.qk_norm:
+        return None
+    if config.hidden_size % config.num_heads:  # which transformers refuses
+        return None
+    rope: dict[str, Any] | None = None
+    length = text.max_length
+    match spec.scaling:
+        case None:
+            pass
+        case PI(factor=factor):
+            rope = {"rope_type": "linear", "factor": factor}
+        case YaRN(slow=slow) as yarn if slow > 0:
+            length = max(length, int(yarn.original_length * yarn.factor))
+            rope = {
+                "rope_type": "llama3",
+                "factor": yarn.factor,
+                "low_freq_factor": slow,
+                "high_freq_factor": yarn.fast,
+                "original_max_position_embeddings": yarn.original_length,
+            }
+        case _:
+            return None
+    return {
+        **_plain_llama(model, text),
+        "max_position_embeddings": length,
+        "rope_scaling": rope,
+        "rope_theta": spec.theta,
+        "use_cache": True,
+    }
+
+
+def reference_settings(model: Transformer, text: Text) -> dict[str, Any]:
+    """``config.json`` of the published format.
+
+    Raises:
+        InputError: The format has no field for something; names it.
+    """
+    if model.config.qk_norm:
+        raise _beyond("qk_norm")
+    return {
+        **_plain_llama(model, text),
+        "rope_scaling": None,
+        "use_cache": False,
+        **_reference_position(model.position),
+    }
+
+
+def _plain_llama(model: Transformer, text: Text) -> dict[str, Any]:
+    return {
+        **LLAMA,
+        "ignore_index": model.ignore_index,
+        "max_position_embeddings": text.max_length,
+        **sizes(model.config),
+        "num_attention_heads": model.config.num_heads,
+        "num_key_value_heads": model.config.num_kv_heads,
+        **text.ids(),
+    }
+
+
+def _reference_position(spec: Position) -> dict[str, Any]:
+    kind = type(spec)
+    if kind is ALiBi:
+        return {"use_alibi": True, "rope_theta": 10000.0}
+    if isinstance(spec, FoPE) and kind is FoPE:
+        if spec.scaling is not None:
+            raise _beyond("FoPE with scaling")
+        return {
+            **FOURIER,
+            "fourier_dim": spec.basis_size,
+            "fourier_init_norm_gain": spec.gain,
+            "max_position_embeddings": spec.max_length,
+            "rope_theta": spec.theta,
+        }
+    if isinstance(spec, RoPE) and kind in (RoPE, Pythia) and (kind is Pythia or _partial(spec)):
+        if spec.scaling is not None:
+            raise _beyond("partial rotation with scaling")
+        return {"partial_rotary_factor": spec.rotary_share, "rope_theta": spec.theta}
+    if isinstance(spec, HeadSplit) and kind is HeadSplit:
+        if spec.imaginary_share != 0.5:
+            raise _beyond(f"imaginary_share {spec.imaginary_share}")
+        mode = {"imag": True, "imag_mode": "imagx" if spec.interleaved else "imagh"}
+    elif isinstance(spec, RoPE) and kind in IMAGINARY:
+        mode = IMAGINARY[kind]
+    else:
+        raise _beyond(f"position {kind.__name__}")
+    if _partial(spec):
+        raise _beyond(f"{kind.__name__} with rotary_share {spec.rotary_share}")
+    rope = {**mode, **_reference_scaling(spec.scaling)}
+    return {"rope_config": rope, "rope_theta": spec.theta}
+
+
+def _reference_scaling(scaling: Scaling | None) -> dict[str, Any]:
+    match scaling:
+        case None:
+            return {}
+        case PI(factor=factor):
+            return {"factor": factor, "yarn": False}
+        case YaRN(factor=factor, original_length=4096, slow=1.0, fast=32.0):
+            return {"factor": factor, "yarn": True}
+    raise _beyond(f"scaling {scaling}")
+
+
+def _partial(spec: RoPE) -> bool:
+    return spec.rotary_share != 1
+
+
+def _beyond(what: str) -> InputError:
+    return InputError(f"the reference format cannot express {what}; --format hf can")

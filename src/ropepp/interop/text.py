@@ -1,0 +1,110 @@
+"""A folder's tokenizer, in the files that this project and transformers read."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from ropepp.data.tokenizer import BPE_FILE, LLAMA3_PATTERN, TIKTOKEN_FILE, Tokenizer
+from ropepp.files import write_json
+
+TIKTOKEN_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>")
+BYTES_SPECIAL = ("<|endoftext|>",)
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
+    """Writes ``tokenizer.json``, with ``tokenizer.model`` if that was its source, and
+    ``tokenizer_config.json``.
+
+    A ``tokenizer.json`` is copied as it is; the other kinds become one that gives the same ids,
+    where one of Llama 3's form begins every text with BOS, as that of Llama 3 does.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    tokenizer.save(folder)
+    file = folder / BPE_FILE
+    if tokenizer.kind == "tiktoken":
+        _from_ranks((folder / TIKTOKEN_FILE).read_bytes()).save(str(file))
+    elif tokenizer.kind == "bytes":
+        _byte_level({c: i for i, c in enumerate(byte_characters())}, []).save(str(file))
+    backend = Backend.from_file(str(file))
+    eos = backend.id_to_token(tokenizer.eot_id)
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": eos,
+        "pad_token": eos,
+        "padding_side": "left",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    if tokenizer.bos_id is not None:
+        settings["bos_token"] = backend.id_to_token(tokenizer.bos_id)
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def byte_characters() -> list[str]:
+    """The characters by which byte-level BPE writes the bytes 0..255: printable ones stand for
+    themselves, for the others those from U+0100 on."""
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in shown else next(others)) for byte in range(256)]
+
+
+def _from_ranks(content: bytes) -> Any:
+    """A `tokenizers` tokenizer from lines "base64 rank".
+
+    A pair of pieces may merge if their concatenation has a rank, the lowest first: so every way to
+    cut a token in two is a merge, in the order of ranks.
+    """
+    lines = (line.split() for line in content.splitlines() if line.strip())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    characters = byte_characters()
+    written = {token: "".join(characters[byte] for byte in token) for token in ranks}
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        known = [(a, b) for a, b in cuts if a in ranks and b in ranks]
+        known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        merges += [(written[a], written[b]) for a, b in known]
+    backend = _byte_level({written[t]: r for t, r in ranks.items()}, merges, LLAMA3_PATTERN)
+    from tokenizers import processors
+
+    bos = TIKTOKEN_SPECIAL[0]
+    backend.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{bos} $A",
+                pair=f"{bos} $A {bos}:1 $B:1",
+                special_tokens=[(bos, backend.token_to_id(bos))],
+            ),
+        ]
+    )
+    return backend
+
+
+def _byte_level(
+    vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str | None = None
+) -> Any:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if pattern is None:
+        backend.pre_tokenizer = as_bytes
+    else:
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
+    backend.decoder = decoders.ByteLevel()
+    special = BYTES_SPECIAL if pattern is None else TIKTOKEN_SPECIAL
+    backend.add_special_tokens([AddedToken(name, special=True) for name in special])
+    return backend
+
+
+def special_ids(folder: Path) -> dict[str, int | None]:
+    """BOS and end-of-text of a folder's ``config.json``; the first one where there are several."""
+    settings = json.loads((folder / "config.json").read_text())
+    found = (settings.get(key) for key in ("bos_token_id", "eos_token_id"))
+    bos, eos = (ids[0] if isinstance(ids, list) else ids for ids in found)
+    return {"bos_id": bos, "eos_id": eos}

@@ -1,0 +1,154 @@
+"""Recall over distances and loss at several lengths, measured while a model trains."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from ropepp.data.corpus import Corpus
+from ropepp.data.datamodule import RowsDataModule, data_part
+from ropepp.data.loader import EvalLoader, Rows
+from ropepp.data.packing import Concat
+from ropepp.data.recall import RecallDataModule, RecallRows
+from ropepp.errors import InputError
+from ropepp.eval.recall import STREAM, count, octaves, to_cells
+from ropepp.train.callbacks.metrics import Metrics
+from ropepp.train.evaluation import Evaluation, Sums
+from ropepp.train.module import LanguageModel
+
+
+class SuiteEvaluation(pl.Callback):
+    """Evaluates a small suite every n optimizer steps and logs ``suite/...``.
+
+    Every process makes the same number of forward passes, so that sharded models do not hang, and
+    the numbers do not depend on the number of processes beyond rounding. Training goes on as it
+    would have without: nothing random is drawn. With ``model.compile`` each length is compiled.
+
+    Args:
+        every_n_steps: Optimizer steps between evaluations; 0 is never.
+        corpus: Folder of a prepared corpus whose validation split is read, tokenized as the
+            training data; logs ``suite/loss_LENGTH`` and ``suite/perplexity_LENGTH``.
+        lengths: Row lengths in tokens, of text and of recall rows.
+        rows: Rows of each length.
+        recall_pairs: Numbers of pairs of associative recall, for models that train on it; logs
+            ``suite/recall_PAIRS_pairs/accuracy_DISTANCE``, DISTANCE being the smallest of an
+            octave.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 0,
+        corpus: str | None = None,
+        lengths: Sequence[int] = (),
+        rows: int = 64,
+        recall_pairs: Sequence[int] = (),
+    ) -> None:
+        if every_n_steps < 0 or rows < 1:
+            raise InputError(
+                f"suite.every_n_steps is {every_n_steps} and suite.rows {rows}; allowed are numbers"
+                " from 0 and from 1 on"
+            )
+        if every_n_steps and (not lengths or min(lengths) < 1):
+            raise InputError(
+                f"suite.lengths is {list(lengths)}; give the lengths of the rows, in tokens"
+            )
+        if every_n_steps and corpus is None and not recall_pairs:
+            raise InputError("suite.corpus and suite.recall_pairs are empty; give one of them")
+        self.every_n_steps = every_n_steps
+        self.corpus = corpus
+        self.lengths = list(lengths)
+        self.rows = rows
+        self.recall_pairs = list(recall_pairs)
+        self._texts: dict[int, Rows] = {}
+        self._recall: dict[tuple[int, int], RecallRows] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Opens the data and checks it, before any work."""
+        if stage != "fit" or not self.every_n_steps:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.corpus is not None:
+            opened = Corpus.open(self.corpus, "validation")
+            self._check_tokenizer(opened, data)
+            masked = getattr(data, "mask_documents", True)
+            self._texts = {T: Concat().rows(opened, T, masked) for T in self.lengths}
+        if self.recall_pairs and not isinstance(data, RecallDataModule):
+            raise InputError(
+                f"suite.recall_pairs is {self.recall_pairs}; recall is for models that train on it,"
+                f" and data is {type(data).__name__}"
+            )
+        for n in self.recall_pairs:
+            for T in self.lengths:
+                key, size = (n, T), data.vocab_size
+                self._recall[key] = RecallRows(T, n, size, self.rows, None, data.seed, STREAM)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if not self.every_n_steps or trainer.fit_loop._should_accumulate():
+            return
+        if trainer.global_step % self.every_n_steps == 0:
+            assert isinstance(pl_module, LanguageModel)
+            start = time.perf_counter()
+            values = self.evaluate(trainer, pl_module)
+            seconds = time.perf_counter() - start
+            for logger in trainer.loggers:
+                logger.log_metrics(
+                    values | {"utilisation/suite_seconds": seconds}, step=trainer.global_step
+                )
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Metrics):
+                    callback._window_start += seconds  # as it does after a validation
+
+    @torch.no_grad()
+    def evaluate(self, trainer: pl.Trainer, module: LanguageModel) -> dict[str, float]:
+        """What is logged; equal on all processes."""
+        was_training, network = module.training, module.network
+        module.eval()
+        values = {}
+        for T, rows in self._texts.items():
+            found = Evaluation(module.device)
+            for batch in self._batches(trainer, rows):
+                found.update(network, batch)
+            result = found.compute()
+            values[f"suite/loss_{T}"] = float(result["loss"])
+            values[f"suite/perplexity_{T}"] = float(result["perplexity"])
+        bins = octaves(max(self.lengths))
+        dtype = torch.float32 if module.device.type == "mps" else torch.float64
+        for n in self.recall_pairs:
+            sums = Sums(2 * bins, dtype).to(module.device)
+            for T in self.lengths:
+                for batch in self._batches(trainer, self._recall[n, T]):
+                    sums.update(count(network, batch, n, bins).flatten())
+            for cell in to_cells(sums.compute().view(2, bins), n):
+                key = f"suite/recall_{n}_pairs/accuracy_{cell.distance_low}"
+                values[key] = cell.accuracy
+        module.train(was_training)
+        return values
+
+    def _batches(self, trainer: pl.Trainer, rows: Rows) -> Any:
+        """This process's batches of a set, on its device; as many as any other process's."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, RowsDataModule)
+        micro = max(1, data.micro_batch_size * data.sequence_length // rows.length)
+        device = trainer.strategy.root_device
+        for batch in EvalLoader(rows, micro, *data_part(trainer), limit=self.rows):
+            yield {key: value.to(device) for key, value in batch.items()}
+
+    def _check_tokenizer(self, corpus: Corpus, data: Any) -> None:
+        for folder in getattr(data, "folders", []):
+            here = Corpus.open(Path(folder), "train").meta.tokenizer_fingerprint
+            found = corpus.meta.tokenizer_fingerprint
+            if here != found:
+                raise InputError(
+                    f"suite.corpus is {self.corpus}, made with tokenizer {found[:12]}; the training"
+                    f" data's is {here[:12]}: prepare the text with that one"
+                )

@@ -1,0 +1,222 @@
+"""lm-eval with our model on local files, against lm-eval's own model of transformers."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import evaluated
+import pytest
+import torch
+
+from ropepp.errors import InputError
+from ropepp.eval.local_data import GROUPS, TASKS
+from ropepp.eval.perplexity import Text, evaluate_text
+from ropepp.eval.scores import Row
+from ropepp.model.positions import RoPEppEC
+
+pytest.importorskip("lm_eval")
+ITEMS = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_OFFLINE", "1")
+        patch.setenv("HF_HOME", str(cache))
+        import datasets
+
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return evaluated.make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    evaluated.write_benchmarks(folder, ITEMS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """lm-eval's `hf` model with transformers' Llama and tokenizer."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    # What the published tokenizers do: BOS before every text.
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            "<|begin_of_text|>": {
+                "id": "<|begin_of_text|>",
+                "ids": [tokenizer.bos_id],
+                "tokens": ["<|begin_of_text|>"],
+            }
+        },
+    }
+    file = folder / "hf.json"
+    file.write_text(json.dumps(content))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_file=str(file), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
+    )
+    twin = evaluated.hugging_face_twin(evaluated.make_model(tokenizer.vocab_size))
+    return HFLM(pretrained=twin, tokenizer=fast, batch_size=8, device="cpu")
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_task_runs_offline_and_agrees_with_lm_evals_own_model(
+    name: str, data: Path, tokenizer: Any, reference: Any, tmp_path: Path
+) -> None:
+    from ropepp.eval.harness import evaluate_harness, run_harness
+
+    subject = evaluated.make_subject(
+        tmp_path, evaluated.make_model(tokenizer.vocab_size), tokenizer
+    )
+    rows = evaluate_harness(subject, name, data)
+    expected = run_harness(reference, name, data)
+    assert expected
+    assert [row.metric for row in rows] == list(expected)
+    for row in rows:
+        values = expected[row.metric]
+        assert row.n == len(values) == ITEMS
+        assert row.value == pytest.approx(sum(values) / ITEMS, abs=1e-5)
+        error = torch.tensor(values, dtype=torch.float64).std() / ITEMS**0.5
+        assert row.stderr == pytest.approx(error.item(), abs=1e-5)
+    if name != "truthfulqa_mc2":  # whose scores are probabilities
+        assert 0 < rows[0].value < 1, "all right or all wrong would hide a difference"
+
+
+def test_log_likelihoods_are_those_of_transformers(
+    tokenizer: Any, reference: Any, tmp_path: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    from ropepp.eval.harness_model import HarnessModel
+
+    rng = Random(1)
+    pairs = [("", " ban")]
+    for n in (1, 3, 9):
+        context = evaluated.sentence(rng, n)
+        pairs += [(context, f" {evaluated.sentence(rng, k)}") for k in (1, 2, 5)]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    model = evaluated.make_model(tokenizer.vocab_size)
+    ours = HarnessModel(evaluated.make_subject(tmp_path, model, tokenizer), "pairs")
+    found, expected = ours.loglikelihood(requests), reference.loglikelihood(requests)
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_generates_until_the_stop_as_transformers_does(
+    tokenizer: Any, reference: Any, tmp_path: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    from ropepp.eval.harness_model import HarnessModel
+
+    subject = evaluated.make_subject(
+        tmp_path, evaluated.make_model(tokenizer.vocab_size), tokenizer
+    )
+    ours = HarnessModel(subject, "generate")
+    prompts = ["ban", "den kor lall", "till min"]
+
+    def ask(lm: Any, settings: dict[str, Any]) -> list[str]:
+        return lm.generate_until(
+            [Instance("generate_until", {}, (p, dict(settings)), i) for i, p in enumerate(prompts)]
+        )
+
+    free = {"until": [], "max_gen_toks": 12, "do_sample": False}
+    answers = ask(ours, free)
+    assert answers == ask(reference, free | {"until": ["\x00never"]})
+    stop = answers[1][2:4]
+    cut = ask(ours, free | {"until": [stop]})
+    assert cut == [answer.split(stop)[0] for answer in answers]
+    with pytest.raises(InputError, match="draws its answers"):
+        ask(ours, free | {"do_sample": True})
+
+
+def test_perplexity_per_word_is_lm_evals_of_the_same_file(
+    tokenizer: Any, reference: Any, tmp_path: Path
+) -> None:
+    import lm_eval.tasks
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    from ropepp.eval.harness_model import HarnessModel
+
+    text = evaluated.sentence(Random(3), 120) + "\n\n" + evaluated.sentence(Random(4), 30)
+    evaluated.write_lines(tmp_path / "page.jsonl", [{"page": text}])
+    own = Path(lm_eval.tasks.__file__).parent / "wikitext" / "wikitext.yaml"
+    (tmp_path / "page.yaml").write_text(
+        f"include: {own}\ntask: page\ndataset_path: json\ndataset_name: null\n"
+        "training_split: null\nvalidation_split: null\ntest_split: test\nnum_fewshot: 0\n"
+        f"dataset_kwargs: {{data_files: {{test: [{tmp_path / 'page.jsonl'}]}}}}\n"
+    )
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    subject = evaluated.make_subject(
+        tmp_path, evaluated.make_model(tokenizer.vocab_size), tokenizer
+    )
+    rows = {row.metric: row.value for row in evaluate_text(subject, Text("t", text), 4000, 9).rows}
+    # Its own model scores BOS behind BOS where the tokenizer adds one.
+    reference.add_bos_token = False
+    for lm in (reference, HarnessModel(subject, "page")):
+        found = evaluate(lm, tasks.load(["page"]), bootstrap_iters=0)["results"]["page"]
+        assert rows["per word"] == pytest.approx(found["word_perplexity,none"], rel=1e-5)
+        assert rows["bits per byte"] == pytest.approx(found["bits_per_byte,none"], rel=1e-5)
+    reference.add_bos_token = None
+    # In several windows of its own kind: each scores what it reads but its context of one token.
+    ids = [tokenizer.bos_id, *tokenizer.encode_batch([text])[0]]
+    model, total = subject.model, 0.0
+    for start in range(0, len(ids) - 1, 50):
+        stop = min(start + 50, len(ids) - 1)
+        begin = max(0, stop - 50)
+        window = torch.tensor([ids[begin : stop + 1]])
+        nll, _ = model.evaluate(window[:, :-1], window[:, 1:])
+        total += nll[0, start - begin :].sum().item()
+    rolling = HarnessModel(subject, "short windows", window=50)
+    request = type("Request", (), {"args": (text,)})
+    assert rolling.loglikelihood_rolling([request])[0] == pytest.approx(-total, rel=1e-5)
+
+
+def test_groups_are_means_and_need_all_their_tasks() -> None:
+    from ropepp.eval.harness import summarize
+
+    def row(task: str, metric: str, value: float) -> Row:
+        return Row("m", "short", task, None, metric, value, 0.1, 10)
+
+    rows = [
+        r
+        for i, task in enumerate(TASKS)
+        for r in (row(task, "acc", i / 20), row(task, "acc_norm", 1.0))
+    ]
+    out = {r.task: r for r in summarize(rows)}
+    assert list(out) == ["truthfulqa", "super-glue-lm-eval-v1", "average of 9"]
+    value = {task: i / 20 for i, task in enumerate(TASKS)}
+    groups = [sum(value[t] for t in tasks) / len(tasks) for tasks in GROUPS.values()]
+    assert out["average of 9"].value == pytest.approx(sum(groups) / 9)
+    assert out["truthfulqa"].stderr == pytest.approx(0.1 * 2**0.5 / 2)
+    partial = summarize([r for r in rows if r.task != "wic"])
+    assert [r.task for r in partial] == ["truthfulqa"]
+
+
+def test_doubled_heads_run_too(data: Path, tokenizer: Any, tmp_path: Path) -> None:
+    from ropepp.eval.harness import evaluate_harness
+
+    model = evaluated.make_model(tokenizer.vocab_size, RoPEppEC())
+    rows = evaluate_harness(evaluated.make_subject(tmp_path, model, tokenizer), "piqa", data, 5)
+    assert rows[0].n == 5
