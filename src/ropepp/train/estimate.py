@@ -307,9 +307,9 @@ class GatheredView(View):
         super().__init__()
         self.size = size
 
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, **options: Any) -> Tensor:
-        k, v = (x.repeat(1, self.size, 1, 1) for x in (k_BSKD, v_BSKD))
-        outs = [attention(q, k, v, causal=False, **options) for q in q_BTHD.chunk(2, dim=1)]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Any = None, **options: Any) -> Tensor:
+        k, v = (x.repeat(1, self.size, 1, 1) for x in (k, v))
+        outs = [attention(part, k, v, causal=False, **options) for part in q.chunk(2, dim=1)]
         return torch.cat(outs, dim=1)
 
 

@@ -33,6 +33,6 @@ def from_plain(value: Any) -> Any:
             f"class_path is {value['class_path']!r}; a checkpoint may name ropepp's own"
         )
     kind = getattr(importlib.import_module(module), name, None)
-    if not isinstance(kind, type) or not is_dataclass(kind):
-        raise InputError(f"class_path is {value['class_path']!r}, which is no spec of ropepp")
+    if not isinstance(kind, type):
+        raise InputError(f"class_path is {value['class_path']!r}, which is no class of ropepp")
     return kind(**{key: from_plain(item) for key, item in value["init_args"].items()})
