@@ -7,9 +7,8 @@ from random import Random
 from typing import Any
 
 import tokenizers
-import torch
 from safetensors.torch import save_file
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ropepp.data.tokenizer import BpeTokenizer
 from ropepp.eval.local_data import TASKS
@@ -28,7 +27,7 @@ def sentence(rng: Random, n: int) -> str:
 
 
 def make_tokenizer() -> BpeTokenizer:
-    """A byte-level BPE with BOS and end-of-text."""
+    """A byte-level BPE with end-of-text, and BOS before every text."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -39,6 +38,11 @@ def make_tokenizer() -> BpeTokenizer:
         show_progress=False,
     )
     backend.train_from_iterator([sentence(Random(0), 2000)], trainer)
+    # As published tokenizers do; ours leaves it to the caller.
+    bos = "<|begin_of_text|>"
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair="$A $B", special_tokens=[(bos, backend.token_to_id(bos))]
+    )
     return BpeTokenizer(backend.to_str(), "test")
 
 
@@ -208,27 +212,3 @@ ROWS: dict[str, Callable[[Random], dict[str, Any]]] = {
     "wic": _wic,
     "wsc": _wsc,
 }
-
-
-def hugging_face_twin(model: Transformer) -> Any:
-    """transformers' own implementation with the same weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    c = model.config
-    twin = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.hidden_size,
-            num_hidden_layers=c.num_layers,
-            num_attention_heads=c.num_heads,
-            num_key_value_heads=c.num_kv_heads,
-            intermediate_size=c.ffn_size,
-            rms_norm_eps=c.norm_eps,
-            max_position_embeddings=4096,
-        )
-    )
-    state = {
-        n if n.startswith("lm_head") else f"model.{n}": x for n, x in model.state_dict().items()
-    }
-    twin.load_state_dict(state)
-    return twin.eval().to(torch.float32)

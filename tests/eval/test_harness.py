@@ -1,7 +1,8 @@
-"""lm-eval with our model on local files, against lm-eval's own model of transformers."""
+"""lm-eval with our model on local files, against lm-eval's own model on the exported folder."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,7 +15,10 @@ from ropepp.errors import InputError
 from ropepp.eval.local_data import GROUPS, TASKS
 from ropepp.eval.perplexity import Text, evaluate_text
 from ropepp.eval.scores import Row
-from ropepp.model.positions import RoPEppEC
+from ropepp.interop.export import export
+from ropepp.interop.saved import SavedModel
+from ropepp.model.positions import RoPE, RoPEppEC
+from ropepp.model.transformer import Transformer
 
 pytest.importorskip("lm_eval")
 ITEMS = 24
@@ -45,51 +49,45 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def reference(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """lm-eval's `hf` model with transformers' Llama and tokenizer."""
-    from lm_eval.models.huggingface import HFLM
-    from transformers import PreTrainedTokenizerFast
+@dataclass(frozen=True)
+class Pair:
+    """A model of ours, and lm-eval's `hf` model on the folder that `ropepp export` makes of it."""
 
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(folder)
-    content = json.loads((folder / "tokenizer.json").read_text())
-    # What the published tokenizers do: BOS before every text.
-    content["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [
-            {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-        ],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {
-            "<|begin_of_text|>": {
-                "id": "<|begin_of_text|>",
-                "ids": [tokenizer.bos_id],
-                "tokens": ["<|begin_of_text|>"],
-            }
-        },
-    }
-    file = folder / "hf.json"
-    file.write_text(json.dumps(content))
-    fast = PreTrainedTokenizerFast(
-        tokenizer_file=str(file), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
+    model: Transformer
+    reference: Any
+
+
+@pytest.fixture(scope="module", params=[RoPE(), RoPEppEC()], ids=["RoPE", "EC"])
+def pair(request: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    from lm_eval.models.huggingface import HFLM
+
+    path = tmp_path_factory.mktemp("pair")
+    model = evaluated.make_model(tokenizer.vocab_size, request.param)
+    tokenizer.save(path)
+    saved = SavedModel(model, path / "model", None, None, {})
+    export(saved, path / "exported", "hf", tokenizer=path)
+    # RoPE becomes a Llama, so that transformers' own implementation is what we agree with.
+    kind = json.loads((path / "exported" / "config.json").read_text())["model_type"]
+    assert kind == ("llama" if request.param == RoPE() else "ropepp")
+    reference = HFLM(
+        pretrained=str(path / "exported"),
+        dtype="float32",
+        batch_size=8,
+        device="cpu",
+        trust_remote_code=kind == "ropepp",
     )
-    twin = evaluated.hugging_face_twin(evaluated.make_model(tokenizer.vocab_size))
-    return HFLM(pretrained=twin, tokenizer=fast, batch_size=8, device="cpu")
+    return Pair(model, reference)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
 def test_every_task_runs_offline_and_agrees_with_lm_evals_own_model(
-    name: str, data: Path, tokenizer: Any, reference: Any, tmp_path: Path
+    name: str, data: Path, tokenizer: Any, pair: Pair, tmp_path: Path
 ) -> None:
     from ropepp.eval.harness import evaluate_harness, run_harness
 
-    subject = evaluated.make_subject(
-        tmp_path, evaluated.make_model(tokenizer.vocab_size), tokenizer
-    )
+    subject = evaluated.make_subject(tmp_path, pair.model, tokenizer)
     rows = evaluate_harness(subject, name, data)
-    expected = run_harness(reference, name, data)
+    expected = run_harness(pair.reference, name, data)
     assert expected
     assert [row.metric for row in rows] == list(expected)
     for row in rows:
@@ -103,7 +101,7 @@ def test_every_task_runs_offline_and_agrees_with_lm_evals_own_model(
 
 
 def test_log_likelihoods_are_those_of_transformers(
-    tokenizer: Any, reference: Any, tmp_path: Path
+    tokenizer: Any, pair: Pair, tmp_path: Path
 ) -> None:
     from lm_eval.api.instance import Instance
 
@@ -115,23 +113,20 @@ def test_log_likelihoods_are_those_of_transformers(
         context = evaluated.sentence(rng, n)
         pairs += [(context, f" {evaluated.sentence(rng, k)}") for k in (1, 2, 5)]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-    model = evaluated.make_model(tokenizer.vocab_size)
-    ours = HarnessModel(evaluated.make_subject(tmp_path, model, tokenizer), "pairs")
-    found, expected = ours.loglikelihood(requests), reference.loglikelihood(requests)
+    ours = HarnessModel(evaluated.make_subject(tmp_path, pair.model, tokenizer), "pairs")
+    found, expected = ours.loglikelihood(requests), pair.reference.loglikelihood(requests)
     assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
 def test_generates_until_the_stop_as_transformers_does(
-    tokenizer: Any, reference: Any, tmp_path: Path
+    tokenizer: Any, pair: Pair, tmp_path: Path
 ) -> None:
     from lm_eval.api.instance import Instance
 
     from ropepp.eval.harness_model import HarnessModel
 
-    subject = evaluated.make_subject(
-        tmp_path, evaluated.make_model(tokenizer.vocab_size), tokenizer
-    )
+    subject = evaluated.make_subject(tmp_path, pair.model, tokenizer)
     ours = HarnessModel(subject, "generate")
     prompts = ["ban", "den kor lall", "till min"]
 
@@ -142,7 +137,7 @@ def test_generates_until_the_stop_as_transformers_does(
 
     free = {"until": [], "max_gen_toks": 12, "do_sample": False}
     answers = ask(ours, free)
-    assert answers == ask(reference, free | {"until": ["\x00never"]})
+    assert answers == ask(pair.reference, free | {"until": ["\x00never"]})
     stop = answers[1][2:4]
     cut = ask(ours, free | {"until": [stop]})
     assert cut == [answer.split(stop)[0] for answer in answers]
@@ -151,7 +146,7 @@ def test_generates_until_the_stop_as_transformers_does(
 
 
 def test_perplexity_per_word_is_lm_evals_of_the_same_file(
-    tokenizer: Any, reference: Any, tmp_path: Path
+    tokenizer: Any, pair: Pair, tmp_path: Path
 ) -> None:
     import lm_eval.tasks
     from lm_eval.evaluator import evaluate
@@ -168,17 +163,15 @@ def test_perplexity_per_word_is_lm_evals_of_the_same_file(
         f"dataset_kwargs: {{data_files: {{test: [{tmp_path / 'page.jsonl'}]}}}}\n"
     )
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    subject = evaluated.make_subject(
-        tmp_path, evaluated.make_model(tokenizer.vocab_size), tokenizer
-    )
+    subject = evaluated.make_subject(tmp_path, pair.model, tokenizer)
     rows = {row.metric: row.value for row in evaluate_text(subject, Text("t", text), 4000, 9).rows}
     # Its own model scores BOS behind BOS where the tokenizer adds one.
-    reference.add_bos_token = False
-    for lm in (reference, HarnessModel(subject, "page")):
+    pair.reference.add_bos_token = False
+    for lm in (pair.reference, HarnessModel(subject, "page")):
         found = evaluate(lm, tasks.load(["page"]), bootstrap_iters=0)["results"]["page"]
         assert rows["per word"] == pytest.approx(found["word_perplexity,none"], rel=1e-5)
         assert rows["bits per byte"] == pytest.approx(found["bits_per_byte,none"], rel=1e-5)
-    reference.add_bos_token = None
+    pair.reference.add_bos_token = None
     # In several windows of its own kind: each scores what it reads but its context of one token.
     ids = [tokenizer.bos_id, *tokenizer.encode_batch([text])[0]]
     model, total = subject.model, 0.0
