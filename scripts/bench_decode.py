@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench_scale import SPECS, forget_peak, in_processes
-from benchmarks import CONFIG, DEVICE, Step, alternate, milliseconds, ratio
+from benchmarks import CONFIG, DEVICE, DTYPES, FASTEST, Step, alternate, milliseconds, ratio
 from ropepp.generate.decode import read
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.cache import KVCache
@@ -23,7 +23,7 @@ from ropepp.train.machine import peak_memory_bytes
 # Blocks of the 376M model, fewer of them and with fewer words: the cache is what is looked at.
 WIDE = ModelConfig(8192, 1024, 4, 8, 4, 3584)
 LENGTHS, BATCHES = (2048, 8192, 32768, 65536), (1, 8)
-DTYPE = torch.bfloat16
+DTYPE = DTYPES[FASTEST]
 ROUNDS = 12
 
 
@@ -102,11 +102,11 @@ def bandwidth() -> float:
 
 
 def bench_decode() -> list[str]:
-    """A token behind a cache of keys and values in bfloat16: the attention of all layers, the whole
-    model, and what reading weights and cache once at this machine's bandwidth would allow. Blocks
-    of the 376M model, 4 of them, vocabulary 8192; beside transformers' Llama with its own cache."""
+    """A token behind a cache of keys and values: the attention of all layers, the whole model, and
+    what reading weights and cache once at this machine's bandwidth would allow. Blocks of the
+    376M model, 4 of them, vocabulary 8192; beside transformers' Llama with its own cache."""
     speed = bandwidth()
-    lines = [f"Memory is read at {speed / 1e9:.1f} GB/s.", ""]
+    lines = [f"{FASTEST}. Memory is read at {speed / 1e9:.1f} GB/s.", ""]
     header = ["batch, cached", "model", "cache", "attention", "over RoPE's", "tokens/s"]
     header += ["of limit", "speed over transformers'"]
     lines += [f"| {' | '.join(header)} |"]

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from benchmarks import (
     CONFIG,
     DEVICE,
+    DTYPES,
     LENGTH,
     ROWS,
     Step,
@@ -47,7 +48,6 @@ from ropepp.train.module import LanguageModel
 from ropepp.train.strategy import FSDP2Strategy, shard
 
 SPECS: dict[str, Position] = {"RoPE": RoPE(), "EC": RoPEppEC(), "EH": RoPEppEH()}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RUNS = Path(__file__).resolve().parent.parent / "logs"  # on the disk that holds checkpoints
 Times = dict[str, list[float]]
 

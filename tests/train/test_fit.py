@@ -1,6 +1,7 @@
 """Runs through the command line, start to end."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,17 @@ def test_the_command_line_wins_over_a_checkpoint_and_says_so(
     with pytest.warns(UserWarning, match=r"model.optimizer is .*0.5.* in the checkpoint"):
         run = fit(corpus, tmp_path, "other", ckpt_path=checkpoint, **{"model__optimizer.lr": 0.5})
     assert curve(run)[0]["train/learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize("missing", ["", "processor has no bfloat16 instructions"])
+def test_slow_bfloat16_is_said(
+    missing: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ropepp.train.module.no_bfloat16", lambda device: missing)
+    changes = {"model.compute_dtype": "bfloat16", "trainer.max_steps": 1}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(corpus, tmp_path, "half", **changes)
+    said = {str(warning.message) for warning in caught if "compute_dtype" in str(warning.message)}
+    assert len(said) == bool(missing)
+    assert all(f"this {missing}" in text for text in said)

@@ -25,7 +25,7 @@ class Machine:
 def probe() -> Machine:
     """Tries out what fast training needs: bfloat16 products in hardware and a working compiler."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bfloat16_reason = _bfloat16_reason(device)
+    bfloat16_reason = no_bfloat16(device)
     compile_reason = _compile_reason(device)
     return Machine(
         device=device_name(device),
@@ -126,10 +126,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def _bfloat16_reason(device: torch.device) -> str:
+def no_bfloat16(device: torch.device) -> str:
+    """Why a device has no bfloat16 products in hardware; empty if it has."""
     if device.type == "cuda":
         return (
-            "" if torch.cuda.is_bf16_supported(including_emulation=False) else "GPU lacks bfloat16"
+            "" if torch.cuda.is_bf16_supported(including_emulation=False) else "GPU has no bfloat16"
         )
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     supported = supported or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

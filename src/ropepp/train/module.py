@@ -17,6 +17,7 @@ from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
 from ropepp.train.callbacks.guard import StepGuard
 from ropepp.train.evaluation import Evaluation
+from ropepp.train.machine import no_bfloat16
 from ropepp.train.optim import AdamW, OptimizerSpec
 from ropepp.train.plain import from_plain, to_plain
 from ropepp.train.schedules import Constant, Schedule
@@ -134,6 +135,12 @@ class LanguageModel(pl.LightningModule):
             )
         if stage == "predict" and getattr(self.trainer.strategy, "context_parallel_size", 1) > 1:
             raise InputError("predict needs whole rows: trainer.strategy.context_parallel_size 1")
+        missing = no_bfloat16(self.trainer.strategy.root_device)
+        if missing and self.network.compute_dtype == torch.bfloat16:
+            pl.utilities.rank_zero_warn(
+                f"model.compute_dtype is bfloat16, but this {missing}; float32 may be tens of "
+                "times faster here"
+            )
         if stage == "fit":
             if self.trainer.max_steps < 1:
                 raise InputError(
