@@ -72,4 +72,4 @@ def draw(cells: Sequence[RecallCell], trained: int, chance: float, path: Path) -
         panel.set_xlabel("distance of the question from its pair (tokens)")
         panel.set_ylabel("right answers")
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(loc="lower left")
+        panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
