@@ -148,6 +148,6 @@ def test_slow_bfloat16_is_said(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(corpus, tmp_path, "half", **changes)
-    said = {str(warning.message) for warning in caught if "compute_dtype" in str(warning.message)}
+    said = [str(warning.message) for warning in caught if "compute_dtype" in str(warning.message)]
     assert len(said) == bool(missing)
     assert all(f"this {missing}" in text for text in said)

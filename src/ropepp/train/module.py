@@ -121,6 +121,12 @@ class LanguageModel(pl.LightningModule):
             device = strategy.root_device
             if isinstance(strategy, FSDP2Strategy):
                 strategy.shard(self.network)
+        missing = no_bfloat16(device)
+        if missing and self.network.compute_dtype == torch.bfloat16:
+            pl.utilities.rank_zero_warn(
+                f"model.compute_dtype is bfloat16, but this {missing}; float32 may be tens of "
+                "times faster here"
+            )
         self.network.to_empty(device=device)
         self.network.initialize(self.seed)
         if self.init_from:
@@ -135,12 +141,6 @@ class LanguageModel(pl.LightningModule):
             )
         if stage == "predict" and getattr(self.trainer.strategy, "context_parallel_size", 1) > 1:
             raise InputError("predict needs whole rows: trainer.strategy.context_parallel_size 1")
-        missing = no_bfloat16(self.trainer.strategy.root_device)
-        if missing and self.network.compute_dtype == torch.bfloat16:
-            pl.utilities.rank_zero_warn(
-                f"model.compute_dtype is bfloat16, but this {missing}; float32 may be tens of "
-                "times faster here"
-            )
         if stage == "fit":
             if self.trainer.max_steps < 1:
                 raise InputError(
