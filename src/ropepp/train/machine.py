@@ -132,6 +132,8 @@ def no_bfloat16(device: torch.device) -> str:
         return (
             "" if torch.cuda.is_bf16_supported(including_emulation=False) else "GPU has no bfloat16"
         )
+    if device.type != "cpu":
+        return ""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     supported = supported or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     return "" if supported else "processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
