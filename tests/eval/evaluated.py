@@ -7,12 +7,12 @@ from random import Random
 from typing import Any
 
 import tokenizers
-from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ropepp.data.tokenizer import BpeTokenizer
 from ropepp.eval.local_data import TASKS
 from ropepp.eval.subject import Ledger, Subject
+from ropepp.interop.export import export
 from ropepp.interop.saved import SavedModel
 from ropepp.model.config import ModelConfig
 from ropepp.model.positions import Position, RoPE
@@ -59,28 +59,15 @@ def make_subject(
     return Subject("tiny", saved, tokenizer, Ledger(folder / "items.jsonl"), batch_tokens, "id")
 
 
-def write_folder(folder: Path, tokenizer: BpeTokenizer, seed: int = 0) -> Path:
-    """A plain model as published models are stored."""
-    folder.mkdir(parents=True)
-    model = make_model(tokenizer.vocab_size, seed=seed)
-    names = {n: n if n.startswith("lm_head") else f"model.{n}" for n in model.state_dict()}
-    save_file({names[n]: x for n, x in model.state_dict().items()}, folder / "model.safetensors")
-    settings = {
-        "model_type": "llama",
-        "vocab_size": tokenizer.vocab_size,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "eos_token_id": tokenizer.eot_id,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
-    }
-    (folder / "config.json").write_text(json.dumps(settings))
-    tokenizer.save(folder)
+def write_folder(
+    folder: Path, tokenizer: BpeTokenizer, seed: int = 0, position: Position | None = None
+) -> Path:
+    """A model as it is exported; a plain one as published ones are stored."""
+    words = folder.with_name(f"{folder.name}-tokenizer")
+    words.mkdir(parents=True)
+    tokenizer.save(words)
+    model = make_model(tokenizer.vocab_size, position, seed)
+    export(SavedModel(model, folder, None, None, {}), folder, "hf", tokenizer=words)
     return folder
 
 

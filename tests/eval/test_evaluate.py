@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import runpy
 import sys
 from pathlib import Path
 from random import Random
@@ -21,7 +20,6 @@ from ropepp.eval import squad
 from ropepp.eval.evaluate import _to_tensorboard, main
 from ropepp.eval.generated import averages, evaluate_task
 from ropepp.eval.likelihood import score_continuations
-from ropepp.eval.local_data import TASKS
 from ropepp.eval.perplexity import Text, evaluate_text
 from ropepp.eval.scores import NLL, Row, average, markdown, mean_of, ratio_of
 from ropepp.eval.subject import Ledger, by_length
@@ -384,32 +382,3 @@ def test_the_short_suite_names_its_extra(
     assert "left out: short: the suite short needs lm-eval and transformers" in (
         capsys.readouterr().err
     )
-
-
-def test_fetched_files_are_what_the_command_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    datasets = pytest.importorskip("datasets")
-    asked = []
-
-    def load_dataset(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
-        asked.append((path, name, split))
-        if path == "aps/super_glue":
-            rng = Random(0)
-            return [evaluated.ROWS["wic"](rng) for _ in range(3)]
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    arguments = ["fetch", str(tmp_path / "data"), "wic", "piqa"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    script = str(Path(__file__).parents[2] / "scripts" / "fetch_eval_data.py")
-    with pytest.raises(SystemExit, match="1"):
-        runpy.run_path(script, run_name="__main__")
-    assert asked == [("aps/super_glue", "wic", "validation"), ("baber/piqa", None, "validation")]
-    assert "baber/piqa cannot be fetched: no network" in capsys.readouterr().err
-    file = TASKS["wic"].source.check(tmp_path / "data")
-    assert len(file.read_text().splitlines()) == 3
-    monkeypatch.setattr(sys, "argv", arguments[:3])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(script, run_name="__main__")
-    assert "is there" in capsys.readouterr().out

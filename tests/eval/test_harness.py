@@ -15,8 +15,6 @@ from ropepp.errors import InputError
 from ropepp.eval.local_data import GROUPS, TASKS
 from ropepp.eval.perplexity import Text, evaluate_text
 from ropepp.eval.scores import Row
-from ropepp.interop.export import export
-from ropepp.interop.saved import SavedModel
 from ropepp.model.positions import RoPE, RoPEppEC
 from ropepp.model.transformer import Transformer
 
@@ -61,22 +59,19 @@ class Pair:
 def pair(request: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     from lm_eval.models.huggingface import HFLM
 
-    path = tmp_path_factory.mktemp("pair")
-    model = evaluated.make_model(tokenizer.vocab_size, request.param)
-    tokenizer.save(path)
-    saved = SavedModel(model, path / "model", None, None, {})
-    export(saved, path / "exported", "hf", tokenizer=path)
+    path = tmp_path_factory.mktemp("pair") / "exported"
+    evaluated.write_folder(path, tokenizer, position=request.param)
     # RoPE becomes a Llama, so that transformers' own implementation is what we agree with.
-    kind = json.loads((path / "exported" / "config.json").read_text())["model_type"]
+    kind = json.loads((path / "config.json").read_text())["model_type"]
     assert kind == ("llama" if request.param == RoPE() else "ropepp")
     reference = HFLM(
-        pretrained=str(path / "exported"),
+        pretrained=str(path),
         dtype="float32",
         batch_size=8,
         device="cpu",
         trust_remote_code=kind == "ropepp",
     )
-    return Pair(model, reference)
+    return Pair(evaluated.make_model(tokenizer.vocab_size, request.param), reference)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -108,11 +103,11 @@ def test_log_likelihoods_are_those_of_transformers(
     from ropepp.eval.harness_model import HarnessModel
 
     rng = Random(1)
-    pairs = [("", " ban")]
+    texts = [("", " ban")]
     for n in (1, 3, 9):
         context = evaluated.sentence(rng, n)
-        pairs += [(context, f" {evaluated.sentence(rng, k)}") for k in (1, 2, 5)]
-    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        texts += [(context, f" {evaluated.sentence(rng, k)}") for k in (1, 2, 5)]
+    requests = [Instance("loglikelihood", {}, text, i) for i, text in enumerate(texts)]
     ours = HarnessModel(evaluated.make_subject(tmp_path, pair.model, tokenizer), "pairs")
     found, expected = ours.loglikelihood(requests), pair.reference.loglikelihood(requests)
     assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-4)
@@ -146,7 +141,7 @@ def test_generates_until_the_stop_as_transformers_does(
 
 
 def test_perplexity_per_word_is_lm_evals_of_the_same_file(
-    tokenizer: Any, pair: Pair, tmp_path: Path
+    tokenizer: Any, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lm_eval.tasks
     from lm_eval.evaluator import evaluate
@@ -166,12 +161,11 @@ def test_perplexity_per_word_is_lm_evals_of_the_same_file(
     subject = evaluated.make_subject(tmp_path, pair.model, tokenizer)
     rows = {row.metric: row.value for row in evaluate_text(subject, Text("t", text), 4000, 9).rows}
     # Its own model scores BOS behind BOS where the tokenizer adds one.
-    pair.reference.add_bos_token = False
+    monkeypatch.setattr(pair.reference, "add_bos_token", False)
     for lm in (pair.reference, HarnessModel(subject, "page")):
         found = evaluate(lm, tasks.load(["page"]), bootstrap_iters=0)["results"]["page"]
         assert rows["per word"] == pytest.approx(found["word_perplexity,none"], rel=1e-5)
         assert rows["bits per byte"] == pytest.approx(found["bits_per_byte,none"], rel=1e-5)
-    pair.reference.add_bos_token = None
     # In several windows of its own kind: each scores what it reads but its context of one token.
     ids = [tokenizer.bos_id, *tokenizer.encode_batch([text])[0]]
     model, total = subject.model, 0.0

@@ -264,14 +264,20 @@ def test_what_the_model_has_not_is_refused(tmp_path: Path) -> None:
         there(ids, **{CACHE: transformers.DynamicCache()})
 
 
-def test_an_existing_folder_stays_and_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
+def test_an_existing_folder_stays_and_a_failed_export_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = exported(small(RoPE()), tmp_path / "out")
     before = (folder / "config.json").read_text()
     with pytest.raises(InputError, match="exists"):
         export(saved(small(RoPEppEC())), folder, "hf")
     assert (folder / "config.json").read_text() == before
-    model = small(RoPEppEC())
-    model.embed_tokens.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
-    with pytest.raises(NotImplementedError):
-        export(saved(model), tmp_path / "torn", "hf")
+
+    def full(path: Path, text: str) -> None:
+        assert path.with_name("model.safetensors").exists()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("ropepp.interop.export.write_text", full)  # of the last file
+    with pytest.raises(OSError, match="No space left"):
+        export(saved(small(RoPEppEC())), tmp_path / "torn", "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -184,6 +184,20 @@ def test_shipped_configurations() -> None:
     assert from_plain(to_plain(SPEC)) == SPEC
 
 
+@pytest.mark.parametrize(
+    "class_path",
+    [
+        "pathlib.Path",
+        "ropepp.interop.export.Path",  # imported there
+        "ropepp.data.recall.RecallDataModule",
+        "ropepp.train.optim.nothing",
+    ],
+)
+def test_plain_data_make_specs_of_this_package_alone(class_path: str) -> None:
+    with pytest.raises(InputError, match=f"class_path is '{class_path}'"):
+        from_plain({"class_path": class_path, "init_args": {}})
+
+
 def test_fit_and_resume(corpus: Path, tmp_path: Path) -> None:
     """By the command line; new settings win over those of the checkpoint."""
     optimizer = str(REPOSITORY / "configs/optimizer/muon.yaml")

@@ -13,7 +13,6 @@ from ropepp.data.corpus import Corpus
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.interop.saved import SavedModel
-from ropepp.train.plain import from_plain
 
 if TYPE_CHECKING:
     from ropepp.data.recall import RecallDataModule
@@ -96,7 +95,9 @@ def recall_data(saved: SavedModel) -> "RecallDataModule":
             f"the data of {saved.path} is {name or 'unknown'}: recall is for models trained on it"
             " (configs/experiment/recall.yaml)"
         )
-    return from_plain(data)
+    from ropepp.data.recall import RecallDataModule
+
+    return RecallDataModule(**data["init_args"])
 
 
 def beginnings(folder: str, rows: int, length: int, exact: bool = True) -> TextRows:

@@ -23,7 +23,7 @@ def from_plain(value: Any) -> Any:
     """The spec that `to_plain` was given; what is no such mapping is returned as it is.
 
     Raises:
-        InputError: The class is not one of this package.
+        InputError: The class is no dataclass of this package.
     """
     if not isinstance(value, dict):
         return tuple(from_plain(item) for item in value) if isinstance(value, list) else value
@@ -33,6 +33,8 @@ def from_plain(value: Any) -> Any:
             f"class_path is {value['class_path']!r}; a checkpoint may name ropepp's own"
         )
     kind = getattr(importlib.import_module(module), name, None)
-    if not isinstance(kind, type):
-        raise InputError(f"class_path is {value['class_path']!r}, which is no class of ropepp")
+    # Modules import classes of others too, and making one of these may do anything.
+    own = getattr(kind, "__module__", "").startswith("ropepp.")
+    if not own or not isinstance(kind, type) or not is_dataclass(kind):
+        raise InputError(f"class_path is {value['class_path']!r}, which is no spec of ropepp")
     return kind(**{key: from_plain(item) for key, item in value["init_args"].items()})
