@@ -74,7 +74,7 @@ def test_equals_the_two_alone() -> None:
         weight_decay=0.2,
         adjust_lr_fn="match_rms_adamw",
     )
-    adamw = AdamW(lr=0.02, weight_decay=0.2).over(in_blocks(two, False))
+    adamw = AdamW(lr=0.02, weight_decay=0.2).over(two, in_blocks(two, False))
     assert len(muon.param_groups[0]["params"]) == 14
     assert [len(group["params"]) for group in adamw.param_groups] == [2, 5]
     for step in range(3):

@@ -18,10 +18,19 @@ class Linear(nn.Module):
 
     With float32 weights and bfloat16 activations this is mixed precision, defined without autocast
     and thus the same on one device and on shards that were gathered in bfloat16.
+
+    Args:
+        in_features: Size of the input's last dimension.
+        out_features: Size of the output's.
+        std: Initial deviation in units of the model's ``init_std``.
+        step: Learning rate in units of the optimizer's.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, std: float = 1.0, step: float = 1.0
+    ) -> None:
         super().__init__()
+        self.std, self.step = std, step
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +66,9 @@ class Attention(nn.Module):
         self.q_proj = Linear(M, layout.num_projections * D)
         self.k_proj = Linear(M, layout.num_kv_heads * D)
         self.v_proj = Linear(M, layout.num_kv_heads * D)
-        self.o_proj = Linear(layout.num_heads * D, M)
+        ratio, L = layout.num_heads / layout.num_projections, config.num_layers
+        std, step = (rule.factor(ratio, L) for rule in (config.o_proj.std, config.o_proj.step))
+        self.o_proj = Linear(layout.num_heads * D, M, std, step)
         self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.position = position.build(config, layer_index)

@@ -1,13 +1,15 @@
-"""Sizes of a model: plain numbers, no behaviour.
+"""Sizes of a model: plain values, no behaviour.
 
 Shape letters used in this package: B batch, T tokens (queries), S tokens (keys), H attention heads,
 P query projections, K kv heads, G attention heads per kv head, D head size, M model width,
 F feed-forward width, V vocabulary, L layers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ropepp.errors import InputError
+from ropepp.model.scale import MatrixScale
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class ModelConfig:
         tied_embeddings: Whether the output layer shares the embedding matrix.
         qk_norm: Whether queries and keys pass an RMSNorm of their own before the position encoding.
         init_std: Standard deviation of the initial weights.
+        o_proj: Start and step of attention's output projection, of which an encoding that doubles
+            heads has a wider one; as all other matrices unless given.
+        down_proj: The same for the feed-forward layer's output (H / P is 1 there).
     """
 
     vocab_size: int
@@ -40,8 +45,14 @@ class ModelConfig:
     tied_embeddings: bool = False
     qk_norm: bool = False
     init_std: float = 0.02
+    o_proj: MatrixScale = field(default_factory=MatrixScale)
+    down_proj: MatrixScale = field(default_factory=MatrixScale)
 
     def __post_init__(self) -> None:
+        for name in ("o_proj", "down_proj"):  # from a checkpoint or config.json: plain data
+            given = getattr(self, name)
+            if isinstance(given, Mapping):
+                object.__setattr__(self, name, MatrixScale(**given))
         for name in (
             "vocab_size",
             "hidden_size",

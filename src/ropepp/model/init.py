@@ -18,7 +18,7 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
 
     A module may define ``initial_value(name, shape, generator) -> Tensor`` for its own tensors
     (norms are ones, an encoding may have coefficients); all others are normal with standard
-    deviation ``std``.
+    deviation ``std``, times the module's own ``std`` if it has one.
     """
     done: set[int] = set()
     for module_name, module in model.named_modules():
@@ -33,7 +33,7 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
             if draw is not None:
                 value = draw(name, tensor.shape, generator)
             else:
-                value = normal(tensor.shape, std, generator)
+                value = normal(tensor.shape, std * getattr(module, "std", 1.0), generator)
             tensor.copy_(as_sharded(tensor, value))
 
 

@@ -35,7 +35,9 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_proj = Linear(config.hidden_size, config.ffn_size)
         self.up_proj = Linear(config.hidden_size, config.ffn_size)
-        self.down_proj = Linear(config.ffn_size, config.hidden_size)
+        rules = (config.down_proj.std, config.down_proj.step)
+        std, step = (rule.factor(1, config.num_layers) for rule in rules)
+        self.down_proj = Linear(config.ffn_size, config.hidden_size, std, step)
 
     def forward(self, x_BTM: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x_BTM)) * self.up_proj(x_BTM))

@@ -47,22 +47,44 @@ class AdamW(OptimizerSpec):
     decay_embeddings: bool = True
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
-        return self.over(model.named_parameters())
+        return self.over(model, model.named_parameters())
 
-    def over(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+    def over(
+        self, model: nn.Module, parameters: Iterable[tuple[str, nn.Parameter]]
+    ) -> torch.optim.AdamW:
         """The optimizer over some parameters of a model, given with their names in it."""
-        decay: list[nn.Parameter] = []
+        decay: list[tuple[str, nn.Parameter]] = []
         keep: list[nn.Parameter] = []
         for name, parameter in parameters:
             decays = parameter.ndim > 1 or self.decay_norms
             if name.startswith("embed_tokens."):
                 decays = self.decay_embeddings
-            (decay if decays else keep).append(parameter)
-        groups = [
-            {"params": decay, "weight_decay": self.weight_decay},
-            {"params": keep, "weight_decay": 0.0},
-        ]
+            if decays:
+                decay.append((name, parameter))
+            else:
+                keep.append(parameter)
+        usual, *others = by_step(model, decay, self.lr, self.weight_decay)
+        groups = [usual, {"params": keep, "weight_decay": 0.0}, *others]
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+def by_step(
+    model: nn.Module, named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups of parameters, one for each length of step that their modules ask for
+    (`ropepp.model.config.MatrixScale`); that of the usual one comes first, empty or not.
+
+    A module's ``step`` scales the learning rate. Weight decay, which an optimizer takes times the
+    rate, is divided by it: a shorter step does not loosen it. A step of 0 freezes the matrix.
+    """
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in named:
+        module = model.get_submodule(name.rpartition(".")[0])
+        groups.setdefault(float(getattr(module, "step", 1.0)), []).append(parameter)
+    return [
+        {"params": own, "lr": lr * step, "weight_decay": weight_decay / step if step else 0.0}
+        for step, own in groups.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -98,24 +120,22 @@ class Muon(OptimizerSpec):
             raise InputError(f"ns_steps is {self.ns_steps}; it must be from 1 to 99")
 
     def build(self, model: nn.Module) -> "MuonWithAdamW":
-        matrices: list[nn.Parameter] = []
+        matrices: list[tuple[str, nn.Parameter]] = []
         rest: list[tuple[str, nn.Parameter]] = []
         for name, parameter in model.named_parameters():
             if name.startswith("layers.") and parameter.ndim == 2:
-                matrices.append(parameter)
+                matrices.append((name, parameter))
             else:
                 rest.append((name, parameter))
         muon = torch.optim.Muon(
-            matrices,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
+            by_step(model, matrices, self.lr, self.weight_decay),
             momentum=self.momentum,
             nesterov=self.nesterov,
             ns_steps=self.ns_steps,
             adjust_lr_fn="match_rms_adamw",
         )
         adamw = AdamW(self.lr, self.adam_betas, self.adam_eps, self.weight_decay)
-        return MuonWithAdamW(muon, adamw.over(rest))
+        return MuonWithAdamW(muon, adamw.over(model, rest))
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

@@ -1,0 +1,64 @@
+"""Where the matrices that write into the residual stream start, and how far a step moves them.
+
+An encoding that doubles its heads doubles what the output projection of attention reads, and thus
+changes the start and the step of what attention adds to the residual stream. These rules state both
+for all variants alike, from the head layout and the depth.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ropepp.errors import InputError
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """A factor that follows from the head layout and the depth.
+
+    ``gain * (H / P) ** -heads * (2 L) ** -depth`` for H attention heads, P query projections and L
+    blocks, each of which adds to the residual stream twice. Scaling a matrix by its fan-in, as
+    maximal-update parametrisation does (arXiv 2203.03466), is heads 0.5 for a deviation and 1 for a
+    step; GPT-2's residual layers have depth 0.5 for the deviation.
+
+    Args:
+        gain: Factor besides the two powers.
+        heads: Power of the attention heads per projection by which it falls.
+        depth: Power of twice the number of blocks by which it falls.
+    """
+
+    gain: float = 1.0
+    heads: float = 0.0
+    depth: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("gain", "heads", "depth"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}; it must be a finite number")
+        if self.gain < 0:
+            raise InputError(f"gain is {self.gain}; it must be at least 0")
+
+    def factor(self, heads_per_projection: float, num_layers: int) -> float:
+        """The factor for H / P and L."""
+        return self.gain * heads_per_projection**-self.heads * (2 * num_layers) ** -self.depth
+
+
+@dataclass(frozen=True)
+class MatrixScale:
+    """Where a matrix starts and how far it moves, relative to the model's other matrices.
+
+    Args:
+        std: Of its initial standard deviation, in units of ``init_std``.
+        step: Of its optimizer steps: of the learning rate, while weight decay stays what it is.
+            Used as c W, a matrix would move c times as far under Adam; this is the same without a
+            trace in the weights or in exports.
+    """
+
+    std: ScaleRule = ScaleRule()
+    step: ScaleRule = ScaleRule()
+
+    def __post_init__(self) -> None:
+        for name in ("std", "step"):
+            given = getattr(self, name)
+            if isinstance(given, Mapping):
+                object.__setattr__(self, name, ScaleRule(**given))
