@@ -1,0 +1,297 @@
+"""Runs a study of configs/study: many sweeps in order, their results kept in docs/results, a page.
+
+A study's YAML names what all runs share (``base``, ``set``), short names of keys (``keys``), the
+variants, and ``parts``, each of which becomes a sweep of that many seeds:
+
+* ``cells`` or ``grid``: settings that every variant of the part is trained with;
+* ``best: {of: [PARTS], keep: K}``: begins with the K settings with which each variant (or the one
+  named by ``variant``) had the lowest mean loss in earlier parts; ``cells`` or ``best_cells`` are
+  laid over them.
+
+Everything goes on after any kill. Results are written to docs/results/NAME/runs.jsonl as they come,
+and a clone that has this file does not run them again.
+"""
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ropepp.errors import InputError
+from ropepp.files import write_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+METRIC = "validation_loss"
+KEPT = ("train/loss", "train/grad_norm")  # of the curve
+DROPPED = ("hyper_parameters", "loss_by_position", "evaluation")  # trial has what matters
+POLL = 20.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed alone: a variant with a cell's settings."""
+
+    variant: str
+    cell: str
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}_{self.cell}"
+
+
+class Study:
+    """A study's YAML and what has been run of it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.content = yaml.safe_load(file.read_text())
+        self.name: str = self.content["name"]
+        self.parts: dict[str, dict[str, Any]] = self.content["parts"]
+        self.logs = ROOT / "logs" / "study" / self.name
+        self.store = ROOT / "docs" / "results" / self.name / "runs.jsonl"
+        self.records: dict[tuple[str, str, int], dict[str, Any]] = {}
+        if self.store.is_file():
+            for line in self.store.read_text().splitlines():
+                record = json.loads(line)
+                self.records[record["part"], record["row"], record["trial"]["seed"]] = record
+
+    # What there is to run
+
+    def rows(self, part: str) -> list[Row]:
+        """The rows of a part.
+
+        Raises:
+            InputError: It begins with the best of parts that are not complete.
+        """
+        how = self.parts[part]
+        found = [
+            Row(variant, cell, settings)
+            for cell, settings in self.cells(how)
+            for variant in how["variants"]
+        ]
+        if "best" not in how:
+            return found
+        over = how.get("best_cells", how.get("cells", {"best": {}}))
+        found = found if "best_cells" in how else []
+        for variant in how["variants"]:
+            for cell, settings in self.best(variant, **how["best"]):
+                if how["best"]["keep"] > 1:
+                    found.append(Row(variant, cell, settings))
+                    continue
+                found += [Row(variant, c, settings | self.long(own)) for c, own in over.items()]
+        return found
+
+    def cells(self, how: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Names and settings that a part states itself."""
+        if "grid" in how:
+            for values in itertools.product(*how["grid"].values()):
+                pairs = list(zip(how["grid"], values, strict=True))
+                yield "_".join(f"{key}-{value:g}" for key, value in pairs), self.long(dict(pairs))
+        elif "cells" in how or "best" not in how:
+            for cell, own in how.get("cells", {"today": {}}).items():
+                yield cell, self.long(own)
+
+    def long(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings by the keys of ``fit``."""
+        return {self.content["keys"].get(key, key): value for key, value in settings.items()}
+
+    def best(
+        self, variant: str, of: list[str], keep: int, **other: str
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """Cells and settings with the lowest mean loss, of those with the most seeds."""
+        variant = other.get("variant", variant)
+        losses: dict[str, list[float]] = {}
+        settings: dict[str, dict[str, Any]] = {}
+        for part in of:
+            for row in self.rows(part):
+                if row.variant != variant:
+                    continue
+                settings[row.cell] = row.settings
+                for seed in self.parts[part]["seeds"]:
+                    if (part, row.name, seed) not in self.records:
+                        raise InputError(f"{part} is not complete: {row.name}, seed {seed}")
+                    losses.setdefault(row.cell, []).append(self.loss(part, row.name, seed))
+        most = max(map(len, losses.values()))
+        means = {cell: sum(own) / most for cell, own in losses.items() if len(own) == most}
+        return [(cell, settings[cell]) for cell in sorted(means, key=means.__getitem__)[:keep]]
+
+    def loss(self, part: str, row: str, seed: int) -> float:
+        value = self.records[part, row, seed]["result"][METRIC]
+        return math.inf if value is None or not math.isfinite(value) else float(value)
+
+    # Sweeps
+
+    def write_sweep(self, part: str) -> Path:
+        """The YAML of a part's sweep."""
+        rows = self.rows(part)
+        given = {name: dict(own) for name, own in self.content["variants"].items()}
+        titles = {name: own.pop("display", name) for name, own in given.items()}
+        variants = {
+            row.name: given[row.variant]
+            | row.settings
+            | {"display": f"{titles[row.variant]}, {row.cell}"}
+            for row in rows
+        }
+        sweep = {
+            "name": part,
+            "question": f"Part {part} of the study {self.name}.",
+            "base": [str((self.file.parent / self.content["base"]).resolve())],
+            "set": self.content["set"],
+            "variants": variants,
+            "seeds": self.parts[part]["seeds"],
+            "launcher": f"{{python}} -S scripts/warm.py run {self.socket} fit {{args}}",
+            "logs": str(self.logs.relative_to(ROOT)),
+        }
+        file = self.logs / f"{part}.yaml"
+        write_text(file, yaml.safe_dump(sweep, sort_keys=False))
+        return file
+
+    @property
+    def socket(self) -> Path:
+        return self.logs / "warm.sock"
+
+    def run(self, part: str, jobs: int) -> None:
+        """Runs what is left of a part, collecting results as they come."""
+        wanted = {(part, row.name, seed) for row in self.rows(part) for seed in self.seeds(part)}
+        if wanted <= self.records.keys():
+            return
+        self.restore(part)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} if jobs > 1 else dict(os.environ)
+        command = [sys.executable, "-m", "ropepp.cli", "sweep", "run", str(self.write_sweep(part))]
+        driver = subprocess.Popen([*command, "--jobs", str(jobs)], cwd=ROOT, env=environment)
+        try:
+            while driver.poll() is None:
+                time.sleep(POLL)
+                self.collect(part)
+        except BaseException:
+            driver.send_signal(signal.SIGTERM)
+            driver.wait()
+            raise
+        finally:
+            self.collect(part)
+        if driver.returncode:
+            sys.exit(driver.returncode)
+
+    def seeds(self, part: str) -> list[int]:
+        return list(self.parts[part]["seeds"])
+
+    def restore(self, part: str) -> None:
+        """Lets the sweep know what an earlier clone has run."""
+        for (own, row, seed), record in self.records.items():
+            folder = self.logs / part / row / f"seed-{seed}"
+            if own == part and not (folder / "result.json").exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / "trial.json", record["trial"])
+                lines = curve_lines(record["curve"])
+                write_text(folder / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+                write_json(folder / "result.json", record["result"])
+
+    def collect(self, part: str) -> None:
+        """Takes finished runs into the store."""
+        new = False
+        for file in (self.logs / part).glob("*/seed-*/result.json"):
+            row, seed = file.parent.parent.name, int(file.parent.name.removeprefix("seed-"))
+            if (part, row, seed) in self.records:
+                continue
+            result = json.loads(file.read_text())
+            record = {
+                "part": part,
+                "row": row,
+                "trial": json.loads((file.parent / "trial.json").read_text()),
+                "result": {key: value for key, value in result.items() if key not in DROPPED},
+                "curve": curve(file.parent / "metrics.jsonl"),
+            }
+            self.records[part, row, seed] = record
+            new = True
+        if new:
+            keys = sorted(self.records, key=lambda key: (list(self.parts).index(key[0]), *key[1:]))
+            lines = [json.dumps(self.records[key], separators=(",", ":")) for key in keys]
+            write_text(self.store, "\n".join(lines) + "\n")
+
+
+def curve(file: Path) -> dict[str, list[Any]]:
+    """Steps and values of a run, compact."""
+    out: dict[str, list[Any]] = {"step": [], **{key: [] for key in KEPT}, "validation": []}
+    for line in map(json.loads, file.read_text().splitlines()):
+        if KEPT[0] in line:
+            out["step"].append(line["step"])
+            for key in KEPT:
+                value = line.get(key)
+                out[key].append(None if value is None else float(f"{value:.6g}"))
+        if "validation/loss" in line:
+            out["validation"].append([line["step"], line["validation/loss"]])
+    return out
+
+
+def curve_lines(found: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """The inverse of `curve`, as far as it goes."""
+    for number, step in enumerate(found["step"]):
+        yield {"step": step} | {key: found[key][number] for key in KEPT}
+    for step, loss in found["validation"]:
+        yield {"step": step, "validation/loss": loss}
+
+
+def main() -> None:
+    parser = ArgumentParser("scripts/study", description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="a file of configs/study, without its ending")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (2)")
+    parser.add_argument("--until", help="the last part to run; all unless given")
+    parser.add_argument("--page", action="store_true", help="run nothing, make the page anew")
+    options = parser.parse_args()
+    file = ROOT / "configs" / "study" / f"{options.name}.yaml"
+    if not file.is_file():
+        known = ", ".join(path.stem for path in file.parent.glob("*.yaml"))
+        sys.exit(f"error: {options.name} is no study; allowed: {known}")
+    study = Study(file)
+    if options.until and options.until not in study.parts:
+        sys.exit(f"error: --until is {options.until}; allowed: {', '.join(study.parts)}")
+    if not options.page:
+        run(study, options.jobs, options.until)
+    from study_page import write_page
+
+    print(write_page(study))
+
+
+def run(study: Study, jobs: int, until: str | None) -> None:
+    """All parts, in order."""
+    study.logs.mkdir(parents=True, exist_ok=True)
+    prepare = study.content["prepare"]
+    if not Path(ROOT, prepare[-1]).exists():
+        command = [sys.executable, "-m", "ropepp.cli", "prepare", *prepare]
+        subprocess.run(command, cwd=ROOT, check=True)
+    warm = [sys.executable, "scripts/warm.py", "serve", str(study.socket)]
+    study.socket.unlink(missing_ok=True)
+    server = subprocess.Popen(warm, cwd=ROOT, start_new_session=True)
+    try:
+        while not study.socket.exists():
+            if server.poll() is not None:
+                sys.exit("error: scripts/warm.py did not start")
+            time.sleep(0.2)
+        for part in study.parts:
+            print(f"part {part}", flush=True)
+            study.run(part, jobs)
+            if part == until:
+                break
+    finally:
+        server.terminate()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except InputError as error:
+        sys.exit(f"error: {error}")
