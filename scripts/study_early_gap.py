@@ -1,0 +1,264 @@
+"""Blocks of docs/results/early-gap.md."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+import matplotlib.pyplot as plt
+import numpy as np
+from study_page import Results, comparisons, loss_table, mean_text, paired, signed
+
+from ropepp.sweep.statistics import sample_sd, t_interval
+
+mpl.rcParams.update({"svg.hashsalt": "ropepp", "font.size": 10, "axes.grid": True})
+COLORS = {
+    "rope": "#0072b2", "ec": "#d55e00", "eh": "#009e73", "twice": "#cc79a7",
+    "rope-wide": "#56b4e9", "rope-half": "#e69f00",
+}  # fmt: skip
+PRIMARY = [
+    ("P1: EC, RoPE, each at its best recipe", ("final", "ec", "best"), ("final", "rope", "best")),
+    ("P2: EH, RoPE, each at its best recipe", ("final", "eh", "best"), ("final", "rope", "best")),
+    ("P3: phases 0, 0 and EC, both today", ("today", "twice", "today"), ("today", "ec", "today")),
+]
+EXPLORATORY = [
+    ("EC, RoPE, both today", ("today", "ec", "today"), ("today", "rope", "today")),
+    ("EH, RoPE, both today", ("today", "eh", "today"), ("today", "rope", "today")),
+    ("RoPE, best and today", ("final", "rope", "best"), ("today", "rope", "today")),
+    ("EC, best and today", ("final", "ec", "best"), ("today", "ec", "today")),
+    ("EH, best and today", ("final", "eh", "best"), ("today", "eh", "today")),
+    ("phases 0, 90 and EC (a null), today", ("today", "plus90", "today"), ("today", "ec", "today")),
+    ("phases -45, 45 and EC (a null), today", ("today", "plus-minus45", "today"),
+     ("today", "ec", "today")),
+    ("EC, RoPE's best recipe by fan-in, and EC's own best", ("rule", "ec", "fan-in"),
+     ("final", "ec", "best")),
+    ("EH, RoPE's best recipe by fan-in, and EH's own best", ("rule", "eh", "fan-in"),
+     ("final", "eh", "best")),
+    ("EC, RoPE's best recipe as it is, and EC's own best", ("rule", "ec", "as-it-is"),
+     ("final", "ec", "best")),
+    ("EC by fan-in, RoPE at its best", ("rule", "ec", "fan-in"), ("final", "rope", "best")),
+    ("RoPE unclipped and clipped, today", ("unclipped", "rope", "today"),
+     ("today", "rope", "today")),
+    ("EC unclipped and clipped, today", ("unclipped", "ec", "today"), ("today", "ec", "today")),
+    ("RoPE unclipped and clipped, smaller", ("unclipped", "rope", "smaller"),
+     ("unclipped", "rope", "smaller-clipped")),
+    ("EC unclipped and clipped, smaller", ("unclipped", "ec", "smaller"),
+     ("unclipped", "ec", "smaller-clipped")),
+]  # fmt: skip
+DOSES = (1.4142, 1.0, 0.7071, 0.5, 0.3536, 0.25, 0.125, 0.0)
+
+
+def primary(results: Results) -> str:
+    return comparisons(results, PRIMARY)
+
+
+def exploratory(results: Results) -> str:
+    return comparisons(results, EXPLORATORY)
+
+
+def recipes(results: Results) -> str:
+    """The best six cells of each variant, mean over the seeds that they have."""
+    study = results.study
+    keys = {long: short for short, long in study.content["keys"].items()}
+    lines = [
+        "| variant | deviation | step | learning rate | seeds | validation loss |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for variant in results.variants("search"):
+        found: dict[str, list[float]] = {}
+        settings: dict[str, dict[str, Any]] = {}
+        for (part, row, seed), record in study.records.items():
+            name, _, cell = row.partition("_")
+            if part.startswith("search") and name == variant:
+                found.setdefault(cell, []).append(study.loss(part, row, seed))
+                own = record["trial"]["overrides"]
+                settings[cell] = {keys[key]: own[key] for key in own if key in keys}
+        ranked = sorted(found, key=lambda cell: (-len(found[cell]), np.mean(found[cell])))
+        for cell in ranked[:6]:
+            own = settings[cell]
+            lines.append(
+                f"| {results.titles[variant]} | {own['std']:g} | {own['step']:g} | {own['lr']:g} | "
+                f"{len(found[cell])} | {mean_text(found[cell])} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def costs(results: Results) -> str:
+    """What equal tokens leaves unequal."""
+    lines = [
+        "| variant | parameters | training FLOPs/token | loss today | loss at its best |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for variant in ("rope", "ec", "eh", "twice"):
+        records = results.records("today", variant, "today")
+        if records:
+            result = records[0]["result"]
+            best = results.losses("final", variant, "best").values()
+            today = results.losses("today", variant, "today").values()
+            lines.append(
+                f"| {results.titles[variant]} | {result['parameters']:,} | "
+                f"{result['training_flops_per_token']:,.0f} | {mean_text(today)} | "
+                f"{mean_text(best)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def cells(part: str, prefix: str = "") -> Callable[[Results], str]:
+    def block(results: Results) -> str:
+        names = [cell for cell in results.cells(part) if cell.startswith(prefix)]
+        return loss_table(results, part, names)
+
+    return block
+
+
+def longer(results: Results) -> str:
+    """Losses after 0.3, 1, 3 and 10 million tokens, and the gap to RoPE at the same recipe."""
+    lines = [
+        "| tokens | recipe | seeds | RoPE | EC | EH | EC - RoPE | EH - RoPE |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for size in ("0.3M", "1M", "3M", "10M"):
+        part = "longest" if size == "10M" else "longer"
+        for recipe in ("today", "best"):
+            cell = f"{recipe}-{size}"
+            found = {v: results.losses(part, v, cell) for v in ("rope", "ec", "eh")}
+            if not found["rope"]:
+                continue
+            gaps = []
+            for variant in ("ec", "eh"):
+                differences = paired(found[variant], found["rope"])
+                sd = sample_sd(differences)
+                text = signed(float(np.mean(differences))) if differences else ""
+                if sd:
+                    low, high = t_interval(float(np.mean(differences)), sd, len(differences))
+                    text += f" ({signed(low)} to {signed(high)})"
+                gaps.append(text)
+            means = [mean_text(own.values()) for own in found.values()]
+            row = [size, recipe, str(len(found["rope"])), *means, *gaps]
+            lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def clipping(results: Results) -> str:
+    """By how much clipping to norm 1 shortened gradients, mean over logged steps and seeds."""
+    lines = [
+        "| variant, recipe | clipped share of steps | mean factor | smallest |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for part, cell in (("today", "today"), ("final", "best")):
+        for variant in ("rope", "ec", "eh"):
+            norms = [
+                norm
+                for record in results.records(part, variant, cell)
+                for norm in record["curve"]["train/grad_norm"]
+                if norm
+            ]
+            if norms:
+                factors = np.minimum(1.0, 1.0 / np.array(norms))
+                lines.append(
+                    f"| {results.titles[variant]}, {cell} | {np.mean(factors < 1):.0%} | "
+                    f"{factors.mean():.3f} | {factors.min():.3f} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def figure(draw: Callable[[Results], Any], name: str, words: str) -> Callable[[Results], str]:
+    def block(results: Results) -> str:
+        fig = draw(results)
+        folder: Path = results.study.store.parent
+        fig.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
+        plt.close(fig)
+        return f"![{words}]({folder.name}/{name}.svg)\n"
+
+    return block
+
+
+def draw_doses(results: Results) -> Any:
+    """Loss over the deviation, the step, and both."""
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True)
+    for axis, kind, label in zip(
+        axes, ("std", "step", "both"), ("initial deviation", "step", "step, deviation its root"),
+        strict=True,
+    ):  # fmt: skip
+        for variant, color in COLORS.items():
+            points = []
+            for cell in [*results.cells("table"), "std-1"]:
+                prefix, _, text = cell.partition("-")
+                if prefix == kind or cell == "std-1":
+                    own = list(results.losses("table", variant, cell).values())
+                    if own:
+                        dose = 1.0 if cell == "std-1" else float(text)
+                        points.append((max(dose, 0.04), np.mean(own), sample_sd(own) or 0.0))
+            points = sorted(set(points))
+            if points:
+                x, y, sd = zip(*points, strict=True)
+                axis.errorbar(x, y, sd, color=color, marker="o", ms=4, lw=1.3, capsize=2,
+                              label=results.titles[variant])  # fmt: skip
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel(f"{label}, relative")
+        axis.xaxis.set_major_formatter(lambda v, _: "0" if v < 0.05 else f"{v:g}")
+    axes[0].set_ylabel("validation loss (nats per token)")
+    axes[0].legend(fontsize=8)
+    return fig
+
+
+def draw_curves(results: Results) -> Any:
+    """Training loss over steps, mean and deviation over seeds, today and at the best recipe."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
+    for axis, part, cell, title in zip(
+        axes, ("today", "final"), ("today", "best"),
+        ("today: one deviation, one step", "each at its best recipe"), strict=True,
+    ):  # fmt: skip
+        for variant in ("rope", "ec", "eh", "twice"):
+            curves = [r["curve"] for r in results.records(part, variant, cell)]
+            if not curves:
+                continue
+            losses = np.array([curve["train/loss"] for curve in curves], dtype=float)
+            mean, sd, steps = losses.mean(0), losses.std(0, ddof=1), curves[0]["step"]
+            axis.plot(steps, mean, color=COLORS[variant], label=results.titles[variant], lw=1.5)
+            axis.fill_between(steps, mean - sd, mean + sd, color=COLORS[variant], alpha=0.2, lw=0)
+        axis.set_title(title)
+        axis.set_xlabel("optimizer step")
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("training loss (nats per token)")
+    return fig
+
+
+def draw_differences(results: Results) -> Any:
+    """Every seed's paired difference, the mean and its 95% interval."""
+    named = [EXPLORATORY[0], EXPLORATORY[1], *PRIMARY]
+    fig, axis = plt.subplots(figsize=(9, 3.2))
+    for y, (title, one, other) in enumerate(reversed(named)):
+        differences = paired(results.losses(*one), results.losses(*other))
+        if len(differences) < 2:
+            continue
+        mean, sd = float(np.mean(differences)), sample_sd(differences)
+        assert sd is not None
+        axis.plot(differences, [y - 0.18] * len(differences), "|", color="#888888", ms=7)
+        low, high = t_interval(mean, sd, len(differences))
+        axis.plot([low, high], [y, y], color="#0072b2", lw=2.5)
+        axis.plot([mean], [y], "o", color="#0072b2")
+    axis.set_yticks(range(len(named)), [title for title, *_ in reversed(named)])
+    axis.axvline(0, color="black", lw=1)
+    axis.set_xlabel("difference in validation loss (nats per token), first minus second")
+    return fig
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "primary": primary,
+    "exploratory": exploratory,
+    "recipes": recipes,
+    "costs": costs,
+    "deviation": cells("table", "std"),
+    "step": cells("table", "step"),
+    "both": cells("table", "both"),
+    "rules": cells("rules"),
+    "rule": cells("rule"),
+    "longer": longer,
+    "clipping": clipping,
+    "differences": figure(draw_differences, "differences", "Paired differences by seed"),
+    "curves": figure(draw_curves, "curves", "Training loss over steps"),
+    "doses": figure(draw_doses, "doses", "Loss over start and step"),
+}
