@@ -9,9 +9,9 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
-from study_page import Results, comparisons, loss_table, mean_text, paired, signed
 
 from ropepp.sweep.statistics import sample_sd, t_interval
+from study_page import Results, comparisons, loss_table, mean_text, paired, signed
 
 mpl.rcParams.update({"svg.hashsalt": "ropepp", "font.size": 10, "axes.grid": True})
 COLORS = {
@@ -230,7 +230,7 @@ def draw_differences(results: Results) -> Any:
     """Every seed's paired difference, the mean and its 95% interval."""
     named = [EXPLORATORY[0], EXPLORATORY[1], *PRIMARY]
     fig, axis = plt.subplots(figsize=(9, 3.2))
-    for y, (title, one, other) in enumerate(reversed(named)):
+    for y, (_, one, other) in enumerate(reversed(named)):
         differences = paired(results.losses(*one), results.losses(*other))
         if len(differences) < 2:
             continue

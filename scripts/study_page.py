@@ -1,5 +1,7 @@
-"""The tables and figures of a study's page: blocks between marks in its Markdown file are made anew,
-the words around them are people's."""
+"""The tables and figures of a study's page.
+
+Blocks between marks in its Markdown file are made anew; the words around them are people's.
+"""
 
 import csv
 import io
@@ -89,7 +91,7 @@ def verdict(p_holm: float, mean: float, sd: float, n: int) -> str:
     if p_holm < 0.05 and not low <= 0 <= high:
         return "shown: " + ("lower" if mean < 0 else "higher")
     low, high = t_interval(mean, sd, n, 0.10)
-    return "not seen" if -NOT_SEEN < low and high < NOT_SEEN else "undecided"
+    return "not seen" if low > -NOT_SEEN and high < NOT_SEEN else "undecided"
 
 
 def comparisons(results: Results, named: list[tuple[str, tuple[str, ...], tuple[str, ...]]]) -> str:
