@@ -196,9 +196,9 @@ class RopeppCLI(LightningCLI):
             self.model.init_optimizer = self.options.init_optimizer
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        checkpoint, metrics, guard, profile = (
+        checkpoint, metrics, guard, profile, suite = (
             self._get(self.config_init, key)
-            for key in ("checkpoint", "metrics", "guard", "profile")
+            for key in ("checkpoint", "metrics", "guard", "profile", "suite")
         )
         checkpoint.directory = self.directory / "checkpoints"
         profile.directory = self.directory / "profile"
@@ -206,7 +206,8 @@ class RopeppCLI(LightningCLI):
         progress.label = self.options.run
         trainer = dict(self._get(self.config_init, "trainer"))
         given = trainer.pop("callbacks", None) or []
-        callbacks = [*(given if isinstance(given, list) else [given]), metrics, checkpoint]
+        # The suite comes before what measures speed and what may end the run at this step.
+        callbacks = [*(given if isinstance(given, list) else [given]), suite, metrics, checkpoint]
         callbacks += [guard, profile]
         if trainer.get("enable_progress_bar") is not False:
             callbacks.append(progress)

@@ -14,15 +14,14 @@ from ropepp.data.tokens.corpus import Corpus
 from ropepp.eval.recall import recall_accuracy
 from ropepp.interop.saved import open_model
 
-CLASS = "ropepp.train.callbacks.suite.SuiteEvaluation"
 STEPS = 10
 
 
 def suite(**settings: Any) -> dict[str, Any]:
     """Flags that add a suite every 5 steps."""
     settings = {"every_n_steps": 5, "lengths": [16, 64], "rows": 5, **settings}
-    callbacks = [{"class_path": CLASS, "init_args": settings}]
-    return {"trainer__callbacks": callbacks, "trainer__max_steps": STEPS}
+    flags = {f"suite__{key}": value for key, value in settings.items()}
+    return {**flags, "trainer__max_steps": STEPS}
 
 
 def split(run: Path) -> tuple[dict[int, dict[str, float]], list[dict[str, Any]]]:
