@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests/data"), str(ROOT / "src")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from make_tree import documents, make_tree, paragraphs  # noqa: E402
-from tokenizer_files import write_tokenizers  # noqa: E402
+from helpers.make_tree import documents, make_tree, paragraphs  # noqa: E402
+from helpers.tokenizer_files import write_tokenizers  # noqa: E402
 
 VOCABULARY = 32_768
 MB = 1_000_000
@@ -65,8 +65,8 @@ def bare(tokenizer: str, size: int) -> float:
 
 def prepared(tokenizer: str, tree: str, out: str) -> tuple[float, float]:
     """Bytes and tokens a second of `prepare` from compressed shards to token files."""
-    from ropepp.data.corpus import Corpus
-    from ropepp.data.prepare import prepare
+    from ropepp.data.prepare.prepare import prepare
+    from ropepp.data.tokens.corpus import Corpus
 
     seconds = 0.0
     # The tokenizer is loaded once for hours of work: what a small tree takes does not count.
@@ -111,7 +111,7 @@ def bench_speed(folder: Path, rounds: int = 3) -> list[str]:
 
 def bench_scaling(folder: Path, rounds: int = 3) -> list[str]:
     """The same with several processes by the clock, tokenizer loading and start included."""
-    from ropepp.data.prepare import prepare
+    from ropepp.data.prepare.prepare import prepare
 
     tree = make_tree(folder / "tree-scaling", 200 * MB, shards=16)
     counts = (1, 2) if (os.cpu_count() or 1) < 4 else (1, 2, 4)
@@ -167,7 +167,7 @@ def bench_memory(folder: Path) -> list[str]:
 
 def peak(tokenizer: str, source: str, out: str) -> int:
     """Bytes that `prepare` has in memory at most."""
-    from ropepp.data.prepare import prepare
+    from ropepp.data.prepare.prepare import prepare
 
     fraction = 0.05 if source.endswith(".txt") else 0.0
     prepare(source, out, tokenizer=tokenizer, validation_fraction=fraction)
@@ -180,10 +180,10 @@ def bench_loader(folder: Path, rounds: int = 7) -> list[str]:
     """Tokens a second from a map to batches, from one file and from shards, in turns."""
     import itertools
 
-    from ropepp.data.corpus import Corpus
-    from ropepp.data.loader import TrainLoader
-    from ropepp.data.packing import ConcatRows
-    from ropepp.data.prepare import prepare
+    from ropepp.data.loading.loader import TrainLoader
+    from ropepp.data.packing.concat import ConcatRows
+    from ropepp.data.prepare.prepare import prepare
+    from ropepp.data.tokens.corpus import Corpus
 
     tree = make_tree(folder / "tree-loader", 60 * MB, shards=16, broken=0)
     texts = folder / "one.jsonl"

@@ -18,7 +18,7 @@ from benchmarks import CONFIG, DEVICE, DTYPES, FASTEST, Step, alternate, millise
 from ropepp.generate.decode import read
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.cache import KVCache
-from ropepp.train.machine import peak_memory_bytes
+from ropepp.runs.machine import peak_memory_bytes
 
 # Blocks of the 376M model, fewer of them and with fewer words: the cache is what is looked at.
 WIDE = ModelConfig(8192, 1024, 4, 8, 4, 3584)

@@ -43,7 +43,7 @@ from benchmarks import (
 from ropepp.model import Transformer
 from ropepp.model.positions import Position, RoPE, RoPEppEC, RoPEppEH
 from ropepp.model.sequence import SequenceGroup
-from ropepp.train.machine import peak_memory_bytes
+from ropepp.runs.machine import peak_memory_bytes
 from ropepp.train.module import LanguageModel
 from ropepp.train.strategy import FSDP2Strategy, shard
 

@@ -25,17 +25,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ropepp.data.corpus import Corpus, CorpusWriter
-from ropepp.data.loader import Rows, TrainLoader
-from ropepp.data.mixture import MixtureRows, Schedule
-from ropepp.data.packing import ConcatRows
+from ropepp.data.loading.loader import Rows, TrainLoader
+from ropepp.data.loading.mixture import MixtureRows, Schedule
+from ropepp.data.packing.concat import ConcatRows
 from ropepp.data.tokenizer import load_tokenizer
+from ropepp.data.tokens.corpus import Corpus, CorpusWriter
 from ropepp.files import write_text
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import training_flops
 from ropepp.model.loss import cross_entropy_sum, cross_entropy_sum_naive
 from ropepp.model.positions import Position, RoPE, RoPEppEC, RoPEppEH
-from ropepp.train.machine import commit, device_name, no_bfloat16, peak_memory_bytes
+from ropepp.runs.machine import commit, device_name, no_bfloat16, peak_memory_bytes
 from ropepp.train.optim import AdamW
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -24,7 +24,7 @@ from ropepp.files import write_text
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import training_flops
 from ropepp.model.positions import Position, RoPE, RoPEppEC, RoPEppEH
-from ropepp.train.machine import commit, device_name, peak_flops, peak_memory_bytes
+from ropepp.runs.machine import commit, device_name, peak_flops, peak_memory_bytes
 from ropepp.train.optim import AdamW
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ropepp.sweep.statistics import sample_sd, t_interval
+from ropepp.statistics import sample_sd, t_interval
 from study_page import Results, comparisons, loss_table, mean_text, paired, signed
 
 mpl.rcParams.update({"svg.hashsalt": "ropepp", "font.size": 10, "axes.grid": True})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ropepp.files import write_text
-from ropepp.sweep.statistics import holm, sample_sd, sign_flip_p, t_interval
+from ropepp.statistics import holm, sample_sd, sign_flip_p, t_interval
 
 if TYPE_CHECKING:
     from study import Study

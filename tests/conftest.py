@@ -5,7 +5,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GOMP_SPINCOUNT"] = "1000"
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "model")]
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small prepared corpus of bytes, vocabulary 257."""
-    from ropepp.data.prepare import prepare
+    from ropepp.data.prepare.prepare import prepare
 
     folder = tmp_path_factory.mktemp("text")
     for number in range(30):

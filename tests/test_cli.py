@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fit_runs import arguments, fit
+from helpers.fit_runs import arguments, fit
 from ropepp.cli import COMMANDS, main
 
 

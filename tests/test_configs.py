@@ -6,21 +6,14 @@ import pytest
 import torch
 import yaml
 
-from golden_data import REPOSITORY
+from helpers.dry_cli import DryCLI
+from helpers.golden_data import REPOSITORY
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model import positions as variants
 from ropepp.model.flops import num_parameters
-from ropepp.train.lightning_cli import RopeppCLI
 
 CONFIGS = REPOSITORY / "configs"
 TINY = {"vocab_size": 50, "hidden_size": 64, "num_layers": 1, "ffn_size": 32}
-
-
-class DryCLI(RopeppCLI):
-    """Instantiates everything and runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
 
 
 def shipped(folder: str) -> list[str]:

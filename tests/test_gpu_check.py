@@ -8,15 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+import gpu_check
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import training_flops
 from ropepp.model.positions import RoPEppEC
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-sys.path.append(str(SCRIPTS))
-
-import gpu_check  # noqa: E402
-
 CPU = torch.device("cpu")
 TINY = ModelConfig(97, 32, 2, 4, 2, 48)
 

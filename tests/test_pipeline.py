@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fit_runs import curve
-from golden_data import REPOSITORY
+from helpers.dry_cli import DryCLI
+from helpers.fit_runs import curve
+from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.errors import InputError
 from ropepp.pipeline import load
-from test_configs import DryCLI
 
 PIPELINES = REPOSITORY / "configs" / "pipeline"
 # PAPER's table: tokens a step, last step, schedule, where it is at the end.

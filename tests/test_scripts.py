@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from golden_data import REPOSITORY
+from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.train.estimate import read_plan
 

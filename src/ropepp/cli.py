@@ -1,10 +1,10 @@
-"""The ``ropepp`` command. Each subcommand imports what it needs, so that help and small tools start
-at once."""
+"""The ``ropepp`` command. Only the subcommand's module in `ropepp.commands` is imported, and that
+imports what it needs, so that help and small tools start at once."""
 
-import os
+import importlib
 import sys
 
-from ropepp.errors import InputError, Stopped
+from ropepp.errors import Stopped, user_message
 
 USAGE = """\
 usage: ropepp COMMAND ...
@@ -32,6 +32,26 @@ Train and compare RoPE, RoPE++ and other position encodings for language models.
 ropepp COMMAND --help explains each. --debug anywhere shows the traceback of an error.
 """
 
+COMMANDS = {  # and their modules
+    "prepare": "prepare",
+    "corpus": "corpus",
+    "fit": "fit",
+    "validate": "fit",
+    "test": "fit",
+    "predict": "fit",
+    "generate": "generate",
+    "evaluate": "evaluate",
+    "analyze": "analyze",
+    "import": "import_model",
+    "export": "export_model",
+    "results": "results",
+    "sweep": "sweep",
+    "pipeline": "pipeline",
+    "checkpoint": "checkpoint",
+    "estimate": "estimate",
+    "probe": "probe",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, or 2 with one line on standard error for bad
@@ -53,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     try:
-        COMMANDS[args[0]](args)
+        command = importlib.import_module(f"ropepp.commands.{COMMANDS[args[0]]}")
+        # Lightning's subcommands are told apart by their name.
+        command.main(args if COMMANDS[args[0]] == "fit" else args[1:])
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.code
@@ -64,162 +86,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
-
-
-def user_message(error: BaseException) -> str | None:
-    """One line for an error that the user can mend, None for any other.
-
-    Frameworks wrap the error that says what is wrong, or raise another while cleaning up.
-    """
-    from jsonargparse import ArgumentError
-
-    cause: BaseException | None = error
-    seen: list[BaseException] = []
-    while cause is not None and not isinstance(cause, InputError) and cause not in seen:
-        seen.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    cause = cause if isinstance(cause, InputError) else None
-    # Lightning's own exception for a configuration that cannot be, imported if it was raised.
-    misconfigured = type(error).__name__ == "MisconfigurationException"
-    if cause is None and not isinstance(error, ArgumentError) and not misconfigured:
-        return None
-    return " ".join(str(cause or error).split())
-
-
-def _train(args: list[str]) -> None:
-    # Threads that spin for long while they wait make a step many times slower as soon as anything
-    # else runs on the same cores; a short spin costs nothing. Read when torch is first loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from ropepp.train.lightning_cli import main as run
-
-    run(args)
-
-
-def _prepare(args: list[str]) -> None:
-    from jsonargparse import auto_cli
-
-    from ropepp.data.prepare import prepare
-
-    auto_cli(prepare, args=args[1:], exit_on_error=False)
-
-
-def _corpus(args: list[str]) -> None:
-    from ropepp.data.inspect import main as run
-
-    run(args[1:])
-
-
-def _generate(args: list[str]) -> None:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from ropepp.generate.cli import main as run
-
-    run(args[1:])
-
-
-def _evaluate(args: list[str]) -> None:
-    from ropepp.eval.evaluate import main as run
-
-    run(args[1:])
-
-
-def _analyze(args: list[str]) -> None:
-    from ropepp.eval.analyze import main as run
-
-    run(args[1:])
-
-
-def _import(args: list[str]) -> None:
-    from ropepp.interop.cli import import_main
-
-    import_main(args[1:])
-
-
-def _export(args: list[str]) -> None:
-    from ropepp.interop.cli import export_main
-
-    export_main(args[1:])
-
-
-def _results(args: list[str]) -> None:
-    from argparse import ArgumentParser
-
-    from ropepp.results import results
-
-    parser = ArgumentParser("ropepp results", description="Prints a table of finished runs.")
-    parser.add_argument(
-        "directories", nargs="*", default=["logs"], help="run folders, or folders of runs"
-    )
-    print(results(parser.parse_args(args[1:]).directories), end="")
-
-
-def _checkpoint(args: list[str]) -> None:
-    from argparse import ArgumentParser
-    from pathlib import Path
-
-    parser = ArgumentParser("ropepp checkpoint", description="Looks at or converts checkpoints.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    inspect = commands.add_parser("inspect", help="step, tokens, variant, sizes, complete or torn")
-    inspect.add_argument("path", type=Path, help="a checkpoint, or a folder of them")
-    inspect.add_argument("--json", action="store_true", help="everything, for programs")
-    whole = commands.add_parser("consolidate", help="one file of a sharded checkpoint")
-    whole.add_argument("directory", type=Path)
-    whole.add_argument("file", type=Path)
-    options = parser.parse_args(args[1:])
-    from ropepp.train import checkpoints
-
-    if options.command == "inspect":
-        print(checkpoints.inspect(options.path, as_json=options.json))
-    else:
-        checkpoints.consolidate(options.directory, options.file)
-        print(f"written to {options.file}")
-
-
-def _estimate(args: list[str]) -> None:
-    from ropepp.train.estimate import main as run
-
-    run(args[1:])
-
-
-def _sweep(args: list[str]) -> None:
-    from ropepp.sweep.cli import main as run
-
-    run(args[1:])
-
-
-def _pipeline(args: list[str]) -> None:
-    from ropepp.pipeline import main as run
-
-    run(args[1:])
-
-
-def _probe(args: list[str]) -> None:
-    import json
-    from dataclasses import asdict
-
-    from ropepp.train.machine import probe
-
-    print(json.dumps(asdict(probe()), indent=2))
-
-
-COMMANDS = {
-    "prepare": _prepare,
-    "corpus": _corpus,
-    "fit": _train,
-    "validate": _train,
-    "test": _train,
-    "predict": _train,
-    "generate": _generate,
-    "evaluate": _evaluate,
-    "analyze": _analyze,
-    "import": _import,
-    "export": _export,
-    "results": _results,
-    "sweep": _sweep,
-    "pipeline": _pipeline,
-    "checkpoint": _checkpoint,
-    "estimate": _estimate,
-    "probe": _probe,
-}
 
 
 if __name__ == "__main__":

@@ -29,3 +29,23 @@ class Diverged(Stopped):
     """Too many steps in a row had to be skipped; to try again unchanged would not help."""
 
     code = 76
+
+
+def user_message(error: BaseException) -> str | None:
+    """One line for an error that the user can mend, None for any other.
+
+    Frameworks wrap the error that says what is wrong, or raise another while cleaning up.
+    """
+    from jsonargparse import ArgumentError
+
+    cause: BaseException | None = error
+    seen: list[BaseException] = []
+    while cause is not None and not isinstance(cause, InputError) and cause not in seen:
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    cause = cause if isinstance(cause, InputError) else None
+    # Lightning's own exception for a configuration that cannot be, imported if it was raised.
+    misconfigured = type(error).__name__ == "MisconfigurationException"
+    if cause is None and not isinstance(error, ArgumentError) and not misconfigured:
+        return None
+    return " ".join(str(cause or error).split())

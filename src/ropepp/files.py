@@ -1,9 +1,17 @@
-"""Files that are complete or absent; needs Python's standard library alone."""
+"""Files and folders that are complete or absent; needs Python's standard library alone."""
 
+import errno
+import fcntl
 import json
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from ropepp.errors import InputError
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -18,3 +26,162 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextmanager
+def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a new hidden folder beside `target` that takes its name when the block ends well.
+
+    When the block raises, the hidden folder is removed and `target` is as it was before.
+
+    Args:
+        target: The folder's final name; missing parents are made.
+        overwrite: Replace a folder that has this name already; it is removed only once the new one
+            is in place.
+
+    Raises:
+        InputError: `target` exists and `overwrite` is false.
+    """
+    final = target.resolve()
+    require_free(final, overwrite)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    work = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
+    work.mkdir()
+    try:
+        yield work
+        require_free(final, overwrite)
+        _rename_over(work, final)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def replacing_file(target: Path) -> Iterator[BinaryIO]:
+    """Yields a new file that takes its name when the block ends well, and is removed otherwise.
+
+    Args:
+        target: The file's final name; missing parents are made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+    try:
+        with work.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        work.rename(target)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+
+
+class DiskError(InputError):
+    """A file could not be written, as on a full disk: trying the next one is of no use."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Names the file that could not be written.
+
+    Raises:
+        DiskError: The block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        advice = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise DiskError(f"{path} cannot be written: {reason}{advice}") from error
+
+
+@contextmanager
+def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a hidden folder beside `target` that takes its name when the block ends well.
+
+    The hidden folder's name depends on the target's alone: what a killed process left there is
+    found again. When the block raises, an empty folder is removed, and the rest stays.
+
+    Args:
+        target: The folder's final name; missing parents are made.
+        overwrite: Replace a folder that has this name already; it is removed only once the new one
+            is in place.
+
+    Raises:
+        InputError: `target` exists and `overwrite` is false, or another process works on it.
+    """
+    final = target.resolve()
+    require_free(final, overwrite)
+    work = final.with_name(f".{final.name}.partial")
+    with disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    with _locked(work, target):
+        try:
+            yield work
+            require_free(final, overwrite)
+            _rename_over(work, final)
+        finally:
+            if work.is_dir() and not any(work.iterdir()):
+                work.rmdir()
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file and waits until the disk has it.
+
+    Raises:
+        DiskError: It cannot be written.
+    """
+    with disk_errors(path), path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def require_free(target: Path, overwrite: bool) -> None:
+    """Refuses to take a name that is in use.
+
+    Raises:
+        InputError: `target` exists and `overwrite` is false.
+    """
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists; choose another name or pass --overwrite true")
+
+
+def _rename_over(work: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
+    replaces = final.exists()
+    if replaces:
+        final.rename(old)
+    try:
+        work.rename(final)
+    except OSError:
+        if replaces:
+            old.rename(final)
+        raise
+    sync_folder(final.parent)
+    if replaces:
+        shutil.rmtree(old)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the disk has the names in a folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(folder: Path, target: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Let go by the system when the process ends, however it does.
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise InputError(f"{target} is being written by another process") from error
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ropepp.errors import InputError, Preempted
 from ropepp.files import write_text
-from ropepp.sweep.settings import (
+from ropepp.runs.settings import (
     LAUNCHER,
     as_flag,
     check_launcher,
@@ -29,7 +29,7 @@ from ropepp.sweep.settings import (
     names_file,
     read_yaml,
 )
-from ropepp.sweep.status import LOG, duration, is_locked, last_lines, progress_of
+from ropepp.runs.status import LOG, duration, is_locked, last_lines, progress_of
 
 TAKE = {
     "everything": "step, data, weights and optimizer go on as if the stage before had not ended",
@@ -116,7 +116,7 @@ class Pipeline:
         """
         if stage.after is None:
             return []
-        from ropepp.train.checkpoints import newest_complete
+        from ropepp.runs.checkpoints import newest_complete
 
         folder = self.directory(variant, stage.after) / "checkpoints"
         found = newest_complete(folder)
@@ -344,29 +344,3 @@ def _row(variant: str, stage: str, result: dict[str, Any]) -> str:
         f"{result['tokens']:,} | {result['validation_loss']:.4f} | "
         f"{result['validation_perplexity']:.2f} | {', '.join(longer)} |"
     )
-
-
-def main(args: list[str]) -> None:
-    """``ropepp pipeline FILE``."""
-    from argparse import ArgumentParser
-
-    parser = ArgumentParser("ropepp pipeline", description=__doc__)
-    parser.add_argument("file", type=Path, help="the pipeline's YAML")
-    parser.add_argument("--variants", help="only these, separated by commas")
-    parser.add_argument("--dry", action="store_true", help="print the arguments of each fit")
-    options = parser.parse_args(args)
-    pipeline = load(options.file)
-    variants = options.variants.split(",") if options.variants else list(pipeline.variants)
-    for name in variants:
-        if name not in pipeline.variants:
-            allowed = ", ".join(pipeline.variants)
-            raise InputError(f"--variants has {name!r}; allowed: {allowed}")
-    if options.dry:
-        for variant in variants:
-            for stage in pipeline.stages_of(variant):
-                after = f"  # after {stage.after}: {TAKE[stage.take]}" if stage.after else ""
-                print(f"ropepp fit {shlex.join(pipeline.arguments(variant, stage))}{after}")
-        return
-    Runner(pipeline).run(variants)
-    path = write_table(pipeline)
-    print(f"{path.read_text()}\nwritten to {path}")

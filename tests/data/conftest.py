@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ropepp.data.corpus import Corpus, CorpusMeta
+from ropepp.data.tokens.corpus import Corpus, CorpusMeta
 
 MakeCorpus = Callable[[Sequence[int]], Corpus]
 

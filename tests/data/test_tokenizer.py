@@ -6,9 +6,9 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizer_files import byte_characters, llama_split, model_file, ranks_of, trained
 from tokenizers import models, pre_tokenizers, trainers
 
+from helpers.tokenizer_files import byte_characters, llama_split, model_file, ranks_of, trained
 from ropepp.data.tokenizer import (
     BpeTokenizer,
     TiktokenTokenizer,

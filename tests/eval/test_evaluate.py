@@ -8,16 +8,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import evaluated
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import evaluated
+from ropepp.commands.evaluate import main
 from ropepp.data.tokenizer import BytesTokenizer, Tokenizer
 from ropepp.errors import InputError
 from ropepp.eval import squad
-from ropepp.eval.evaluate import _to_tensorboard, main
+from ropepp.eval.evaluate import _to_tensorboard
 from ropepp.eval.generated import averages, evaluate_task
 from ropepp.eval.likelihood import score_continuations
 from ropepp.eval.perplexity import Text, evaluate_text

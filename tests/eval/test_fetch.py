@@ -6,9 +6,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import evaluated
 import pytest
 
+from helpers import evaluated
 from ropepp.eval.local_data import TASKS
 
 

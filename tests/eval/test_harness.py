@@ -7,10 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import evaluated
 import pytest
 import torch
 
+from helpers import evaluated
 from ropepp.errors import InputError
 from ropepp.eval.local_data import GROUPS, TASKS
 from ropepp.eval.perplexity import Text, evaluate_text

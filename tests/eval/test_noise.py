@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.eval.analyze_noise import effects, mean_loss
+from ropepp.eval.analyze.noise import effects, mean_loss
 from ropepp.eval.noise import UnitNoise, noise_heads, noise_study, noisy_queries
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.positions import HeadSplit, ImaginaryOnly, PartialDoubling, RoPE, RoPEppEC

@@ -5,12 +5,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import evaluated
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import evaluated
 from ropepp.data.tokenizer import BytesTokenizer
 from ropepp.errors import InputError
 from ropepp.eval.perplexity import Text, evaluate_text, read_text, windows

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_transformer import ALL, CONFIG
 
+from helpers.variants import ALL, CONFIG
 from ropepp.errors import InputError
 from ropepp.generate import generate, pad_left, stream
 from ropepp.model import Transformer

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import LLAMAS, OTHERS, exported, label, saved, small, some_ids
 
+from helpers.small_models import LLAMAS, OTHERS, exported, label, saved, small, some_ids
 from ropepp.errors import InputError
 from ropepp.interop import load_pretrained
 from ropepp.interop.export import export
 from ropepp.interop.saved import open_model
-from ropepp.interop.tensors import INDEX, WHOLE, read_tensors, write_tensors
 from ropepp.model import ModelConfig, Transformer
+from ropepp.model.folders.tensors import INDEX, WHOLE, read_tensors, write_tensors
 from ropepp.model.positions import (
     PI,
     ALiBi,

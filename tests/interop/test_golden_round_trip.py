@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_hf import decode, load
 
-from golden_data import ROOT, expected, folders, tensor, variants
+from helpers.golden_data import ROOT, expected, folders, tensor, variants
+from helpers.hf_models import decode, load
 from ropepp.generate import generate
 from ropepp.interop import load_pretrained
 from ropepp.interop.checkpoint import import_checkpoint
 from ropepp.interop.export import export
 from ropepp.interop.hf import CACHE
 from ropepp.interop.saved import open_model
-from ropepp.interop.tensors import read_tensors
 from ropepp.model.cache import KVCache
+from ropepp.model.folders.tensors import read_tensors
 
 ALL = folders("mha-", "gqa")
 every_folder = pytest.mark.parametrize("folder", ALL)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import exported
-from tokenizer_files import byte_characters as expected_characters
-from tokenizer_files import write_tokenizers
 
+from helpers.small_models import exported
+from helpers.tokenizer_files import byte_characters as expected_characters
+from helpers.tokenizer_files import write_tokenizers
 from ropepp.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from ropepp.errors import InputError
 from ropepp.generate import generate

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transformer import ALL, CONFIG
 
+from helpers.variants import ALL, CONFIG
 from ropepp.errors import InputError
 from ropepp.model import Transformer
 from ropepp.model.cache import KVCache, LayerCache

@@ -7,13 +7,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from golden_data import REPOSITORY, ROOT, expected, folders, tensor, variants
+from helpers.golden_data import REPOSITORY, ROOT, expected, folders, tensor, variants
 from ropepp.eval.noise import noisy_queries
 from ropepp.generate import generate
 from ropepp.interop import load_pretrained
-from ropepp.interop.published import position, read_settings
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.cache import KVCache
+from ropepp.model.folders.published import position, read_settings
 from ropepp.model.init import initialize
 from ropepp.model.positions import (
     PI,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ropepp.errors import InputError
 from ropepp.interop.export import export
-from ropepp.interop.published import load_pretrained
 from ropepp.interop.saved import SavedModel
 from ropepp.model import ModelConfig, Transformer
+from ropepp.model.folders.published import load_pretrained
 from ropepp.model.positions import Phases, Position, RoPE, RoPEppEC, RoPEppEH
 from ropepp.model.scale import MatrixScale, ScaleRule
 from ropepp.train.optim import AdamW, Muon, OptimizerSpec

@@ -9,20 +9,13 @@ import pytest
 import torch
 import yaml
 
-from golden_data import REPOSITORY, ROOT
+from helpers.golden_data import REPOSITORY, ROOT
+from helpers.variants import ALL, CONFIG
 from ropepp.errors import InputError
 from ropepp.generate import generate
 from ropepp.model import ModelConfig, Transformer
-from ropepp.model import positions as variants
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
 from ropepp.model.positions import Position, RoPE, RoPEppEC, RoPEppEH
-
-CONFIG = ModelConfig(50, 32, 2, 4, 2, 48, init_std=0.3)
-ALL = [
-    kind()
-    for kind in vars(variants).values()
-    if isinstance(kind, type) and issubclass(kind, Position) and kind is not Position
-]
 
 
 def published(size: str, position: Position) -> Transformer:

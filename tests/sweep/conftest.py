@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweep_runs import Sweeps
+
+from helpers.sweep_runs import Sweeps
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def sweeps(tmp_path: Path, corpus: Path) -> Iterator[Sweeps]:
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Folders that drivers in this process would have reported on."""
     folders: list[Path] = []
-    monkeypatch.setattr("ropepp.sweep.cli._write_report", folders.append)
+    monkeypatch.setattr("ropepp.commands.sweep._write_report", folders.append)
     return folders
 
 

@@ -23,8 +23,8 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from ropepp.errors import InputError
+from ropepp.runs.records import Plan, Trial, write_plan, write_trial
 from ropepp.sweep.boards import write_boards
-from ropepp.sweep.records import Plan, Trial, write_plan, write_trial
 
 STEPS = range(10, 101, 10)
 SETTINGS = {
@@ -343,7 +343,7 @@ def test_no_sweep(tmp_path: Path) -> None:
 
 def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn once, anew after a newer checkpoint, and shown with the means."""
-    from ropepp.eval import attention_maps
+    from ropepp.sweep import maps
 
     drawn: list[str] = []
     png = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + bytes([0, 0, 0, 7, 0, 0, 0, 5])
@@ -356,7 +356,7 @@ def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.Monke
         (run.directory / "attention.json").write_text("{}")
         return None
 
-    monkeypatch.setattr(attention_maps, "write_maps", fake)
+    monkeypatch.setattr(maps, "write_maps", fake)
     (folder / "rope/seed-0/result.json").unlink()
     text = write_boards(folder)
     assert drawn == ["rope/seed-1", "ec/seed-0"]

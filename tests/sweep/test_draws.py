@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_runs import Sweeps
 
-from ropepp.sweep.records import read_plan
+from helpers.sweep_runs import Sweeps
+from ropepp.runs.records import read_plan
 from ropepp.sweep.spec import load
 from ropepp.sweep.study import open_sweep
 

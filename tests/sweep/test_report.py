@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sweep_files import LENGTH, STEPS, TOKENS_PER_STEP, result, write_run, write_sweep
 
+from helpers.sweep_files import LENGTH, STEPS, TOKENS_PER_STEP, result, write_run, write_sweep
 from ropepp.errors import InputError
+from ropepp.runs.records import read_runs
 from ropepp.sweep import plots
-from ropepp.sweep.records import read_runs
 from ropepp.sweep.report import write_report
 
 MINUS = "\N{MINUS SIGN}"

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from sweep_runs import Sweeps, finish, is_alive, wait_until
 
+from helpers.sweep_runs import Sweeps, finish, is_alive, wait_until
+from ropepp.commands.sweep import slots
 from ropepp.errors import InputError
-from ropepp.sweep import fits
-from ropepp.sweep.cli import slots
-from ropepp.sweep.fits import Fit
-from ropepp.sweep.records import Trial, read_plan
+from ropepp.runs import process as run_process
+from ropepp.runs.process import RunProcess
+from ropepp.runs.records import Trial, read_plan
 from ropepp.sweep.spec import load
 from ropepp.sweep.study import Point, open_sweep
 
@@ -137,7 +137,7 @@ def test_what_does_not_end_is_killed_after_a_while(sweeps: Sweeps) -> None:
     driver = sweeps.drive("--grace", "1")
     wait_until((sweeps.directory("rope/seed-0") / "metrics.jsonl").exists)
     log = sweeps.directory("rope/seed-0") / "fit.log"
-    pids = list(fits.writers(log))
+    pids = list(run_process.writers(log))
     assert len(pids) == 2  # one of them in a session of its own
     driver.send_signal(signal.SIGINT)
     began = time.monotonic()
@@ -149,12 +149,12 @@ def test_what_does_not_end_is_killed_after_a_while(sweeps: Sweeps) -> None:
 def test_processes_that_a_run_leaves_behind_are_ended(
     sweeps: Sweeps, reported: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fits, "LINGERING", 0.2)
+    monkeypatch.setattr(run_process, "LINGERING", 0.2)
     sweeps.write(seeds=[0])
     sweeps.behave({"rope/seed-0": {"helper": True}})
     sweeps.run()
     assert sweeps.finished() == ["ec/seed-0", "rope/seed-0"]
-    assert not list(fits.writers(sweeps.directory("rope/seed-0") / "fit.log"))
+    assert not list(run_process.writers(sweeps.directory("rope/seed-0") / "fit.log"))
 
 
 def test_two_drivers_share_a_sweep(sweeps: Sweeps) -> None:
@@ -327,5 +327,5 @@ def test_outcomes(code: int | None, log: str, outcome: tuple[str, str], tmp_path
         process.wait()
         process.returncode = code
     trial = Trial("a", 0, {})
-    fit = Fit(Point("a/seed-0", "a", (trial,)), trial, tmp_path, 0, 0, process, 0)
+    fit = RunProcess(Point("a/seed-0", "a", (trial,)), trial, tmp_path, 0, 0, process, 0)
     assert fit.outcome() == outcome

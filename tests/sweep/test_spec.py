@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from sweep_runs import Sweeps
 
-from golden_data import REPOSITORY
+from helpers.golden_data import REPOSITORY
+from helpers.sweep_runs import Sweeps
+from ropepp.commands.sweep import main
 from ropepp.errors import InputError
-from ropepp.sweep.cli import main
-from ropepp.sweep.records import Trial, read_plan, read_runs
-from ropepp.sweep.settings import differences, flatten, label, overlay, read_yaml
+from ropepp.runs.records import Trial, read_plan, read_runs
+from ropepp.runs.settings import differences, flatten, label, overlay, read_yaml
 from ropepp.sweep.spec import load
 from ropepp.sweep.study import open_sweep
 
@@ -304,7 +304,7 @@ def test_status_is_light(sweeps: Sweeps) -> None:
     """No Lightning, torch or Optuna; for a folder nothing but the standard library."""
     file = sweeps.write()
     main(["init", str(file)])
-    begin = "from ropepp.sweep.cli import main; main(['status', {!r}])"
+    begin = "from ropepp.commands.sweep import main; main(['status', {!r}])"
     always = modules("import ropepp")
     of_folder = modules(begin.format(str(sweeps.logs / "try")))
     packages = {name for name in of_folder - always if name.isidentifier()}

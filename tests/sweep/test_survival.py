@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_runs import Sweeps, finish, is_alive, wait_until
 
-from fit_runs import curve
-from ropepp.sweep import fits
+from helpers.fit_runs import curve
+from helpers.sweep_runs import Sweeps, finish, is_alive, wait_until
+from ropepp.runs import process as run_process
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def test_killed_drivers_and_runs_change_no_result(
     wait_until(lambda: reaches(order[3], 20))
     driver.kill()
     driver.communicate()
-    for pid in list(fits.writers(sweeps.directory(order[3]) / "fit.log")):
+    for pid in list(run_process.writers(sweeps.directory(order[3]) / "fit.log")):
         os.kill(pid, signal.SIGKILL)
     out = finish(sweeps.drive())
     assert f"{order[3]} goes on from step" in out
@@ -97,7 +97,7 @@ def test_two_sharded_processes(sweeps: Sweeps) -> None:
     driver = sweeps.drive()
     run = sweeps.directory("rope/seed-0")
     wait_until((run / "metrics.jsonl").exists)
-    pids = list(fits.writers(run / "fit.log"))
+    pids = list(run_process.writers(run / "fit.log"))
     assert len(pids) == 2
     driver.send_signal(signal.SIGTERM)
     finish(driver, 75)

@@ -12,10 +12,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from fit_runs import arguments
-from golden_data import REPOSITORY
+from helpers.fit_runs import arguments
+from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
-from ropepp.data.corpus import Corpus
+from ropepp.data.tokens.corpus import Corpus
 from ropepp.model.loss import cross_entropy_sum
 from ropepp.model.transformer import Transformer
 from ropepp.train.estimate import (

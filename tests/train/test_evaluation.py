@@ -8,10 +8,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fit_runs import arguments, fit
+from helpers.fit_runs import arguments, fit
 from ropepp.cli import main
-from ropepp.data.corpus import Corpus
-from ropepp.data.packing import ConcatRows
+from ropepp.data.packing.concat import ConcatRows
+from ropepp.data.tokens.corpus import Corpus
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.positions import RoPEppEC
 from ropepp.train.evaluation import Evaluation

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from fit_runs import arguments, curve, fit, metrics
+from helpers.fit_runs import arguments, curve, fit, metrics
 from ropepp.cli import main
 from ropepp.model.flops import training_flops
 from ropepp.train.module import LanguageModel

@@ -18,13 +18,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from fit_runs import curve, fit
-from golden_data import REPOSITORY
+from helpers.fit_runs import curve, fit
+from helpers.golden_data import REPOSITORY
 from ropepp.errors import InputError
 from ropepp.model import ModelConfig, Transformer
+from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.positions import RoPEppEC
 from ropepp.train.optim import AdamW, Muon
-from ropepp.train.plain import from_plain, to_plain
 
 # 41 rows do not divide evenly by two processes.
 CONFIG = ModelConfig(51, 36, 2, 6, 3, 41, init_std=0.3)
@@ -189,7 +189,7 @@ def test_shipped_configurations() -> None:
     [
         "pathlib.Path",
         "ropepp.interop.export.Path",  # imported there
-        "ropepp.data.recall.RecallDataModule",
+        "ropepp.data.recall.task.RecallDataModule",
         "ropepp.train.optim.nothing",
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fit_runs import curve, fit, start, wait_for_step
+from helpers.fit_runs import curve, fit, start, wait_for_step
 
 SLOW = {"trainer__max_steps": 60, "data__validate_every_n_steps": 15}
 

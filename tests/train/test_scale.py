@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from fit_runs import curve, finish, fit, metrics, start, wait_for_step
-from golden_data import REPOSITORY
+from helpers.fit_runs import curve, finish, fit, metrics, start, wait_for_step
+from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.positions import RoPEppEC
-from ropepp.train.checkpoints import consolidate, read_metadata
+from ropepp.runs.checkpoints import consolidate, read_metadata
 from ropepp.train.weights import load_weights
 
 pytestmark = pytest.mark.slow
@@ -125,7 +125,7 @@ def test_one_file_of_shards(
 
 
 def fit_code(corpus: Path, logs: Path, **changes: Any) -> int:
-    from fit_runs import arguments
+    from helpers.fit_runs import arguments
 
     return main(arguments(corpus, logs, "refused", **changes))
 
@@ -210,7 +210,7 @@ def test_torchrun(corpus: Path, logs: Path, tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    from fit_runs import arguments
+    from helpers.fit_runs import arguments
 
     changes = {**SHARDED, "trainer__devices": 2}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from processes import spawn
+from helpers.processes import spawn
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model import positions as variants
 from ropepp.model.positions import ALiBi, FoPE, Position, RoPE, RoPEppEC, RoPEppEH

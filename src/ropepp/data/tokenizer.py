@@ -18,8 +18,8 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
-from ropepp.data.files import write_synced
 from ropepp.errors import InputError
+from ropepp.files import write_synced
 
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
 EOT_NAMES = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")

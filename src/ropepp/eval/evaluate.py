@@ -1,7 +1,7 @@
 """``ropepp evaluate``: models and benchmarks in, one table out; see docs/evaluate.md."""
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,13 +31,12 @@ class Plan:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def main(args: list[str]) -> None:
-    """Runs the command; ``args`` are those after ``ropepp evaluate``.
+def run(options: Namespace) -> None:
+    """The command; see ``ropepp evaluate --help``.
 
     Raises:
         InputError: An option, a model or all of the data is not as it must be.
     """
-    options = _parser().parse_args(args)
     _check(options)
     plan = make_plan(options)
     for what, reason in plan.left_out.items():
@@ -141,7 +140,7 @@ def write_report(
     curves: list[dict[str, Any]],
 ) -> None:
     """Writes evaluation.md, .csv and .json."""
-    from ropepp.train.machine import provenance
+    from ropepp.runs.machine import provenance
 
     if not rows:
         raise InputError("; ".join(f"{what}: {why}" for what, why in plan.left_out.items()))
@@ -263,35 +262,3 @@ def _check(options: Namespace) -> None:
     on_gpu = options.device.startswith("cuda")
     options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
     options.batch_tokens = options.batch_tokens or (65_536 if on_gpu else 8_192)
-
-
-def _parser() -> ArgumentParser:
-    from ropepp.sweep.cli import positive
-
-    parser = ArgumentParser(
-        "ropepp evaluate",
-        description="Perplexity, short benchmarks, RULER and BABILong of any number of models, in "
-        "one table. The same command goes on after an interruption. docs/evaluate.md describes "
-        "the data.",
-    )
-    add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="a run, a checkpoint, a folder with config.json")
-    add("--suite", nargs="+", choices=(*SUITES, "all"), default=["all"], help="(all)")
-    add("--tasks", nargs="+", metavar="NAME", help="only these texts and tasks of the suites")
-    add("--data", type=Path, metavar="DIR", help="folder of the benchmarks' files")
-    add("--text", nargs="+", type=Path, default=[], metavar="FILE",
-        help="more texts for perplexity: any text file, or .jsonl lines with 'text'")  # fmt: skip
-    add("--lengths", nargs="+", type=positive, default=[4096], metavar="N",
-        help="tokens of a window of a text, and of a generated sample (4096)")  # fmt: skip
-    add("--stride", type=positive, help="tokens between windows (an eighth of the window)")
-    add("--samples", type=positive, metavar="N",
-        help="samples of a generated task (100), questions of a short one (all)")  # fmt: skip
-    add("--seed", type=int, default=0, help="of the generated samples (0)")
-    add("--tokenizer", help="file, folder or 'bytes'; the model's own unless given")
-    add("--device", help="cuda if there is one, else cpu")
-    add("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on cuda, else float32")
-    add("--batch_tokens", type=positive, metavar="N",
-        help="most tokens of a batch (65536 on cuda, else 8192)")  # fmt: skip
-    add("--out", type=Path, default=Path("logs/evaluate"), metavar="DIR",
-        help="where tables and finished items are kept (logs/evaluate)")  # fmt: skip
-    return parser

@@ -1,4 +1,6 @@
-"""Continues prompts with a KV cache."""
+"""Continues prompts with a KV cache: `decode` makes tokens, `sampling` chooses them, `text` leads
+from prompts to continuations.
+"""
 
 from ropepp.generate.decode import generate, pad_left, stream
 from ropepp.generate.sampling import Sampling

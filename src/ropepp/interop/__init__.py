@@ -1,5 +1,7 @@
-"""Models of other origin in, ours out."""
+"""Models of other origin in, ours out: `saved` opens any model, `checkpoint` makes one of a folder;
+`export` writes folders (`settings`, `text`, `card`), and `hf` is the model as transformers sees it.
+"""
 
-from ropepp.interop.published import load_pretrained
+from ropepp.model.folders.published import load_pretrained
 
 __all__ = ["load_pretrained"]

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ropepp.data.files import replacing_file
 from ropepp.errors import InputError
-from ropepp.interop.published import load_pretrained
-from ropepp.train.plain import to_plain
+from ropepp.files import replacing_file
+from ropepp.model.folders.published import load_pretrained
+from ropepp.model.plain import to_plain
 
 
 def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:

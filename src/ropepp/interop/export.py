@@ -9,14 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ropepp.data.files import replacing_folder
-from ropepp.files import write_json, write_text
+from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
-from ropepp.interop.published import read_settings
 from ropepp.interop.saved import SavedModel
 from ropepp.interop.settings import Text, llama_settings, own_settings, reference_settings
-from ropepp.interop.tensors import SHARD_BYTES, write_tensors
 from ropepp.interop.text import special_ids, write_tokenizer
+from ropepp.model.folders.published import read_settings
+from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
 from ropepp.model.positions import ALiBi, RoPE, YaRN
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer

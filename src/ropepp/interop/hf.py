@@ -22,10 +22,10 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ropepp.errors import InputError
-from ropepp.interop.published import OWN_TYPE, architecture
 from ropepp.interop.settings import AUTO_MAP, sizes
 from ropepp.model.cache import KVCache
 from ropepp.model.config import ModelConfig
+from ropepp.model.folders.published import OWN_TYPE, architecture
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer

@@ -9,12 +9,12 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from ropepp.errors import InputError
-from ropepp.interop.published import load_pretrained
 from ropepp.model.config import ModelConfig
+from ropepp.model.folders.published import load_pretrained
 from ropepp.model.loss import IGNORE_INDEX
+from ropepp.model.plain import from_plain
 from ropepp.model.transformer import Transformer
-from ropepp.train.checkpoints import METADATA, newest_complete, read_metadata
-from ropepp.train.plain import from_plain
+from ropepp.runs.checkpoints import METADATA, newest_complete, read_metadata
 from ropepp.train.weights import load_weights
 
 if TYPE_CHECKING:

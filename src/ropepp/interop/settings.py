@@ -1,11 +1,13 @@
-"""What ``config.json`` says of a model in each form: the inverse of `ropepp.interop.published`."""
+"""What ``config.json`` says of a model in each form: the inverse of
+`ropepp.model.folders.published`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.interop.published import FOURIER_SETTINGS, OWN_TYPE
 from ropepp.model.config import ModelConfig
+from ropepp.model.folders.published import FOURIER_SETTINGS, OWN_TYPE
+from ropepp.model.plain import to_plain
 from ropepp.model.positions import (
     PI,
     ALiBi,
@@ -21,7 +23,6 @@ from ropepp.model.positions import (
     YaRN,
 )
 from ropepp.model.transformer import Transformer
-from ropepp.train.plain import to_plain
 
 AUTO_MAP = {
     "AutoConfig": "modeling_ropepp.RoPEppConfig",

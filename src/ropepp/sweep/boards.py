@@ -25,7 +25,7 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ropepp.sweep.records import METRICS, TRIAL, Plan, Run, read_plan, read_runs
+from ropepp.runs.records import METRICS, TRIAL, Plan, Run, read_plan, read_runs
 
 ADDRESS = "http://localhost:6006"  # where TensorBoard listens
 SUFFIX = ".board"  # of this module's event files
@@ -62,7 +62,7 @@ def write_boards(folder: Path, maps: bool = True) -> str:
     earlier call wrote.
 
     Args:
-        folder: A sweep's folder, see `ropepp.sweep.records`.
+        folder: A sweep's folder, see `ropepp.runs.records`.
         maps: Whether to draw attention maps of the first finished seed of each variant, unless they
             are newer than its checkpoints.
 
@@ -311,7 +311,7 @@ def _draw_maps(run: Run) -> str | None:
     if figures.exists() and figures.stat().st_mtime > max(written, default=0.0):
         return None
     try:
-        from ropepp.eval.attention_maps import write_maps
+        from ropepp.sweep.maps import write_maps
 
         return write_maps(run)
     except ModuleNotFoundError as error:

@@ -6,19 +6,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.strategies import Strategy
-
-from ropepp.cli import user_message
-from ropepp.data.datamodule import CorpusDataModule
-from ropepp.errors import InputError
-from ropepp.sweep.records import Trial
-from ropepp.sweep.settings import canonical
+import ropepp.train.strategy  # noqa: F401 (makes its short class name known)
+from ropepp.data.loading.datamodule import CorpusDataModule
+from ropepp.errors import InputError, user_message
+from ropepp.runs.records import Trial
+from ropepp.runs.settings import canonical
 from ropepp.sweep.spec import Row, Spec
 from ropepp.train.estimate import EstimateCLI, check_module
-from ropepp.train.lightning_cli import SPECS, subclasses
-from ropepp.train.strategy import FSDP2Strategy
-
-assert issubclass(FSDP2Strategy, Strategy)  # imported to be known by its short name
+from ropepp.train.lightning_cli import BASES, subclasses
 
 
 def check_row(spec: Spec, row: Row) -> dict[str, Any]:
@@ -92,8 +87,7 @@ def find_class(path: str) -> type | None:
         except ImportError:
             return None
         return found if isinstance(found, type) else None
-    bases = (*SPECS.values(), Strategy)
-    return next((k for base in bases for k in subclasses(base) if k.__name__ == name), None)
+    return next((k for base in BASES for k in subclasses(base) if k.__name__ == name), None)
 
 
 def defaults(kind: type, key: str, given: dict[str, Any]) -> dict[str, Any]:

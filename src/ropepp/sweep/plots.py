@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropepp.errors import InputError
-from ropepp.sweep.records import Run
+from ropepp.runs.records import Run
 from ropepp.sweep.results import Sweep
 
 if TYPE_CHECKING:

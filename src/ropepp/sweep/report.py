@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ropepp import statistics as stats
 from ropepp.files import write_text
-from ropepp.sweep import statistics as stats
+from ropepp.runs.records import Run
+from ropepp.statistics import Comparison, decimals
 from ropepp.sweep.plots import Figure, Style, figures, styles
-from ropepp.sweep.records import Run
 from ropepp.sweep.results import MINUS, Row, Sweep, interval, load, number, p_value
-from ropepp.sweep.statistics import Comparison, decimals
 
 UNITS = {"validation_loss": " (nats per token)"}
 PARAMETERS, CACHE = "parameters", "kv_cache_bytes_per_token"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.sweep.records import PLAN, Plan, Run, metric_value, read_plan, read_runs
-from ropepp.sweep.statistics import Comparison, Interval, compare
+from ropepp.runs.records import PLAN, Plan, Run, metric_value, read_plan, read_runs
+from ropepp.statistics import Comparison, Interval, compare
 
 MAKE = "`ropepp sweep run` makes them"
 MINUS = "\N{MINUS SIGN}"

@@ -1,12 +1,13 @@
 """``ropepp sweep run``: drives the runs of a sweep, several at a time, until nothing is left.
 
-The run directories say what is done, their locks who does what (see `ropepp.sweep.fits`), so that
+The run directories say what is done, their locks who does what (see `ropepp.runs.process`), so that
 any number of drivers may work on one sweep, and each may be killed at any time.
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,13 +17,15 @@ from types import FrameType
 
 from ropepp.errors import InputError, Preempted
 from ropepp.files import write_json
-from ropepp.sweep import fits
-from ropepp.sweep.fits import Fit
-from ropepp.sweep.records import RESULT, Trial
-from ropepp.sweep.settings import LAUNCHER, overlay
+from ropepp.runs import process
+from ropepp.runs.process import RunProcess
+from ropepp.runs.records import RESULT, Trial
+from ropepp.runs.settings import LAUNCHER, overlay
+from ropepp.runs.status import LOCK, LOG, OUTCOME, duration, is_locked, read_json
 from ropepp.sweep.spec import CORPUS
-from ropepp.sweep.status import LOCK, LOG, OUTCOME, duration, is_locked, read_json
 from ropepp.sweep.study import Point, Sweep, intermediate, mean
+
+Fit = RunProcess[Point]
 
 POLL = 0.3  # seconds
 GRACE = 300.0  # seconds that runs have to write a checkpoint when they are asked to end
@@ -134,7 +137,7 @@ class Driver:
         todo.sort(key=lambda pair: self.kills[pair[1].run])  # what was killed comes last
         # Orphans first: they take room already.
         for point, run in todo:
-            if fits.is_orphan(self.sweep.directory(run)) and self.take(point, run):
+            if process.is_orphan(self.sweep.directory(run)) and self.take(point, run):
                 return True
         for point, run in todo:
             if self.left == 0 or self.broken:
@@ -198,7 +201,7 @@ class Driver:
         """Claims a run and starts it, or adopts what another driver has started; returns whether
         something has changed."""
         directory = self.sweep.directory(run)
-        claim = fits.claim(directory)
+        claim = process.claim(directory)
         if claim is None:
             return False
         ended = read_json(directory / OUTCOME).get("state") in ("failed", "pruned")
@@ -207,9 +210,9 @@ class Driver:
             return True
         free = sorted(set(range(len(self.gpus))) - {fit.slot for fit in self.running})
         if is_locked(directory / LOG):
-            step, gpu = fits.newest_step(directory), read_json(directory / LOCK).get("gpus")
+            step, gpu = process.newest_step(directory), read_json(directory / LOCK).get("gpus")
             slot = next((n for n in free if self.gpus[n] == gpu), free[0])
-            fit: Fit | None = Fit(point, run, directory, claim, slot, None, step)
+            fit: Fit | None = RunProcess(point, run, directory, claim, slot, None, step)
             self.say(f"{run.run} goes on without its driver: adopted")
         else:
             fit = self.start(point, run, claim, free[0])
@@ -227,7 +230,9 @@ class Driver:
             self.broken = error
             return None
         gpu = self.gpus[slot]
-        fit = fits.start(self.spec, point, run, claim, slot, gpu, self.threads)
+        command = self.spec.command(run, sys.executable, gpu or "")
+        directory = self.sweep.directory(run)
+        fit = process.start(command, point, run, directory, claim, slot, gpu, self.threads)
         if fit is not None:
             self.left = None if self.left is None else self.left - 1
             on = "" if gpu is None else f" on GPU {gpu}"
@@ -255,7 +260,7 @@ class Driver:
         """Writes down how a run has ended."""
         self.running.remove(fit)
         state, reason = fit.outcome()
-        run, step = fit.trial.run, fits.newest_step(fit.directory)
+        run, step = fit.trial.run, process.newest_step(fit.directory)
         if state == "failed" and self.asked:  # it was in the middle of something
             state, reason = "preempted", "asked to end"
         if state == "preempted" and not self.asked:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ropepp.errors import InputError
-from ropepp.sweep.records import Plan, Trial
-from ropepp.sweep.settings import (
+from ropepp.runs.records import Plan, Trial
+from ropepp.runs.settings import (
     LAUNCHER,
     as_flag,
     canonical,

@@ -17,12 +17,12 @@ from typing import Any
 
 from ropepp.errors import InputError
 from ropepp.files import write_json
-from ropepp.sweep import records
+from ropepp.runs import records
+from ropepp.runs.records import RESULT, TRIAL, Trial
+from ropepp.runs.settings import canonical, differences
+from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, read_json
 from ropepp.sweep.database import connect, distributions, hidden, import_optuna, pruner, sampler
-from ropepp.sweep.records import RESULT, TRIAL, Trial
-from ropepp.sweep.settings import canonical, differences
 from ropepp.sweep.spec import Row, Spec
-from ropepp.sweep.status import LOCK, LOG, OUTCOME, is_locked, read_json
 
 RESOLVED = "resolved.json"
 

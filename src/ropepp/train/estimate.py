@@ -5,17 +5,13 @@ once on tensors without memory (`FakeTensorMode`), in the run's shapes and dtype
 for the backward pass is counted.
 """
 
-import json
 import math
 import re
-import sys
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from jsonargparse import Namespace
@@ -23,13 +19,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from ropepp.data.datamodule import (
+from ropepp.data.loading.datamodule import (
     CorpusDataModule,
     MixtureDataModule,
     RowsDataModule,
     check_accumulation,
 )
-from ropepp.data.loader import Rows, TrainLoader
+from ropepp.data.loading.loader import Rows, TrainLoader
 from ropepp.errors import InputError
 from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
@@ -38,9 +34,9 @@ from ropepp.model.loss import default_chunk_rows
 from ropepp.model.sequence import check_length
 from ropepp.model.transformer import Block, Embedding, Transformer
 from ropepp.model.view import View
+from ropepp.runs.machine import PEAK_TFLOPS
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.lightning_cli import RopeppCLI
-from ropepp.train.machine import PEAK_TFLOPS
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import Muon, OptimizerSpec
 from ropepp.train.strategy import check_sizes
@@ -368,33 +364,3 @@ def table(found: Estimate) -> str:
             if value != 0:
                 lines.append(f"  {label:<26}{text:>20}  {remark}".rstrip())
     return "\n".join(lines)
-
-
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
-def main(args: list[str]) -> None:
-    """Prints what a run needs; ``args`` are those after ``ropepp estimate``."""
-    parser = _Parser(
-        "ropepp estimate",
-        usage="%(prog)s CONFIG [CONFIG ...] [--KEY VALUE, as for fit] [options]",
-        description="Memory, hours and disk of a training run. Needs neither GPU nor data.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--devices", type=int, help="processes a node, instead of trainer.devices")
-    add("--nodes", type=int, help="instead of trainer.num_nodes")
-    add("--mfu", type=float, default=0.4, help="share of the peak that training reaches (0.4)")
-    add("--peak_tflops", type=float, default=PEAK, help=f"of a device, dense bfloat16 ({PEAK})")
-    add("--device_memory_gb", type=float, help="warn if the run needs more")
-    add("--json", action="store_true", help="for programs; sizes in bytes")
-    configs = list(takewhile(lambda arg: not arg.startswith("-"), args))
-    own, rest = parser.parse_known_args(args[len(configs) :])
-    plan = read_plan([*(f"--config={c}" for c in configs), *rest], own.devices, own.nodes)
-    found = estimate(plan, own.mfu, own.peak_tflops)
-    print(json.dumps(asdict(found), indent=2) if own.json else table(found))
-    need = found.memory["total"] / 1e9
-    if own.device_memory_gb is not None and need > own.device_memory_gb:
-        print(f"warning: {need:.2f} GB exceed {own.device_memory_gb:g} GB", file=sys.stderr)

@@ -23,7 +23,7 @@ class Evaluation:
         self._by_position: tuple[Sums, Sums] | None = None  # losses, tokens
 
     def update(self, network: Transformer, batch: dict[str, Tensor]) -> None:
-        """Evaluates ``network`` on a batch, see `ropepp.data.loader.Rows`."""
+        """Evaluates ``network`` on a batch, see `ropepp.data.loading.loader.Rows`."""
         ids, positions = batch["input_ids"], batch.get("positions")
         nll, hits = network.evaluate(ids, batch["targets"], positions, batch.get("document_ids"))
         T = ids.shape[1]

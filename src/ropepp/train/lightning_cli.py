@@ -14,13 +14,15 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import Strategy
 
-import ropepp.data.recall  # noqa: F401 (makes its short class name known)
-from ropepp.data.datamodule import RowsDataModule
-from ropepp.data.packing import Packing
+import ropepp.data.recall.task  # noqa: F401 (makes its short class name known)
+from ropepp.data.loading.datamodule import RowsDataModule
+from ropepp.data.packing.concat import Packing
 from ropepp.errors import InputError, Stopped
 from ropepp.files import write_json
 from ropepp.model.positions import Position, Scaling
+from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.callbacks.guard import StepGuard
 from ropepp.train.callbacks.metrics import Metrics
@@ -29,7 +31,6 @@ from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
 from ropepp.train.callbacks.run_files import RunFiles
 from ropepp.train.callbacks.suite import SuiteEvaluation
-from ropepp.train.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import OptimizerSpec
@@ -53,6 +54,7 @@ SPECS = {
     "data": RowsDataModule,
     "packing": Packing,
 }
+BASES = (*SPECS.values(), Strategy)  # of the classes that short names mean
 
 
 class RopeppCLI(LightningCLI):
@@ -194,9 +196,9 @@ class RopeppCLI(LightningCLI):
             self.model.init_optimizer = self.options.init_optimizer
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        checkpoint, metrics, guard, profile = (
+        checkpoint, metrics, guard, profile, suite = (
             self._get(self.config_init, key)
-            for key in ("checkpoint", "metrics", "guard", "profile")
+            for key in ("checkpoint", "metrics", "guard", "profile", "suite")
         )
         checkpoint.directory = self.directory / "checkpoints"
         profile.directory = self.directory / "profile"
@@ -204,7 +206,8 @@ class RopeppCLI(LightningCLI):
         progress.label = self.options.run
         trainer = dict(self._get(self.config_init, "trainer"))
         given = trainer.pop("callbacks", None) or []
-        callbacks = [*(given if isinstance(given, list) else [given]), metrics, checkpoint]
+        # The suite comes before what measures speed and what may end the run at this step.
+        callbacks = [*(given if isinstance(given, list) else [given]), suite, metrics, checkpoint]
         callbacks += [guard, profile]
         if trainer.get("enable_progress_bar") is not False:
             callbacks.append(progress)

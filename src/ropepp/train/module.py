@@ -13,13 +13,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
+from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
+from ropepp.runs.machine import no_bfloat16
 from ropepp.train.callbacks.guard import StepGuard
 from ropepp.train.evaluation import Evaluation
-from ropepp.train.machine import no_bfloat16
 from ropepp.train.optim import AdamW, OptimizerSpec
-from ropepp.train.plain import from_plain, to_plain
 from ropepp.train.schedules import Constant, Schedule
 from ropepp.train.strategy import FSDP2Strategy
 from ropepp.train.weights import load_optimizer_from, load_weights

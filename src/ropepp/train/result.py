@@ -6,8 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
+from ropepp.runs.machine import device_name, peak_memory_bytes, provenance
 from ropepp.train.callbacks.metrics import Metrics
-from ropepp.train.machine import device_name, peak_memory_bytes, provenance
 from ropepp.train.module import LanguageModel
 
 

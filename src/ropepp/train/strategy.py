@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
 from ropepp.errors import InputError
 from ropepp.model.sequence import SequenceGroup
 from ropepp.model.transformer import Transformer
-from ropepp.train.checkpoints import METADATA, read_metadata
+from ropepp.runs.checkpoints import METADATA, read_metadata
 from ropepp.train.weights import load_optimizer, load_tensors
 
 

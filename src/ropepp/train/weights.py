@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ropepp.errors import InputError
-from ropepp.interop.published import check_shapes, load_pretrained
+from ropepp.model.folders.published import check_shapes, load_pretrained
 from ropepp.model.init import as_sharded
 from ropepp.model.transformer import Transformer
-from ropepp.train.checkpoints import METADATA, read_metadata, shapes
+from ropepp.runs.checkpoints import METADATA, read_metadata, shapes
 
 
 @torch.no_grad()

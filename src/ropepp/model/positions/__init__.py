@@ -1,20 +1,18 @@
 """Position encodings, one spec a variant. Import a new one here and its short name works
-everywhere."""
+everywhere.
+
+`base` is the contract, `rotary` the rotation with RoPE itself; `ropepp` are RoPE++'s variants, and
+`controls` variants that can do no more than RoPE. `scaling` stretches the frequencies.
+"""
 
 from ropepp.model.positions.alibi import ALiBi
 from ropepp.model.positions.base import Position, PositionLayer
+from ropepp.model.positions.controls import HeadSplit, ImaginaryOnly
 from ropepp.model.positions.fope import FoPE
 from ropepp.model.positions.nope import NoPE
-from ropepp.model.positions.rotary import (
-    HeadSplit,
-    ImaginaryOnly,
-    PartialDoubling,
-    Phases,
-    Pythia,
-    RoPE,
-    RoPEppEC,
-    RoPEppEH,
-)
+from ropepp.model.positions.pythia import Pythia
+from ropepp.model.positions.ropepp import PartialDoubling, Phases, RoPEppEC, RoPEppEH
+from ropepp.model.positions.rotary import RoPE
 from ropepp.model.positions.scaling import PI, Scaling, YaRN
 
 __all__ = [

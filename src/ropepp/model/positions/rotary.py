@@ -1,12 +1,11 @@
-"""Everything that is a rotation: RoPE, RoPE++ EC and EH, head splits, any phases, partial rotary.
+"""The rotation, and RoPE; variants that rotate differ from RoPE in their head layout alone.
 
-The variants differ in their head layout alone. Frequencies are f_j = theta^(-2j/R), j = 0 .. R/2 -
+Frequencies are f_j = theta^(-2j/R), j = 0 .. R/2 -
 1, for the first R components of a head (R = D unless `rotary_share` says less); the rotation by the
 angle position * f_j acts on the halves [a, b] of these R components (RoPE, arXiv 2104.09864;
 half-split form).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,114 +119,6 @@ class RoPE(Position):
     def build(self, config: ModelConfig, layer_index: int) -> PositionLayer:
         layout = self.layout(config.num_heads, config.num_kv_heads)
         return RotaryLayer(layout, config.head_dim, self.rotary_dim(config.head_dim))
-
-
-@dataclass(frozen=True)
-class RoPEppEC(RoPE):
-    """RoPE++ with equal cache: every projection attends twice, real and imaginary; heads double."""
-
-    def layout(self, num_heads: int, num_kv_heads: int) -> HeadLayout:
-        return HeadLayout.from_phases([(REAL, IMAGINARY)] * num_heads, num_kv_heads)
-
-
-@dataclass(frozen=True)
-class RoPEppEH(RoPE):
-    """RoPE++ with equal heads: EC on half the projections and kv heads, so that the cache
-    halves."""
-
-    def layout(self, num_heads: int, num_kv_heads: int) -> HeadLayout:
-        if num_heads % 2 or num_kv_heads % 2:
-            raise InputError(
-                f"equal heads halves heads and kv heads: num_heads {num_heads} and "
-                f"num_kv_heads {num_kv_heads} must both be even"
-            )
-        return HeadLayout.from_phases([(REAL, IMAGINARY)] * (num_heads // 2), num_kv_heads // 2)
-
-
-@dataclass(frozen=True)
-class HeadSplit(RoPE):
-    """Some heads real, the others imaginary, each with a query projection of its own.
-
-    The function class is exactly RoPE's, since a separate query matrix absorbs a constant turn: a
-    null control, not a competitor.
-
-    Args:
-        imaginary_share: Share of the heads that are imaginary; must give a whole number of heads.
-        interleaved: Whether the imaginary heads are spread evenly; otherwise they are the last
-            ones.
-    """
-
-    imaginary_share: float = 0.5
-    interleaved: bool = False
-
-    def layout(self, num_heads: int, num_kv_heads: int) -> HeadLayout:
-        n = whole_share(self.imaginary_share, num_heads, "imaginary_share")
-        if self.interleaved:
-            imaginary = [(h + 1) * n // num_heads > h * n // num_heads for h in range(num_heads)]
-        else:
-            imaginary = [h >= num_heads - n for h in range(num_heads)]
-        return HeadLayout.from_phases(
-            [(IMAGINARY if i else REAL,) for i in imaginary], num_kv_heads
-        )
-
-
-@dataclass(frozen=True)
-class ImaginaryOnly(RoPE):
-    """Every head imaginary: RoPE in other coordinates, a null control like `HeadSplit`."""
-
-    def layout(self, num_heads: int, num_kv_heads: int) -> HeadLayout:
-        return HeadLayout.from_phases([(IMAGINARY,)] * num_heads, num_kv_heads)
-
-
-@dataclass(frozen=True)
-class PartialDoubling(RoPE):
-    """EC for some of the projections: these have an imaginary copy, equally many under every kv
-    head.
-
-    Args:
-        doubled_share: Share of the projections that attend twice; must give a whole number per kv
-            head.
-    """
-
-    doubled_share: float = 0.5
-
-    def layout(self, num_heads: int, num_kv_heads: int) -> HeadLayout:
-        doubled = whole_share(self.doubled_share, num_heads, "doubled_share")
-        if doubled % num_kv_heads:
-            raise InputError(
-                f"doubled_share {self.doubled_share} doubles {doubled} of {num_heads} heads, which "
-                f"do not divide over {num_kv_heads} kv heads: each must serve the same number"
-            )
-        group, own = num_heads // num_kv_heads, doubled // num_kv_heads
-        phases = [(REAL, IMAGINARY) if p % group < own else (REAL,) for p in range(num_heads)]
-        return HeadLayout.from_phases(phases, num_kv_heads)
-
-
-@dataclass(frozen=True)
-class Phases(RoPE):
-    """Every projection attends once with each of the given phases; (0, -90) is EC.
-
-    Args:
-        phases: Phases in degrees.
-    """
-
-    phases: Sequence[float] = (REAL, IMAGINARY)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.phases:
-            raise InputError("phases is empty; give at least one phase in degrees")
-        object.__setattr__(self, "phases", tuple(float(phase) for phase in self.phases))
-
-    def layout(self, num_heads: int, num_kv_heads: int) -> HeadLayout:
-        return HeadLayout.from_phases([tuple(self.phases)] * num_heads, num_kv_heads)
-
-
-@dataclass(frozen=True)
-class Pythia(RoPE):
-    """Partial rotary: RoPE on the first quarter of each head (Pythia, arXiv 2304.01373)."""
-
-    rotary_share: float = 0.25
 
 
 def whole_share(share: float, count: int, name: str) -> int:

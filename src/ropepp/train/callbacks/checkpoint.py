@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from ropepp.errors import InputError, Preempted, Stopped
+from ropepp.runs.checkpoints import list_checkpoints
 from ropepp.train.callbacks.guard import StepGuard
-from ropepp.train.checkpoints import list_checkpoints
 from ropepp.train.signals import StopSignals
 from ropepp.train.strategy import FSDP2Strategy
 

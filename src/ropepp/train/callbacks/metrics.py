@@ -9,12 +9,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from ropepp.data.datamodule import data_part
-from ropepp.data.loader import TrainLoader
+from ropepp.data.loading.datamodule import data_part
+from ropepp.data.loading.loader import TrainLoader
 from ropepp.errors import InputError
 from ropepp.model.flops import training_flops
+from ropepp.runs.machine import peak_flops, peak_memory_bytes
 from ropepp.train.logger import RunLogger
-from ropepp.train.machine import peak_flops, peak_memory_bytes
 from ropepp.train.module import LanguageModel
 
 
@@ -99,6 +99,10 @@ class Metrics(pl.Callback):
         }
         values["utilisation/validation_seconds"] = seconds
         self._write(trainer, values)
+        self.leave_out(seconds)
+
+    def leave_out(self, seconds: float) -> None:
+        """Keeps time that went into something else than training out of the next speed."""
         self._window_start += seconds
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:

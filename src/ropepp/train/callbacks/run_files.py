@@ -8,7 +8,7 @@ import yaml  # type: ignore[import-untyped]
 
 from ropepp.files import write_text
 from ropepp.model.flops import num_parameters
-from ropepp.train.machine import device_name
+from ropepp.runs.machine import device_name
 from ropepp.train.module import LanguageModel
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from ropepp.data.corpus import Corpus
-from ropepp.data.datamodule import RowsDataModule, data_part
-from ropepp.data.loader import EvalLoader, Rows
-from ropepp.data.packing import Concat
-from ropepp.data.recall import RecallDataModule, RecallRows
+from ropepp.data.loading.datamodule import RowsDataModule, data_part
+from ropepp.data.loading.loader import EvalLoader, Rows
+from ropepp.data.packing.concat import Concat
+from ropepp.data.recall.accuracy import STREAM, count, distances, octaves, to_cells
+from ropepp.data.recall.task import RecallDataModule, RecallRows
+from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
-from ropepp.eval.recall import STREAM, count, octaves, to_cells
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.evaluation import Evaluation, Sums
 from ropepp.train.module import LanguageModel
@@ -106,7 +106,7 @@ class SuiteEvaluation(pl.Callback):
                 )
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Metrics):
-                    callback._window_start += seconds  # as it does after a validation
+                    callback.leave_out(seconds)
 
     @torch.no_grad()
     def evaluate(self, trainer: pl.Trainer, module: LanguageModel) -> dict[str, float]:
@@ -127,7 +127,14 @@ class SuiteEvaluation(pl.Callback):
             sums = Sums(2 * bins, dtype).to(module.device)
             for T in self.lengths:
                 for batch in self._batches(trainer, self._recall[n, T]):
-                    sums.update(count(network, batch, n, bins).flatten())
+                    _, hits = network.evaluate(
+                        batch["input_ids"],
+                        batch["targets"],
+                        batch["positions"],
+                        batch["document_ids"],
+                    )
+                    far = network.own(distances(batch, n))
+                    sums.update(count(hits, far, bins).flatten())
             for cell in to_cells(sums.compute().view(2, bins), n):
                 key = f"suite/recall_{n}_pairs/accuracy_{cell.distance_low}"
                 values[key] = cell.accuracy

@@ -1,0 +1,112 @@
+"""``ropepp analyze``: looks into models and position encodings; imports what a command needs."""
+
+from argparse import (
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    _SubParsersAction,
+)
+from pathlib import Path
+
+from ropepp.options import positive
+
+DESCRIPTION = """\
+What do real and imaginary heads do? Each command prints a table and writes it with figures and
+TensorBoard events into a folder; docs/analyze.md says how to read them.
+"""
+STDS = (0.2, 0.5, 1.0, 1.5)  # the ends are the paper's
+
+
+def main(args: list[str]) -> None:
+    """Runs a command; ``args`` are those after ``ropepp analyze``.
+
+    Raises:
+        InputError: See the commands.
+    """
+    parser = ArgumentParser("ropepp analyze", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = _with_model(commands, "noise", "noise on real or imaginary queries: which matter more?")
+    _add_text(one, rows=64)
+    add = one.add_argument
+    add("--metric", choices=("perplexity", "recall", "ruler"), default="perplexity",
+        help="what is measured: of a text, of associative recall, of RULER's tasks")  # fmt: skip
+    add("--stds", type=float, nargs="+", default=list(STDS), help="standard deviations")
+    add("--draws", type=positive, default=5, help="noises for each standard deviation")
+    add("--tasks", nargs="+", default=["niah_single_1"], help="RULER's tasks")
+    one = _with_model(commands, "attention", "where real and imaginary heads look")
+    _add_text(one, rows=64)
+    one = _with_model(commands, "recall", "accuracy of associative recall over distance")
+    add = one.add_argument
+    add("--pairs", type=positive, nargs="+", help="pairs in a row; the trained number unless given")
+    add("--lengths", type=positive, nargs="+",
+        help="tokens in rows; 1, 2, 4 and 8 times the trained length unless given")  # fmt: skip
+    add("--rows", type=positive, default=256, help="rows of each length and number of pairs")
+    text = "how real and imaginary heads weigh distance, and what training shows them"
+    one = _command(commands, "curves", text)
+    add = one.add_argument
+    add("--theta", type=float, nargs="+", default=[1e4, 5e5], help="bases of the frequencies")
+    add("--scaling", nargs="*", default=["PI:8", "YaRN:32"], help="of the first base, NAME:FACTOR")
+    add("--head_dim", type=even, default=128, help="dimensions of a head")
+    add("--trained_length", type=positive, default=4096, help="tokens that training has shown")
+    add("--length", type=positive, default=32768, help="tokens in use")
+    _run(parser.parse_args(args))
+
+
+def _run(options: Namespace) -> None:
+    if options.command == "curves":
+        from ropepp.eval.analyze.curves import analyze as curves
+
+        options.out = options.out or Path("logs/analyze/curves")
+        return curves(options)
+    import torch
+
+    from ropepp.interop.saved import open_model
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    saved = open_model(options.model, getattr(torch, options.dtype), device)
+    options.out = options.out or Path("logs/analyze", saved.name.replace("/", "-"))
+    if options.command == "noise":
+        from ropepp.eval.analyze.noise import analyze
+    elif options.command == "attention":
+        from ropepp.eval.analyze.attention import analyze
+    else:
+        from ropepp.eval.analyze.recall import analyze
+    return analyze(saved, options)
+
+
+def _command(commands: "_SubParsersAction[ArgumentParser]", name: str, text: str) -> ArgumentParser:
+    one = commands.add_parser(
+        name, help=text, description=text, formatter_class=ArgumentDefaultsHelpFormatter
+    )
+    one.add_argument("--out", type=Path, help="folder to write to; logs/analyze/NAME unless given")
+    return one
+
+
+def _with_model(
+    commands: "_SubParsersAction[ArgumentParser]", name: str, text: str
+) -> ArgumentParser:
+    one = _command(commands, name, text)
+    add = one.add_argument
+    add("model", help="a run, a checkpoint, or a folder with config.json")
+    add("--seed", type=int, default=0, help="seed of all that is drawn")
+    add("--device", help="cpu, cuda, ...; a GPU if there is one unless given")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights")
+    return one
+
+
+def _add_text(parser: ArgumentParser, rows: int) -> None:
+    add = parser.add_argument
+    add("--text", type=Path, nargs="+", default=[],
+        help="text files; the validation split of the model's own data unless given")  # fmt: skip
+    add("--tokenizer", help="tokenizer of the texts; looked for beside the model unless given")
+    add("--length", type=positive, help="tokens in a row; the trained length unless given")
+    add("--rows", type=positive, default=rows, help="most rows")
+
+
+def even(text: str) -> int:
+    """An even number from 2 on, for argparse."""
+    number = positive(text)
+    if number % 2:
+        raise ArgumentTypeError(f"{text} is odd")
+    return number

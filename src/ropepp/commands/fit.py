@@ -1,0 +1,13 @@
+"""``ropepp fit``, ``validate``, ``test`` and ``predict``."""
+
+import os
+
+
+def main(args: list[str]) -> None:
+    """Runs one of Lightning's subcommands; ``args`` begins with its name."""
+    # Threads that spin for long while they wait make a step many times slower as soon as anything
+    # else runs on the same cores; a short spin costs nothing. Read when torch is first loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    from ropepp.train.lightning_cli import main as run
+
+    run(args)

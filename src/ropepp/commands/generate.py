@@ -1,0 +1,115 @@
+"""``ropepp generate``."""
+
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+from ropepp.errors import InputError
+from ropepp.files import write_text
+from ropepp.generate.sampling import Sampling
+
+
+def main(args: list[str]) -> None:
+    """Continues prompts; ``args`` are those after ``ropepp generate``."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see `ropepp.commands.fit`
+    options = _parser().parse_args(args)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    prompts = _prompts(options)
+    if options.batch_size < 1 or options.max_new_tokens < 1:
+        raise InputError(
+            f"batch_size is {options.batch_size}, max_new_tokens {options.max_new_tokens}; both "
+            "must be at least 1"
+        )
+    if options.out and options.out.exists():
+        raise InputError(f"{options.out} exists; choose another name")
+    import torch
+    from tqdm import tqdm
+
+    from ropepp.generate.text import continue_texts
+    from ropepp.interop.saved import open_model
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    saved = open_model(options.ckpt, getattr(torch, dtype), device)
+    tokenizer = saved.tokenizer(options.tokenizer)
+    generator = torch.Generator(device).manual_seed(options.seed)
+    alone = options.out is None and len(prompts) == 1
+    if alone:
+        _show(prompts[0])
+    lines: list[str] = []
+    batches = range(0, len(prompts), options.batch_size)
+    for start in tqdm(batches, desc="batches", disable=len(batches) == 1):
+        found, speed = continue_texts(
+            saved.model,
+            tokenizer,
+            prompts[start : start + options.batch_size],
+            options.max_new_tokens,
+            sampling,
+            generator,
+            options.stop,
+            _show if alone else None,
+        )
+        lines += [json.dumps(asdict(one), ensure_ascii=False) for one in found]
+    if options.out:
+        write_text(options.out, "\n".join(lines) + "\n")
+    elif alone:
+        print()
+    else:
+        print("\n".join(lines))
+    print(f"{'last batch: ' if len(batches) > 1 else ''}{speed}", file=sys.stderr)
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _prompts(options: Namespace) -> list[str]:
+    prompts = list(options.prompt)
+    if options.file:
+        if not options.file.is_file():
+            raise InputError(f"{options.file} is no file of prompts")
+        lines = options.file.read_text().splitlines()
+        prompts += [_line(options.file, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise InputError("there is no prompt: give --prompt TEXT or --file FILE")
+    return prompts
+
+
+def _line(path: Path, number: int, line: str) -> str:
+    """A line of a prompt file: text, or of a .jsonl file an object with "prompt"."""
+    if path.suffix != ".jsonl":
+        return line
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path}, line {number} is no object with "prompt"') from error
+    if not isinstance(prompt, str):
+        raise InputError(f'{path}, line {number}: "prompt" is {prompt!r}; it must be a text')
+    return prompt
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "ropepp generate",
+        description="Continues prompts. One prompt is shown as it grows; several give a JSON line "
+        "each.",
+    )
+    add = parser.add_argument
+    add("--ckpt", required=True, help="a run, a checkpoint, a published or exported folder")
+    add("--prompt", action="append", default=[], help="may be repeated")
+    add("--file", type=Path, help='a prompt a line, or .jsonl lines with "prompt"')
+    add("--max_new_tokens", type=int, default=100)
+    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    add("--top_k", type=int, help="draw among the k likeliest tokens")
+    add("--top_p", type=float, help="draw among the likeliest that reach this probability")
+    add("--seed", type=int, default=0)
+    add("--stop", action="append", default=[], help="text that ends; may be repeated")
+    add("--batch_size", type=int, default=8, help="prompts of a file at a time")
+    add("--tokenizer", help="file, folder or 'bytes'; otherwise the model's own")
+    add("--device", help="cuda if there is one, else cpu")
+    add("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on cuda, float32 on cpu")
+    add("--out", type=Path, help="file for the JSON lines")
+    return parser

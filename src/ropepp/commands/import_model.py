@@ -1,0 +1,31 @@
+"""``ropepp import``."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from ropepp.errors import InputError
+
+
+def main(args: list[str]) -> None:
+    """Makes a checkpoint; ``args`` are those after ``ropepp import``.
+
+    Raises:
+        InputError: See `ropepp.interop.checkpoint.import_checkpoint`.
+    """
+    parser = ArgumentParser(
+        "ropepp import",
+        description="Makes a checkpoint of a folder with config.json and safetensors: a published "
+        "RoPE++ model, a plain Llama, or an export. Prints what a run that takes it must say.",
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("file", type=Path, help="the new checkpoint, such as model.ckpt")
+    options = parser.parse_args(args)
+    if options.file.exists():  # before torch is imported
+        raise InputError(f"{options.file} exists; choose another name")
+    import yaml  # type: ignore[import-untyped]
+
+    from ropepp.interop.checkpoint import import_checkpoint
+
+    found = import_checkpoint(options.folder, options.file)
+    print(yaml.safe_dump({"model": found}, sort_keys=False), end="")
+    print(f"# written to {options.file}: for --init_from, and for --ckpt_path of validate and test")

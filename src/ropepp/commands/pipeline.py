@@ -1,0 +1,34 @@
+"""``ropepp pipeline``."""
+
+import shlex
+from argparse import ArgumentParser
+from pathlib import Path
+
+from ropepp import pipeline as pipelines
+from ropepp.errors import InputError
+
+
+def main(args: list[str]) -> None:
+    """Runs the stages; ``args`` are those after ``ropepp pipeline``."""
+    parser = ArgumentParser("ropepp pipeline", description=pipelines.__doc__)
+    parser.add_argument("file", type=Path, help="the pipeline's YAML")
+    parser.add_argument("--variants", help="only these, separated by commas")
+    parser.add_argument("--dry", action="store_true", help="print the arguments of each fit")
+    options = parser.parse_args(args)
+    pipeline = pipelines.load(options.file)
+    variants = options.variants.split(",") if options.variants else list(pipeline.variants)
+    for name in variants:
+        if name not in pipeline.variants:
+            allowed = ", ".join(pipeline.variants)
+            raise InputError(f"--variants has {name!r}; allowed: {allowed}")
+    if options.dry:
+        for variant in variants:
+            for stage in pipeline.stages_of(variant):
+                after = (
+                    f"  # after {stage.after}: {pipelines.TAKE[stage.take]}" if stage.after else ""
+                )
+                print(f"ropepp fit {shlex.join(pipeline.arguments(variant, stage))}{after}")
+        return
+    pipelines.Runner(pipeline).run(variants)
+    path = pipelines.write_table(pipeline)
+    print(f"{path.read_text()}\nwritten to {path}")

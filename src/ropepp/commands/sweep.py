@@ -1,0 +1,142 @@
+"""``ropepp sweep``: sets up, runs, watches and reports sweeps; imports what a command needs."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ropepp.errors import InputError, Preempted
+from ropepp.options import positive
+
+DESCRIPTION = """\
+Variants and seeds from one YAML: run all, survive anything, report.
+Examples are in configs/sweep, how to use them in docs/sweeps.md.
+"""
+
+
+def main(args: list[str]) -> None:
+    """Runs a command; ``args`` are those after ``ropepp sweep``.
+
+    Raises:
+        InputError: See the commands.
+        SystemExit: With code 75 if a driver was asked to end, with 1 if runs have failed.
+    """
+    parser = ArgumentParser("ropepp sweep", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("init", help="check everything and list what is to be run")
+    one.add_argument("file", type=Path, help="a sweep's YAML")
+    one = commands.add_parser("run", help="run what is left; any number of these may work together")
+    one.add_argument("file", type=Path, help="a sweep's YAML")
+    add = one.add_argument
+    add("--jobs", type=positive, help="runs at a time; 1, or one a GPU, unless given")
+    add("--gpus", help="devices to hand out one by one, such as 0,1,2, or auto")
+    add("--retry-failed", action="store_true", help="try again what has failed before")
+    add("--limit", type=positive, help="most runs to start")
+    add("--grace", type=float, default=300.0, metavar="SECONDS",
+        help="how long runs may take to end before they are killed (300)")  # fmt: skip
+    one = commands.add_parser("status", help="a table of all runs")
+    one.add_argument("path", type=Path, help="a sweep's YAML or folder")
+    one.add_argument("--watch", action="store_true", help="again and again until all have ended")
+    one = commands.add_parser("report", help="write the report and what TensorBoard shows")
+    one.add_argument("path", type=Path, help="a sweep's YAML or folder")
+    options = parser.parse_args(args)
+    {"init": _init, "run": _run, "status": _status, "report": _report}[options.command](options)
+
+
+def _init(options: Namespace) -> None:
+    from ropepp.sweep.spec import load
+    from ropepp.sweep.study import open_sweep
+
+    spec = load(options.file)
+    sweep = open_sweep(spec)
+    runs = sum(len(point.runs) for point in sweep.points())
+    drawn = f", and {spec.trials} points to draw for each row" if spec.search else ""
+    print(f"{spec.folder}: {len(spec.rows)} rows, {runs} runs{drawn}; all accepted by fit")
+
+
+def _run(options: Namespace) -> None:
+    from ropepp.sweep.runner import Driver
+    from ropepp.sweep.spec import load
+    from ropepp.sweep.study import exclusive, open_sweep
+
+    spec = load(options.file)
+    gpus = slots(options.jobs, options.gpus)
+    program = shlex.split(spec.launcher)[0]
+    if program != "{python}" and shutil.which(program) is None:
+        raise InputError(f"{spec.file}: launcher begins with {program!r}, which is no program here")
+    driver = Driver(open_sweep(spec), gpus, options.retry_failed, options.limit, options.grace)
+    if driver.threads:
+        print(f"{len(gpus)} at a time, each with {driver.threads} threads (OMP_NUM_THREADS)")
+    try:
+        driver.run()
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
+    if not driver.is_complete:
+        print(f"{spec.folder}: not complete; the same command goes on")
+        return
+    states = list(driver.settled.values())
+    if "complete" in states:
+        with exclusive(spec.folder):
+            _write_report(spec.folder)
+    if "failed" in states:
+        print(f"{states.count('failed')} failed; see `ropepp sweep status {spec.folder}`")
+        sys.exit(1)
+
+
+def slots(jobs: int | None, gpus: str | None) -> list[str | None]:
+    """The device of each run that may run at the same time, None for any.
+
+    Raises:
+        InputError: ``gpus`` names none.
+    """
+    if gpus is None:
+        return [None] * (jobs or 1)
+    devices = visible_gpus() if gpus == "auto" else gpus.split(",")
+    if not devices or not all(device.strip() for device in devices):
+        raise InputError(f"--gpus is {gpus}; allowed: devices such as 0,1,2, or auto with some")
+    return [devices[number % len(devices)].strip() for number in range(jobs or len(devices))]
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [device for device in allowed.split(",") if device]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+
+
+def _status(options: Namespace) -> None:
+    from ropepp.runs.status import show
+
+    try:
+        show(_folder(options.path), options.watch)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _report(options: Namespace) -> None:
+    _write_report(_folder(options.path))
+
+
+def _folder(path: Path) -> Path:
+    if path.is_dir():
+        return path
+    from ropepp.sweep.spec import load
+
+    return load(path).folder
+
+
+def _write_report(folder: Path) -> None:
+    from ropepp.sweep.boards import write_boards
+    from ropepp.sweep.report import write_report
+
+    for file in write_report(folder):
+        print(file)
+    print(write_boards(folder))

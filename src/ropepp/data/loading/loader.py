@@ -1,0 +1,304 @@
+"""Rows to batches for any number of processes, with one number as the only state.
+
+Training samples are numbered through all epochs: 0, 1, 2, ... Optimizer step s takes the next
+`global_batch_size` of them, whatever the number of processes and the size of a micro-batch, and a
+run that stops after n samples goes on with sample n.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ropepp.data.packing.concat import IGNORE_INDEX, PADDING_DOCUMENT
+from ropepp.errors import InputError
+
+# What a row that is there for its shape alone holds; a row of padding has no target and is seen by
+# nobody.
+FILLER = {"input_ids": 0, "targets": IGNORE_INDEX, "document_ids": PADDING_DOCUMENT, "positions": 0}
+
+
+class Rows(Protocol):
+    """A finite set of rows; each must depend on its number alone.
+
+    Attributes:
+        length: Tokens in a row (T).
+    """
+
+    length: int
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def batch(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        """The rows of these numbers.
+
+        Returns:
+            int64 (B, T) `input_ids`, `targets`, `document_ids` and `positions`, in new memory.
+        """
+
+    def num_targets(self, indices: NDArray[np.int64]) -> int:
+        """Number of targets other than -100 in these rows."""
+
+
+class Order(Protocol):
+    """Which row each training sample is; a pure function of the sample's number."""
+
+    def rows(self, begin: int, end: int) -> NDArray[np.int64]:
+        """(end - begin,) row numbers of the samples from `begin` to `end`."""
+
+
+class EpochOrder:
+    """Sample g is row `permutation(epoch g // R)[g % R]` of R rows: every epoch has each row once.
+
+    Args:
+        size: Number of rows (R).
+        seed: Seed of the order, at least 0.
+        stream: Orders of one seed and different streams have nothing in common.
+    """
+
+    def __init__(self, size: int, seed: int = 0, stream: int = 0) -> None:
+        self.size = size
+        # A step may span two epochs. Orders are large: each keeps its own, and no other's out.
+        self._permutation = lru_cache(maxsize=2)(
+            partial(permutation, seed, size=size, stream=stream)
+        )
+
+    def rows(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Row numbers of samples begin to end; more than one epoch where the rows are few."""
+        size = self.size
+        parts = []
+        for epoch in range(begin // size, (end - 1) // size + 1):
+            order = self._permutation(epoch)
+            parts.append(order[max(begin - epoch * size, 0) : end - epoch * size])
+        return np.concatenate(parts)
+
+
+class TrainLoader:
+    """Micro-batches of one process, without end over the epochs, resumable after any of them.
+
+    An order says which row each sample is, and a global batch may span two epochs. Micro-batch m of
+    step s on rank r takes the samples from
+    `s * global_batch_size + (m * world_size + r) * micro_batch_size` on.
+
+    Every batch is `rows.batch(...)` with two plain integers: `num_targets`, the targets in the
+    whole global batch of its step, over all ranks and micro-batches; and `samples`, the state once
+    all ranks have had this micro-batch.
+
+    `seconds_waited` is the time that the making of batches has kept the run waiting.
+
+    One pass of `iter` ends at the next multiple of `len` micro-batches since sample 0; the next
+    pass goes on there.
+
+    Args:
+        rows: What to load.
+        global_batch_size: Rows of an optimizer step.
+        micro_batch_size: Rows of a batch.
+        rank: Number of this process.
+        world_size: Number of processes.
+        seed: Seed of the order, at least 0.
+        num_workers: Processes that make batches ahead of time; 0 makes them when asked. The
+            batches are the same.
+        order: Which row each sample is, instead of an `EpochOrder` of this seed.
+
+    Raises:
+        InputError: A size is not positive, there is no row, or the micro-batches do not make up
+            the global batch.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        order: Order | None = None,
+    ) -> None:
+        _check_sizes(rows, micro_batch_size, rank, world_size)
+        together = micro_batch_size * world_size
+        if global_batch_size < 1 or global_batch_size % together:
+            below = global_batch_size // together * together
+            fitting = [str(size) for size in (below, below + together) if size > 0]
+            raise InputError(
+                f"global_batch_size is {global_batch_size}; with micro_batch_size"
+                f" {micro_batch_size} and world_size {world_size} it must be a multiple of"
+                f" {together}: {' or '.join(fitting)}"
+            )
+        if seed < 0 or num_workers < 0:
+            raise InputError(f"seed is {seed}, num_workers {num_workers}; both must be at least 0")
+        self.rows = rows
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.num_workers = num_workers
+        self.order = order or EpochOrder(len(rows), seed)
+        self.seconds_waited = 0.0
+        self._samples = 0
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of an optimizer step on each process."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    def __len__(self) -> int:
+        """Micro-batches of a process in an epoch, its last step completed from the next epoch."""
+        return math.ceil(len(self.rows) / self.global_batch_size) * self.accumulation
+
+    def state_dict(self) -> dict[str, int]:
+        """The samples that all processes together have had."""
+        return {"samples": self._samples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on after that many samples; the number of processes and the micro-batch may have
+        changed.
+
+        Raises:
+            InputError: The state lies inside an optimizer step where no micro-batch of this loader
+                begins.
+        """
+        samples, together = state["samples"], self.micro_batch_size * self.world_size
+        if samples < 0 or samples % self.global_batch_size % together:
+            raise InputError(
+                f"samples is {samples}; inside a step of global_batch_size"
+                f" {self.global_batch_size} it must be a multiple of {together}"
+                f" (micro_batch_size x world_size)"
+            )
+        self._samples = samples
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        begin = self._samples
+        counts = range(begin, self._end(begin), self.micro_batch_size * self.world_size)
+        step, num_targets = -1, 0
+        batches = self._batches(counts)
+        for before in counts:
+            start = time.perf_counter()
+            batch = next(batches)
+            if before // self.global_batch_size != step:
+                step = before // self.global_batch_size
+                num_targets = self.rows.num_targets(self._rows_of_step(step))
+            self.seconds_waited += time.perf_counter() - start
+            # Before the batch is handed out: whoever has a batch has consumed it.
+            self._samples = before + self.micro_batch_size * self.world_size
+            yield {**batch, "num_targets": num_targets, "samples": self._samples}
+
+    def _end(self, samples: int) -> int:
+        epoch = len(self) * self.micro_batch_size * self.world_size
+        return (samples // epoch + 1) * epoch
+
+    def _batches(self, counts: range) -> Iterator[dict[str, Tensor]]:
+        indices = (self._rows_of_micro_batch(before) for before in counts)
+        if self.num_workers == 0:
+            return map(self.rows.batch, indices)
+        loader: Iterable[dict[str, Tensor]] = DataLoader(
+            _BatchDataset(self.rows),
+            sampler=indices,
+            batch_size=None,
+            num_workers=self.num_workers,
+            # Without one of its own it would draw from the global generator, and change the run's
+            # other draws.
+            generator=torch.Generator(),
+        )
+        return iter(loader)
+
+    def _rows_of_micro_batch(self, before: int) -> NDArray[np.int64]:
+        begin = before + self.rank * self.micro_batch_size
+        return self.order.rows(begin, begin + self.micro_batch_size)
+
+    def _rows_of_step(self, step: int) -> NDArray[np.int64]:
+        return self.order.rows(step * self.global_batch_size, (step + 1) * self.global_batch_size)
+
+
+class EvalLoader:
+    """All rows, or the first `limit`, once and in order; every process gets the same number of
+    batches.
+
+    Batch b on rank r takes the rows from `(b * world_size + r) * micro_batch_size` on. Beyond the
+    last row come rows of padding without targets, so that no process ends before another.
+
+    Args:
+        rows: What to load.
+        micro_batch_size: Rows of a batch.
+        rank: Number of this process.
+        world_size: Number of processes.
+        limit: Number of rows to take at most.
+
+    Raises:
+        InputError: A size is not positive, or there is no row.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        limit: int | None = None,
+    ) -> None:
+        _check_sizes(rows, micro_batch_size, rank, world_size)
+        if limit is not None and limit < 1:
+            raise InputError(f"limit is {limit}; it must be at least 1, or None for all rows")
+        self.rows = rows
+        self.micro_batch_size = micro_batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.total = len(rows) if limit is None else min(limit, len(rows))
+
+    def __len__(self) -> int:
+        return math.ceil(self.total / (self.micro_batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for number in range(len(self)):
+            begin = (number * self.world_size + self.rank) * self.micro_batch_size
+            indices = np.arange(begin, begin + self.micro_batch_size)
+            # A row that exists gives a filler its shape.
+            batch = self.rows.batch(np.minimum(indices, self.total - 1))
+            if indices[-1] >= self.total:
+                beyond = torch.from_numpy(indices >= self.total)
+                for key, value in FILLER.items():
+                    batch[key][beyond] = value
+            yield batch
+
+
+def permutation(seed: int, epoch: int, size: int, stream: int = 0) -> NDArray[np.int64]:
+    """(size,) the order of the rows in an epoch; read-only.
+
+    It sorts raw numbers of the generator, whose stream numpy promises to keep; that of
+    `Generator.permutation` may change with numpy's version, and with it the data of a resumed run.
+    """
+    entropy = [seed, epoch, stream] if stream else [seed, epoch]
+    keys = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(size)
+    order = np.argsort(keys, kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+class _BatchDataset(Dataset[dict[str, Tensor]]):
+    """Whole batches for worker processes: an item's key is the array of its row numbers."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        return self._rows.batch(indices)
+
+
+def _check_sizes(rows: Rows, micro_batch_size: int, rank: int, world_size: int) -> None:
+    if len(rows) < 1:
+        raise InputError("the data has 0 rows; at least 1 is needed")
+    if micro_batch_size < 1:
+        raise InputError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
+    if not 0 <= rank < world_size:
+        raise InputError(
+            f"rank is {rank}; with world_size {world_size} allowed are 0 to below that"
+        )

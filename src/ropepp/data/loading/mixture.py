@@ -1,0 +1,245 @@
+"""Several corpora mixed in fixed proportions, as a pure function of the number of a sample."""
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ropepp.data.loading.loader import EpochOrder, Rows
+from ropepp.data.packing.concat import KEYS, Indices, PackedRows
+from ropepp.errors import InputError
+
+MAX_PERIOD = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Which corpus each sample is from: after any number n of samples, corpus i with share w_i has
+    had n w_i of them to within less than one.
+
+    The order repeats after a period of P samples, in which corpus i has P w_i. Inside the period it
+    is Tijdeman's ("The chairman assignment problem", Discrete Mathematics 32, 1980): the j-th
+    sample of each corpus has a first and a last place, where the corpus has fallen behind by
+    1 / (2k - 2), k corpora, and by 1 - 1 / (2k - 2); each place is taken by the earliest last
+    place among the samples that may come. No corpus is then ahead or behind by more than
+    1 - 1 / (2k - 2).
+
+    Attributes:
+        counts: Samples of each corpus in a period.
+        corpora: (P,) corpus of each place in the period.
+        earlier: (P,) number of earlier places of the same corpus in the period.
+    """
+
+    counts: tuple[int, ...]
+    corpora: NDArray[np.int64]
+    earlier: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, weights: Sequence[float]) -> "Schedule":
+        """The schedule of these weights, which need not sum to 1.
+
+        Weights are taken as they are written (0.1 is a tenth), and P is their common denominator.
+        Where that exceeds 65536, P is 65536 and the shares are rounded to multiples of 1 / P: all
+        proportions hold for the rounded ones, which `counts` has.
+
+        Raises:
+            InputError: A weight is not above 0, or too small to have a place in the period.
+        """
+        counts = _whole_numbers(weights)
+        corpora = np.array(_tijdeman(counts), np.int64)
+        earlier = np.empty_like(corpora)
+        for corpus, count in enumerate(counts):
+            earlier[corpora == corpus] = np.arange(count)
+        return cls(counts, corpora, earlier)
+
+    @property
+    def period(self) -> int:
+        return len(self.corpora)
+
+    def place(self, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Corpus of the samples from `begin` to `end`, and each one's number among the samples of
+        its corpus."""
+        period, at = np.divmod(np.arange(begin, end), self.period)
+        corpora = self.corpora[at]
+        return corpora, period * np.array(self.counts)[corpora] + self.earlier[at]
+
+    def sample(self, corpus: int, number: int) -> int:
+        """The sample that is the `number`-th, from 0, of a corpus."""
+        period, within = divmod(number, self.counts[corpus])
+        return period * self.period + int(np.flatnonzero(self.corpora == corpus)[within])
+
+
+class MixtureRows:
+    """The rows of several corpora, numbered one corpus after another.
+
+    Args:
+        parts: Rows of each corpus by its name, all of one length.
+        schedule: In which order samples are taken from them.
+    """
+
+    def __init__(self, parts: Mapping[str, Rows], schedule: Schedule) -> None:
+        self.parts = dict(parts)
+        self.length = next(iter(self.parts.values())).length
+        self.schedule = schedule
+        self.sizes = [len(rows) for rows in self.parts.values()]
+        self._begins = np.cumsum([0, *self.sizes])
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def batch(self, indices: Indices) -> dict[str, Tensor]:
+        """See `ropepp.data.loading.loader.Rows`.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        rows = np.asarray(indices, np.int64)
+        out = np.empty((len(KEYS), len(rows), self.length), np.int64)
+        for part, at, numbers in self._by_part(rows):
+            batch = part.batch(numbers)
+            for key, own in zip(KEYS, out, strict=True):
+                own[at] = batch[key].numpy()
+        return {key: torch.from_numpy(own) for key, own in zip(KEYS, out, strict=True)}
+
+    def num_targets(self, indices: Indices) -> int:
+        """Number of targets other than -100 in these rows."""
+        rows = np.asarray(indices, np.int64)
+        return sum(part.num_targets(numbers) for part, _, numbers in self._by_part(rows))
+
+    def order(self, seed: int) -> "MixtureOrder":
+        """The order in which training reads these rows."""
+        return MixtureOrder(self.schedule, self.sizes, seed)
+
+    def in_proportion(self) -> "ChosenRows":
+        """Rows in the order of the schedule, each corpus's from its first on, up to where a corpus
+        has none left."""
+        schedule = self.schedule
+        end = min(schedule.sample(corpus, size) for corpus, size in enumerate(self.sizes))
+        corpora, numbers = schedule.place(0, end)
+        return ChosenRows(self, self._begins[corpora] + numbers)
+
+    def summary(self) -> dict[str, Any]:
+        """By name of the corpus its `share` of the samples, as it is after rounding, and the
+        summary of its rows, see `PackedRows.summary`."""
+        shares = [count / self.schedule.period for count in self.schedule.counts]
+        return {
+            name: {"share": share} | (rows.summary() if isinstance(rows, PackedRows) else {})
+            for share, (name, rows) in zip(shares, self.parts.items(), strict=True)
+        }
+
+    def _by_part(
+        self, rows: NDArray[np.int64]
+    ) -> list[tuple[Rows, NDArray[Any], NDArray[np.int64]]]:
+        """Rows of each corpus that has any of these, the places of these, and their numbers."""
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        corpora = np.searchsorted(self._begins, rows, side="right") - 1
+        found = []
+        for corpus, part in enumerate(self.parts.values()):
+            at = np.flatnonzero(corpora == corpus)
+            if len(at):
+                found.append((part, at, rows[at] - self._begins[corpus]))
+        return found
+
+
+class ChosenRows:
+    """Some rows of others, in a given order.
+
+    Args:
+        rows: The others.
+        numbers: (N,) their numbers.
+    """
+
+    def __init__(self, rows: Rows, numbers: NDArray[np.int64]) -> None:
+        self.rows = rows
+        self.numbers = numbers
+        self.length = rows.length
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, indices: Indices) -> dict[str, Tensor]:
+        """See `ropepp.data.loading.loader.Rows`."""
+        return self.rows.batch(self.numbers[np.asarray(indices)])
+
+    def num_targets(self, indices: Indices) -> int:
+        """Number of targets other than -100 in these rows."""
+        return self.rows.num_targets(self.numbers[np.asarray(indices)])
+
+
+class MixtureOrder:
+    """Which row each training sample is: the schedule says from which corpus, and each corpus has
+    epochs and orders of its own. The first one's are those that it has alone.
+
+    Args:
+        schedule: Order of the corpora.
+        sizes: Number of rows of each corpus.
+        seed: Seed of all orders.
+    """
+
+    def __init__(self, schedule: Schedule, sizes: Sequence[int], seed: int) -> None:
+        self.schedule = schedule
+        self._begins = np.cumsum([0, *sizes])
+        self._orders = [EpochOrder(size, seed, stream) for stream, size in enumerate(sizes)]
+
+    def rows(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Row numbers, as in `MixtureRows`, of the samples from `begin` to `end`."""
+        corpora, numbers = self.schedule.place(begin, end)
+        rows = np.empty_like(numbers)
+        for corpus, order in enumerate(self._orders):
+            at = corpora == corpus
+            own = numbers[at]  # without a gap
+            if len(own):
+                rows[at] = self._begins[corpus] + order.rows(int(own[0]), int(own[-1]) + 1)
+        return rows
+
+
+def _whole_numbers(weights: Sequence[float]) -> tuple[int, ...]:
+    """Samples of each corpus in a period, without a common divisor."""
+    if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise InputError(f"the weights are {list(weights)}; each must be a number above 0")
+    exact = [Fraction(str(weight)) for weight in weights]
+    shares = [weight / sum(exact) for weight in exact]
+    period = math.lcm(*(share.denominator for share in shares))
+    if period > MAX_PERIOD:
+        period = MAX_PERIOD
+    counts = [math.floor(share * period) for share in shares]
+    # The largest remainders are rounded up, as many as it takes.
+    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i] * period)
+    for i in by_remainder[: period - sum(counts)]:
+        counts[i] += 1
+    if 0 in counts:
+        raise InputError(
+            f"the weights are {list(weights)}; each must be at least 1/{MAX_PERIOD} of their sum"
+        )
+    divisor = math.gcd(*counts)
+    return tuple(count // divisor for count in counts)
+
+
+def _tijdeman(counts: tuple[int, ...]) -> list[int]:
+    """The corpora of one period, see `Schedule`, by whole numbers alone."""
+    k, period = len(counts), sum(counts)
+    if k == 1:
+        return [0] * period
+    parts = 2 * k - 2
+    # Corpus i is behind by (counts[i] n - period j) / period after n samples of which it had j.
+    begins: list[list[tuple[int, int]]] = [[] for _ in range(period + 1)]
+    for corpus, count in enumerate(counts):
+        for number in range(count):
+            first = -(-period * (parts * number + 1) // (parts * count))
+            last = -(-period * (parts * number + parts - 1) // (parts * count))
+            begins[first].append((last, corpus))
+    waiting: list[tuple[int, int]] = []
+    order = []
+    for n in range(1, period + 1):
+        for sample in begins[n]:
+            heapq.heappush(waiting, sample)
+        order.append(heapq.heappop(waiting)[1])
+    return order

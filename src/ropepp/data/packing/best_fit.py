@@ -1,0 +1,143 @@
+"""Rows of whole documents: best-fit packing, and rows that are made of long documents."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ropepp.data.packing.concat import Ends, PackedRows, Packing, Use
+from ropepp.data.packing.packing_index import open_index
+from ropepp.data.tokens.corpus import Corpus
+from ropepp.errors import InputError
+
+
+@dataclass(frozen=True)
+class BestFit(Packing):
+    """Documents of at most T + 1 tokens stay whole and longer ones are cut into as few pieces as
+    possible; rows are filled by best-fit-decreasing bin packing (arXiv 2404.10830). Rows have a
+    little padding at their ends."""
+
+    def rows(self, corpus: Corpus, length: int, mask_documents: bool = True) -> PackedRows:
+        return BestFitRows(corpus, length, mask_documents)
+
+
+@dataclass(frozen=True)
+class Long(Packing):
+    """Best-fit rows that each hold a long piece of one document; shorter documents only fill what
+    is left of these rows, and are left out where there is no room.
+
+    Args:
+        share: Smallest length of the long piece as a share of the row, above 0 to 1.
+    """
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"packing.share is {self.share}; allowed are above 0 to 1")
+
+    def rows(self, corpus: Corpus, length: int, mask_documents: bool = True) -> PackedRows:
+        return BestFitRows(corpus, length, mask_documents, math.ceil(self.share * length))
+
+
+class BestFitRows(PackedRows):
+    """Rows of T = `length` tokens, made of pieces that are whole documents where these fit.
+
+    A document of more than T + 1 tokens gives rows that it fills alone, cut like `ConcatRows`, and
+    a remainder. Remainders and shorter documents share rows, which end in padding where the pieces
+    do not come out even. So each token of a document but its first is a target exactly once, and
+    each but its last is an input exactly once; a document's last token, end-of-text, is an
+    input too unless it ends a row's T + 1 tokens. A document of one token has no target and is left
+    out.
+
+    Args:
+        corpus: What to read; the packing is kept in its folder, see
+            `ropepp.data.packing.packing_index`.
+        length: Row length T in tokens.
+        mask_documents: See `PackedRows`; a piece counts as a document.
+        least: Tokens of a piece from which on it may open a row. Shorter ones fill the rows of
+            others, and are lost where there is no room.
+
+    Raises:
+        InputError: `length` is below 1 or exceeds the corpus, or no piece opens a row.
+    """
+
+    def __init__(
+        self, corpus: Corpus, length: int, mask_documents: bool = True, least: int = 1
+    ) -> None:
+        super().__init__(corpus, length, mask_documents)
+        self.least = least
+        self.index = open_index(corpus, length, least)
+        self._alone = int(self.index.whole_rows[-1])
+        if not len(self):
+            raise InputError(
+                f"{corpus.folder} has no document of at least {max(2, least)} tokens in its"
+                f" {corpus.meta.split} split, for rows of {length}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the index itself: pickling would copy it.
+        return type(self), (self.corpus, self.length, self.mask_documents, self.least)
+
+    def _read(self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]) -> Ends:
+        of, starts, sizes = self._pieces(rows)
+        first = np.searchsorted(of, np.arange(len(rows)))
+        before = np.cumsum(sizes) - sizes
+        columns = before - before[first][of] + sizes
+        # Each token is copied once from where it may be slow to read.
+        both = np.zeros((len(rows), self.length + 1), np.uint32)
+        flat, tokens = both.reshape(-1), self.corpus.tokens
+        places = of * (self.length + 1) + columns - sizes
+        for at, start, size in zip(places.tolist(), starts.tolist(), sizes.tolist(), strict=True):
+            flat[at : at + size] = tokens[start : start + size]
+        inputs[:], targets[:] = both[:, :-1], both[:, 1:]
+        filled = np.minimum(np.add.reduceat(sizes, first), self.length) if len(rows) else first
+        inside = columns <= self.length
+        return Ends(of[inside], columns[inside], filled)
+
+    def _count(self, rows: NDArray[np.int64]) -> int:
+        return int((self._pieces(rows)[2] - 1).sum())
+
+    def _pieces(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The pieces in these rows, one row after another: which of these rows, first token, number
+        of tokens."""
+        index, T, offsets = self.index, self.length, self.corpus.offsets
+        counts, begin = np.ones_like(rows), np.zeros_like(rows)
+        shared = np.flatnonzero(rows >= self._alone)
+        numbers = rows[shared] - self._alone
+        begin[shared] = index.packed_rows[numbers]
+        counts[shared] = index.packed_rows[numbers + 1] - begin[shared]
+        of = np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+        remainder = rows[of] >= self._alone
+        whole = rows[rows < self._alone]
+        at = np.searchsorted(index.whole_rows, whole, side="right") - 1
+        documents = np.empty_like(of)
+        documents[remainder] = index.packed[(begin[of] + within)[remainder]]
+        documents[~remainder] = index.whole[at]
+        pieces, rest = np.divmod(offsets[documents + 1] - offsets[documents] - 1, T)
+        pieces[~remainder] = whole - index.whole_rows[at]
+        rest[~remainder] = T
+        return of, offsets[documents] + pieces * T, rest + 1
+
+    def _use(self, sizes: NDArray[np.int64]) -> Use:
+        index, T = self.index, self.length
+        pieces, rest = np.divmod(sizes - 1, T)
+        packed = np.zeros(len(sizes), np.bool_)
+        packed[index.packed] = True
+        missing = ~packed & (rest > 0)
+        # A remainder's first token is a target of the piece before.
+        lost = (rest + (pieces == 0))[missing].sum() + np.count_nonzero(sizes == 1)
+        inputs = self._alone * T
+        if len(index.packed):
+            held = np.add.reduceat(rest[index.packed] + 1, index.packed_rows[:-1])
+            inputs += int(np.minimum(held, T).sum())
+        return Use(int(lost), inputs, packed | (pieces > 0), sizes - 1 > T)

@@ -1,0 +1,279 @@
+"""Token files to rows of equal length: what all packings share, and documents one after another.
+
+Other packings are in `ropepp.data.packing.best_fit`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ropepp.data.tokens.corpus import Corpus
+from ropepp.errors import InputError
+
+IGNORE_INDEX = -100
+PADDING_DOCUMENT = -1
+KEYS = ("input_ids", "targets", "document_ids", "positions")
+PERCENTILES = (0, 10, 25, 50, 75, 90, 100)
+
+Indices = NDArray[np.int64] | Sequence[int]
+
+
+class Ends(NamedTuple):
+    """Where documents end in some rows.
+
+    Attributes:
+        rows: (E,) which of these rows each end is in, in ascending order.
+        columns: (E,) the place after the document's last token, 1 to T, ascending inside a row.
+        filled: (B,) number of inputs of each row that are no padding.
+    """
+
+    rows: NDArray[Any]
+    columns: NDArray[Any]
+    filled: NDArray[Any]
+
+
+class Use(NamedTuple):
+    """What a packing makes of a corpus.
+
+    Attributes:
+        lost: Number of tokens that are neither input nor target of any row.
+        inputs: Number of inputs of all rows that are no padding.
+        used: (documents,) whether any of a document's tokens is in a row; or all of them.
+        split: (documents,) whether a document lies in several rows.
+    """
+
+    lost: int
+    inputs: int
+    used: NDArray[np.bool_] | slice
+    split: NDArray[np.bool_]
+
+
+class PackedRows(ABC):
+    """Rows of T = `length` tokens cut from a corpus; sub-classes say which tokens a row holds.
+
+    A row reads T + 1 tokens, so that the last input has its target. The first token of a document
+    is no target.
+
+    Args:
+        corpus: What to read.
+        length: Row length T in tokens.
+        mask_documents: Number documents and positions inside a row; otherwise the row counts as
+            one document, and attention may cross documents. The targets are the same.
+
+    Raises:
+        InputError: `length` is below 1 or exceeds the corpus.
+    """
+
+    def __init__(self, corpus: Corpus, length: int, mask_documents: bool = True) -> None:
+        tokens = len(corpus.tokens)
+        if not 1 <= length <= tokens or tokens < 2:
+            raise InputError(
+                f"length is {length}; the {corpus.meta.split} split of {corpus.folder} has"
+                f" {tokens} tokens: allowed are 1 to {tokens}, and at least 2 tokens"
+            )
+        self.corpus = corpus
+        self.length = length
+        self.mask_documents = mask_documents
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @abstractmethod
+    def _read(self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]) -> Ends:
+        """Writes the tokens of these rows as inputs (B, T) and, one further on, as targets (B, T);
+        inputs after a row's last token are 0."""
+
+    @abstractmethod
+    def _count(self, rows: NDArray[np.int64]) -> int:
+        """Number of targets other than -100 in these rows."""
+
+    @abstractmethod
+    def _use(self, sizes: NDArray[np.int64]) -> Use:
+        """What becomes of the documents, whose numbers of tokens these are."""
+
+    def batch(self, indices: Indices) -> dict[str, Tensor]:
+        """The rows of these numbers.
+
+        Args:
+            indices: (B,) row numbers.
+
+        Returns:
+            int64 tensors (B, T): `input_ids`, padding is 0; `targets`, the next token, or -100
+            where that begins another document or does not exist; `document_ids`, 0, 1, ... inside
+            the row, padding is -1; `positions`, from 0 in every document and row, padding is 0.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        numbers = self._checked(indices)
+        # One allocation: four of this size cost up to three times as much in page faults.
+        arrays = np.empty((len(KEYS), len(numbers), self.length), np.int64)
+        inputs, targets, documents, positions = arrays
+        rows, columns, filled = self._read(numbers, inputs, targets)
+        targets[rows, columns - 1] = IGNORE_INDEX
+        documents[:] = 0
+        positions[:] = 1
+        positions[:, 0] = 0
+        if self.mask_documents:
+            inside = columns < self.length
+            _restart(documents, positions, rows[inside], columns[inside])
+        np.cumsum(positions, axis=1, out=positions)
+        for row in np.flatnonzero(filled < self.length).tolist():
+            padding = slice(filled[row], None)
+            targets[row, padding] = IGNORE_INDEX
+            documents[row, padding] = PADDING_DOCUMENT
+            positions[row, padding] = 0
+        return {key: torch.from_numpy(array) for key, array in zip(KEYS, arrays, strict=True)}
+
+    def num_targets(self, indices: Indices) -> int:
+        """Number of targets other than -100 in the rows, from the document offsets alone.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        return self._count(self._checked(indices))
+
+    def summary(self) -> dict[str, Any]:
+        """What the packing costs, as plain values.
+
+        Returns:
+            Numbers of `rows`, of their `length`, of the corpus's `documents` and `tokens`; then
+            shares: `tokens_lost`, of the corpus's tokens, those in no row; `places_padded`, of all
+            inputs of all rows, those without a token; `documents_split`, of the corpus's documents,
+            those that lie in several rows; `tokens_split`, of its tokens, those of such documents.
+            `document_lengths` has the percentiles of the lengths in tokens of the documents used,
+            see `length_percentiles`.
+        """
+        sizes = np.diff(self.corpus.offsets)
+        lost, inputs, used, split = self._use(sizes)
+        tokens, places = len(self.corpus.tokens), len(self) * self.length
+        return {
+            "rows": len(self),
+            "length": self.length,
+            "documents": len(sizes),
+            "tokens": tokens,
+            "tokens_lost": lost / tokens,
+            "places_padded": (places - inputs) / places,
+            "documents_split": float(split.mean()),
+            "tokens_split": int(sizes[split].sum()) / tokens,
+            "document_lengths": length_percentiles(sizes[used]),
+        }
+
+    def _checked(self, indices: Indices) -> NDArray[np.int64]:
+        rows = np.asarray(indices, dtype=np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        return rows
+
+
+class ConcatRows(PackedRows):
+    """Rows of T = `length` tokens, cut from all documents one after another.
+
+    Row r reads the T + 1 tokens from r * T on: the last one is the next row's first, so that every
+    token but the corpus's last is an input once, and the row's last input has its target. The
+    last row is filled up with padding.
+    """
+
+    def __len__(self) -> int:
+        """ceil((N - 1) / T) for N tokens."""
+        return math.ceil((len(self.corpus.tokens) - 1) / self.length)
+
+    def _read(self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]) -> Ends:
+        starts = rows * self.length
+        for row, start in enumerate(starts.tolist()):
+            self._copy_tokens(start, inputs[row])
+            self._copy_tokens(start + 1, targets[row])
+        first, last = self._span(starts)
+        counts = last - first
+        of = np.repeat(np.arange(len(starts)), counts)
+        within = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        columns = self.corpus.offsets[first[of] + within] - starts[of]
+        return Ends(of, columns, self._filled(starts))
+
+    def _count(self, rows: NDArray[np.int64]) -> int:
+        starts = rows * self.length
+        first, last = self._span(starts)
+        return int((self._filled(starts) - (last - first)).sum())
+
+    def _use(self, sizes: NDArray[np.int64]) -> Use:
+        tokens, starts = len(self.corpus.tokens), self.corpus.offsets[:-1]
+        # The corpus's last token is no input where the rows come out even.
+        even = (tokens - 1) % self.length == 0
+        last_input = starts + np.maximum(sizes, 2) - 2  # of those that have a target
+        split = starts // self.length != last_input // self.length
+        lost = int(even and sizes[-1] == 1)
+        return Use(lost, tokens - even, slice(None), split)
+
+    def _filled(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.minimum(self.length, len(self.corpus.tokens) - starts)
+
+    def _span(self, starts: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Range of the entries of `offsets` after a row's first token, up to T tokens after it.
+
+        The corpus's end counts: like a document's start, it is no target for the token before.
+        """
+        offsets = self.corpus.offsets
+        first = np.searchsorted(offsets, starts, side="right")
+        last = np.searchsorted(offsets, starts + self.length, side="right")
+        return first, last
+
+    def _copy_tokens(self, start: int, row: NDArray[np.int64]) -> None:
+        tokens = self.corpus.tokens[start : start + self.length]
+        row[: len(tokens)] = tokens
+        row[len(tokens) :] = 0
+
+
+# No dataclass itself: the command line's parser would then take it for the only class allowed.
+class Packing:
+    """How documents become rows, as a spec of plain values; sub-classes are the packings."""
+
+    def rows(self, corpus: Corpus, length: int, mask_documents: bool = True) -> PackedRows:
+        """The rows of `length` tokens of a corpus, see `PackedRows`."""
+        raise TypeError(f"{type(self).__name__} is no packing; choose a sub-class such as Concat")
+
+
+@dataclass(frozen=True)
+class Concat(Packing):
+    """All documents one after another, cut every T tokens: no token is lost or padding, and
+    documents are split wherever a row ends."""
+
+    def rows(self, corpus: Corpus, length: int, mask_documents: bool = True) -> PackedRows:
+        return ConcatRows(corpus, length, mask_documents)
+
+
+def length_percentiles(sizes: NDArray[np.int64]) -> dict[str, dict[str, int]]:
+    """Percentiles of documents' lengths in tokens, by "0", "10" to "100": `by_document` each
+    document counts alike, `by_token` each token does."""
+    ordered = np.sort(sizes)
+    up_to = np.cumsum(ordered)
+    percent = np.array(PERCENTILES)
+    by_document = np.maximum(-(-percent * len(ordered) // 100), 1) - 1
+    by_token = np.searchsorted(up_to, -(-percent * up_to[-1] // 100))
+    return {
+        key: dict(zip(map(str, PERCENTILES), ordered[at].tolist(), strict=True))
+        for key, at in (("by_document", by_document), ("by_token", by_token))
+    }
+
+
+def _restart(
+    documents: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    rows: NDArray[Any],
+    columns: NDArray[Any],
+) -> None:
+    """Begins a document at each of these places, in arrays of zeros and of steps (summed later)."""
+    documents[rows, columns] = 1
+    np.cumsum(documents, axis=1, out=documents)
+    previous = np.zeros_like(columns)
+    same_row = rows[1:] == rows[:-1]
+    previous[1:][same_row] = columns[:-1][same_row]
+    # A step that leads back to 0 from the last position of the document before.
+    positions[rows, columns] = 1 - (columns - previous)

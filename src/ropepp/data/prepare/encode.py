@@ -1,0 +1,312 @@
+"""One shard of input to one shard of a corpus: whole or not at all, and found again later."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ropepp import __version__
+from ropepp.data.prepare.safe_cuts import PIECE, pieces
+from ropepp.data.text.documents import Text, blocks, cut, digest_and_size
+from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen
+from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.sources import Shard
+from ropepp.data.tokenizer import Tokenizer, load_tokenizer, num_threads
+from ropepp.data.tokens.meta import SHARDS_FOLDER
+from ropepp.data.tokens.writer import (
+    META_FILE,
+    OFFSET_TYPE,
+    OFFSETS_FILE,
+    TOKEN_TYPES,
+    TOKENS_FILE,
+    TokenFiles,
+    check_size,
+    token_type,
+)
+from ropepp.errors import InputError
+from ropepp.files import disk_errors, replacing_folder, sync_folder, write_synced
+
+TRAIN, VALIDATION = "train", "validation"
+BAD_LINES_FILE = "bad_lines.tsv"
+# Encoded at a time: enough for every core; with one, so few that they stay in its cache.
+BATCH_CHARACTERS, BATCH_CHARACTERS_ALONE = 1 << 21, 1 << 16
+
+Report = Callable[[int, int, int], Any]  # bytes read, documents and tokens since the last call
+SplitText = tuple[str, Text, int]  # name of the split, text, its UTF-8 bytes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a shard's files besides its input.
+
+    Attributes:
+        tokenizer: Fingerprint.
+        key: Key or column of the text.
+        validation_fraction: Share of the documents for validation.
+        min_tokens: Documents with fewer are left out.
+        only_one: There is one document in all, whose end is for validation.
+        ropepp_version: Which code wrote it.
+    """
+
+    tokenizer: str
+    key: str
+    validation_fraction: float
+    min_tokens: int
+    only_one: bool
+    ropepp_version: str = __version__
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return (TRAIN, VALIDATION) if self.validation_fraction > 0 else (TRAIN,)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ShardMeta:
+    """The content of a shard's `meta.json`.
+
+    `splits` has counts and checksums, `shares` the smallest and largest number that decided on a
+    document's split, `settings_sha256` and `dropped_sha256` are of the `Settings` and of the
+    numbers of the copies that were left out.
+    """
+
+    name: str
+    settings_sha256: str
+    dropped_sha256: str
+    inputs: list[dict[str, Any]]
+    dtype: str
+    bad_lines: int
+    empty_documents: int
+    short_documents: int
+    duplicates: int
+    shares: tuple[float, float]
+    splits: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class ShardJob:
+    """All that a process needs to know.
+
+    Attributes:
+        folder: The corpus's folder.
+        shard: What to read.
+        settings: How.
+        tokenizer: For `load_tokenizer`.
+        on_bad_line: Whether a bad line ends the work.
+        dropped: Numbers of the documents that are copies of earlier ones, increasing.
+    """
+
+    folder: Path
+    shard: Shard
+    settings: Settings
+    tokenizer: str
+    on_bad_line: OnBadLine
+    dropped: NDArray[np.int64]
+
+    @property
+    def label(self) -> str:
+        return self.shard.label
+
+    @property
+    def place(self) -> Path:
+        """The shard's folder."""
+        return self.folder / SHARDS_FOLDER / self.shard.name
+
+    @property
+    def dropped_sha256(self) -> str:
+        return hashlib.sha256(self.dropped.astype(OFFSET_TYPE).tobytes()).hexdigest()
+
+
+def encode_shard(job: ShardJob, report: Report) -> None:
+    """Writes a shard's folder; nothing is there under its name before everything is.
+
+    Raises:
+        InputError: The input cannot be read, or the disk is full.
+    """
+    tokenizer = _tokenizer(job.tokenizer, job.settings.tokenizer)
+    skipped = Skipped()
+    reader = Reader(job.settings.key, job.on_bad_line, skipped, lambda count: report(count, 0, 0))
+    with (
+        disk_errors(job.place),
+        replacing_folder(job.place, overwrite=True) as place,
+        ExitStack() as stack,
+    ):
+        files = {}
+        for split in job.settings.splits:
+            (place / split).mkdir()
+            files[split] = stack.enter_context(TokenFiles(place / split, tokenizer))
+        shares = [1.0, 0.0]
+        encoder = _Encoder(tokenizer, files, job.settings.min_tokens, skipped, report)
+        encoder.run(split_texts(job, reader, shares))
+        for split, written in files.items():
+            written.sync()
+            sync_folder(place / split)
+        facts = {split: written.facts() for split, written in files.items()}
+        _write_meta(place, job, reader, (shares[0], shares[1]), facts, tokenizer)
+
+
+def _write_meta(
+    place: Path,
+    job: ShardJob,
+    reader: Reader,
+    shares: tuple[float, float],
+    splits: dict[str, dict[str, Any]],
+    tokenizer: Tokenizer,
+) -> None:
+    left_out = asdict(reader.skipped)
+    reports = left_out.pop("reports")
+    if reports:
+        write_synced(place / BAD_LINES_FILE, ("\n".join(reports) + "\n").encode())
+    meta = ShardMeta(
+        name=job.shard.name,
+        settings_sha256=job.settings.sha256,
+        dropped_sha256=job.dropped_sha256,
+        inputs=[asdict(seen) for seen in reader.seen],
+        dtype=token_type(tokenizer.vocab_size),
+        shares=shares,
+        splits=splits,
+        **left_out,
+    )
+    write_synced(place / META_FILE, (json.dumps(asdict(meta), indent=2) + "\n").encode())
+    sync_folder(place)
+
+
+def finished_shard(job: ShardJob) -> ShardMeta | None:
+    """The meta of a shard that an earlier run finished, if this one would write the same.
+
+    Inputs are compared by size and time; by their checksum where the time alone differs.
+    """
+    try:
+        values = json.loads((job.place / META_FILE).read_bytes())
+        meta = ShardMeta(**values | {"shares": tuple(values["shares"])})
+        dtype = TOKEN_TYPES[meta.dtype]
+        for split in job.settings.splits:
+            facts = meta.splits[split]
+            check_size(job.place / split / TOKENS_FILE, dtype, facts["tokens"])
+            check_size(job.place / split / OFFSETS_FILE, OFFSET_TYPE, facts["documents"] + 1)
+        seen = [Seen(**item) for item in meta.inputs]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    same = (
+        meta.settings_sha256 == job.settings.sha256
+        and meta.dropped_sha256 == job.dropped_sha256
+        and (meta.bad_lines == 0 or job.on_bad_line == "skip")
+        and len(seen) == len(job.shard.inputs)
+        and all(map(_is_same, seen, job.shard.inputs))
+    )
+    return meta if same else None
+
+
+def _is_same(seen: Seen, item: Input) -> bool:
+    if (seen.label, seen.size) != (item.label, item.size):
+        return False
+    if item.rows is not None:
+        return seen.sha256 == item.rows.fingerprint
+    if seen.mtime_ns == item.mtime_ns or item.path is None:
+        return True
+    with item.path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == seen.sha256
+
+
+def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[SplitText]:
+    """The documents of a shard that are no copies, with the split of each.
+
+    Args:
+        job: Which shard, and how; its tokenizer does not matter.
+        reader: What reads it.
+        shares: Smallest and largest number that decided on a split, kept up to date.
+    """
+    dropped, fraction = set(job.dropped.tolist()), job.settings.validation_fraction
+    for number, text in enumerate(reader.texts(job.shard.inputs)):
+        if number in dropped:
+            reader.skipped.duplicates += 1
+        elif job.settings.only_one and fraction > 0:
+            for split, part in zip((TRAIN, VALIDATION), cut(text, fraction), strict=True):
+                yield split, part, digest_and_size(part)[1]
+        else:
+            digest, size = digest_and_size(text)
+            # From 0 to 1, by the text alone; validation has the lowest.
+            share = int.from_bytes(digest[:8], "big") / 2**64
+            shares[:] = min(shares[0], share), max(shares[1], share)
+            yield (VALIDATION if share < fraction else TRAIN), text, size
+
+
+class _Encoder:
+    """Texts to token files, in batches; long ones piece by piece."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        files: dict[str, TokenFiles],
+        min_tokens: int,
+        skipped: Skipped,
+        report: Report,
+    ) -> None:
+        self._tokenizer, self._files, self._min_tokens = tokenizer, files, min_tokens
+        self._skipped, self._report = skipped, report
+
+    def run(self, found: Iterator[SplitText]) -> None:
+        batch: list[tuple[str, str, int]] = []
+        characters = 0
+        limit = BATCH_CHARACTERS if num_threads() > 1 else BATCH_CHARACTERS_ALONE
+        for split, text, size in found:
+            if not isinstance(text, str) or len(text) > PIECE:
+                self._encode(batch)
+                self._encode_long(split, text, size)
+                batch, characters = [], 0
+                continue
+            batch.append((split, text, size))
+            characters += len(text)
+            if characters >= limit:
+                self._encode(batch)
+                batch, characters = [], 0
+        self._encode(batch)
+
+    def _encode(self, batch: list[tuple[str, str, int]]) -> None:
+        encoded = self._tokenizer.encode_batch([text for _, text, _ in batch])
+        tokens = 0
+        for (split, _, size), ids in zip(batch, encoded, strict=True):
+            if len(ids) < self._min_tokens:
+                self._skipped.short_documents += 1
+            else:
+                self._files[split].append(ids, size)
+                tokens += len(ids)
+        self._report(0, len(batch), tokens)
+
+    def _encode_long(self, split: str, text: Text, size: int) -> None:
+        out, begun = self._files[split], False
+        ids: list[int] = []
+        for piece in pieces(blocks(text), self._tokenizer):
+            # Held back until the document is known to be long enough.
+            ids += self._tokenizer.encode_batch([piece])[0]
+            if len(ids) >= self._min_tokens and not begun:
+                begun = True
+                out.begin()
+            if begun:
+                out.extend(ids)
+                self._report(0, 0, len(ids))
+                ids = []
+        if begun:
+            out.finish(size)
+        else:
+            self._skipped.short_documents += 1
+        self._report(0, 1, 0)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path_or_kind: str, fingerprint: str) -> Tokenizer:
+    """Loaded once a process; the fingerprint tells apart what lay in the same place."""
+    found = load_tokenizer(path_or_kind)
+    if found.fingerprint != fingerprint:
+        raise InputError(f"the tokenizer in {path_or_kind} was exchanged; run again")
+    return found

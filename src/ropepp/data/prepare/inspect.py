@@ -1,0 +1,110 @@
+"""Looking at a prepared corpus."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokens.corpus import Corpus
+from ropepp.data.tokens.meta import SHARDS_FOLDER
+from ropepp.data.tokens.writer import META_FILE, OFFSETS_FILE
+from ropepp.errors import InputError
+
+SHOWN_DOCUMENTS, SHOWN_TOKENS = 3, 48
+BAR = 40  # characters of the longest bar
+CHUNK = 1 << 22  # offsets looked at at a time
+
+
+def inspect(folder: str | Path) -> str:
+    """Counts, lengths and the first documents of a prepared corpus, as text for people.
+
+    Raises:
+        InputError: The folder is no prepared corpus.
+    """
+    corpora = _open(Path(folder))
+    meta = corpora[0].meta
+    bits = 8 * corpora[0].tokens.dtype.itemsize
+    lines = [
+        f"{folder}: {meta.name}, from {meta.source or 'an unknown source'}",
+        f"tokenizer {meta.tokenizer}, vocabulary of {meta.vocab_size}, {bits} bits a token,"
+        f" fingerprint {meta.tokenizer_fingerprint[:12]}",
+        f"left out: {meta.bad_lines:,} bad lines, {meta.empty_documents:,} empty documents,"
+        f" {meta.short_documents:,} short documents, {meta.duplicates:,} duplicates",
+    ]
+    for corpus in corpora:
+        lines += ["", *_describe(corpus)]
+    return "\n".join(lines) + "\n"
+
+
+def verify(folder: str | Path) -> str:
+    """Reads all files of a prepared corpus and compares them with their checksums.
+
+    Returns:
+        What was read, a line for each split.
+
+    Raises:
+        InputError: A file is missing or is not what was written.
+    """
+    lines = []
+    for corpus in _open(Path(folder)):
+        corpus.verify()
+        corpus.load_tokenizer()
+        shards = f" in {corpus.meta.shards:,} shards" if corpus.meta.shards else ""
+        lines.append(
+            f"{corpus.meta.split}: {corpus.meta.documents:,} documents,"
+            f" {corpus.meta.tokens:,} tokens{shards} are as written"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _open(folder: Path) -> list[Corpus]:
+    # One file is enough to know a split, which then complains if the other is missing.
+    found = [
+        path.parent.name for name in (META_FILE, OFFSETS_FILE) for path in folder.glob(f"*/{name}")
+    ]
+    splits = sorted(set(found))
+    if not splits:
+        raise InputError(f"{folder} is no prepared corpus; `ropepp prepare` makes one")
+    return [Corpus.open(folder, split) for split in splits]
+
+
+def _describe(corpus: Corpus) -> list[str]:
+    meta = corpus.meta
+    shards = f", {meta.shards:,} shards in {SHARDS_FOLDER}/" if meta.shards else ""
+    return [
+        f"{meta.split}: {meta.documents:,} documents, {meta.tokens:,} tokens,"
+        f" {meta.text_bytes:,} bytes of text, {meta.text_bytes / meta.tokens:.2f} bytes a"
+        f" token{shards}",
+        *_histogram(corpus),
+        *_first_documents(corpus, corpus.load_tokenizer()),
+    ]
+
+
+def _histogram(corpus: Corpus) -> list[str]:
+    """Documents and their share of the tokens by length, in powers of two."""
+    counts, sums = np.zeros(64, np.int64), np.zeros(64, np.int64)
+    longest, shortest = 0, len(corpus.tokens)
+    for start in range(0, len(corpus.offsets) - 1, CHUNK):
+        lengths = np.diff(corpus.offsets[start : start + CHUNK + 1])
+        powers = np.frexp(lengths.astype(np.float64))[1] - 1
+        counts += np.bincount(powers, minlength=64)
+        sums += np.bincount(powers, weights=lengths, minlength=64).astype(np.int64)
+        longest, shortest = max(longest, lengths.max()), min(shortest, lengths.min())
+    used = np.flatnonzero(counts)
+    lines = [f"  lengths from {shortest:,} to {longest:,} tokens, BOS and end-of-text counted:"]
+    for power in range(used[0], used[-1] + 1):
+        bar = "#" * int(np.ceil(BAR * counts[power] / counts.max()))
+        share = sums[power] / len(corpus.tokens)
+        lines.append(f"  {2**power:>12,} {counts[power]:>14,} {share:>6.1%} of tokens {bar}")
+    return [line.rstrip() for line in lines]
+
+
+def _first_documents(corpus: Corpus, tokenizer: Tokenizer) -> list[str]:
+    ends = corpus.offsets[: SHOWN_DOCUMENTS + 1].tolist()
+    lines = [f"  first {SHOWN_TOKENS} tokens of the first documents:"]
+    for start, stop in pairwise(ends):
+        shown = min(stop, start + SHOWN_TOKENS)
+        more = " ..." if shown < stop else ""
+        lines.append(f"  {tokenizer.decode(corpus.tokens[start:shown].tolist())!r}{more}")
+    return lines

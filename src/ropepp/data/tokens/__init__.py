@@ -1,0 +1,3 @@
+"""Tokens on disk: `writer` has the files of ids and offsets, `meta` the JSON beside them, and
+`corpus` is both together, opened to read or to write.
+"""

@@ -1,0 +1,258 @@
+"""Numbers on disk: writing the documents of a split, and reading many files as one sequence."""
+
+import hashlib
+import os
+import sys
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ropepp.data.tokenizer import Tokenizer
+from ropepp.errors import InputError
+from ropepp.files import disk_errors
+
+TOKENS_FILE, OFFSETS_FILE, META_FILE = "tokens.bin", "offsets.bin", "meta.json"
+TOKEN_TYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+OFFSET_TYPE: np.dtype[Any] = np.dtype("<i8")
+BUFFER = 1 << 20  # numbers buffered at a time
+# The kernel allows 65530 maps to a process; shards beyond this many are mapped anew in turns.
+MAX_MAPS = 16384
+
+
+def token_type(vocab_size: int) -> str:
+    """Name of the smallest of `TOKEN_TYPES` that holds every id of the vocabulary.
+
+    Raises:
+        InputError: None does.
+    """
+    for name, dtype in TOKEN_TYPES.items():
+        if vocab_size <= np.iinfo(dtype).max + 1:
+            return name
+    raise InputError(f"the tokenizer has vocab_size {vocab_size}; allowed are up to {2**32}")
+
+
+class TokenFiles:
+    """Writes documents to the token file and the offsets of a folder, in bounded memory; a context
+    manager. The files are complete after `sync`.
+
+    Args:
+        place: Existing folder.
+        tokenizer: What made the ids.
+    """
+
+    def __init__(self, place: Path, tokenizer: Tokenizer) -> None:
+        self.documents = self.tokens = self.text_bytes = 0
+        self.dtype = token_type(tokenizer.vocab_size)
+        self._start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        self._end = [tokenizer.eot_id]
+        self._tokens = _NumberFile(
+            place / TOKENS_FILE, TOKEN_TYPES[self.dtype], tokenizer.vocab_size
+        )
+        self._offsets = _NumberFile(place / OFFSETS_FILE, OFFSET_TYPE)
+        self._offsets.append([0])
+
+    def __enter__(self) -> "TokenFiles":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._tokens.close()
+        self._offsets.close()
+
+    def append(self, ids: Sequence[int], text_bytes: int) -> None:
+        """Appends a document: its ids without BOS and end-of-text, and its text's UTF-8 bytes.
+
+        Raises:
+            InputError: An id is not in the vocabulary.
+        """
+        self.begin()
+        self.extend(ids)
+        self.finish(text_bytes)
+
+    def begin(self) -> None:
+        """Begins a document that comes in pieces: then any number of `extend`, then `finish`."""
+        self.extend(self._start)
+
+    def extend(self, ids: Sequence[int]) -> None:
+        self._tokens.append(ids if isinstance(ids, list) else list(ids))
+        self.tokens += len(ids)
+
+    def finish(self, text_bytes: int) -> None:
+        self.extend(self._end)
+        self.documents += 1
+        self.text_bytes += text_bytes
+        self._offsets.append([self.tokens])
+
+    def sync(self) -> None:
+        """Puts everything on the disk."""
+        self._tokens.sync()
+        self._offsets.sync()
+
+    def facts(self) -> dict[str, Any]:
+        """Counts and checksums; after `sync`."""
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "text_bytes": self.text_bytes,
+            "tokens_sha256": self._tokens.sha256,
+            "offsets_sha256": self._offsets.sha256,
+        }
+
+
+class _NumberFile:
+    """A file of numbers, written through a buffer, that knows its checksum."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], below: int | None = None) -> None:
+        self._path, self._below = path, below
+        with disk_errors(path):
+            self._file = path.open("wb", buffering=0)
+        self._buffer = array(dtype.char)
+        self._digest = hashlib.sha256()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def append(self, numbers: list[int]) -> None:
+        try:
+            self._buffer.fromlist(numbers)
+        except OverflowError:
+            limit = 256**self._buffer.itemsize
+            raise self._refuse(next(n for n in numbers if not 0 <= n < limit)) from None
+        if len(self._buffer) >= BUFFER:
+            self._flush()
+
+    def sync(self) -> None:
+        self._flush()
+        with disk_errors(self._path):
+            os.fsync(self._file.fileno())
+
+    def _flush(self) -> None:
+        if self._below is not None and len(self._buffer):
+            largest = int(np.frombuffer(self._buffer, self._buffer.typecode).max())
+            if largest >= self._below:
+                raise self._refuse(largest)
+        if sys.byteorder == "big":
+            self._buffer.byteswap()
+        rest = memoryview(self._buffer).cast("B")
+        self._digest.update(rest)
+        with disk_errors(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        self._buffer = array(self._buffer.typecode)
+
+    def _refuse(self, number: int) -> InputError:
+        return InputError(
+            f"{self._path}: the tokenizer gave the id {number}; ids must be from 0 to below"
+            f" {self._below}, its vocab_size ({8 * self._buffer.itemsize} bits in the file)"
+        )
+
+
+class ShardedTokens:
+    """Token files of many shards as one sequence; no copy, mapped when first read.
+
+    Slices are plain arrays: a view where they lie in one shard, otherwise a copy.
+
+    Args:
+        parts: File and number of tokens of each shard, in order; none may be empty.
+        dtype: Type of the numbers.
+
+    Attributes:
+        shape: As an array has it: (tokens,).
+        dtype: Type of the numbers.
+    """
+
+    ndim = 1
+
+    def __init__(self, parts: Sequence[tuple[Path, int]], dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self._paths = [path for path, _ in parts]
+        self._starts = [0, *accumulate(count for _, count in parts)]
+        self.shape = (self._starts[-1],)
+        self._maps: dict[int, NDArray[Any]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the files itself: pickling an array would copy it.
+        counts = [end - start for start, end in pairwise(self._starts)]
+        return ShardedTokens, (list(zip(self._paths, counts, strict=True)), self.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        """(stop - start,) for a slice; one number for an integer.
+
+        Raises:
+            IndexError: The integer is out of range, or the slice's step is below 1.
+            TypeError: The key is neither a slice nor an integer.
+        """
+        if not isinstance(key, slice):
+            return self._number(key)
+        start, stop, step = key.indices(self.shape[0])
+        if step < 1:
+            raise IndexError(f"step is {step}; tokens are read forwards")
+        shard = bisect_right(self._starts, start) - 1
+        if step > 1:
+            return self[start:stop][::step]
+        if start < stop <= self._starts[shard + 1]:
+            first = self._starts[shard]
+            return self._map(shard)[start - first : stop - first]
+        return self._gather(start, stop, shard)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Everything in memory: for small corpora and for tests."""
+        if copy is False:
+            raise ValueError("the tokens of many shards cannot become one array without a copy")
+        return np.asarray(self[:], dtype)
+
+    def _number(self, key: Any) -> Any:
+        index = range(self.shape[0])[key]
+        shard = bisect_right(self._starts, index) - 1
+        return self._map(shard)[index - self._starts[shard]]
+
+    def _gather(self, start: int, stop: int, shard: int) -> NDArray[Any]:
+        row = np.empty(max(stop - start, 0), self.dtype)
+        filled = 0
+        while filled < len(row):
+            part = self._map(shard)[start + filled - self._starts[shard] :][: len(row) - filled]
+            row[filled : filled + len(part)] = part
+            filled += len(part)
+            shard += 1
+        return row
+
+    def _map(self, shard: int) -> NDArray[Any]:
+        found = self._maps.get(shard)
+        if found is None:
+            if len(self._maps) >= MAX_MAPS:
+                self._maps.clear()
+            count = self._starts[shard + 1] - self._starts[shard]
+            found = self._maps[shard] = map_numbers(self._paths[shard], self.dtype, count)
+        return found
+
+
+def map_numbers(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """(count,) the numbers of a file, memory-mapped and read-only.
+
+    Raises:
+        InputError: The file is missing or of another size.
+    """
+    check_size(path, dtype, count)
+    # A plain array over the map: slicing np.memmap itself is several times slower.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+
+
+def check_size(path: Path, dtype: np.dtype[Any], count: int) -> None:
+    """Raises an `InputError` if a file of numbers is missing or has another number of them."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing; a prepared corpus has it in every split")
+    found, expected = path.stat().st_size, count * dtype.itemsize
+    if found != expected:
+        raise InputError(f"{path} has {found} bytes; {META_FILE} says {expected}")

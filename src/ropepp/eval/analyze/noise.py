@@ -1,0 +1,251 @@
+"""``ropepp analyze noise``: does a model suffer more when its imaginary or its real heads are
+disturbed? See `ropepp.eval.noise`.
+
+Each draw is one noise, the same for every strength and for both kinds of head. Intervals are over
+draws: they say what other noise would have done to this model on these texts, not what another
+training seed or other texts would give.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ropepp.data.recall.accuracy import STREAM
+from ropepp.data.recall.task import RecallRows
+from ropepp.errors import InputError
+from ropepp.eval.analyze.output import COLORS, canvas, require_extras, save
+from ropepp.eval.analyze.text import LENGTH, RECALL_UNIT, read_rows, recall_data
+from ropepp.eval.likelihood import score_continuations
+from ropepp.eval.noise import Kind, noise_heads, noise_study
+from ropepp.eval.recall import BATCH_TOKENS
+from ropepp.generate import generate
+from ropepp.generate.text import prompt_ids
+from ropepp.interop.saved import SavedModel
+from ropepp.model.transformer import Transformer
+from ropepp.statistics import compare, sample_sd, t_interval
+
+Measure = Callable[[], Mapping[str, float]]
+Values = Mapping[tuple[Kind, float], Mapping[int, float]]
+UNITS = {
+    "loss": "loss (nats per token)",
+    "perplexity": "perplexity",
+    "accuracy": "accuracy of the answers",
+    "score": "RULER score",
+}
+
+
+@torch.no_grad()
+def mean_loss(model: Transformer, ids: Tensor, targets: Tensor) -> dict[str, float]:
+    """Mean cross entropy of the targets in nats, its exponential, and their accuracy.
+
+    Args:
+        model: The model.
+        ids: (B, T) int64, each row a document.
+        targets: (B, T) int64, or the model's ``ignore_index``.
+    """
+    device = model.embed_tokens.weight.device
+    losses, right, count = 0.0, 0, 0
+    step = max(1, BATCH_TOKENS // ids.shape[1])
+    for some, wanted in zip(ids.split(step), targets.split(step), strict=True):
+        nll, hits = model.evaluate(some.to(device), wanted.to(device))
+        losses += float(nll.double().sum()) if device.type != "mps" else float(nll.sum())
+        right += int(hits.sum())
+        count += int((wanted != model.ignore_index).sum())
+    loss = losses / count
+    return {"loss": loss, "perplexity": float(np.exp(loss)), "accuracy": right / count}
+
+
+def text_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
+    """Loss and perplexity on rows of text."""
+    text = read_rows(saved, options.rows, options.length, options.text, options.tokenizer)
+    if text.unit == RECALL_UNIT:
+        raise InputError(
+            f"{saved.path} was trained on recall, whose filler is random: give --metric recall, or"
+            " --text"
+        )
+
+    def measure() -> dict[str, float]:
+        found = mean_loss(saved.model, text.ids[:, :-1], text.ids[:, 1:])
+        return {key: found[key] for key in ("loss", "perplexity")}
+
+    rows, length = text.inputs.shape
+    return measure, {"text": text.source, "unit": text.unit, "rows": rows, "length": length}
+
+
+def recall_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
+    """Accuracy and loss of the answers of associative recall, in rows of the trained length."""
+    data = recall_data(saved)
+    length = options.length or data.sequence_length
+    rows = RecallRows(length, data.pairs, data.vocab_size, options.rows, None, options.seed, STREAM)
+    batch = rows.batch(range(options.rows))
+
+    def measure() -> dict[str, float]:
+        found = mean_loss(saved.model, batch["input_ids"], batch["targets"])
+        return {key: found[key] for key in ("accuracy", "loss")}
+
+    return measure, {"text": "associative recall", "rows": options.rows, "length": length}
+
+
+def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
+    """Loss of the answers to RULER's tasks in nats per token, as `ropepp.eval.generated` has it,
+    and scores of greedy answers.
+
+    Raises:
+        InputError: There is no such task, or it does not fit into the length.
+    """
+    from ropepp.eval.ruler import ruler_tasks
+
+    known = {task.name: task for task in ruler_tasks(None)}
+    if missing := [name for name in options.tasks if name not in known]:
+        raise InputError(f"--tasks has {missing[0]!r}; allowed: {', '.join(known)}")
+    tokenizer = saved.tokenizer(options.tokenizer)
+    data = saved.config.get("data", {}).get("init_args", {})
+    length = options.length or data.get("sequence_length", LENGTH)
+    items = [
+        (known[name], sample, prompt_ids(tokenizer, sample.prompt))
+        for name in options.tasks
+        for sample in known[name].samples(tokenizer, length, options.rows, options.seed)
+    ]
+
+    def measure() -> dict[str, float]:
+        losses, scores, count = 0.0, 0.0, 0
+        for task, sample, prompt in items:
+            gap = "" if sample.prompt[-1:].isspace() else " "
+            answers = tokenizer.encode_batch([gap + answer for answer in sample.answers])
+            found = score_continuations(saved.model, [prompt], [answers], BATCH_TOKENS)[0]
+            losses += sum(one.nll for one in found)
+            count += sum(map(len, answers))
+            given = torch.tensor([prompt], device=saved.model.embed_tokens.weight.device)
+            end = (tokenizer.eot_id,)
+            said = generate(saved.model, given, task.max_new_tokens, stop_ids=end)[0, len(prompt) :]
+            scores += task.score(tokenizer.decode(said.tolist()), sample)["score"]
+        return {"loss": losses / count, "score": scores / len(items)}
+
+    names = f"RULER ({', '.join(options.tasks)})"
+    return measure, {"text": names, "rows": len(items), "length": length}
+
+
+def effects(clean: Mapping[str, float], values: Mapping[str, Values]) -> list[dict[str, Any]]:
+    """A table of what noise does, for each metric and standard deviation.
+
+    Returns:
+        Lines with ``metric``, ``std``, ``draws``, ``clean``; of ``real`` and ``imaginary`` the mean
+        change through noise with the ends of its 95% t interval; ``difference``, the mean over
+        draws of the change through noise on imaginary less that through noise on real heads, with
+        its plain interval, its p corrected for the standard deviations of this metric (Holm) and
+        a verdict, see `ropepp.statistics`.
+    """
+    table = []
+    for metric, own in values.items():
+        stds = list(dict.fromkeys(std for _, std in own))
+        differences: dict[str, dict[int, float]] = {"none": {}}
+        for std in stds:
+            real, imaginary = own["real", std], own["imaginary", std]
+            differences["none"] |= dict.fromkeys(real, 0.0)
+            differences[str(std)] = {draw: imaginary[draw] - real[draw] for draw in real}
+        compared = compare(differences, "none")
+        for std in stds:
+            line: dict[str, Any] = {"metric": metric, "std": std, "draws": len(own["real", std])}
+            line["clean"] = clean[metric]
+            for kind in ("real", "imaginary"):
+                changes = [value - clean[metric] for value in own[kind, std].values()]
+                mean, sd = float(np.mean(changes)), sample_sd(changes) or 0.0
+                low, high = t_interval(mean, sd, len(changes))
+                line |= {kind: mean, f"{kind}_low": low, f"{kind}_high": high}
+            one = compared[str(std)]
+            low, high = one.interval or (one.mean or 0.0,) * 2
+            line |= {"difference": one.mean, "low": low, "high": high}
+            table.append(line | {"p_holm": one.p_holm, "verdict": one.verdict})
+    return table
+
+
+def analyze(saved: SavedModel, options: Namespace) -> None:
+    """The command; see ``ropepp analyze noise --help``."""
+    require_extras()
+    make = {"perplexity": text_measure, "recall": recall_measure, "ruler": ruler_measure}
+    measure, facts = make[options.metric](saved, options)
+    clean, values = noise_study(saved.model, measure, options.stds, options.draws, options.seed)
+    table = effects(clean, values)
+    heads = {kind: len(own) for kind, own in noise_heads(saved.model.layout).items()}
+    facts = {
+        "model": saved.name,
+        "step": saved.step,
+        **facts,
+        "seed": options.seed,
+        "disturbed_heads_of_a_layer": heads,
+        "equal_number_of_heads": heads["real"] == heads["imaginary"],
+    }
+    print("\n".join(summary(saved.name, table, facts)))
+    scalars = {
+        f"noise/{line['metric']}/{kind}": {
+            round(1000 * other["std"]): other[kind]
+            for other in table
+            if other["metric"] == line["metric"]
+        }
+        for line in table
+        for kind in ("real", "imaginary", "difference")
+    }
+    name = "noise" if options.metric == "perplexity" else f"noise_{options.metric}"
+    shown = next(iter(clean))
+    lines = [line for line in table if line["metric"] == shown]
+    save(options.out, name, table, facts, {name: partial(draw, lines)}, scalars)
+
+
+def summary(name: str, table: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[str]:
+    """The table for people."""
+    heads = facts["disturbed_heads_of_a_layer"]
+    equal = "as many" if facts["equal_number_of_heads"] else "NOT as many, so not a fair comparison"
+    lines = [
+        f"{name}: {facts['rows']} rows of {facts['length']} tokens, {facts['text']}",
+        f"noise on {heads['real']} real or {heads['imaginary']} imaginary heads of each layer"
+        f" ({equal}); changes with 95% intervals over {table[0]['draws']} draws",
+    ]
+    for metric in dict.fromkeys(line["metric"] for line in table):
+        own = [line for line in table if line["metric"] == metric]
+        lines += ["", f"{metric}, {own[0]['clean']:.5g} without noise"]
+        lines.append(f"{'std':>5} {'real':>30} {'imaginary':>30} {'imaginary - real':>30}")
+        for line in own:
+            cells = [
+                f"{line[key]:+.4g} ({line[low]:+.4g} {line[high]:+.4g})"
+                for key, low, high in (
+                    ("real", "real_low", "real_high"),
+                    ("imaginary", "imaginary_low", "imaginary_high"),
+                    ("difference", "low", "high"),
+                )
+            ]
+            columns = " ".join(f"{cell:>30}" for cell in cells)
+            lines.append(f"{line['std']:>5g} {columns}  {line['verdict']}")
+    return [*lines, ""]
+
+
+def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Change of the first metric over the noise, by kind, and the paired difference."""
+    metric = lines[0]["metric"]
+    x = np.array([line["std"] for line in lines])
+    with canvas(path, 15, 6.5) as figure:
+        left, right = figure.subplots(1, 2)
+        series = [
+            (left, "real", "real_low", "real_high", COLORS[0], "o-"),
+            (left, "imaginary", "imaginary_low", "imaginary_high", COLORS[1], "s-"),
+            (right, "difference", "low", "high", COLORS[2], "D-"),
+        ]
+        for panel, key, low, high, color, fmt in series:
+            mean = np.array([line[key] for line in lines])
+            ends = np.array([[line[low], line[high]] for line in lines]).T
+            panel.errorbar(
+                x, mean, np.abs(ends - mean), fmt=fmt, markersize=8, capsize=5, linewidth=2,
+                color=color, label=f"noise on {key} heads",
+            )  # fmt: skip
+        left.legend()
+        left.set_title(f"change of {UNITS[metric]}")
+        right.set_title("imaginary $-$ real, same noise")
+        for panel in (left, right):
+            panel.axhline(0, color="#808080", linewidth=0.8)
+            panel.set_xlabel("standard deviation of the noise")
+            panel.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,114 @@
+"""What an analysis leaves in its folder: NAME.csv, NAME.json, figures, and TensorBoard events."""
+
+import csv
+import io
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ropepp.errors import InputError
+from ropepp.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Table = Sequence[Mapping[str, Any]]
+# Okabe and Ito's palette, which the colour-blind can tell apart; the first two are real, imaginary.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DPI = 80
+
+
+def require_extras() -> None:
+    """Raises an `InputError` if what draws and what makes intervals is missing."""
+    try:
+        import matplotlib  # noqa: F401
+        import scipy  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{error}; install the extra: pip install 'ropepp[sweep]'") from error
+
+
+def save(
+    folder: Path,
+    name: str,
+    table: Table,
+    facts: Mapping[str, Any],
+    figures: Mapping[str, Callable[[Path], None]],
+    scalars: Mapping[str, Mapping[int, float]],
+) -> None:
+    """Writes everything and prints the names of the files; replaces what an earlier call wrote.
+
+    Args:
+        folder: Where to; made if it is not there.
+        name: Name of the analysis.
+        table: Lines with the same keys, for the .csv; they are in the .json as well.
+        facts: What else the .json tells.
+        figures: By file name without suffix, what writes a PNG to a path.
+        scalars: By tag, values by step, for TensorBoard.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{name}.csv", to_csv(table))
+    content = {**facts, **_provenance(), "table": list(table)}
+    write_json(folder / f"{name}.json", content)
+    images = {key: folder / f"{key}.png" for key in figures}
+    for key, draw in figures.items():
+        draw(images[key])
+    _write_events(folder, name, scalars, images)
+    for path in (folder / f"{name}.csv", folder / f"{name}.json", *images.values()):
+        print(path)
+
+
+def to_csv(table: Table) -> str:
+    """Text with a line of names; nothing where a value is None."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return out.getvalue()
+
+
+@contextmanager
+def canvas(path: Path, width: float, height: float) -> Iterator["Figure"]:
+    """A figure of that many inches with large type, written as PNG when the block ends."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 16, "axes.titlesize": 18, "legend.frameon": False}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        temporary = path.with_name(path.name + ".tmp")
+        figure.savefig(temporary, dpi=DPI, format="png")
+        temporary.replace(path)
+
+
+def _provenance() -> dict[str, Any]:
+    from ropepp.runs.machine import provenance
+
+    return {
+        "command": shlex.join(["ropepp", *sys.argv[1:]]),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **provenance(),
+    }
+
+
+def _write_events(
+    folder: Path,
+    name: str,
+    scalars: Mapping[str, Mapping[int, float]],
+    images: Mapping[str, Path],
+) -> None:
+    from matplotlib.image import imread
+    from torch.utils.tensorboard import SummaryWriter
+
+    old = list(folder.glob(f"*tfevents*.{name}"))
+    with SummaryWriter(str(folder), filename_suffix=f".{name}") as writer:
+        for tag, values in scalars.items():
+            for step, value in values.items():
+                writer.add_scalar(tag, value, step)
+        for key, path in images.items():
+            writer.add_image(f"{name}/{key}", imread(path), 0, dataformats="HWC")
+    for file in old:
+        file.unlink()

@@ -1,0 +1,151 @@
+"""Rows of tokens on which a saved model is looked at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokens.corpus import Corpus
+from ropepp.errors import InputError
+from ropepp.interop.saved import SavedModel
+
+if TYPE_CHECKING:
+    from ropepp.data.recall.task import RecallDataModule
+
+LENGTH = 1024  # tokens in a row of a model that names no data
+RECALL_UNIT = "rows of recall"
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Rows that are read as one document each, from position 0.
+
+    Attributes:
+        ids: (B, T + 1) int64: T inputs, and the target of the last one.
+        source: Where they are from, for people.
+        unit: What a row is, in the plural.
+    """
+
+    ids: Tensor
+    source: str
+    unit: str
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B, T)"""
+        return self.ids[:, :-1]
+
+
+def read_rows(
+    saved: SavedModel,
+    rows: int,
+    length: int | None = None,
+    texts: Sequence[Path] = (),
+    tokenizer: str | None = None,
+) -> TextRows:
+    """Rows of text files, or of the validation split of the model's own data.
+
+    Args:
+        saved: The model.
+        rows: Most rows.
+        length: Tokens in a row (T); the length of the model's training rows unless given, or less
+            where documents are shorter.
+        texts: Text files (UTF-8), cut into pieces of T tokens; the last piece of a file is left out
+            if it is shorter.
+        tokenizer: Tokenizer of the texts, see `SavedModel.tokenizer`.
+
+    Raises:
+        InputError: There is no such text, or none long enough; the numbers are below 1.
+    """
+    if rows < 1 or (length is not None and length < 1):
+        raise InputError(f"rows is {rows}, length {length}; both must be at least 1")
+    data = saved.config.get("data", {})
+    settings = data.get("init_args", {})
+    wanted = length or settings.get("sequence_length", LENGTH)
+    if texts:
+        return _pieces(texts, saved.tokenizer(tokenizer), rows, wanted)
+    name = data.get("class_path", "").rpartition(".")[2]
+    if name in ("CorpusDataModule", "MixtureDataModule"):
+        folders = [settings["corpus"]] if "corpus" in settings else list(settings["corpora"])
+        return beginnings(folders[0], rows, wanted, exact=length is not None)
+    if name == "RecallDataModule":
+        module = recall_data(saved)
+        batch = module.evaluation_sets()[""].batch(np.arange(rows))
+        ids = torch.nn.functional.pad(batch["input_ids"], (0, 1))
+        return TextRows(ids, "associative recall", RECALL_UNIT)
+    found = f"the data of {saved.path} is {name}" if name else f"{saved.path} names no data"
+    raise InputError(f"{found}: rows come from a corpus, from recall, or from files (--text)")
+
+
+def recall_data(saved: SavedModel) -> "RecallDataModule":
+    """The data of a model that was trained on associative recall.
+
+    Raises:
+        InputError: It was trained on something else.
+    """
+    data: dict[str, Any] = saved.config.get("data", {})
+    name = data.get("class_path", "").rpartition(".")[2]
+    if name != "RecallDataModule":
+        raise InputError(
+            f"the data of {saved.path} is {name or 'unknown'}: recall is for models trained on it"
+            " (configs/experiment/recall.yaml)"
+        )
+    from ropepp.data.recall.task import RecallDataModule
+
+    return RecallDataModule(**data["init_args"])
+
+
+def beginnings(folder: str, rows: int, length: int, exact: bool = True) -> TextRows:
+    """The beginnings of the longest documents of a corpus's validation split; packed rows would
+    blur what is at a document's start.
+
+    Args:
+        folder: A prepared corpus.
+        rows: Most rows.
+        length: Tokens in a row (T).
+        exact: Whether to leave out documents that are too short; otherwise all rows get as short as
+            the shortest of these documents.
+
+    Raises:
+        InputError: There is no such corpus, or no document is long enough.
+    """
+    corpus = Corpus.open(folder, "validation")
+    sizes = np.diff(corpus.offsets)
+    longest = np.argsort(-sizes, kind="stable")[:rows]
+    if exact:
+        longest = longest[sizes[longest] > length]
+    if not len(longest) or sizes[longest].min() < 2:
+        raise InputError(
+            f"length is {length}; the longest document in the validation split of {folder} has"
+            f" {sizes.max()} tokens: allowed are 1 to {sizes.max() - 1}"
+        )
+    T = min(length, int(sizes[longest].min()) - 1)
+    pieces = [corpus.tokens[start : start + T + 1] for start in corpus.offsets[longest]]
+    ids = torch.from_numpy(np.stack(pieces).astype(np.int64))
+    return TextRows(ids, f"validation split of {folder}", "documents")
+
+
+def _pieces(texts: Sequence[Path], tokenizer: Tokenizer, rows: int, length: int) -> TextRows:
+    """Pieces of texts one after another, each with the tokenizer's BOS if it has one."""
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    size = length + 1 - len(begin)
+    found: list[list[int]] = []
+    for path in texts:
+        if not path.is_file():
+            raise InputError(f"text {path} is no file")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"text {path} is not UTF-8 at byte {error.start}") from error
+        ids = tokenizer.encode_batch([text])[0]
+        found += [begin + ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]
+    if not found:
+        names = ", ".join(map(str, texts))
+        raise InputError(f"length is {length}; no text of {names} has that many tokens")
+    source = ", ".join(path.name for path in texts)
+    return TextRows(torch.tensor(found[:rows]), source, "pieces")

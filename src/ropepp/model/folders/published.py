@@ -1,0 +1,288 @@
+"""Reads folders of config.json and safetensors: the published RoPE++ models, plain Llamas, and
+this project's own exports."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropepp.errors import InputError
+from ropepp.model.config import ModelConfig
+from ropepp.model.folders.tensors import read_tensors
+from ropepp.model.loss import IGNORE_INDEX
+from ropepp.model.plain import from_plain
+from ropepp.model.positions import (
+    PI,
+    ALiBi,
+    FoPE,
+    HeadSplit,
+    ImaginaryOnly,
+    Position,
+    Pythia,
+    RoPE,
+    RoPEppEC,
+    RoPEppEH,
+    Scaling,
+    YaRN,
+)
+from ropepp.model.positions.alibi import slopes_of
+from ropepp.model.transformer import Transformer
+
+OWN_TYPE = "ropepp"  # model_type of our own exports
+SPECS = "ropepp.model.positions"
+
+IMAGINARY_MODES: dict[str, Callable[..., RoPE]] = {
+    "imag1": RoPEppEH,
+    "imag2": RoPEppEC,
+    "imagh": HeadSplit,
+    "imago": ImaginaryOnly,
+    "imagx": lambda **kwargs: HeadSplit(interleaved=True, **kwargs),
+}
+FOURIER_SETTINGS = {
+    "fourier_ignore_zero": True,
+    "fourier_learnable": False,
+    "fourier_norm": False,
+    "fourier_separate_basis": True,
+    "fourier_separate_head": True,
+    "rope_clamp_floor_freq": True,
+    "rope_clamp_floor_to_zero": True,
+}
+
+
+def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> Transformer:
+    """Loads a folder of a published checkpoint, of a plain Llama, or of this project's exports.
+
+    Args:
+        folder: Folder with ``config.json`` and ``model.safetensors``, or its shards and their
+            index.
+        dtype: Dtype of the weights; what a position encoding keeps stays float32.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: A file is missing, the configuration describes another architecture, or a tensor
+            is missing, left over or of another shape.
+    """
+    folder = Path(folder)
+    settings = read_settings(folder / "config.json")
+    config, spec = architecture(settings, folder / "config.json")
+    with torch.device("meta"):
+        model = Transformer(config, spec, ignore_index=ignore_index(settings))
+    tensors = {our_name(name): tensor for name, tensor in read_tensors(folder).items()}
+    take_slopes(model, tensors, folder)
+    check_tensors(model, tensors, folder)
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    factors = query_key_factors(settings, spec)
+    for name, tensor in tensors.items():
+        wide = tensor.float() * factors.get(name.rsplit(".", 2)[-2], 1.0)
+        tensors[name] = wide.to(dtype) if name in weights else wide
+    model.load_state_dict(tensors, assign=True)
+    model.tie()
+    return model.eval()
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The parsed ``config.json`` of a checkpoint folder."""
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing: a checkpoint folder holds config.json and model.safetensors"
+        )
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if settings.get("model_type") not in ("llama", OWN_TYPE):
+        found = settings.get("model_type")
+        raise InputError(f"{path}: model_type is {found!r}; allowed: 'llama', {OWN_TYPE!r}")
+    for key in ("attention_bias", "mlp_bias"):
+        if settings.get(key):
+            raise InputError(f"{path}: {key} is true; only models without biases can be loaded")
+    if settings.get("hidden_act", "silu") != "silu":
+        raise InputError(f"{path}: hidden_act is {settings['hidden_act']!r}; allowed: 'silu'")
+    return settings
+
+
+def architecture(settings: dict[str, Any], path: Path) -> tuple[ModelConfig, Position]:
+    """Sizes and position encoding that a ``config.json`` describes, published, Llama's or ours.
+
+    Raises:
+        InputError: Something is missing or unknown.
+    """
+    try:
+        if settings["model_type"] == OWN_TYPE:
+            return ModelConfig(**settings["network"]), own_position(settings["position"])
+        return model_config(settings), position(settings)
+    except (KeyError, TypeError) as error:  # a class's own message names its argument
+        raise InputError(f"{path} is incomplete: {error}") from error
+
+
+def own_position(plain: dict[str, Any]) -> Position:
+    """A position encoding from plain values that anybody may have written: nothing else of this
+    package is called."""
+    for path in class_paths(plain):
+        if not path.startswith(f"{SPECS}."):
+            raise InputError(f"class_path is {path!r}; allowed are classes of {SPECS}")
+    found = from_plain(plain)
+    if not isinstance(found, Position):
+        raise InputError(f"class_path is {plain['class_path']!r}, which is no position encoding")
+    return found
+
+
+def class_paths(plain: Any) -> Iterator[str]:
+    """All classes that plain values name, at any depth."""
+    if isinstance(plain, dict):
+        if "class_path" in plain:
+            yield str(plain["class_path"])
+        plain = list(plain.values())
+    if isinstance(plain, list):
+        for item in plain:
+            yield from class_paths(item)
+
+
+def model_config(settings: dict[str, Any]) -> ModelConfig:
+    """Sizes from a published ``config.json``."""
+    hidden, heads, head_dim = (
+        settings.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim")
+    )
+    return ModelConfig(
+        vocab_size=settings["vocab_size"],
+        hidden_size=settings["hidden_size"],
+        num_layers=settings["num_hidden_layers"],
+        num_heads=settings["num_attention_heads"],
+        num_kv_heads=settings.get("num_key_value_heads") or settings["num_attention_heads"],
+        ffn_size=settings["intermediate_size"],
+        head_size=None if head_dim and head_dim * heads == hidden else head_dim,
+        norm_eps=settings["rms_norm_eps"],
+        tied_embeddings=settings.get("tie_word_embeddings", False),
+        init_std=settings.get("initializer_range", 0.02),
+    )
+
+
+def position(settings: dict[str, Any]) -> Position:
+    """The position encoding that a published or a Llama's ``config.json`` describes."""
+    rope = settings.get("rope_config") or {}
+    llama = rope_parameters(settings)
+    theta = llama["rope_theta"]
+    if settings.get("use_alibi"):
+        return ALiBi()
+    if settings.get("fourier"):
+        return fourier(settings, theta)
+    if "partial_rotary_factor" in settings:
+        return Pythia(theta=theta, rotary_share=settings["partial_rotary_factor"])
+    given = {"theta": theta, "scaling": scaling(rope) or llama_scaling(llama)}
+    if not rope.get("imag"):
+        return RoPE(**given)
+    mode = rope.get("imag_mode")
+    if mode not in IMAGINARY_MODES:
+        raise InputError(f"imag_mode is {mode!r}; allowed: {', '.join(IMAGINARY_MODES)}")
+    return IMAGINARY_MODES[mode](**given)
+
+
+def scaling(rope: dict[str, Any]) -> Scaling | None:
+    """Context extension of a ``rope_config``; YaRN's original length is 4096 in this format."""
+    factor = rope.get("factor")
+    if factor is None:
+        return None
+    return YaRN(factor=factor) if rope.get("yarn") else PI(factor=factor)
+
+
+def rope_parameters(settings: dict[str, Any]) -> dict[str, Any]:
+    """What transformers calls so since version 5, and kept in two places before."""
+    given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    return {
+        "rope_theta": settings.get("rope_theta", 10000.0),
+        "rope_type": given.get("type", "default"),
+        **given,
+    }
+
+
+def llama_scaling(rope: dict[str, Any]) -> Scaling | None:
+    """Context extension of a Llama in transformers.
+
+    Its "llama3" blends frequencies by the turns that they make within the original length, which is
+    our YaRN but for the magnitude, see `query_key_factors`; its "yarn" blends by their index.
+    """
+    match rope["rope_type"]:
+        case "default":
+            return None
+        case "linear":
+            return PI(factor=rope["factor"])
+        case "llama3":
+            return YaRN(
+                factor=rope["factor"],
+                original_length=rope["original_max_position_embeddings"],
+                slow=rope["low_freq_factor"],
+                fast=rope["high_freq_factor"],
+            )
+    raise InputError(f"rope_type is {rope['rope_type']!r}; allowed: default, linear, llama3")
+
+
+def query_key_factors(settings: dict[str, Any], spec: Position) -> dict[str, float]:
+    """What the query and key projections are multiplied by, so that a Llama's "llama3" scaling,
+    which has no magnitude, becomes YaRN with one."""
+    if settings["model_type"] == OWN_TYPE or rope_parameters(settings)["rope_type"] != "llama3":
+        return {}
+    assert isinstance(spec, RoPE)
+    assert spec.scaling is not None
+    return dict.fromkeys(("q_proj", "k_proj"), 1.0 / spec.scaling.magnitude)
+
+
+def fourier(settings: dict[str, Any], theta: float) -> FoPE:
+    """FoPE from its many fields, of which one combination is published."""
+    for key, allowed in FOURIER_SETTINGS.items():
+        if settings.get(key, allowed) != allowed:
+            raise InputError(f"{key} is {settings[key]!r}; only {allowed!r} can be loaded")
+    return FoPE(
+        theta=theta,
+        max_length=settings["max_position_embeddings"],
+        basis_size=settings.get("fourier_dim", 128),
+        gain=settings.get("fourier_init_norm_gain", 0.3),
+    )
+
+
+def ignore_index(settings: dict[str, Any]) -> int:
+    """The target that published models leave out of their loss: end-of-text unless stated."""
+    stated = settings.get("ignore_index", settings.get("eos_token_id"))
+    return stated if isinstance(stated, int) else IGNORE_INDEX
+
+
+def our_name(name: str) -> str:
+    """Our name of a tensor in a folder."""
+    name = name.removeprefix("network.").removeprefix("model.")
+    return name.replace(".self_attn.pos_emb.", ".self_attn.position.")
+
+
+def take_slopes(model: Transformer, tensors: dict[str, Tensor], path: Path) -> None:
+    """Removes ALiBi's stored slopes, which are constants here, after a check that they agree."""
+    expected = torch.tensor(slopes_of(model.layout.num_heads))
+    for name in [name for name in tensors if name.endswith(".alibi_slopes")]:
+        found = tensors.pop(name).float().flatten()
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2):
+            raise InputError(f"{path}: {name!r} is {found.tolist()}; expected {expected.tolist()}")
+
+
+def check_tensors(model: Transformer, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises an `InputError` that names the first tensor which is missing, left over or
+    misshapen."""
+    if model.config.tied_embeddings:
+        tensors.setdefault("lm_head.weight", tensors.get("embed_tokens.weight", torch.empty(0)))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+
+
+def check_shapes(
+    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path
+) -> None:
+    """Raises an `InputError` that names the first tensor which is missing, left over or
+    misshapen."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{path}: tensor {name!r} {shape} is missing")
+        if found[name] != shape:
+            raise InputError(f"{path}: {name!r} is {found[name]}; expected {shape}")
+    if left := sorted(found.keys() - expected.keys()):
+        raise InputError(f"{path}: unexpected tensor {left[0]!r} ({len(left)} in all)")

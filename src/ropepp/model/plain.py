@@ -1,0 +1,50 @@
+"""Specs to plain data and back: what checkpoints, results and reports hold."""
+
+import importlib
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ropepp.errors import InputError
+
+
+def to_plain(spec: Any) -> Any:
+    """A frozen dataclass as ``{"class_path": ..., "init_args": {...}}`` of plain values; tuples
+    become lists."""
+    if is_dataclass(spec):
+        kind = type(spec)
+        values = {field.name: to_plain(getattr(spec, field.name)) for field in fields(spec)}
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": values}
+    if isinstance(spec, tuple | list):
+        return [to_plain(item) for item in spec]
+    return spec
+
+
+def from_plain(value: Any) -> Any:
+    """The spec that `to_plain` was given; what is no such mapping is returned as it is.
+
+    Raises:
+        InputError: The class is no dataclass of this package.
+    """
+    if not isinstance(value, dict):
+        return tuple(from_plain(item) for item in value) if isinstance(value, list) else value
+    module, _, name = value["class_path"].rpartition(".")
+    if not module.startswith("ropepp."):
+        raise InputError(
+            f"class_path is {value['class_path']!r}; a checkpoint may name ropepp's own"
+        )
+    kind = _find(module, name)
+    # Modules import classes of others too, and making one of these may do anything.
+    own = getattr(kind, "__module__", "").startswith("ropepp.")
+    if not own or not isinstance(kind, type) or not is_dataclass(kind):
+        raise InputError(f"class_path is {value['class_path']!r}, which is no spec of ropepp")
+    return kind(**{key: from_plain(item) for key, item in value["init_args"].items()})
+
+
+def _find(module: str, name: str) -> Any:
+    """What a module, or a package around it, calls so: a class may have moved between the files of
+    its package since the checkpoint was written."""
+    kind = getattr(importlib.import_module(module), name, None)
+    while kind is None and "." in module:
+        module = module.rpartition(".")[0]
+        kind = getattr(importlib.import_module(module), name, None)
+    return kind

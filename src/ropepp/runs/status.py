@@ -1,0 +1,190 @@
+"""How a sweep stands, read from its run directories alone; needs Python's standard library alone.
+
+Beside a run's own files its directory holds::
+
+    lock            locked by the driver that cares for the run; says where its process is
+    fit.log         output of ``fit``, locked as long as any process of it lives
+    outcome.json    how an attempt without a result ended: failed, preempted or pruned
+"""
+
+import fcntl
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ropepp.runs.records import METRICS, RESULT, read_plan, read_runs
+
+LOCK, LOG, OUTCOME = "lock", "fit.log", "outcome.json"
+TAIL = 32768  # bytes of metrics.jsonl or of a log, in which the newest lines are looked for
+STATES = ("finished", "running", "waiting", "preempted", "failed", "pruned")
+ENDED = ("finished", "failed", "pruned")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        name: Its variant and seed.
+        state: One of `STATES`.
+        step: Last logged step.
+        max_steps: Its last one, None before it has begun.
+        train_loss: Last logged loss.
+        validation_loss: Last logged one, or the result's.
+        seconds_left: Of a running one, by its speed.
+        reason: Why it failed.
+    """
+
+    name: str
+    state: str
+    step: int = 0
+    max_steps: int | None = None
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    seconds_left: float | None = None
+    reason: str = ""
+
+
+def is_locked(file: Path) -> bool:
+    """Whether some process holds a file's lock."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def state_of(directory: Path) -> str:
+    """One of `STATES`."""
+    if (directory / RESULT).exists():
+        return "finished"
+    if is_locked(directory / LOG):
+        return "running"
+    outcome = read_json(directory / OUTCOME)
+    if outcome:
+        return str(outcome["state"])
+    # Without an outcome whoever drove it died with it.
+    return "preempted" if (directory / LOG).exists() else "waiting"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file's content, empty if it is missing or torn."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def last_lines(file: Path) -> list[str]:
+    """The last lines of a file, oldest first; a progress bar's states are lines of their own."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
+            return stream.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def progress_of(directory: Path, name: str) -> Progress:
+    """How far a run has come, without reading all that it has logged."""
+    state = state_of(directory)
+    newest: dict[str, Any] = {}
+    for line in last_lines(directory / METRICS):
+        try:
+            newest |= json.loads(line)
+        except ValueError:  # the first line of the tail may be cut, the last one unfinished
+            continue
+    result = read_json(directory / RESULT)
+    step, last = int(newest.get("step", 0)), _max_steps(directory)
+    return Progress(
+        name,
+        state,
+        step,
+        last,
+        newest.get("train/loss"),
+        result.get("validation_loss", newest.get("validation/loss")),
+        _seconds_left(newest, step, last) if state == "running" else None,
+        read_json(directory / OUTCOME).get("reason", "") if state == "failed" else "",
+    )
+
+
+def _max_steps(directory: Path) -> int | None:
+    try:
+        found = re.search(r"^  max_steps: (\d+)$", (directory / "config.yaml").read_text(), re.M)
+    except FileNotFoundError:
+        return None
+    return int(found[1]) if found else None
+
+
+def _seconds_left(newest: dict[str, Any], step: int, last: int | None) -> float | None:
+    rate = newest.get("utilisation/tokens_per_second")
+    if not step or not last or not rate:
+        return None
+    return (last - step) * newest.get("train/tokens", 0.0) / step / rate
+
+
+def status(folder: Path) -> list[Progress]:
+    """How all runs of a sweep stand.
+
+    Raises:
+        InputError: It is no sweep's folder.
+    """
+    return [progress_of(run.directory, run.trial.run) for run in read_runs(folder)]
+
+
+def table(folder: Path, runs: Iterable[Progress]) -> str:
+    """For people: a line a run, and a sum."""
+    rows: list[tuple[str, ...]] = [("run", "state", "step", "train loss", "validation", "left")]
+    runs = list(runs)
+    for run in runs:
+        steps = f"{run.step:,} / {run.max_steps:,}" if run.max_steps else ""
+        losses = (run.train_loss, run.validation_loss)
+        shown = ["" if loss is None else f"{loss:.4f}" for loss in losses]
+        left = "" if run.seconds_left is None else duration(run.seconds_left)
+        rows.append((run.name, run.state, steps, *shown, left))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row[:2], widths[:2], strict=True)]
+        cells += [f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    lines += [f"{run.name} failed: {run.reason}" for run in runs if run.reason]
+    counts = Counter(run.state for run in runs)
+    parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    return "\n".join([*lines, f"{folder}: {', '.join(parts) or 'no runs'}"])
+
+
+def duration(seconds: float) -> str:
+    """Seconds in two units at most."""
+    minutes = seconds / 60
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes:.0f} min"
+    return f"{minutes // 60:.0f} h {minutes % 60:.0f} min"
+
+
+def show(folder: Path, watch: bool, every: float = 2.0) -> None:
+    """Prints the table, again and again if watched, until all runs have ended."""
+    read_plan(folder)
+    while True:
+        runs = status(folder)
+        if watch and sys.stdout.isatty():
+            print("\033[2J\033[H", end="")
+        print(table(folder, runs), flush=True)
+        if not watch or all(run.state in ENDED for run in runs):
+            return
+        time.sleep(every)

@@ -1,0 +1,110 @@
+"""``ropepp import`` and ``ropepp export`` around real runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from helpers.fit_runs import arguments, fit, metrics
+from ropepp.cli import main
+from ropepp.commands import export_model, import_model
+from ropepp.errors import InputError
+from ropepp.interop.checkpoint import import_checkpoint
+from ropepp.interop.saved import open_model
+from ropepp.runs.checkpoints import describe
+from ropepp.train.module import LanguageModel
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(corpus, tmp_path_factory.mktemp("logs"), "first", trainer__max_steps=5)
+
+
+@pytest.fixture(scope="module")
+def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exports") / "model"
+    export_model.main([str(run), str(out)])
+    return out
+
+
+def test_a_run_comes_out_with_its_figures(run: Path, folder: Path, corpus: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    card = (folder / "README.md").read_text()
+    for shown in (
+        "RoPEppEC",
+        f"{result['parameters']:,}",
+        f"{result['kv_cache_bytes_per_token']:,}",
+        f"{result['tokens']:,}",
+        f"{result['validation_loss']:.4f}",
+        result["commit"],
+        corpus.name,
+        "trust_remote_code=True",
+    ):
+        assert f"{shown}" in card
+    assert str(corpus.parent) not in card
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["max_position_embeddings"] == 32
+    assert settings["eos_token_id"] == 256  # the corpus' own tokenizer
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors", "README.md"),
+        *("modeling_ropepp.py", "tokenizer.json", "tokenizer_config.json"),
+    }
+
+
+def test_figures_of_other_weights_are_not_shown(run: Path, tmp_path: Path) -> None:
+    first = sorted((run / "checkpoints").iterdir())[0]
+    assert open_model(first).step == 5
+    result = run / "result.json"
+    content = json.loads(result.read_text())
+    try:
+        result.write_text(json.dumps({**content, "steps": 6}))
+        export_model.main([str(first), str(tmp_path / "out")])
+    finally:
+        result.write_text(json.dumps(content))
+    assert "validation loss" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_import_validates_and_trains_on(
+    run: Path, folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model.ckpt"
+    import_model.main([str(folder), str(file)])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["position"]["class_path"].endswith(".RoPEppEC")
+    model_yaml = tmp_path / "model.yaml"
+    model_yaml.write_text(yaml.safe_dump(printed))
+    args = arguments(corpus, tmp_path / "logs", "again", config=model_yaml, trainer__max_steps=2)
+    kept = [a for a in args[1:] if not a.startswith(("--model.network", "--model.position"))]
+    assert main(["validate", *kept, f"--ckpt_path={file}", "--debug"]) == 0
+    found = json.loads((tmp_path / "logs/default/again/validate.json").read_text())
+    result = json.loads((run / "result.json").read_text())
+    assert found["validation/loss"] == pytest.approx(result["validation_loss"], abs=1e-6)
+    assert main(["fit", *kept, f"--init_from={file}", "--debug"]) == 0
+    first = metrics(tmp_path / "logs/default/again")[0]["train/loss"]
+    assert first == pytest.approx(result["validation_loss"], abs=0.3)  # untrained it is 5.5
+
+
+def test_an_import_has_the_form_of_a_run_s_checkpoint(
+    run: Path, folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.ckpt"
+    import_checkpoint(folder, file)
+    own = torch.load(sorted((run / "checkpoints").iterdir())[-1], weights_only=True)
+    made = torch.load(file, weights_only=True)
+    assert made["hyper_parameters"].keys() == {"network", "position"}
+    assert made["hyper_parameters"].items() <= own["hyper_parameters"].items()
+    assert made["state_dict"].keys() == own["state_dict"].keys()
+    for name, tensor in own["state_dict"].items():
+        assert torch.equal(made["state_dict"][name], tensor)
+    assert describe(file)["step"] == 0
+    LanguageModel.load_from_checkpoint(file, weights_only=True)
+    with pytest.raises(InputError, match="exists"):
+        import_checkpoint(folder, file)
+    with pytest.raises(InputError, match="exists"):
+        import_model.main([str(folder), str(file)])
+    with pytest.raises(InputError, match="exists"):
+        export_model.main([str(run), str(folder)])

@@ -1,0 +1,176 @@
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ropepp.data.tokenizer import BytesTokenizer, train_bpe
+from ropepp.data.tokens import corpus as corpus_module
+from ropepp.data.tokens.corpus import Corpus, CorpusWriter, Skipped
+from ropepp.errors import InputError
+
+
+class Wide(BytesTokenizer):
+    """A tokenizer with BOS whose ids need four bytes."""
+
+    vocab_size = 65537
+    bos_id = 65536
+
+
+DOCUMENTS = [[1, 2, 3], [], [7], [200, 0, 255, 4]]
+
+
+def write(folder: Path, tokenizer: BytesTokenizer | None = None) -> Path:
+    skipped = Skipped(bad_lines=2, empty_documents=1)
+    with CorpusWriter(
+        folder, "train", tokenizer or BytesTokenizer(), "toy", "by hand", skipped
+    ) as writer:
+        for document in DOCUMENTS:
+            writer.append(document, text_bytes=len(document))
+    return folder
+
+
+@pytest.mark.parametrize("tokenizer", [BytesTokenizer(), Wide()])
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+def test_what_is_written_is_read(
+    tokenizer: BytesTokenizer, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "CHUNK", chunk)
+    corpus = Corpus.open(write(tmp_path, tokenizer), "train")
+    corpus.verify()
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    expected = [[*start, *document, 256] for document in DOCUMENTS]
+    ends = corpus.offsets.tolist()
+    found = [corpus.tokens[a:b].tolist() for a, b in pairwise(ends)]
+    assert found == expected
+    assert corpus.tokens.dtype == (np.uint32 if start else np.uint16)
+    assert not corpus.tokens.flags.writeable
+    meta = corpus.meta
+    assert (meta.name, meta.split, meta.source) == ("toy", "train", "by hand")
+    assert (meta.documents, meta.tokens) == (4, sum(map(len, expected)))
+    assert (meta.text_bytes, meta.bad_lines, meta.empty_documents) == (8, 2, 1)
+    assert (meta.tokenizer, meta.eot_id) == ("bytes", 256)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train"]
+
+
+def test_a_pickled_corpus_is_its_place_and_not_its_content(tmp_path: Path) -> None:
+    corpus = Corpus.open(write(tmp_path), "train")
+    content = pickle.dumps(corpus)
+    assert b"tokens.bin" not in content
+    assert len(content) < 1000
+    again = pickle.loads(content)
+    assert (again.tokens == corpus.tokens).all()
+    assert again.meta == corpus.meta
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    writer = CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy")
+    with pytest.raises(InputError, match="gave the id 1048576; ids must be from 0 to"), writer:
+        writer.append([1, 1 << 20], 1)
+    other = CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy")
+    message = r"gave the id 257; .* below 257, its vocab_size \(16 bits in the file"
+    with pytest.raises(InputError, match=message), other:
+        other.append([257], 1)
+    empty = CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy")
+    with pytest.raises(InputError, match="train would have no documents; at least 1"), empty:
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_does_not_replace_a_split(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(InputError, match="train exists"):
+        write(tmp_path)
+    Corpus.open(tmp_path, "train").verify()
+
+
+def truncate(file: Path, by: int) -> None:
+    file.write_bytes(file.read_bytes()[:-by])
+
+
+def change_meta(folder: Path, **values: object) -> None:
+    file = folder / "train/meta.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def change_offsets(folder: Path, values: list[int]) -> None:
+    np.array(values, dtype="<i8").tofile(folder / "train/offsets.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: (c / "train/tokens.bin").unlink(), "train/tokens.bin is missing"),
+        (lambda c: (c / "train/offsets.bin").unlink(), "train/offsets.bin is missing"),
+        (lambda c: (c / "train/meta.json").unlink(), "train/meta.json is missing"),
+        (lambda c: (c / "train").rename(c / "other"), "train is no folder; `ropepp prepare`"),
+        (lambda c: truncate(c / "train/tokens.bin", 1), "has 23 bytes; meta.json says 24"),
+        (lambda c: truncate(c / "train/offsets.bin", 8), "has 32 bytes; meta.json says 40"),
+        (lambda c: truncate(c / "train/meta.json", 9), "train/meta.json is no JSON"),
+        (lambda c: change_meta(c, format_version=9), "format_version is 9; 1 and 2 can be read"),
+        (lambda c: change_meta(c, tokens="12"), "tokens is '12'; it must be int"),
+        (lambda c: change_meta(c, bos_id="a"), "bos_id is 'a'; it must be int | None"),
+        (lambda c: change_meta(c, colour=1), "missing or unknown are ['colour']"),
+        (lambda c: change_meta(c, dtype="int8"), "dtype is 'int8'; allowed are uint16, uint32"),
+        (lambda c: change_meta(c, documents=0), "documents is 0; at least 1 is needed"),
+        (lambda c: change_offsets(c, [0, 4, 5, 7, 13]), "runs from 0 to 13; expected 0 to 12"),
+        (lambda c: change_offsets(c, [1, 4, 5, 7, 12]), "runs from 1 to 12; expected 0 to 12"),
+        (lambda c: change_offsets(c, [0, 4, 8, 7, 12]), "has 8 then 7 at document 2"),
+        (lambda c: change_offsets(c, [0, 4, 4, 7, 12]), "has 4 then 4 at document 1"),
+    ],
+)
+@pytest.mark.parametrize("chunk", [2, 1 << 20])
+def test_open_refuses_damage(
+    damage: Callable[[Path], object],
+    message: str,
+    chunk: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write(tmp_path)
+    damage(tmp_path)
+    monkeypatch.setattr(corpus_module, "CHUNK", chunk)
+    with pytest.raises(InputError) as caught:
+        Corpus.open(tmp_path, "train")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_verify_finds_what_open_does_not(tmp_path: Path) -> None:
+    corpus = Corpus.open(write(tmp_path), "train")
+    change_offsets(tmp_path, [0, 4, 6, 7, 12])
+    with pytest.raises(InputError, match=r"offsets.bin has sha256 \w{64}; meta.json says \w{64}"):
+        corpus.verify()
+    file = tmp_path / "train/tokens.bin"
+    file.write_bytes(b"\1" + file.read_bytes()[1:-1] + b"\5")
+    with pytest.raises(InputError, match=r"tokens.bin has sha256"):
+        Corpus.open(tmp_path, "train").verify()
+
+
+def test_verify_finds_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
+    write(tmp_path)
+    file = tmp_path / "train/tokens.bin"
+    content = (257).to_bytes(2, "little") + file.read_bytes()[2:]
+    file.write_bytes(content)
+    change_meta(tmp_path, tokens_sha256=hashlib.sha256(content).hexdigest())
+    with pytest.raises(InputError, match="has the id 257; ids must be below vocab_size 257"):
+        Corpus.open(tmp_path, "train").verify()
+
+
+def test_the_tokenizer_of_a_corpus_is_checked(tmp_path: Path) -> None:
+    assert Corpus.open(write(tmp_path / "a"), "train").load_tokenizer().kind == "bytes"
+    bpe = train_bpe(["some text"], 260)
+    with CorpusWriter(tmp_path / "b", "train", bpe, "toy") as writer:
+        writer.append([1], 1)
+    corpus = Corpus.open(tmp_path / "b", "train")
+    with pytest.raises(InputError, match=r"holds neither tokenizer\.json nor"):
+        corpus.load_tokenizer()
+    bpe.save(tmp_path / "b")
+    assert corpus.load_tokenizer().fingerprint == bpe.fingerprint
+    train_bpe(["other words"], 260).save(tmp_path / "b")
+    with pytest.raises(InputError, match=r"tokenizer with fingerprint \w{64}; meta.json says"):
+        corpus.load_tokenizer()

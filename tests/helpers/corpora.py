@@ -1,0 +1,61 @@
+"""Corpora as tests prepare them and read them back."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from ropepp.data.prepare.prepare import prepare
+from ropepp.data.tokens.corpus import Corpus
+
+FRACTION = 0.2
+
+
+def in_validation(text: str, fraction: float) -> bool:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) < fraction * 2**64
+
+
+def texts_of(tree: Path) -> Iterator[tuple[str, str]]:
+    """Path and text of every good line, read in another way."""
+    files = [path for path in tree.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda path: path.relative_to(tree).as_posix()):
+        if file.suffix == ".gz":
+            content = gzip.decompress(file.read_bytes())
+        elif file.suffix == ".zst":
+            content = zstandard.ZstdDecompressor().stream_reader(file.read_bytes()).read()
+        else:
+            content = file.read_bytes()
+        for line in content.splitlines():
+            try:
+                yield str(file), json.loads(line.decode())["text"] + ""
+            except (ValueError, KeyError, TypeError):
+                continue
+
+
+def documents(folder: Path, split: str) -> list[str]:
+    corpus = Corpus.open(folder, split)
+    corpus.verify()
+    tokenizer = corpus.load_tokenizer()
+    found = [corpus.tokens[a:b].tolist() for a, b in pairwise(corpus.offsets.tolist())]
+    assert all(ids[-1] == tokenizer.eot_id for ids in found)
+    start = 0 if tokenizer.bos_id is None else 1
+    assert all(ids[:start] == [tokenizer.bos_id] * start for ids in found)
+    return [tokenizer.decode(ids[start:-1]) for ids in found]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def run(source: Path | str, out: Path, tokenizer: str = "bytes", **options: Any) -> Path:
+    options = {"validation_fraction": FRACTION, "on_bad_line": "skip"} | options
+    return prepare(str(source), str(out), tokenizer, **options)
