@@ -85,9 +85,11 @@ class Study:
             return found
         over = how.get("best_cells", how.get("cells", {"best": {}}))
         found = found if "best_cells" in how else []
+        best = how["best"]
         for variant in how["variants"]:
-            for cell, settings in self.best(variant, **how["best"]):
-                if how["best"]["keep"] > 1:
+            ranked = self.ranked(best.get("variant", variant), best["of"])
+            for cell, settings in ranked[: best["keep"]]:
+                if best["keep"] > 1:
                     found.append(Row(variant, cell, settings))
                     continue
                 found += [Row(variant, c, settings | self.long(own)) for c, own in over.items()]
@@ -107,11 +109,8 @@ class Study:
         """Settings by the keys of ``fit``."""
         return {self.content["keys"].get(key, key): value for key, value in settings.items()}
 
-    def best(
-        self, variant: str, of: list[str], keep: int, **other: str
-    ) -> list[tuple[str, dict[str, Any]]]:
-        """Cells and settings with the lowest mean loss, of those with the most seeds."""
-        variant = other.get("variant", variant)
+    def ranked(self, variant: str, of: list[str]) -> list[tuple[str, dict[str, Any]]]:
+        """A variant's cells and settings by their mean loss, of those with the most seeds."""
         losses: dict[str, list[float]] = {}
         settings: dict[str, dict[str, Any]] = {}
         for part in of:
@@ -125,7 +124,7 @@ class Study:
                     losses.setdefault(row.cell, []).append(self.loss(part, row.name, seed))
         most = max(map(len, losses.values()))
         means = {cell: sum(own) / most for cell, own in losses.items() if len(own) == most}
-        return [(cell, settings[cell]) for cell in sorted(means, key=means.__getitem__)[:keep]]
+        return [(cell, settings[cell]) for cell in sorted(means, key=means.__getitem__)]
 
     def loss(self, part: str, row: str, seed: int) -> float:
         value = self.records[part, row, seed]["result"][METRIC]

@@ -1,0 +1,218 @@
+"""Studies: what is run follows from results, which a clone keeps; statistics by other means."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+
+import study as study_script
+import study_page
+from ropepp.errors import InputError
+from study import Study
+from study_page import Results, comparisons, paired, verdict
+
+CONTENT: dict[str, Any] = {
+    "name": "toy",
+    "prepare": ["sotu", "--out", "data/toy"],
+    "base": "base.yaml",
+    "set": {"trainer.max_steps": 4},
+    "keys": {"std": "model.network.o_proj.std.gain", "lr": "model.optimizer.lr"},
+    "variants": {
+        "rope": {"display": "RoPE", "model.position": {"class_path": "RoPE"}},
+        "ec": {"model.position": {"class_path": "RoPEppEC"}},
+    },
+    "parts": {
+        "search": {
+            "variants": ["rope", "ec"],
+            "grid": {"std": [1.0, 0.5], "lr": [1e-3, 2e-3]},
+            "seeds": [100],
+        },
+        "again": {
+            "variants": ["rope", "ec"],
+            "best": {"of": ["search"], "keep": 2},
+            "seeds": [101, 102],
+        },
+        "final": {
+            "variants": ["rope", "ec"],
+            "best": {"of": ["search", "again"], "keep": 1},
+            "seeds": [0, 1, 2],
+        },
+        "rule": {
+            "variants": ["ec"],
+            "best": {"of": ["search", "again"], "keep": 1, "variant": "rope"},
+            "cells": {"as-it-is": {}, "smaller": {"std": 0.1}},
+            "seeds": [0],
+        },
+        "both": {
+            "variants": ["rope"],
+            "cells": {"today": {"lr": 7e-3}},
+            "best": {"of": ["search", "again"], "keep": 1},
+            "best_cells": {"best": {"trainer.max_steps": 9}},
+            "seeds": [0],
+        },
+    },
+}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setattr(study_script, "ROOT", tmp_path)
+    return write(tmp_path)
+
+
+def write(folder: Path) -> Study:
+    file = folder / "configs" / "study" / "toy.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(CONTENT, sort_keys=False))
+    return Study(file)
+
+
+def finish(study: Study, part: str, row: str, seed: int, loss: float | None) -> None:
+    """What a run leaves behind."""
+    folder = study.logs / part / row / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    trial = {"variant": row, "seed": seed, "overrides": {"a": 1}, "settings": {}}
+    (folder / "trial.json").write_text(json.dumps(trial))
+    lines = [
+        {"step": 2, "train/loss": 3.25, "train/grad_norm": 0.5, "other": 1},
+        {"step": 4, "train/loss": 3.0, "train/grad_norm": None},
+        {"step": 4, "validation/loss": loss},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = {"validation_loss": loss, "steps": 4, "hyper_parameters": {"much": 1}}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def search(study: Study, losses: dict[str, float | None]) -> None:
+    for row, loss in losses.items():
+        finish(study, "search", row, 100, loss)
+    study.collect("search")
+
+
+LOSSES: dict[str, float | None] = {
+    "rope_std-1_lr-0.001": 5.0, "rope_std-1_lr-0.002": 4.0, "rope_std-0.5_lr-0.001": 4.5,
+    "rope_std-0.5_lr-0.002": None, "ec_std-1_lr-0.001": 4.3, "ec_std-1_lr-0.002": 4.1,
+    "ec_std-0.5_lr-0.001": 4.2, "ec_std-0.5_lr-0.002": 4.4,
+}  # fmt: skip
+
+
+def test_a_grid_is_all_cells_of_all_variants(toy: Study) -> None:
+    rows = toy.rows("search")
+    assert {row.name for row in rows} == set(LOSSES)
+    one = next(row for row in rows if row.name == "ec_std-0.5_lr-0.002")
+    assert one.settings == {"model.network.o_proj.std.gain": 0.5, "model.optimizer.lr": 0.002}
+
+
+def test_the_best_follow_from_results_and_divergence_is_the_worst(toy: Study) -> None:
+    with pytest.raises(InputError, match="search is not complete"):
+        toy.rows("again")
+    search(toy, LOSSES)
+    assert [row.name for row in toy.rows("again")] == [
+        "rope_std-1_lr-0.002", "rope_std-0.5_lr-0.001", "ec_std-1_lr-0.002", "ec_std-0.5_lr-0.001",
+    ]  # fmt: skip
+    # The mean over all three seeds decides, and cells with one seed are out of it.
+    for row, first, second in (
+        ("rope_std-1_lr-0.002", 4.8, 4.8), ("rope_std-0.5_lr-0.001", 4.4, 4.4),
+        ("ec_std-1_lr-0.002", 4.0, 4.0), ("ec_std-0.5_lr-0.001", 4.0, 4.0),
+    ):  # fmt: skip
+        finish(toy, "again", row, 101, first)
+        finish(toy, "again", row, 102, second)
+    toy.collect("again")
+    rope, ec = toy.rows("final")
+    assert (rope.name, rope.settings["model.network.o_proj.std.gain"]) == ("rope_best", 0.5)
+    assert (ec.name, ec.settings["model.network.o_proj.std.gain"]) == ("ec_best", 1.0)
+    asis, smaller = toy.rows("rule")
+    assert asis.settings == rope.settings
+    assert smaller.settings == rope.settings | {"model.network.o_proj.std.gain": 0.1}
+    today, best = toy.rows("both")
+    assert today.settings == {"model.optimizer.lr": 7e-3}
+    assert best.settings == rope.settings | {"trainer.max_steps": 9}
+
+
+def test_a_clone_takes_over_what_was_run(toy: Study, tmp_path: Path) -> None:
+    search(toy, LOSSES)
+    assert all("hyper_parameters" not in record["result"] for record in toy.records.values())
+    stored = toy.store.read_text()
+    before = (toy.logs / "search" / "ec_std-1_lr-0.001" / "seed-100" / "trial.json").read_text()
+    toy.logs.rename(tmp_path / "elsewhere")
+    clone = write(tmp_path)
+    assert clone.records == toy.records
+    clone.restore("search")
+    folder = clone.logs / "search" / "ec_std-1_lr-0.001" / "seed-100"
+    assert json.loads((folder / "trial.json").read_text()) == json.loads(before)
+    assert json.loads((folder / "result.json").read_text())["validation_loss"] == 4.3
+    clone.records = {}
+    clone.collect("search")
+    assert clone.store.read_text() == stored
+
+
+def test_a_complete_part_starts_nothing(toy: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    search(toy, LOSSES)
+    monkeypatch.setattr(study_script.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
+    toy.run("search", 2)
+
+
+def test_the_sweep_that_is_written_is_one(toy: Study, tmp_path: Path) -> None:
+    (tmp_path / "configs" / "base.yaml").write_text("trainer: {max_steps: 9}\n")
+    toy.content["base"] = "../base.yaml"
+    toy.logs.mkdir(parents=True)
+    content = yaml.safe_load(toy.write_sweep("search").read_text())
+    assert set(content["variants"]) == set(LOSSES)
+    assert content["seeds"] == [100]
+
+
+DIFFERENCES = [0.013, -0.02, 0.055, 0.031, 0.018, 0.042, 0.001, 0.027]
+
+
+def test_statistics_by_scipy(toy: Study) -> None:
+    for seed, difference in enumerate(DIFFERENCES):
+        for part, row, value in (("final", "rope_best", 4.0), ("final", "ec_best", 4 + difference)):
+            finish(toy, part, row, seed, value + 0.1 * seed)
+    toy.collect("final")
+    results = Results(toy)
+    found = paired(results.losses("final", "ec", "best"), results.losses("final", "rope", "best"))
+    assert found == pytest.approx(DIFFERENCES)
+    table = comparisons(results, [("it", ("final", "ec", "best"), ("final", "rope", "best"))])
+    test = scipy.stats.ttest_1samp(DIFFERENCES, 0.0)
+    low, high = test.confidence_interval(0.95)
+    assert f"| 8 | {np.mean(DIFFERENCES):+.3f} | {low:+.3f} to {high:+.3f} |" in table
+    assert f"| {test.pvalue:.2g} |" in table
+    flips = scipy.stats.permutation_test(
+        (DIFFERENCES,), np.sum, permutation_type="samples", n_resamples=math.inf
+    )
+    assert f"| {flips.pvalue:.2g} |" in table
+
+
+@pytest.mark.parametrize(
+    ("p", "mean", "sd", "words"),
+    [
+        (0.001, -0.05, 0.02, "shown: lower"),
+        (0.001, 0.05, 0.02, "shown: higher"),
+        (0.5, 0.001, 0.01, "not seen"),
+        (0.5, 0.001, 0.05, "undecided"),
+        (0.06, 0.05, 0.02, "undecided"),
+    ],
+)
+def test_words(p: float, mean: float, sd: float, words: str) -> None:
+    assert verdict(p, mean, sd, 12) == words
+
+
+def test_a_page_keeps_the_words_around_its_tables(
+    toy: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(toy, LOSSES)
+    page = toy.store.parent.with_suffix(".md")
+    page.write_text("before\n\n<!-- make one -->\nold\n<!-- end -->\nafter\n")
+    module = type("Blocks", (), {"BLOCKS": {"one": lambda results: "new\n"}})
+    monkeypatch.setattr("importlib.import_module", lambda name: module)
+    study_page.write_page(toy)
+    wanted = "before\n\n<!-- make one -->\nnew\n<!-- end -->\nafter\n"
+    assert page.read_text() == wanted
+    study_page.write_page(toy)
+    assert page.read_text() == wanted
+    assert len(toy.store.with_suffix(".csv").read_text().splitlines()) == 1 + len(LOSSES)
