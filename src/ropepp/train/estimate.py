@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -31,9 +30,9 @@ from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
 from ropepp.model.kernels import BACKENDS, attention
 from ropepp.model.loss import default_chunk_rows
+from ropepp.model.scope import AttentionScope
 from ropepp.model.sequence import check_length
 from ropepp.model.transformer import Block, Embedding, Transformer
-from ropepp.model.view import View
 from ropepp.runs.machine import PEAK_TFLOPS
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.lightning_cli import RopeppCLI
@@ -116,6 +115,13 @@ class EstimateCLI(RopeppCLI):
         made = self._parser("fit").instantiate(Namespace({key: self.options[key] for key in keys}))
         self.model, self.datamodule, self.checkpoint = (made[key] for key in keys)
 
+    def check(self, data_is_there: bool) -> None:
+        """Raises what ``fit`` would of the module, without devices."""
+        trainer = self.options.trainer
+        precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
+        data_vocab = self.datamodule.vocab_size if data_is_there else None
+        self.model.check(precision, data_vocab, trainer.max_steps)
+
     def _set_seed(self) -> None:
         """Draws nothing."""
 
@@ -148,20 +154,10 @@ def read_plan(args: list[str], devices: int | None = None, nodes: int | None = N
     parts = processes.total // processes.context
     loader = TrainLoader(sized, data.global_batch_size, data.micro_batch_size, 0, parts)
     check_accumulation(trainer.accumulate_grad_batches, loader.accumulation)
-    check_module(cli, data_is_there=rows is not None)
+    cli.check(data_is_there=rows is not None)
     dtype, on_gpu = cli.model.network.compute_dtype, trainer.accelerator != "cpu"
     plan = (cli.model, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
     return Plan(*plan, dtype, on_gpu, rows)
-
-
-def check_module(cli: EstimateCLI, data_is_there: bool) -> None:
-    """Raises what the LightningModule would before ``fit``, which looks at this much of a
-    trainer."""
-    trainer, data = cli.options.trainer, cli.datamodule if data_is_there else None
-    precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
-    known = SimpleNamespace(precision=precision, max_steps=trainer.max_steps, datamodule=data)
-    cli.model.trainer = cast(Any, known)
-    cli.model.setup("fit")
 
 
 def _count_devices(value: int | str | list[int]) -> int:
@@ -295,7 +291,7 @@ def _loss_bytes(plan: Plan, tokens: int) -> int:
     return max(8 * rows, size * (rows + M)) * V + size * tokens * M + 4 * V * M + cast_layer
 
 
-class GatheredView(View):
+class GatheredScope(AttentionScope):
     """What attention keeps where ``size`` processes share rows: everybody's keys and values. Every
     query sees every key here; causality changes no size in fused kernels."""
 
@@ -325,8 +321,8 @@ def trace_activations(plan: Plan) -> tuple[int, int]:
         backend = network.blocks()[0].self_attn.backend
         fused = backend in BACKENDS and backend != "reference"  # these keep what sdpa keeps
         block.self_attn.backend = "sdpa" if fused else backend
-        view = View() if context == 1 else GatheredView(context)
-        in_block = kept(lambda: block(x, table, view), block.parameters())
+        scope = AttentionScope() if context == 1 else GatheredScope(context)
+        in_block = kept(lambda: block(x, table, scope), block.parameters())
         shared = sum(in_block.pop(id(part.untyped_storage()), 0) for part in table)
         embed = Embedding(config.vocab_size, config.hidden_size)
         norm = RMSNorm(config.hidden_size, config.norm_eps)

@@ -31,8 +31,8 @@ class Evaluation:
             positions = torch.arange(T, device=ids.device).expand_as(ids)
         if self._by_position is None:
             self._by_position = (self._sums(T), self._sums(T))
-        place = network.own(positions).flatten()
-        counted = network.own(batch["targets"]) != network.ignore_index
+        place = network.local_part(positions).flatten()
+        counted = network.local_part(batch["targets"]) != network.ignore_index
         for metric, values in zip(self._by_position, (nll, counted), strict=True):
             zeros = torch.zeros(T, dtype=self.dtype, device=self.device)
             metric.update(zeros.index_add(0, place, values.flatten().to(self.dtype)))

@@ -24,13 +24,13 @@ from ropepp.files import write_json
 from ropepp.model.positions import Position, Scaling
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
-from ropepp.train.callbacks.guard import StepGuard
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.predictions import PredictionWriter
 from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
 from ropepp.train.callbacks.run_files import RunFiles
 from ropepp.train.callbacks.suite import SuiteEvaluation
+from ropepp.train.guard import StepGuard
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import OptimizerSpec
@@ -202,15 +202,13 @@ class RopeppCLI(LightningCLI):
         )
         checkpoint.directory = self.directory / "checkpoints"
         profile.directory = self.directory / "profile"
-        progress = StepProgress(metrics)
-        progress.label = self.options.run
         trainer = dict(self._get(self.config_init, "trainer"))
         given = trainer.pop("callbacks", None) or []
         # The suite comes before what measures speed and what may end the run at this step.
         callbacks = [*(given if isinstance(given, list) else [given]), suite, metrics, checkpoint]
         callbacks += [guard, profile]
         if trainer.get("enable_progress_bar") is not False:
-            callbacks.append(progress)
+            callbacks.append(StepProgress(metrics, self.options.run))
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.directory / "predictions"))
         if trainer.get("logger") in (None, True):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class OptimizerSpec:
     lr: float = 5e-4
 
     def __post_init__(self) -> None:
-        if not self.lr >= 0:
-            raise InputError(f"lr is {self.lr}; it must be at least 0")
+        at_least(0, lr=self.lr)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the parameters of ``model``."""

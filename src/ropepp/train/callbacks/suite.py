@@ -16,11 +16,12 @@ from ropepp.data.recall.task import RecallDataModule, RecallRows
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 from ropepp.train.callbacks.metrics import Metrics
+from ropepp.train.callbacks.step import StepCallback
 from ropepp.train.evaluation import Evaluation, Sums
 from ropepp.train.module import LanguageModel
 
 
-class SuiteEvaluation(pl.Callback):
+class SuiteEvaluation(StepCallback):
     """Evaluates a small suite every n optimizer steps and logs ``suite/...``.
 
     Every process makes the same number of forward passes, so that sharded models do not hang, and
@@ -85,17 +86,8 @@ class SuiteEvaluation(pl.Callback):
                 key, size = (n, T), data.vocab_size
                 self._recall[key] = RecallRows(T, n, size, self.rows, None, data.seed, STREAM)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        if not self.every_n_steps or trainer.fit_loop._should_accumulate():
-            return
-        if trainer.global_step % self.every_n_steps == 0:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             assert isinstance(pl_module, LanguageModel)
             start = time.perf_counter()
             values = self.evaluate(trainer, pl_module)
@@ -133,7 +125,7 @@ class SuiteEvaluation(pl.Callback):
                         batch["positions"],
                         batch["document_ids"],
                     )
-                    far = network.own(distances(batch, n))
+                    far = network.local_part(distances(batch, n))
                     sums.update(count(hits, far, bins).flatten())
             for cell in to_cells(sums.compute().view(2, bins), n):
                 key = f"suite/recall_{n}_pairs/accuracy_{cell.distance_low}"

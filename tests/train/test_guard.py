@@ -11,7 +11,7 @@ import torch
 from helpers.fit_runs import arguments, curve, fit
 from ropepp.cli import main
 from ropepp.errors import Diverged
-from ropepp.train.callbacks.guard import StepGuard
+from ropepp.train.guard import StepGuard
 from ropepp.train.module import LanguageModel
 
 
