@@ -25,7 +25,7 @@ from ropepp.data.loading.datamodule import (
     check_accumulation,
 )
 from ropepp.data.loading.loader import Rows, TrainLoader
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
 from ropepp.model.kernels import BACKENDS, attention
@@ -144,8 +144,7 @@ def read_plan(args: list[str], devices: int | None = None, nodes: int | None = N
     trainer, data = cli.options.trainer, cli.datamodule
     devices = _count_devices(trainer.devices) if devices is None else devices
     nodes = trainer.num_nodes if nodes is None else nodes
-    if devices < 1 or nodes < 1:
-        raise InputError(f"devices is {devices}, nodes is {nodes}; both must be at least 1")
+    at_least(1, devices=devices, nodes=nodes)
     processes = _read_strategy(trainer.strategy, devices * nodes)
     if processes.context > 1:
         check_length(data.sequence_length, processes.context)

@@ -206,12 +206,6 @@ class LanguageModel(pl.LightningModule):
     def _multiplier(self, step: int) -> float:
         return self.schedule.multiplier(step, int(self.trainer.max_steps))
 
-    def on_validation_epoch_start(self) -> None:
-        self._start_evaluation()
-
-    def on_test_epoch_start(self) -> None:
-        self._start_evaluation()
-
     def on_train_start(self) -> None:
         """Where the optimizer's state was restored, lets this run's settings win over its."""
         if self.init_from and self.init_optimizer:
@@ -228,17 +222,27 @@ class LanguageModel(pl.LightningModule):
             group["initial_lr"] = settings["lr"]
             group["lr"] = settings["lr"] * self._multiplier(scheduler.last_epoch)
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
+    def on_validation_epoch_start(self) -> None:
+        """A loss and an accuracy for each evaluation set; the data module may name several."""
+        names = getattr(getattr(self.trainer, "datamodule", None), "evaluation_names", [""])
+        self._evaluations = {name: Evaluation(self.device) for name in names}
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        list(self._evaluations.values())[dataloader_idx].update(self.network, batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("validation")
+        stage = "test" if self.trainer.testing else "validation"
+        self.loss_by_position = {}
+        for name, evaluation in self._evaluations.items():
+            named = {f"{stage}{name}/{key}": value for key, value in evaluation.compute().items()}
+            # Equal on all processes already; Lightning warns unless it may average once more.
+            self.log_dict(named, logger=False, sync_dist=True)
+            self.loss_by_position[name] = evaluation.by_position()
 
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
+    # A test is a validation under another name.
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Negative log-likelihood of every target in nats, (B, T) float32; 0 where there is
@@ -268,23 +272,6 @@ class LanguageModel(pl.LightningModule):
                     f"model.{key} is {here[key]} here and was {saved[key]} in the checkpoint; "
                     "this run uses its own"
                 )
-
-    def _start_evaluation(self) -> None:
-        """A loss and an accuracy for each evaluation set; the data module may name several."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "evaluation_names", [""])
-        self._evaluations = {name: Evaluation(self.device) for name in names}
-
-    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
-        evaluation = list(self._evaluations.values())[dataloader_idx]
-        evaluation.update(self.network, batch)
-
-    def _log_evaluation(self, stage: str) -> None:
-        self.loss_by_position = {}
-        for name, evaluation in self._evaluations.items():
-            named = {f"{stage}{name}/{key}": value for key, value in evaluation.compute().items()}
-            # Equal on all processes already; Lightning warns unless it may average once more.
-            self.log_dict(named, logger=False, sync_dist=True)
-            self.loss_by_position[name] = evaluation.by_position()
 
 
 def model_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
