@@ -1,5 +1,7 @@
 """Loss and accuracy over an evaluation set, and the loss by position."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -23,15 +25,15 @@ class Evaluation:
 
     def update(self, network: Transformer, batch: dict[str, Tensor]) -> None:
         """Evaluates ``network`` on a batch, see `ropepp.data.loading.loader.Rows`."""
-        ids, positions = batch["input_ids"], batch.get("positions")
-        nll, hits = network.evaluate(ids, batch["targets"], positions, batch.get("document_ids"))
+        ids, targets, positions, _ = inputs = model_inputs(batch)
+        nll, hits = network.evaluate(*inputs)
         T = ids.shape[1]
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand_as(ids)
         if self._sums is None:
             self._sums = Sums(3 * T, self.dtype).to(self.device)
         place = network.local_part(positions).flatten()
-        counted = network.local_part(batch["targets"]) != network.ignore_index
+        counted = network.local_part(targets) != network.ignore_index
         zeros = torch.zeros(T, dtype=self.dtype, device=self.device)
         self._sums.update(
             torch.cat(
@@ -78,6 +80,11 @@ class Evaluation:
         if self._sums is None:
             raise InputError("the evaluation set has no rows")
         return self._sums.compute().view(3, -1).unbind()
+
+
+def model_inputs(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Input ids, targets, positions and document ids of a batch, the last two if it has them."""
+    return batch["input_ids"], batch["targets"], batch.get("positions"), batch.get("document_ids")
 
 
 class Sums(Metric):

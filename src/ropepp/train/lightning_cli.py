@@ -57,6 +57,30 @@ SPECS = {
 BASES = (*SPECS.values(), Strategy)  # of the classes that short names mean
 
 
+def run_options(
+    seed_everything: int = 0,
+    experiment: str = "default",
+    run: str | None = None,
+    logs: str = "logs",
+    resume: Literal["auto"] | None = None,
+    init_from: str | None = None,
+    init_optimizer: bool = False,
+) -> None:
+    """Options of every command here, besides model, data and trainer.
+
+    Args:
+        seed_everything: Seed of initial weights, order of rows and everything else that is random.
+        experiment: Folder of related runs.
+        run: Name of this run, by default the time of its start; its folder is LOGS/EXPERIMENT/RUN.
+        logs: Folder of all experiments.
+        resume: auto: go on from the run's newest complete checkpoint if it has one, else begin
+            (from ckpt_path or init_from, if given); the same command serves every attempt.
+        init_from: Weights to begin with: a checkpoint, sharded or one file, or a folder in the
+            published format. Steps, schedule and data begin anew.
+        init_optimizer: Whether to begin with the optimizer's moments of init_from too.
+    """
+
+
 class RopeppCLI(LightningCLI):
     """Composes model, data and trainer from YAML files and flags, and gives every run a
     directory."""
@@ -77,43 +101,7 @@ class RopeppCLI(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--seed_everything",
-            type=int,
-            default=0,
-            help="Seed of initial weights, order of rows and everything else that is random.",
-        )
-        parser.add_argument(
-            "--experiment", type=str, default="default", help="Folder of related runs."
-        )
-        parser.add_argument(
-            "--run",
-            type=str | None,
-            default=None,
-            help="Name of this run, by default the time of its start; its folder is "
-            "LOGS/EXPERIMENT/RUN.",
-        )
-        parser.add_argument("--logs", type=str, default="logs", help="Folder of all experiments.")
-        parser.add_argument(
-            "--resume",
-            type=Literal["auto"] | None,
-            default=None,
-            help="auto: go on from the run's newest complete checkpoint if it has one, else begin "
-            "(from ckpt_path or init_from, if given); the same command serves every attempt.",
-        )
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="Weights to begin with: a checkpoint, sharded or one file, or a folder in the "
-            "published format. Steps, schedule and data begin anew.",
-        )
-        parser.add_argument(
-            "--init_optimizer",
-            type=bool,
-            default=False,
-            help="Whether to begin with the optimizer's moments of init_from too.",
-        )
+        parser.add_function_arguments(run_options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")

@@ -17,7 +17,7 @@ from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
 from ropepp.runs.machine import no_bfloat16
-from ropepp.train.evaluation import Evaluation
+from ropepp.train.evaluation import Evaluation, model_inputs
 from ropepp.train.guard import StepGuard
 from ropepp.train.optim import AdamW, OptimizerSpec
 from ropepp.train.schedules import Constant, Schedule
@@ -272,8 +272,3 @@ class LanguageModel(pl.LightningModule):
                     f"model.{key} is {here[key]} here and was {saved[key]} in the checkpoint; "
                     "this run uses its own"
                 )
-
-
-def model_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Input ids, targets, positions and document ids of a batch, the last two if it has them."""
-    return batch["input_ids"], batch["targets"], batch.get("positions"), batch.get("document_ids")

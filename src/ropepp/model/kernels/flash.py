@@ -37,15 +37,15 @@ def _run(package: Any, request: Request, **options: Any) -> Tensor:
     }
     if request.cu_seqlens is None:
         return _only(package.flash_attn_func(request.q, request.k, request.v, **options))
-    documents = request.documents()
+    flat = request.flattened()
     out = package.flash_attn_varlen_func(
-        documents.q,
-        documents.k,
-        documents.v,
-        cu_seqlens_q=documents.cu_seqlens,
-        cu_seqlens_k=documents.cu_seqlens_k,
-        max_seqlen_q=documents.longest,
-        max_seqlen_k=documents.longest_k,
+        flat.q,
+        flat.k,
+        flat.v,
+        cu_seqlens_q=flat.cu_seqlens,
+        cu_seqlens_k=flat.cu_seqlens_k,
+        max_seqlen_q=flat.longest,
+        max_seqlen_k=flat.longest_k,
         **options,
     )
     return _only(out).view(request.q.shape)

@@ -15,7 +15,7 @@ def varlen(request: Request) -> Tensor:
     last key of each document."""
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v, bounds, bounds_k, longest, longest_k = request.documents()
+    q, k, v, bounds, bounds_k, longest, longest_k = request.flattened()
     options: dict[str, Any] = {
         "scale": request.scale,
         "window_size": (-1, 0) if request.causal else (-1, -1),

@@ -17,7 +17,7 @@ from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.step import StepCallback
-from ropepp.train.evaluation import Evaluation, Sums
+from ropepp.train.evaluation import Evaluation, Sums, model_inputs
 from ropepp.train.module import LanguageModel
 
 
@@ -119,12 +119,7 @@ class SuiteEvaluation(StepCallback):
             sums = Sums(2 * bins, dtype).to(module.device)
             for T in self.lengths:
                 for batch in self._batches(trainer, self._recall[n, T]):
-                    _, hits = network.evaluate(
-                        batch["input_ids"],
-                        batch["targets"],
-                        batch["positions"],
-                        batch["document_ids"],
-                    )
+                    _, hits = network.evaluate(*model_inputs(batch))
                     far = network.local_part(distances(batch, n))
                     sums.update(count(hits, far, bins).flatten())
             for cell in to_cells(sums.compute().view(2, bins), n):
