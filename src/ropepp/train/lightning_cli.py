@@ -140,13 +140,18 @@ class RopeppCLI(LightningCLI):
         options.run = options.run or default_run_name()
         if options.resume and not fitting:
             raise InputError("resume is for fit; give --ckpt_path, which may be last")
-        self.begun_from = options.get("ckpt_path")
+        self.begun_from, folder = options.get("ckpt_path"), self.directory / "checkpoints"
         if options.resume:
             self._leave_if_finished()
-            found = newest_complete(self.directory / "checkpoints")
+            found = newest_complete(folder)
             options.ckpt_path = str(found) if found else self.begun_from
-        elif options.get("ckpt_path") == "last":
-            options.ckpt_path = str(last_checkpoint(self.directory / "checkpoints"))
+        elif self.begun_from == "last":
+            found = newest_complete(folder)
+            if found is None:
+                raise InputError(
+                    f"ckpt_path is 'last', but {folder} holds no complete checkpoint (step-N.ckpt)"
+                )
+            options.ckpt_path = str(found)
         if options.init_optimizer and not options.init_from:
             raise InputError("init_optimizer is true, but there is no init_from to take it from")
         ckpt_path = options.get("ckpt_path")
@@ -305,20 +310,6 @@ def default_run_name() -> str:
 def is_child_process() -> bool:
     """Whether this is not the first process of its machine."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) > 0
-
-
-def last_checkpoint(directory: Path) -> Path:
-    """The newest complete checkpoint in a folder.
-
-    Raises:
-        InputError: There is none.
-    """
-    found = newest_complete(directory)
-    if found is None:
-        raise InputError(
-            f"ckpt_path is 'last', but {directory} holds no complete checkpoint (step-N.ckpt)"
-        )
-    return found
 
 
 def main(args: list[str]) -> None:

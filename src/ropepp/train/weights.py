@@ -67,8 +67,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     sharded = {}
     for number, parameter in zip(numbers, parameters, strict=True):
         sharded[number] = {
-            key: as_sharded(parameter, value) if _is_like(parameter, value) else value
-            for key, value in state["state"].get(number, {}).items()
+            # A step's number is a tensor too, or a plain one.
+            key: as_sharded(parameter, x) if getattr(x, "shape", None) == parameter.shape else x
+            for key, x in state["state"].get(number, {}).items()
         }
     optimizer.load_state_dict({**state, "state": sharded})
 
@@ -112,7 +113,3 @@ def _load_shards(path: Path, wanted: dict[str, Any]) -> None:
     import torch.distributed.checkpoint as dcp
 
     dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
-
-
-def _is_like(parameter: Tensor, value: Any) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape
