@@ -69,7 +69,7 @@ class Processes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRun:
     """A run as configured and checked, with nothing allocated; ``rows`` is None where the corpus is
     not there yet."""
 
@@ -129,7 +129,7 @@ class EstimateCLI(RopeppCLI):
         """Runs nothing."""
 
 
-def read_plan(args: list[str], devices: int | None = None, nodes: int | None = None) -> Plan:
+def plan_run(args: list[str], devices: int | None = None, nodes: int | None = None) -> PlannedRun:
     """Parses and checks a run's configuration.
 
     Args:
@@ -156,7 +156,7 @@ def read_plan(args: list[str], devices: int | None = None, nodes: int | None = N
     cli.check(data_is_there=rows is not None)
     dtype, on_gpu = cli.model.network.compute_dtype, trainer.accelerator != "cpu"
     plan = (cli.model, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
-    return Plan(*plan, dtype, on_gpu, rows)
+    return PlannedRun(*plan, dtype, on_gpu, rows)
 
 
 def _count_devices(value: int | str | list[int]) -> int:
@@ -192,7 +192,7 @@ def _open_rows(data: RowsDataModule) -> Rows | None:
     return data.open("train")
 
 
-def estimate(plan: Plan, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:
+def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:
     """What a run needs.
 
     Args:
@@ -243,7 +243,7 @@ def _optimizer_bytes(network: Transformer, spec: OptimizerSpec) -> int:
     return 8 * num_parameters(network) - (4 * matrices if isinstance(spec, Muon) else 0)
 
 
-def _checkpoints(plan: Plan) -> dict[str, int]:
+def _checkpoints(plan: PlannedRun) -> dict[str, int]:
     network, spec = plan.module.network, plan.module.optimizer_spec
     every, keep = plan.checkpoint.every_n_steps, plan.checkpoint.keep
     written = math.ceil(plan.max_steps / every) if every else 1  # the last step has one too
@@ -252,7 +252,7 @@ def _checkpoints(plan: Plan) -> dict[str, int]:
     return {"written": written, "kept": kept, "bytes_each": size, "bytes_kept": size * kept}
 
 
-def _memory(plan: Plan) -> dict[str, int]:
+def _memory(plan: PlannedRun) -> dict[str, int]:
     network, processes, size = plan.module.network, plan.processes, plan.dtype.itemsize
     parameters, shards = num_parameters(network), processes.shards
     block, outside = _parameters(network)
@@ -278,7 +278,7 @@ def _memory(plan: Plan) -> dict[str, int]:
     return {**items, "loss": loss, "recomputed": recomputed, "total": total}
 
 
-def _loss_bytes(plan: Plan, tokens: int) -> int:
+def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
     """Logits and log-softmax of a chunk, or their gradient and its product with hidden states; the
     gradients of hidden states and output layer; the layer cast. Naive: all logits, three times."""
     network = plan.module.network
@@ -304,7 +304,7 @@ class GatheredScope(AttentionScope):
         return torch.cat(outs, dim=1)
 
 
-def trace_activations(plan: Plan) -> tuple[int, int]:
+def trace_activations(plan: PlannedRun) -> tuple[int, int]:
     """Bytes kept of a micro-batch for the backward pass, in one block and elsewhere but for the
     loss. Rows are one document; attention document by document keeps its output once more."""
     network, context = plan.module.network, plan.processes.context
