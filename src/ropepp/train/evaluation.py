@@ -18,8 +18,6 @@ class Evaluation:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # In float64 the order of additions does not show; not every device has it.
-        self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.device = device
         self._sums: Sums | None = None  # of losses, targets and hits, one for each position
 
@@ -31,18 +29,12 @@ class Evaluation:
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand_as(ids)
         if self._sums is None:
-            self._sums = Sums(3 * T, self.dtype).to(self.device)
+            self._sums = Sums(3 * T, self.device)
         place = network.local_part(positions).flatten()
         counted = network.local_part(targets) != network.ignore_index
-        zeros = torch.zeros(T, dtype=self.dtype, device=self.device)
-        self._sums.update(
-            torch.cat(
-                [
-                    zeros.index_add(0, place, values.flatten().to(self.dtype))
-                    for values in (nll, counted, hits)
-                ]
-            )
-        )
+        zeros = torch.zeros_like(self._sums.total[:T])
+        own = (zeros.index_add(0, place, x.flatten().to(zeros)) for x in (nll, counted, hits))
+        self._sums.update(torch.cat(list(own)))
 
     def compute(self) -> dict[str, Tensor]:
         """Mean loss in nats, its exponential, and accuracy; the same on all processes."""
@@ -92,14 +84,17 @@ class Sums(Metric):
 
     Args:
         n: How many sums.
-        dtype: In which they are added up.
+        device: Where they are added up.
     """
 
     total: Tensor
 
-    def __init__(self, n: int, dtype: torch.dtype) -> None:
+    def __init__(self, n: int, device: torch.device) -> None:
         super().__init__()
+        # In float64 the order of additions does not show; not every device has it.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
         self.add_state("total", torch.zeros(n, dtype=dtype), dist_reduce_fx="sum")
+        self.to(device)
 
     def update(self, values: Tensor) -> None:
         """Adds (n,) values."""

@@ -26,8 +26,8 @@ class StepProgress(TQDMProgressBar):
     """
 
     def __init__(self, metrics: Metrics, label: str) -> None:
+        super().__init__()
         self.watched = sys.stderr.isatty()
-        super().__init__(refresh_rate=1 if self.watched else 1_000_000)  # in a file: the last one
         self.metrics = metrics
         self.label = label
         self._bars: list[Tqdm] = []
@@ -78,7 +78,8 @@ class StepProgress(TQDMProgressBar):
             desc=label,
             unit=unit,
             leave=leave,
-            disable=self.is_disabled,
+            # In a file there is a line now and then of the run's own bar.
+            disable=self.is_disabled or not (self.watched or leave),
             dynamic_ncols=True,
             smoothing=0.1,
             mininterval=0.1 if self.watched else 30.0,

@@ -114,9 +114,8 @@ class SuiteEvaluation(StepCallback):
             values[f"suite/loss_{T}"] = float(result["loss"])
             values[f"suite/perplexity_{T}"] = float(result["perplexity"])
         bins = octaves(max(self.lengths))
-        dtype = torch.float32 if module.device.type == "mps" else torch.float64
         for n in self.recall_pairs:
-            sums = Sums(2 * bins, dtype).to(module.device)
+            sums = Sums(2 * bins, module.device)
             for T in self.lengths:
                 for batch in self._batches(trainer, self._recall[n, T]):
                     _, hits = network.evaluate(*model_inputs(batch))
