@@ -13,8 +13,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench_scale import SPECS, forget_peak, in_processes
-from benchmarks import CONFIG, DEVICE, DTYPES, FASTEST, Step, alternate, milliseconds, ratio
+from measure import (
+    CONFIG,
+    DEVICE,
+    DTYPES,
+    FASTEST,
+    SPECS,
+    Step,
+    alternate,
+    forget_peak,
+    in_processes,
+    milliseconds,
+    ratio,
+)
 from ropepp.generate.decode import read
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.cache import KVCache

@@ -2,38 +2,36 @@
 
 Where there are several processes they are on this machine's CPU, one thread each, and talk through
 gloo: what is measured is the code's own share, not what a network between nodes costs. They take
-turns with a single process as the sides of `benchmarks.alternate` do. Run by scripts/bench.
+turns with a single process as the sides of `measure.alternate` do. Run by scripts/bench.
 """
 
-import json
-import logging
 import os
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.data import DataLoader
 
-from benchmarks import (
+from measure import (
     CONFIG,
     DEVICE,
     DTYPES,
     LENGTH,
     ROWS,
+    SPECS,
     Step,
     alternate,
+    forget_peak,
+    in_processes,
     milliseconds,
     optimizer_step,
     random_rows,
@@ -41,40 +39,14 @@ from benchmarks import (
     training_step,
 )
 from ropepp.model import Transformer
-from ropepp.model.positions import Position, RoPE, RoPEppEC, RoPEppEH
+from ropepp.model.positions import Position, RoPE
 from ropepp.model.sequence import SequenceGroup
 from ropepp.runs.machine import peak_memory_bytes
 from ropepp.train.module import LanguageModel
 from ropepp.train.strategy import FSDP2Strategy, shard
 
-SPECS: dict[str, Position] = {"RoPE": RoPE(), "EC": RoPEppEC(), "EH": RoPEppEH()}
 RUNS = Path(__file__).resolve().parent.parent / "logs"  # on the disk that holds checkpoints
 Times = dict[str, list[float]]
-
-
-def in_processes(world: int, function: Callable[..., Any], *args: Any) -> Any:
-    """What ``function(*args)`` returns in the first of ``world`` new processes, as plain values."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (world, folder, function, args), nprocs=world)
-        return json.loads(Path(folder, "result.json").read_text())
-
-
-def _enter(rank: int, world: int, folder: str, function: Callable[..., Any], args: Any) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}  # what Lightning looks at
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # in every process again what the command line's runs say too
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    store = dist.FileStore(str(Path(folder, "store")), world)
-    timeout = timedelta(minutes=5)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timeout)
-    try:
-        result = function(*args)
-        if rank == 0:
-            Path(folder, "result.json").write_text(json.dumps(result))
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 def cores() -> str:
@@ -115,13 +87,6 @@ def step_memory(variant: str, every: int) -> int:
     before = peak_memory_bytes(DEVICE)
     step()
     return peak_memory_bytes(DEVICE) - before
-
-
-def forget_peak() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(DEVICE)
-    elif (file := Path("/proc/self/clear_refs")).exists():
-        file.write_text("5")
 
 
 def bench_memory() -> list[str]:

@@ -18,17 +18,15 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import nn
 
+from measure import SPECS, Step, optimizer_step
 from ropepp.files import write_text
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import training_flops
-from ropepp.model.positions import Position, RoPE, RoPEppEC, RoPEppEH
+from ropepp.model.positions import Position
 from ropepp.runs.machine import commit, device_name, peak_flops, peak_memory_bytes
-from ropepp.train.optim import AdamW
 
 ROOT = Path(__file__).resolve().parent.parent
-VARIANTS: dict[str, Position] = {"RoPE": RoPE(), "EC": RoPEppEC(), "EH": RoPEppEH()}
 SIZES = ("376m", "776m")
 LENGTHS = (4096, 32768)
 TOKENS = 131072  # of a micro-batch to begin with; as many as fit are better for the matrix products
@@ -135,22 +133,13 @@ def _measure(
 
 def training_step(
     model: Transformer, rows: int, length: int, device: torch.device, compiled: bool
-) -> Callable[[], None]:
+) -> Step:
     """A whole optimizer step as `ropepp.train.module` makes it."""
     if compiled:
         for block in model.blocks():
             block.compile(dynamic=False)
-    optimizer = AdamW().build(model)
     ids = torch.randint(model.config.vocab_size, (rows, length + 1), device=device)
-
-    def step() -> None:
-        total, count = model.loss(ids[:, :-1], ids[:, 1:])
-        (total / count).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return optimizer_step(model, ids)
 
 
 def synchronize(device: torch.device) -> None:
@@ -175,7 +164,7 @@ def table(
     """Lines of the table as they are measured."""
     yield from HEADER
     for (size, config), length, (name, position) in itertools.product(
-        sizes.items(), lengths, VARIANTS.items()
+        sizes.items(), lengths, SPECS.items()
     ):
         result = measured(config, position, length, device)
         cells = "does not fit | - | - | - | - | -" if result is None else result.cells()

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
-from ropepp.train.estimate import read_plan
+from ropepp.train.estimate import plan_run
 
 SCRIPT = REPOSITORY / "scripts" / "slurm.sbatch"
 SLURM = {
@@ -54,7 +54,7 @@ def test_slurm_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     _, calls = submit(tmp_path, 0)
     begin = calls["srun"].index("ropepp")
     assert calls["srun"][begin + 1] == "fit"
-    plan = read_plan(calls["srun"][begin + 2 :])
+    plan = plan_run(calls["srun"][begin + 2 :])
     assert (plan.processes.total, plan.processes.shards, plan.accumulation) == (16, 8, 1)
     assert type(plan.module.network.position).__name__ == "RoPEppEC"
 
@@ -80,7 +80,7 @@ def test_documented_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     for command in commands:
         if command[0] == "fit":
             devices = None if "--trainer.devices" in command else 8  # `auto` in the configuration
-            assert read_plan(command[1:], devices).processes.strategy == "fsdp2"
+            assert plan_run(command[1:], devices).processes.strategy == "fsdp2"
         elif command[0] == "checkpoint":
             assert main(command) == 2  # there is none, and everything else is right
         else:

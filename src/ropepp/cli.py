@@ -6,51 +6,41 @@ import sys
 
 from ropepp.errors import Stopped, user_message
 
+COMMANDS = {
+    "prepare": "make token files from text",
+    "corpus": "inspect token files, or compare them with their checksums",
+    "fit": "train a model",
+    "validate": "loss and perplexity of a checkpoint on the validation split",
+    "test": "the same under the name test",
+    "predict": "negative log-likelihood of every token, written to files",
+    "generate": "continue prompts",
+    "evaluate": "perplexity, short tasks, RULER and BABILong of one or many models in one table",
+    "analyze": "noise, attention and recall of real and imaginary heads; curves of encodings",
+    "import": "make a checkpoint of a published or exported folder",
+    "export": "make a folder of a model, for transformers or in the published format",
+    "results": "table of finished runs",
+    "sweep": "run variants and seeds, survive anything, report",
+    "pipeline": "run stages of training one after another: pre-training, decay, longer contexts",
+    "checkpoint": "inspect a checkpoint, or make one file of a sharded one",
+    "estimate": "memory, hours and disk of a training run before it starts",
+    "probe": "what this machine can do: device, bfloat16, compiler",
+}
+MODULES = {  # of `ropepp.commands`, where they have other names
+    "validate": "fit",
+    "test": "fit",
+    "predict": "fit",
+    "import": "import_model",
+    "export": "export_model",
+}
 USAGE = """\
 usage: ropepp COMMAND ...
 
 Train and compare RoPE, RoPE++ and other position encodings for language models.
 
-  prepare      make token files from text
-  corpus       inspect token files, or compare them with their checksums
-  fit          train a model
-  validate     loss and perplexity of a checkpoint on the validation split
-  test         the same under the name test
-  predict      negative log-likelihood of every token, written to files
-  generate     continue prompts
-  evaluate     perplexity, short tasks, RULER and BABILong of one or many models in one table
-  analyze      noise, attention and recall of real and imaginary heads; curves of encodings
-  import       make a checkpoint of a published or exported folder
-  export       make a folder of a model, for transformers or in the published format
-  results      table of finished runs
-  sweep        run variants and seeds, survive anything, report
-  pipeline     run stages of training one after another: pre-training, decay, longer contexts
-  checkpoint   inspect a checkpoint, or make one file of a sharded one
-  estimate     memory, hours and disk of a training run before it starts
-  probe        what this machine can do: device, bfloat16, compiler
+{}
 
 ropepp COMMAND --help explains each. --debug anywhere shows the traceback of an error.
-"""
-
-COMMANDS = {  # and their modules
-    "prepare": "prepare",
-    "corpus": "corpus",
-    "fit": "fit",
-    "validate": "fit",
-    "test": "fit",
-    "predict": "fit",
-    "generate": "generate",
-    "evaluate": "evaluate",
-    "analyze": "analyze",
-    "import": "import_model",
-    "export": "export_model",
-    "results": "results",
-    "sweep": "sweep",
-    "pipeline": "pipeline",
-    "checkpoint": "checkpoint",
-    "estimate": "estimate",
-    "probe": "probe",
-}
+""".format("\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items()))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,9 +63,10 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     try:
-        command = importlib.import_module(f"ropepp.commands.{COMMANDS[args[0]]}")
+        module = MODULES.get(args[0], args[0])
+        command = importlib.import_module(f"ropepp.commands.{module}")
         # Lightning's subcommands are told apart by their name.
-        command.main(args if COMMANDS[args[0]] == "fit" else args[1:])
+        command.main(args if module == "fit" else args[1:])
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.code

@@ -49,3 +49,19 @@ def user_message(error: BaseException) -> str | None:
     if cause is None and not isinstance(error, ArgumentError) and not misconfigured:
         return None
     return " ".join(str(cause or error).split())
+
+
+def at_least(least: float, key: str = "", /, **values: float | None) -> None:
+    """Checks settings that have one lower bound; None stands for one that is not given.
+
+    Args:
+        least: The bound.
+        key: What stands before the settings' names in a configuration.
+        values: Settings by their names.
+
+    Raises:
+        InputError: One is below the bound, or no number.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise InputError(f"{key}{name} is {value}; it must be at least {least}")

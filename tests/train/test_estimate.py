@@ -22,7 +22,7 @@ from ropepp.train.estimate import (
     Estimate,
     _loss_bytes,
     estimate,
-    read_plan,
+    plan_run,
     trace_activations,
 )
 
@@ -40,7 +40,7 @@ FSDP2 = "--trainer.strategy=ropepp.train.strategy.FSDP2Strategy"
 
 
 def published(*args: str, devices: int = 8, nodes: int | None = None, **kwargs: Any) -> Estimate:
-    return estimate(read_plan([*PUBLISHED, *args], devices, nodes), **kwargs)
+    return estimate(plan_run([*PUBLISHED, *args], devices, nodes), **kwargs)
 
 
 def test_the_published_model_by_hand() -> None:
@@ -133,7 +133,7 @@ def small(corpus: Path, tmp_path: Path, **changes: Any) -> list[str]:
 def saved_by_a_real_model(args: list[str]) -> int:
     """Bytes of the distinct storages, parameters aside, that autograd saves in ``Transformer.loss``
     on the CPU, without what the loss itself saves: the gradients of hidden states and head."""
-    plan = read_plan(args)
+    plan = plan_run(args)
     meta, B, T = plan.module.network, plan.data.micro_batch_size, plan.data.sequence_length
     network = Transformer(meta.config, meta.position, compute_dtype=meta.compute_dtype)
     ids = torch.randint(meta.config.vocab_size, (B, T))
@@ -165,14 +165,14 @@ def test_activations_are_those_of_a_real_model(
     changes = {"model__position": position, "model__compute_dtype": dtype}
     args = small(corpus, tmp_path, **changes)
     real = saved_by_a_real_model(args)
-    assert estimate(read_plan(args)).memory["activations"] == pytest.approx(real, rel=0.01)
+    assert estimate(plan_run(args)).memory["activations"] == pytest.approx(real, rel=0.01)
 
 
 def test_recomputing_blocks_keep_their_input() -> None:
     full, half, all_ = (
         published(f"--model.activation_checkpointing={n}").memory for n in (0, 2, 1)
     )
-    in_block, elsewhere = trace_activations(read_plan(PUBLISHED, 8))
+    in_block, elsewhere = trace_activations(plan_run(PUBLISHED, 8))
     block_input = 8 * 4096 * M * 2
     assert full["activations"] == elsewhere + L * in_block
     assert half["activations"] == elsewhere + L // 2 * (in_block + block_input)
@@ -214,7 +214,7 @@ def storages(tree: Any) -> list[torch.UntypedStorage]:
 def test_what_is_alive_after_a_real_forward_pass(every: int, corpus: Path, tmp_path: Path) -> None:
     """All that is allocated, the loss's two gradients included, hidden states and head."""
     changes = {"model__activation_checkpointing": every, "data__sequence_length": 256}
-    plan = read_plan(small(corpus, tmp_path, **changes))
+    plan = plan_run(small(corpus, tmp_path, **changes))
     network = Transformer(plan.module.network.config, plan.module.network.position)
     network.set_recompute(every)
     ids = torch.randint(257, (4, 256))
@@ -236,7 +236,7 @@ def test_the_loss_takes_what_it_really_takes(
     sizes = {"vocab_size": 4000, "hidden_size": width, "num_layers": 1, "ffn_size": 16}
     heads = {"num_heads": 4, "num_kv_heads": 2}
     changes = {"model__network": sizes | heads, "model__loss_backend": backend}
-    plan = read_plan(small(corpus, tmp_path, model__compute_dtype=dtype, **changes))
+    plan = plan_run(small(corpus, tmp_path, model__compute_dtype=dtype, **changes))
     hidden = torch.randn(600, width, dtype=plan.dtype, requires_grad=True)
     weight = torch.randn(4000, width, requires_grad=True)
     targets = torch.randint(4000, (600,))
@@ -246,11 +246,11 @@ def test_the_loss_takes_what_it_really_takes(
 
 
 def test_epochs_of_a_corpus_and_nothing_is_written(corpus: Path, tmp_path: Path) -> None:
-    found = estimate(read_plan(small(corpus, tmp_path)))
+    found = estimate(plan_run(small(corpus, tmp_path)))
     rows = -(-(Corpus.open(corpus, "train").meta.tokens - 1) // 32)
     assert found.data["epochs"] == pytest.approx(20 * 8 / rows)
     assert found.run["strategy"] == "single"
-    missing = estimate(read_plan(small(tmp_path / "absent", tmp_path)))
+    missing = estimate(plan_run(small(tmp_path / "absent", tmp_path)))
     assert missing.data == {**found.data, "epochs": None}
     assert missing.memory == found.memory
     assert not list(tmp_path.iterdir())
@@ -258,7 +258,7 @@ def test_epochs_of_a_corpus_and_nothing_is_written(corpus: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("devices", "count"), [("4", 4), ("[0,1]", 2), ("0,1,", 2), ("8", 8)])
 def test_ways_to_write_devices(devices: str, count: int) -> None:
-    assert read_plan([*PUBLISHED, f"--trainer.devices={devices}"]).processes.total == count
+    assert plan_run([*PUBLISHED, f"--trainer.devices={devices}"]).processes.total == count
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ class _Parser(ArgumentParser):
 
 def main(args: list[str]) -> None:
     """Prints what a run needs; ``args`` are those after ``ropepp estimate``."""
-    from ropepp.train.estimate import PEAK, estimate, read_plan, table
+    from ropepp.train.estimate import PEAK, estimate, plan_run, table
 
     parser = _Parser(
         "ropepp estimate",
@@ -34,7 +34,7 @@ def main(args: list[str]) -> None:
     add("--json", action="store_true", help="for programs; sizes in bytes")
     configs = list(takewhile(lambda arg: not arg.startswith("-"), args))
     own, rest = parser.parse_known_args(args[len(configs) :])
-    plan = read_plan([*(f"--config={c}" for c in configs), *rest], own.devices, own.nodes)
+    plan = plan_run([*(f"--config={c}" for c in configs), *rest], own.devices, own.nodes)
     found = estimate(plan, own.mfu, own.peak_tflops)
     print(json.dumps(asdict(found), indent=2) if own.json else table(found))
     need = found.memory["total"] / 1e9

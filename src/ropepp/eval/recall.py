@@ -66,7 +66,7 @@ def recall_accuracy(
                     batch.get("positions"),
                     batch.get("document_ids"),
                 )
-                sums += count(hits, model.own(distances(batch, n)), bins).cpu()
+                sums += count(hits, model.local_part(distances(batch, n)), bins).cpu()
         cells += to_cells(sums, n)
     return cells
 

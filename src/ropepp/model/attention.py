@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from ropepp.model.cache import LayerCache
 from ropepp.model.config import ModelConfig
 from ropepp.model.positions.base import Position, Table
-from ropepp.model.view import View
-
-EVERYTHING = View()
+from ropepp.model.scope import CAUSAL, AttentionScope
 
 
 class Linear(nn.Module):
@@ -77,7 +75,7 @@ class Attention(nn.Module):
         self,
         x_BTM: Tensor,
         table: Table,
-        view: View = EVERYTHING,
+        scope: AttentionScope = CAUSAL,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mixes tokens.
@@ -85,7 +83,7 @@ class Attention(nn.Module):
         Args:
             x_BTM: Normed hidden states.
             table: What the position spec computed for all layers.
-            view: Which keys a query may see besides causality.
+            scope: Which keys a query may see besides causality.
             cache: Where the keys and values before these are.
         """
         q_BTPD, k_BTKD, v_BTKD = (
@@ -94,7 +92,7 @@ class Attention(nn.Module):
         )
         q_BTHD, k_BTKD = self.position(self.q_norm(q_BTPD), self.k_norm(k_BTKD), table)
         slopes = self.position.alibi_slopes(table)
-        out_BTHD = view.attend(
+        out_BTHD = scope.attend(
             q_BTHD, k_BTKD, v_BTKD, cache, alibi_slopes=slopes, backend=self.backend
         )
         return self.o_proj(out_BTHD.flatten(-2))

@@ -8,7 +8,7 @@ F feed-forward width, V vocabulary, L layers.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.model.scale import MatrixScale
 
 
@@ -53,16 +53,10 @@ class ModelConfig:
             given = getattr(self, name)
             if isinstance(given, Mapping):
                 object.__setattr__(self, name, MatrixScale(**given))
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "ffn_size",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least(1, vocab_size=self.vocab_size, hidden_size=self.hidden_size)
+        at_least(1, num_layers=self.num_layers, num_heads=self.num_heads)
+        at_least(1, num_kv_heads=self.num_kv_heads, ffn_size=self.ffn_size)
+        at_least(1, head_size=self.head_size)
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"num_heads is {self.num_heads}, num_kv_heads {self.num_kv_heads}: "
@@ -73,8 +67,6 @@ class ModelConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: "
                 "give head_size"
             )
-        if self.head_size is not None and self.head_size < 1:
-            raise InputError(f"head_size is {self.head_size}; it must be at least 1")
 
     @property
     def head_dim(self) -> int:

@@ -5,16 +5,16 @@ at a time is multiplied out, and its gradient is computed in the same pass, whil
 there.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 IGNORE_INDEX = -100
+LOSSES = ("chunked", "naive", "liger")
 
 
 def cross_entropy_sum(
@@ -53,28 +53,15 @@ def cross_entropy_sum(
     """
     if backend not in LOSSES:
         raise InputError(f"loss backend is {backend!r}; allowed: {', '.join(LOSSES)}")
-    if not z_loss >= 0:
-        raise InputError(f"z_loss is {z_loss}; it must be at least 0")
-    if chunk_rows is None:
-        return LOSSES[backend](hidden, weight, targets, ignore_index, z_loss)
-    if backend != "chunked":
+    at_least(0, z_loss=z_loss)
+    if backend == "chunked":
+        flat, rows = hidden.flatten(0, -2), chunk_rows or default_chunk_rows(hidden.is_cuda)
+        ids = targets.flatten()
+        return _ChunkedCrossEntropy.apply(flat, weight, ids, ignore_index, rows, z_loss)
+    if chunk_rows is not None:
         raise InputError(f"chunk_rows is for the loss backend chunked alone, not for {backend}")
-    return cross_entropy_sum_chunked(hidden, weight, targets, ignore_index, z_loss, chunk_rows)
-
-
-def cross_entropy_sum_chunked(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    ignore_index: int = IGNORE_INDEX,
-    z_loss: float = 0.0,
-    chunk_rows: int | None = None,
-) -> Tensor:
-    """The default: see `cross_entropy_sum`; any device."""
-    rows = chunk_rows or default_chunk_rows(hidden.is_cuda)
-    return _ChunkedCrossEntropy.apply(
-        hidden.flatten(0, -2), weight, targets.flatten(), ignore_index, rows, z_loss
-    )
+    other = cross_entropy_sum_naive if backend == "naive" else cross_entropy_sum_liger
+    return other(hidden, weight, targets, ignore_index, z_loss)
 
 
 def cross_entropy_sum_naive(
@@ -95,11 +82,7 @@ def cross_entropy_sum_naive(
 
 
 def cross_entropy_sum_liger(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    ignore_index: int = IGNORE_INDEX,
-    z_loss: float = 0.0,
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
 ) -> Tensor:
     """The same by Liger-Kernel's fused Triton kernel (arXiv 2410.10989), on a GPU alone.
 
@@ -137,13 +120,6 @@ def cross_entropy_sum_liger(
         accum_dtype=torch.float32,
     )
     return result.loss - result.z_loss.detach().float() if z_loss else result
-
-
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "chunked": cross_entropy_sum_chunked,
-    "naive": cross_entropy_sum_naive,
-    "liger": cross_entropy_sum_liger,
-}
 
 
 @torch.no_grad()

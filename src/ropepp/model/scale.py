@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class ScaleRule:
         for name in ("gain", "heads", "depth"):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be a finite number")
-        if self.gain < 0:
-            raise InputError(f"gain is {self.gain}; it must be at least 0")
+        at_least(0, gain=self.gain)
 
     def factor(self, heads_per_projection: float, num_layers: int) -> float:
         """The factor for H / P and L."""

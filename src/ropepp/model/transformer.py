@@ -6,15 +6,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ropepp.errors import InputError
-from ropepp.model.attention import EVERYTHING, Attention, Linear, RMSNorm
+from ropepp.model.attention import Attention, Linear, RMSNorm
 from ropepp.model.cache import KVCache, LayerCache
 from ropepp.model.config import ModelConfig
 from ropepp.model.documents import find_documents
 from ropepp.model.init import initialize
 from ropepp.model.loss import IGNORE_INDEX, cross_entropy_sum, token_losses
 from ropepp.model.positions.base import Position, Table
+from ropepp.model.scope import CAUSAL, AttentionScope, ContextParallelScope
 from ropepp.model.sequence import SequenceGroup, check_length
-from ropepp.model.view import SharedView, View
 
 
 class Embedding(nn.Module):
@@ -58,10 +58,10 @@ class Block(nn.Module):
         self,
         x_BTM: Tensor,
         table: Table,
-        view: View = EVERYTHING,
+        scope: AttentionScope = CAUSAL,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        x_BTM = x_BTM + self.self_attn(self.input_layernorm(x_BTM), table, view, cache)
+        x_BTM = x_BTM + self.self_attn(self.input_layernorm(x_BTM), table, scope, cache)
         return x_BTM + self.mlp(self.post_attention_layernorm(x_BTM))
 
 
@@ -143,26 +143,26 @@ class Transformer(nn.Module):
         if positions is None:
             start = cache.length if cache is not None else 0
             positions = torch.arange(start, start + T, device=input_ids.device).unsqueeze(0)
-        view, order = self._view(input_ids, document_ids, cache)
+        scope, order = self._scope(input_ids, document_ids, cache)
         if order is not None:
             input_ids = input_ids.gather(1, order)
             positions = positions.expand(B, T).gather(1, order)
-        input_ids, positions = self.own(input_ids), self.own(positions)
+        input_ids, positions = self.local_part(input_ids), self.local_part(positions)
         x_BTM = self.embed_tokens(input_ids)
         if self.compute_dtype is not None:
             x_BTM = x_BTM.to(self.compute_dtype)
         table = self.position.table(positions, self.config)
         layers = cache.layers if cache is not None else [None] * len(self.layers)
         for block, layer_cache in zip(self.blocks(), layers, strict=True):
-            x_BTM = _run(block, x_BTM, table, view, layer_cache)
+            x_BTM = _run(block, x_BTM, table, scope, layer_cache)
         x_BTM = self.norm(x_BTM)
         if order is not None:
             x_BTM = x_BTM.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(x_BTM))
         return x_BTM
 
-    def _view(
+    def _scope(
         self, input_ids: Tensor, document_ids: Tensor | None, cache: KVCache | None
-    ) -> tuple[View, Tensor | None]:
+    ) -> tuple[AttentionScope, Tensor | None]:
         """What all layers' queries see, and the order of tokens that makes documents contiguous."""
         B, T = input_ids.shape
         cu_seqlens = order = None
@@ -175,10 +175,10 @@ class Transformer(nn.Module):
                 raise InputError(
                     "rows shared by several processes need contiguous documents and no cache"
                 )
-            return SharedView(self.sequence, cu_seqlens, B, T), None
+            return ContextParallelScope(self.sequence, cu_seqlens, B, T), None
         if cache is not None and (order is not None or cu_seqlens is None):
-            return View(documents=documents), None
-        return View(cu_seqlens), order
+            return AttentionScope(documents=documents), None
+        return AttentionScope(cu_seqlens), order
 
     def forward(
         self,
@@ -224,7 +224,7 @@ class Transformer(nn.Module):
             `ropepp.model.loss.cross_entropy_sum`.
         """
         hidden = self.hidden(input_ids, positions, document_ids)
-        targets = self.own(targets)
+        targets = self.local_part(targets)
         total = cross_entropy_sum(
             hidden,
             self.lm_head.weight,
@@ -244,11 +244,13 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Each token's cross entropy (B, T) float32 in nats and whether its target is the likeliest
         token (B, T), without gradient; 0 and False where there is no target. Of rows shared by
-        several processes, only the own part, see `own`."""
+        several processes, only the own part, see `local_part`."""
         hidden = self.hidden(input_ids, positions, document_ids)
-        return token_losses(hidden, self.lm_head.weight, self.own(targets), self.ignore_index)
+        return token_losses(
+            hidden, self.lm_head.weight, self.local_part(targets), self.ignore_index
+        )
 
-    def own(self, x_BT: Tensor) -> Tensor:
+    def local_part(self, x_BT: Tensor) -> Tensor:
         """This process's part (B, T / n) of rows that n processes share; otherwise all of it."""
         return x_BT if self.sequence is None else self.sequence.split(x_BT)
 
@@ -268,9 +270,13 @@ class Transformer(nn.Module):
             layer.self_attn.backend = backend
 
 
-def _run(block: Block, x_BTM: Tensor, table: Table, view: View, cache: LayerCache | None) -> Tensor:
+def _run(
+    block: Block, x_BTM: Tensor, table: Table, scope: AttentionScope, cache: LayerCache | None
+) -> Tensor:
     if block.recompute and torch.is_grad_enabled():
-        again = checkpoint(block, x_BTM, table, view, use_reentrant=False, preserve_rng_state=False)
+        again = checkpoint(
+            block, x_BTM, table, scope, use_reentrant=False, preserve_rng_state=False
+        )
         assert isinstance(again, Tensor)
         return again
-    return block(x_BTM, table, view, cache)
+    return block(x_BTM, table, scope, cache)

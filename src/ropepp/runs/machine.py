@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,31 +10,19 @@ from typing import Any
 import torch
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Result of `probe`; a reason is empty where the thing works."""
-
-    device: str
-    gpu: bool
-    bfloat16: bool
-    bfloat16_reason: str
-    compile: bool
-    compile_reason: str
-
-
-def probe() -> Machine:
-    """Tries out what fast training needs: bfloat16 products in hardware and a working compiler."""
+def probe() -> dict[str, Any]:
+    """Tries out what fast training needs: bfloat16 products in hardware and a working compiler; a
+    reason is empty where the thing works."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bfloat16_reason = no_bfloat16(device)
-    compile_reason = _compile_reason(device)
-    return Machine(
-        device=device_name(device),
-        gpu=device.type != "cpu",
-        bfloat16=not bfloat16_reason,
-        bfloat16_reason=bfloat16_reason,
-        compile=not compile_reason,
-        compile_reason=compile_reason,
-    )
+    bfloat16_reason, compile_reason = no_bfloat16(device), _compile_reason(device)
+    return {
+        "device": device_name(device),
+        "gpu": device.type != "cpu",
+        "bfloat16": not bfloat16_reason,
+        "bfloat16_reason": bfloat16_reason,
+        "compile": not compile_reason,
+        "compile_reason": compile_reason,
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from ropepp.errors import InputError, user_message
 from ropepp.runs.records import Trial
 from ropepp.runs.settings import canonical
 from ropepp.sweep.spec import Row, Spec
-from ropepp.train.estimate import EstimateCLI, check_module
+from ropepp.train.estimate import EstimateCLI
 from ropepp.train.lightning_cli import BASES, subclasses
 
 
@@ -55,7 +55,7 @@ def check(args: list[str]) -> None:
     cli = EstimateCLI(["fit", *args])
     data = cli.datamodule
     there = not isinstance(data, CorpusDataModule) or Path(data.corpus).exists()
-    check_module(cli, data_is_there=there)
+    cli.check(data_is_there=there)
 
 
 def complete(value: Any, key: str) -> Any:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -26,14 +25,14 @@ from ropepp.data.loading.datamodule import (
     check_accumulation,
 )
 from ropepp.data.loading.loader import Rows, TrainLoader
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
 from ropepp.model.kernels import BACKENDS, attention
 from ropepp.model.loss import default_chunk_rows
+from ropepp.model.scope import AttentionScope
 from ropepp.model.sequence import check_length
 from ropepp.model.transformer import Block, Embedding, Transformer
-from ropepp.model.view import View
 from ropepp.runs.machine import PEAK_TFLOPS
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.lightning_cli import RopeppCLI
@@ -70,7 +69,7 @@ class Processes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRun:
     """A run as configured and checked, with nothing allocated; ``rows`` is None where the corpus is
     not there yet."""
 
@@ -116,6 +115,13 @@ class EstimateCLI(RopeppCLI):
         made = self._parser("fit").instantiate(Namespace({key: self.options[key] for key in keys}))
         self.model, self.datamodule, self.checkpoint = (made[key] for key in keys)
 
+    def check(self, data_is_there: bool) -> None:
+        """Raises what ``fit`` would of the module, without devices."""
+        trainer = self.options.trainer
+        precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
+        data_vocab = self.datamodule.vocab_size if data_is_there else None
+        self.model.check(precision, data_vocab, trainer.max_steps)
+
     def _set_seed(self) -> None:
         """Draws nothing."""
 
@@ -123,7 +129,7 @@ class EstimateCLI(RopeppCLI):
         """Runs nothing."""
 
 
-def read_plan(args: list[str], devices: int | None = None, nodes: int | None = None) -> Plan:
+def plan_run(args: list[str], devices: int | None = None, nodes: int | None = None) -> PlannedRun:
     """Parses and checks a run's configuration.
 
     Args:
@@ -138,8 +144,7 @@ def read_plan(args: list[str], devices: int | None = None, nodes: int | None = N
     trainer, data = cli.options.trainer, cli.datamodule
     devices = _count_devices(trainer.devices) if devices is None else devices
     nodes = trainer.num_nodes if nodes is None else nodes
-    if devices < 1 or nodes < 1:
-        raise InputError(f"devices is {devices}, nodes is {nodes}; both must be at least 1")
+    at_least(1, devices=devices, nodes=nodes)
     processes = _read_strategy(trainer.strategy, devices * nodes)
     if processes.context > 1:
         check_length(data.sequence_length, processes.context)
@@ -148,20 +153,10 @@ def read_plan(args: list[str], devices: int | None = None, nodes: int | None = N
     parts = processes.total // processes.context
     loader = TrainLoader(sized, data.global_batch_size, data.micro_batch_size, 0, parts)
     check_accumulation(trainer.accumulate_grad_batches, loader.accumulation)
-    check_module(cli, data_is_there=rows is not None)
+    cli.check(data_is_there=rows is not None)
     dtype, on_gpu = cli.model.network.compute_dtype, trainer.accelerator != "cpu"
     plan = (cli.model, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
-    return Plan(*plan, dtype, on_gpu, rows)
-
-
-def check_module(cli: EstimateCLI, data_is_there: bool) -> None:
-    """Raises what the LightningModule would before ``fit``, which looks at this much of a
-    trainer."""
-    trainer, data = cli.options.trainer, cli.datamodule if data_is_there else None
-    precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
-    known = SimpleNamespace(precision=precision, max_steps=trainer.max_steps, datamodule=data)
-    cli.model.trainer = cast(Any, known)
-    cli.model.setup("fit")
+    return PlannedRun(*plan, dtype, on_gpu, rows)
 
 
 def _count_devices(value: int | str | list[int]) -> int:
@@ -197,7 +192,7 @@ def _open_rows(data: RowsDataModule) -> Rows | None:
     return data.open("train")
 
 
-def estimate(plan: Plan, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:
+def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:
     """What a run needs.
 
     Args:
@@ -248,7 +243,7 @@ def _optimizer_bytes(network: Transformer, spec: OptimizerSpec) -> int:
     return 8 * num_parameters(network) - (4 * matrices if isinstance(spec, Muon) else 0)
 
 
-def _checkpoints(plan: Plan) -> dict[str, int]:
+def _checkpoints(plan: PlannedRun) -> dict[str, int]:
     network, spec = plan.module.network, plan.module.optimizer_spec
     every, keep = plan.checkpoint.every_n_steps, plan.checkpoint.keep
     written = math.ceil(plan.max_steps / every) if every else 1  # the last step has one too
@@ -257,7 +252,7 @@ def _checkpoints(plan: Plan) -> dict[str, int]:
     return {"written": written, "kept": kept, "bytes_each": size, "bytes_kept": size * kept}
 
 
-def _memory(plan: Plan) -> dict[str, int]:
+def _memory(plan: PlannedRun) -> dict[str, int]:
     network, processes, size = plan.module.network, plan.processes, plan.dtype.itemsize
     parameters, shards = num_parameters(network), processes.shards
     block, outside = _parameters(network)
@@ -283,7 +278,7 @@ def _memory(plan: Plan) -> dict[str, int]:
     return {**items, "loss": loss, "recomputed": recomputed, "total": total}
 
 
-def _loss_bytes(plan: Plan, tokens: int) -> int:
+def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
     """Logits and log-softmax of a chunk, or their gradient and its product with hidden states; the
     gradients of hidden states and output layer; the layer cast. Naive: all logits, three times."""
     network = plan.module.network
@@ -295,7 +290,7 @@ def _loss_bytes(plan: Plan, tokens: int) -> int:
     return max(8 * rows, size * (rows + M)) * V + size * tokens * M + 4 * V * M + cast_layer
 
 
-class GatheredView(View):
+class GatheredScope(AttentionScope):
     """What attention keeps where ``size`` processes share rows: everybody's keys and values. Every
     query sees every key here; causality changes no size in fused kernels."""
 
@@ -309,7 +304,7 @@ class GatheredView(View):
         return torch.cat(outs, dim=1)
 
 
-def trace_activations(plan: Plan) -> tuple[int, int]:
+def trace_activations(plan: PlannedRun) -> tuple[int, int]:
     """Bytes kept of a micro-batch for the backward pass, in one block and elsewhere but for the
     loss. Rows are one document; attention document by document keeps its output once more."""
     network, context = plan.module.network, plan.processes.context
@@ -325,8 +320,8 @@ def trace_activations(plan: Plan) -> tuple[int, int]:
         backend = network.blocks()[0].self_attn.backend
         fused = backend in BACKENDS and backend != "reference"  # these keep what sdpa keeps
         block.self_attn.backend = "sdpa" if fused else backend
-        view = View() if context == 1 else GatheredView(context)
-        in_block = kept(lambda: block(x, table, view), block.parameters())
+        scope = AttentionScope() if context == 1 else GatheredScope(context)
+        in_block = kept(lambda: block(x, table, scope), block.parameters())
         shared = sum(in_block.pop(id(part.untyped_storage()), 0) for part in table)
         embed = Embedding(config.vocab_size, config.hidden_size)
         norm = RMSNorm(config.hidden_size, config.norm_eps)

@@ -1,5 +1,7 @@
 """Loss and accuracy over an evaluation set, and the loss by position."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -16,36 +18,29 @@ class Evaluation:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # In float64 the order of additions does not show; not every device has it.
-        self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.device = device
-        self._hits = self._sums(1)
-        self._by_position: tuple[Sums, Sums] | None = None  # losses, tokens
+        self._sums: Sums | None = None  # of losses, targets and hits, one for each position
 
     def update(self, network: Transformer, batch: dict[str, Tensor]) -> None:
         """Evaluates ``network`` on a batch, see `ropepp.data.loading.loader.Rows`."""
-        ids, positions = batch["input_ids"], batch.get("positions")
-        nll, hits = network.evaluate(ids, batch["targets"], positions, batch.get("document_ids"))
+        ids, targets, positions, _ = inputs = model_inputs(batch)
+        nll, hits = network.evaluate(*inputs)
         T = ids.shape[1]
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand_as(ids)
-        if self._by_position is None:
-            self._by_position = (self._sums(T), self._sums(T))
-        place = network.own(positions).flatten()
-        counted = network.own(batch["targets"]) != network.ignore_index
-        for metric, values in zip(self._by_position, (nll, counted), strict=True):
-            zeros = torch.zeros(T, dtype=self.dtype, device=self.device)
-            metric.update(zeros.index_add(0, place, values.flatten().to(self.dtype)))
-        self._hits.update(hits.sum().view(1))
+        if self._sums is None:
+            self._sums = Sums(3 * T, self.device)
+        place = network.local_part(positions).flatten()
+        counted = network.local_part(targets) != network.ignore_index
+        zeros = torch.zeros_like(self._sums.total[:T])
+        own = (zeros.index_add(0, place, x.flatten().to(zeros)) for x in (nll, counted, hits))
+        self._sums.update(torch.cat(list(own)))
 
     def compute(self) -> dict[str, Tensor]:
         """Mean loss in nats, its exponential, and accuracy; the same on all processes."""
-        if self._by_position is None:
-            raise InputError("the evaluation set has no rows")
-        losses, counts = (metric.compute().sum() for metric in self._by_position)
+        losses, counts, hits = (part.sum() for part in self._totals())
         loss = (losses / counts).float()
-        accuracy = (self._hits.compute().sum() / counts).float()
-        return {"loss": loss, "perplexity": loss.exp(), "accuracy": accuracy}
+        return {"loss": loss, "perplexity": loss.exp(), "accuracy": (hits / counts).float()}
 
     def by_position(self) -> dict[str, list[float]]:
         """Mean loss of the tokens that have about as much context.
@@ -57,13 +52,11 @@ class Evaluation:
             ``position`` (mean of the bin's tokens), ``loss`` in nats and ``count``, each a list
             with an entry for each bin that has tokens.
         """
-        if self._by_position is None:
-            return {"position": [], "loss": [], "count": []}
-        sums, counts = (metric.compute().cpu().double() for metric in self._by_position)
+        sums, counts, _ = (part.cpu().double() for part in self._totals())
         position = torch.arange(len(sums), dtype=torch.float64)
-        of = _bins(len(sums))
+        bin_of = (4 * torch.log2(position + 1)).floor().long()
         binned = [
-            torch.zeros(int(of.max()) + 1, dtype=torch.float64).index_add(0, of, values)
+            torch.zeros(int(bin_of.max()) + 1, dtype=torch.float64).index_add(0, bin_of, values)
             for values in (position * counts, sums, counts)
         ]
         filled = binned[2] > 0
@@ -74,8 +67,16 @@ class Evaluation:
             "count": total.tolist(),
         }
 
-    def _sums(self, n: int) -> "Sums":
-        return Sums(n, self.dtype).to(self.device)
+    def _totals(self) -> tuple[Tensor, ...]:
+        """Losses, targets and hits of all processes, each (T,)."""
+        if self._sums is None:
+            raise InputError("the evaluation set has no rows")
+        return self._sums.compute().view(3, -1).unbind()
+
+
+def model_inputs(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Input ids, targets, positions and document ids of a batch, the last two if it has them."""
+    return batch["input_ids"], batch["targets"], batch.get("positions"), batch.get("document_ids")
 
 
 class Sums(Metric):
@@ -83,14 +84,17 @@ class Sums(Metric):
 
     Args:
         n: How many sums.
-        dtype: In which they are added up.
+        device: Where they are added up.
     """
 
     total: Tensor
 
-    def __init__(self, n: int, dtype: torch.dtype) -> None:
+    def __init__(self, n: int, device: torch.device) -> None:
         super().__init__()
+        # In float64 the order of additions does not show; not every device has it.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
         self.add_state("total", torch.zeros(n, dtype=dtype), dist_reduce_fx="sum")
+        self.to(device)
 
     def update(self, values: Tensor) -> None:
         """Adds (n,) values."""
@@ -99,9 +103,3 @@ class Sums(Metric):
     def compute(self) -> Tensor:
         """(n,) the sums."""
         return self.total
-
-
-def _bins(length: int) -> Tensor:
-    """(length,) the number of each position's bin."""
-    position = torch.arange(length, dtype=torch.float64)
-    return (4 * torch.log2(position + 1)).floor().long()

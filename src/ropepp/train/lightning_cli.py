@@ -24,13 +24,13 @@ from ropepp.files import write_json
 from ropepp.model.positions import Position, Scaling
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
-from ropepp.train.callbacks.guard import StepGuard
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.predictions import PredictionWriter
 from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
 from ropepp.train.callbacks.run_files import RunFiles
 from ropepp.train.callbacks.suite import SuiteEvaluation
+from ropepp.train.guard import StepGuard
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import OptimizerSpec
@@ -57,6 +57,30 @@ SPECS = {
 BASES = (*SPECS.values(), Strategy)  # of the classes that short names mean
 
 
+def run_options(
+    seed_everything: int = 0,
+    experiment: str = "default",
+    run: str | None = None,
+    logs: str = "logs",
+    resume: Literal["auto"] | None = None,
+    init_from: str | None = None,
+    init_optimizer: bool = False,
+) -> None:
+    """Options of every command here, besides model, data and trainer.
+
+    Args:
+        seed_everything: Seed of initial weights, order of rows and everything else that is random.
+        experiment: Folder of related runs.
+        run: Name of this run, by default the time of its start; its folder is LOGS/EXPERIMENT/RUN.
+        logs: Folder of all experiments.
+        resume: auto: go on from the run's newest complete checkpoint if it has one, else begin
+            (from ckpt_path or init_from, if given); the same command serves every attempt.
+        init_from: Weights to begin with: a checkpoint, sharded or one file, or a folder in the
+            published format. Steps, schedule and data begin anew.
+        init_optimizer: Whether to begin with the optimizer's moments of init_from too.
+    """
+
+
 class RopeppCLI(LightningCLI):
     """Composes model, data and trainer from YAML files and flags, and gives every run a
     directory."""
@@ -77,43 +101,7 @@ class RopeppCLI(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--seed_everything",
-            type=int,
-            default=0,
-            help="Seed of initial weights, order of rows and everything else that is random.",
-        )
-        parser.add_argument(
-            "--experiment", type=str, default="default", help="Folder of related runs."
-        )
-        parser.add_argument(
-            "--run",
-            type=str | None,
-            default=None,
-            help="Name of this run, by default the time of its start; its folder is "
-            "LOGS/EXPERIMENT/RUN.",
-        )
-        parser.add_argument("--logs", type=str, default="logs", help="Folder of all experiments.")
-        parser.add_argument(
-            "--resume",
-            type=Literal["auto"] | None,
-            default=None,
-            help="auto: go on from the run's newest complete checkpoint if it has one, else begin "
-            "(from ckpt_path or init_from, if given); the same command serves every attempt.",
-        )
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="Weights to begin with: a checkpoint, sharded or one file, or a folder in the "
-            "published format. Steps, schedule and data begin anew.",
-        )
-        parser.add_argument(
-            "--init_optimizer",
-            type=bool,
-            default=False,
-            help="Whether to begin with the optimizer's moments of init_from too.",
-        )
+        parser.add_function_arguments(run_options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
@@ -152,13 +140,18 @@ class RopeppCLI(LightningCLI):
         options.run = options.run or default_run_name()
         if options.resume and not fitting:
             raise InputError("resume is for fit; give --ckpt_path, which may be last")
-        self.begun_from = options.get("ckpt_path")
+        self.begun_from, folder = options.get("ckpt_path"), self.directory / "checkpoints"
         if options.resume:
             self._leave_if_finished()
-            found = newest_complete(self.directory / "checkpoints")
+            found = newest_complete(folder)
             options.ckpt_path = str(found) if found else self.begun_from
-        elif options.get("ckpt_path") == "last":
-            options.ckpt_path = str(last_checkpoint(self.directory / "checkpoints"))
+        elif self.begun_from == "last":
+            found = newest_complete(folder)
+            if found is None:
+                raise InputError(
+                    f"ckpt_path is 'last', but {folder} holds no complete checkpoint (step-N.ckpt)"
+                )
+            options.ckpt_path = str(found)
         if options.init_optimizer and not options.init_from:
             raise InputError("init_optimizer is true, but there is no init_from to take it from")
         ckpt_path = options.get("ckpt_path")
@@ -202,15 +195,13 @@ class RopeppCLI(LightningCLI):
         )
         checkpoint.directory = self.directory / "checkpoints"
         profile.directory = self.directory / "profile"
-        progress = StepProgress(metrics)
-        progress.label = self.options.run
         trainer = dict(self._get(self.config_init, "trainer"))
         given = trainer.pop("callbacks", None) or []
         # The suite comes before what measures speed and what may end the run at this step.
         callbacks = [*(given if isinstance(given, list) else [given]), suite, metrics, checkpoint]
         callbacks += [guard, profile]
         if trainer.get("enable_progress_bar") is not False:
-            callbacks.append(progress)
+            callbacks.append(StepProgress(metrics, self.options.run))
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.directory / "predictions"))
         if trainer.get("logger") in (None, True):
@@ -319,20 +310,6 @@ def default_run_name() -> str:
 def is_child_process() -> bool:
     """Whether this is not the first process of its machine."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) > 0
-
-
-def last_checkpoint(directory: Path) -> Path:
-    """The newest complete checkpoint in a folder.
-
-    Raises:
-        InputError: There is none.
-    """
-    found = newest_complete(directory)
-    if found is None:
-        raise InputError(
-            f"ckpt_path is 'last', but {directory} holds no complete checkpoint (step-N.ckpt)"
-        )
-    return found
 
 
 def main(args: list[str]) -> None:

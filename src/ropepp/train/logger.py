@@ -6,50 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch import Tensor
 
 from ropepp.files import write_text
 
 
-class RunLogger(Logger):
+class RunLogger(TensorBoardLogger):
     """Writes every scalar to the TensorBoard events and to ``metrics.jsonl`` of a run directory.
 
     A step is the number of completed optimizer steps. A resumed run calls `cut` first, so that each
     step stands once in both.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        super().__init__()
-        self.directory = Path(directory)
-        self._writer: SummaryWriter | None = None
-        self._purge_step: int | None = None
-
-    @property
-    def name(self) -> str:
-        return self.directory.parent.name
-
-    @property
-    def version(self) -> str:
-        return self.directory.name
-
-    @property
-    def save_dir(self) -> str:
-        return str(self.directory)
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.directory / "metrics.jsonl"
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> SummaryWriter:
-        """The TensorBoard writer, opened at its first use."""
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self.directory), purge_step=self._purge_step)
-        return self._writer
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory.parent, name="", version=directory.name)
+        self.metrics_file = directory / "metrics.jsonl"
 
     @rank_zero_only
     def log_hyperparams(
@@ -60,14 +34,11 @@ class RunLogger(Logger):
     @rank_zero_only
     def cut(self, step: int) -> None:
         """Drops what was logged after ``step``, from where a run starts or resumes."""
-        if step == 0 and not self.metrics_file.exists():
-            return
-        if self._writer is not None:  # Lightning opens it before the step is known
-            self._writer.close()
-            self._writer = None
-        self._purge_step = step + 1
         if not self.metrics_file.exists():
             return
+        # As for SummaryWriter's purge_step, which had to be known before Lightning opens it.
+        start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self.experiment.file_writer.add_event(start)
         kept = []
         for line in self.metrics_file.read_text().splitlines():
             try:
@@ -81,17 +52,14 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {
-            key: value.item() if isinstance(value, torch.Tensor) else value
+            key: value.item() if isinstance(value, Tensor) else value
             for key, value in metrics.items()
             if key != "epoch"
         }
-        if not values:
-            return
-        for key, value in values.items():
-            self.experiment.add_scalar(key, value, step)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        if values:
+            super().log_metrics(values, step)
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
 
     @rank_zero_only
     def log_by_position(self, losses: Mapping[str, Mapping[str, list[float]]]) -> None:
@@ -106,9 +74,12 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
+        """Without Lightning's ``hparams.yaml``."""
+        self.experiment.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.save()
+        if status == "success":
+            self.save()  # and stays open: losses by position come after the fit
+        else:
+            super().finalize(status)

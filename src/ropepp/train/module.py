@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.model.config import ModelConfig
 from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
 from ropepp.runs.machine import no_bfloat16
-from ropepp.train.callbacks.guard import StepGuard
-from ropepp.train.evaluation import Evaluation
+from ropepp.train.evaluation import Evaluation, model_inputs
+from ropepp.train.guard import StepGuard
 from ropepp.train.optim import AdamW, OptimizerSpec
 from ropepp.train.schedules import Constant, Schedule
 from ropepp.train.strategy import FSDP2Strategy
@@ -62,12 +62,7 @@ class LanguageModel(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("activation_checkpointing", activation_checkpointing),
-            ("z_loss", z_loss),
-        ):
-            if value < 0:
-                raise InputError(f"model.{name} is {value}; it must be at least 0")
+        at_least(0, "model.", activation_checkpointing=activation_checkpointing, z_loss=z_loss)
         # A checkpoint holds plain values, so that it loads without unpickling classes; they come
         # back here.
         network = ModelConfig(**network) if isinstance(network, dict) else network
@@ -134,25 +129,31 @@ class LanguageModel(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Checks what depends on the trainer and the data, before any work."""
-        if self.trainer.precision != "32-true":
+        trainer = self.trainer
+        if stage == "predict" and getattr(trainer.strategy, "context_parallel_size", 1) > 1:
+            raise InputError("predict needs whole rows: trainer.strategy.context_parallel_size 1")
+        data_vocab = getattr(getattr(trainer, "datamodule", None), "vocab_size", None)
+        self.check(trainer.precision, data_vocab, trainer.max_steps if stage == "fit" else None)
+
+    def check(self, precision: str, data_vocab: int | None, max_steps: int | None) -> None:
+        """Raises an `InputError` if the trainer's precision, the data's token ids (None: unknown)
+        or the number of optimizer steps (None: no training) do not suit this model."""
+        if precision != "32-true":
             raise InputError(
-                f"trainer.precision is {self.trainer.precision!r}; leave it at 32-true and choose "
+                f"trainer.precision is {precision!r}; leave it at 32-true and choose "
                 "model.compute_dtype, which means the same at every process count"
             )
-        if stage == "predict" and getattr(self.trainer.strategy, "context_parallel_size", 1) > 1:
-            raise InputError("predict needs whole rows: trainer.strategy.context_parallel_size 1")
-        if stage == "fit":
-            if self.trainer.max_steps < 1:
+        if max_steps is not None:
+            if max_steps < 1:
                 raise InputError(
-                    f"trainer.max_steps is {self.trainer.max_steps}; give the number of optimizer "
-                    "steps"
+                    f"trainer.max_steps is {max_steps}; give the number of optimizer steps"
                 )
-            self.schedule.check(self.trainer.max_steps)
-        needed = getattr(getattr(self.trainer, "datamodule", None), "vocab_size", None)
-        if needed is not None and needed > self.network.config.vocab_size:
+            self.schedule.check(max_steps)
+        own = self.network.config.vocab_size
+        if data_vocab is not None and data_vocab > own:
             raise InputError(
-                f"model.network.vocab_size is {self.network.config.vocab_size}, but the data has "
-                f"token ids up to {needed - 1}: at least {needed} is needed"
+                f"model.network.vocab_size is {own}, but the data has token ids up to "
+                f"{data_vocab - 1}: at least {data_vocab} is needed"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -205,12 +206,6 @@ class LanguageModel(pl.LightningModule):
     def _multiplier(self, step: int) -> float:
         return self.schedule.multiplier(step, int(self.trainer.max_steps))
 
-    def on_validation_epoch_start(self) -> None:
-        self._start_evaluation()
-
-    def on_test_epoch_start(self) -> None:
-        self._start_evaluation()
-
     def on_train_start(self) -> None:
         """Where the optimizer's state was restored, lets this run's settings win over its."""
         if self.init_from and self.init_optimizer:
@@ -227,17 +222,27 @@ class LanguageModel(pl.LightningModule):
             group["initial_lr"] = settings["lr"]
             group["lr"] = settings["lr"] * self._multiplier(scheduler.last_epoch)
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
+    def on_validation_epoch_start(self) -> None:
+        """A loss and an accuracy for each evaluation set; the data module may name several."""
+        names = getattr(getattr(self.trainer, "datamodule", None), "evaluation_names", [""])
+        self._evaluations = {name: Evaluation(self.device) for name in names}
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        list(self._evaluations.values())[dataloader_idx].update(self.network, batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("validation")
+        stage = "test" if self.trainer.testing else "validation"
+        self.loss_by_position = {}
+        for name, evaluation in self._evaluations.items():
+            named = {f"{stage}{name}/{key}": value for key, value in evaluation.compute().items()}
+            # Equal on all processes already; Lightning warns unless it may average once more.
+            self.log_dict(named, logger=False, sync_dist=True)
+            self.loss_by_position[name] = evaluation.by_position()
 
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
+    # A test is a validation under another name.
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Negative log-likelihood of every target in nats, (B, T) float32; 0 where there is
@@ -267,25 +272,3 @@ class LanguageModel(pl.LightningModule):
                     f"model.{key} is {here[key]} here and was {saved[key]} in the checkpoint; "
                     "this run uses its own"
                 )
-
-    def _start_evaluation(self) -> None:
-        """A loss and an accuracy for each evaluation set; the data module may name several."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "evaluation_names", [""])
-        self._evaluations = {name: Evaluation(self.device) for name in names}
-
-    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
-        evaluation = list(self._evaluations.values())[dataloader_idx]
-        evaluation.update(self.network, batch)
-
-    def _log_evaluation(self, stage: str) -> None:
-        self.loss_by_position = {}
-        for name, evaluation in self._evaluations.items():
-            named = {f"{stage}{name}/{key}": value for key, value in evaluation.compute().items()}
-            # Equal on all processes already; Lightning warns unless it may average once more.
-            self.log_dict(named, logger=False, sync_dist=True)
-            self.loss_by_position[name] = evaluation.by_position()
-
-
-def model_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Input ids, targets, positions and document ids of a batch, the last two if it has them."""
-    return batch["input_ids"], batch["targets"], batch.get("positions"), batch.get("document_ids")

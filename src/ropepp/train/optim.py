@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class OptimizerSpec:
     lr: float = 5e-4
 
     def __post_init__(self) -> None:
-        if not self.lr >= 0:
-            raise InputError(f"lr is {self.lr}; it must be at least 0")
+        at_least(0, lr=self.lr)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the parameters of ``model``."""
@@ -53,19 +52,19 @@ class AdamW(OptimizerSpec):
         self, model: nn.Module, parameters: Iterable[tuple[str, nn.Parameter]]
     ) -> torch.optim.AdamW:
         """The optimizer over some parameters of a model, given with their names in it."""
-        decay: list[tuple[str, nn.Parameter]] = []
-        keep: list[nn.Parameter] = []
-        for name, parameter in parameters:
-            decays = parameter.ndim > 1 or self.decay_norms
-            if name.startswith("embed_tokens."):
-                decays = self.decay_embeddings
-            if decays:
-                decay.append((name, parameter))
-            else:
-                keep.append(parameter)
-        usual, *others = by_step(model, decay, self.lr, self.weight_decay)
+        named = dict(parameters)
+        decay = {
+            name: parameter for name, parameter in named.items() if self._decays(name, parameter)
+        }
+        keep = [parameter for name, parameter in named.items() if name not in decay]
+        usual, *others = by_step(model, decay.items(), self.lr, self.weight_decay)
         groups = [usual, {"params": keep, "weight_decay": 0.0}, *others]
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+    def _decays(self, name: str, parameter: nn.Parameter) -> bool:
+        if name.startswith("embed_tokens."):
+            return self.decay_embeddings
+        return parameter.ndim > 1 or self.decay_norms
 
 
 def by_step(
@@ -120,22 +119,18 @@ class Muon(OptimizerSpec):
             raise InputError(f"ns_steps is {self.ns_steps}; it must be from 1 to 99")
 
     def build(self, model: nn.Module) -> "MuonWithAdamW":
-        matrices: list[tuple[str, nn.Parameter]] = []
-        rest: list[tuple[str, nn.Parameter]] = []
-        for name, parameter in model.named_parameters():
-            if name.startswith("layers.") and parameter.ndim == 2:
-                matrices.append((name, parameter))
-            else:
-                rest.append((name, parameter))
+        named = dict(model.named_parameters())
+        matrices = {n: p for n, p in named.items() if n.startswith("layers.") and p.ndim == 2}
+        rest = {name: parameter for name, parameter in named.items() if name not in matrices}
         muon = torch.optim.Muon(
-            by_step(model, matrices, self.lr, self.weight_decay),
+            by_step(model, matrices.items(), self.lr, self.weight_decay),
             momentum=self.momentum,
             nesterov=self.nesterov,
             ns_steps=self.ns_steps,
             adjust_lr_fn="match_rms_adamw",
         )
         adamw = AdamW(self.lr, self.adam_betas, self.adam_eps, self.weight_decay)
-        return MuonWithAdamW(muon, adamw.over(model, rest))
+        return MuonWithAdamW(muon, adamw.over(model, rest.items()))
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class Schedule:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise InputError(f"warmup_steps is {self.warmup_steps}; it must be at least 0")
+        at_least(0, warmup_steps=self.warmup_steps)
 
     def check(self, total_steps: int) -> None:
         """Raises `InputError` if the schedule does not fit into ``total_steps``."""

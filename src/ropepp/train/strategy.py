@@ -18,7 +18,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.model.sequence import SequenceGroup
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import METADATA, read_metadata
@@ -58,12 +58,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         timeout_minutes: float = 30.0,
     ) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
-        for name, value in (
-            ("shard_size", shard_size),
-            ("context_parallel_size", context_parallel_size),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"trainer.strategy.{name} is {value}; it must be at least 1")
+        sizes = {"shard_size": shard_size, "context_parallel_size": context_parallel_size}
+        at_least(1, "trainer.strategy.", **sizes)
         self.shard_size = shard_size
         self.context_parallel_size = context_parallel_size
         self.reshard_after_forward = reshard_after_forward

@@ -37,19 +37,15 @@ def load_weights(network: Transformer, path: str | Path) -> None:
     if path.is_dir() and (path / "config.json").is_file():
         found = load_pretrained(path).state_dict()
         check_shapes(expected, {name: tuple(x.shape) for name, x in found.items()}, path)
-    elif path.is_dir():
-        read_metadata(path)  # says what is torn
-        check_shapes(expected, shapes(path), path)
-        import torch.distributed.checkpoint as dcp
-
-        wanted = {"state_dict": {f"network.{name}": tensor for name, tensor in own.items()}}
-        dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
+        load_tensors(own, found)
         return
+    content = read_metadata(path)  # says what is torn
+    check_shapes(expected, shapes(path), path)
+    wanted = {f"network.{name}": tensor for name, tensor in own.items()}
+    if path.is_dir():
+        _load_shards(path, {"state_dict": wanted})
     else:
-        check_shapes(expected, shapes(path), path)
-        tensors = read_metadata(path)["state_dict"]
-        found = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
-    load_tensors(own, found)
+        load_tensors(wanted, content["state_dict"])
 
 
 @torch.no_grad()
@@ -71,8 +67,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     sharded = {}
     for number, parameter in zip(numbers, parameters, strict=True):
         sharded[number] = {
-            key: as_sharded(parameter, value) if _is_like(parameter, value) else value
-            for key, value in state["state"].get(number, {}).items()
+            # A step's number is a tensor too, or a plain one.
+            key: as_sharded(parameter, x) if getattr(x, "shape", None) == parameter.shape else x
+            for key, x in state["state"].get(number, {}).items()
         }
     optimizer.load_state_dict({**state, "state": sharded})
 
@@ -101,16 +98,18 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
 
 
 def _load_sharded(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import (
         get_optimizer_state_dict,
         set_optimizer_state_dict,
     )
 
     wanted = {"optimizer_0": get_optimizer_state_dict(module, optimizer)}
-    dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
+    _load_shards(path, wanted)
     set_optimizer_state_dict(module, optimizer, wanted["optimizer_0"])
 
 
-def _is_like(parameter: Tensor, value: Any) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape
+def _load_shards(path: Path, wanted: dict[str, Any]) -> None:
+    """Fills the tensors in ``wanted``; without processes too."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())

@@ -44,20 +44,21 @@ def never(request: Request) -> str | None:
     return None
 
 
-def no_cuda(request: Request) -> str | None:
-    if request.q.is_cuda:
-        return None
-    return f"it needs CUDA tensors, and these are on {request.q.device}"
+def half_on_cuda(*checks: Check, slopes: bool = False) -> Check:
+    """What a kernel for half precision on a GPU refuses, with or without ALiBi, and then
+    ``checks``."""
 
+    def refuse(request: Request) -> str | None:
+        if not request.q.is_cuda:
+            return f"it needs CUDA tensors, and these are on {request.q.device}"
+        if request.q.dtype not in HALF:
+            dtype = str(request.q.dtype).removeprefix("torch.")
+            return f"it needs bfloat16 or float16, and this is {dtype}"
+        if request.alibi_slopes is not None and not slopes:
+            return "it has no ALiBi slopes"
+        return document_ids(request)
 
-def no_half_precision(request: Request) -> str | None:
-    if request.q.dtype in HALF:
-        return None
-    return f"it needs bfloat16 or float16, and this is {_name(request.q.dtype)}"
-
-
-def slopes(request: Request) -> str | None:
-    return None if request.alibi_slopes is None else "it has no ALiBi slopes"
+    return first_of(refuse, *checks)
 
 
 def document_ids(request: Request) -> str | None:
@@ -116,7 +117,3 @@ def load(module: str, package: str, extra: str, function: str) -> Any:
     if not hasattr(found, function):
         return f"the package {package} is missing: pip install 'ropepp[{extra}]'"
     return found
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

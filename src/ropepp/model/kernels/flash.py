@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ropepp.model.kernels import backend as refusals
-from ropepp.model.kernels.backend import Backend, first_of, load
+from ropepp.model.kernels.backend import Backend, load
 from ropepp.model.kernels.request import Request
 
 FLASH2_PACKAGE = ("flash_attn", "flash-attn", "flash", "flash_attn_varlen_func")
@@ -37,15 +37,15 @@ def _run(package: Any, request: Request, **options: Any) -> Tensor:
     }
     if request.cu_seqlens is None:
         return _only(package.flash_attn_func(request.q, request.k, request.v, **options))
-    documents = request.documents()
+    flat = request.flattened()
     out = package.flash_attn_varlen_func(
-        documents.q,
-        documents.k,
-        documents.v,
-        cu_seqlens_q=documents.cu_seqlens,
-        cu_seqlens_k=documents.cu_seqlens_k,
-        max_seqlen_q=documents.longest,
-        max_seqlen_k=documents.longest_k,
+        flat.q,
+        flat.k,
+        flat.v,
+        cu_seqlens_q=flat.cu_seqlens,
+        cu_seqlens_k=flat.cu_seqlens_k,
+        max_seqlen_q=flat.longest,
+        max_seqlen_k=flat.longest_k,
         **options,
     )
     return _only(out).view(request.q.shape)
@@ -81,24 +81,18 @@ def _flash4_not_deterministic(request: Request) -> str | None:
 
 FLASH2 = Backend(
     "flash2",
-    first_of(
-        refusals.no_cuda,
-        refusals.no_half_precision,
-        refusals.document_ids,
+    refusals.half_on_cuda(
         refusals.head_size(1, 256),
         refusals.older_than(8, "Ampere"),
         _missing(FLASH2_PACKAGE),
+        slopes=True,
     ),
     flash2,
 )
 
 FLASH4 = Backend(
     "flash4",
-    first_of(
-        refusals.no_cuda,
-        refusals.no_half_precision,
-        refusals.slopes,
-        refusals.document_ids,
+    refusals.half_on_cuda(
         refusals.older_than(9, "Hopper"),
         _flash4_head_size,
         _flash4_not_deterministic,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or 
 BLOCK = 128
 
 
-class Seen(NamedTuple):
+class VisibleKeys(NamedTuple):
     """Which keys each query sees: a range, because documents are contiguous.
 
     Attributes:
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
     mask: "BlockMask"
 
 
-_SEEN: Recent[Seen] = Recent(4)
+_SEEN: Recent[VisibleKeys] = Recent(4)
 
 
 def flex(request: Request) -> Tensor:
@@ -70,14 +70,14 @@ def _alibi(slopes: Tensor | None, position: Tensor) -> Callable[..., Tensor] | N
     return lower
 
 
-def _seen(request: Request) -> Seen:
+def _seen(request: Request) -> VisibleKeys:
     """Of all queries together if documents are packed, else of one row; once for all layers."""
     T, S, device = request.q.shape[1], request.k.shape[1], request.q.device
     bounds, bounds_k = request.cu_seqlens, request.cu_seqlens_k
     if bounds is not None:
         T, S = request.q.shape[0] * T, request.k.shape[0] * S
 
-    def make() -> Seen:
+    def make() -> VisibleKeys:
         # Kept for later calls, which may want gradients although this one does not.
         with torch.inference_mode(False), torch.no_grad():
             index = torch.arange(T, device=device)
@@ -93,7 +93,7 @@ def _seen(request: Request) -> Seen:
     return _SEEN.get((bounds, bounds_k, T, S, request.causal, device), make)
 
 
-def _with_blocks(position: Tensor, first: Tensor, last: Tensor, S: int) -> Seen:
+def _with_blocks(position: Tensor, first: Tensor, last: Tensor, S: int) -> VisibleKeys:
     """Adds the mask by blocks, from the ranges at the blocks' edges: torch's own function would
     look at every query and key."""
     from torch.nn.attention.flex_attention import BlockMask
@@ -117,7 +117,7 @@ def _with_blocks(position: Tensor, first: Tensor, last: Tensor, S: int) -> Seen:
         mask_mod=shows,
         seq_lengths=(T, S),
     )
-    return Seen(position, first, last, mask)
+    return VisibleKeys(position, first, last, mask)
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:

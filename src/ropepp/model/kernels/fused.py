@@ -9,7 +9,7 @@ from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ropepp.model.kernels import backend as refusals
-from ropepp.model.kernels.backend import Backend, first_of, never
+from ropepp.model.kernels.backend import Backend, never
 from ropepp.model.kernels.request import HALF, Request, lengths
 
 # Queries whose mask exists at a time, where there is one.
@@ -198,15 +198,4 @@ def _no_cudnn_kernel(request: Request) -> str | None:
 
 SDPA = Backend("sdpa", never, sdpa)
 
-CUDNN = Backend(
-    "cudnn",
-    first_of(
-        refusals.no_cuda,
-        refusals.no_half_precision,
-        refusals.slopes,
-        refusals.document_ids,
-        _not_square,
-        _no_cudnn_kernel,
-    ),
-    cudnn,
-)
+CUDNN = Backend("cudnn", refusals.half_on_cuda(_not_square, _no_cudnn_kernel), cudnn)

@@ -13,7 +13,6 @@ from ropepp.errors import InputError
 HALF = (torch.bfloat16, torch.float16)
 
 Value = TypeVar("Value")
-Key = tuple[object, int]  # an argument and how often it was changed in place
 
 
 class Recent(Generic[Value]):
@@ -26,30 +25,22 @@ class Recent(Generic[Value]):
 
     def __init__(self, size: int = 8) -> None:
         self.size = size
-        self._entries: list[tuple[tuple[Key, ...], Value]] = []
+        self._entries: dict[tuple[object, ...], tuple[tuple[object, ...], Value]] = {}
 
     def get(self, arguments: tuple[object, ...], make: Callable[[], Value]) -> Value:
         """The result for ``arguments``, made if it is not there."""
-        key = tuple((argument, _version(argument)) for argument in arguments)
-        for known, value in self._entries:
-            if len(known) == len(key) and all(map(_same, known, key)):
-                return value
-        value = make()
-        self._entries = [*self._entries[-self.size + 1 :], (key, value)]
-        return value
+        key = tuple(_identity(x) if isinstance(x, Tensor) else x for x in arguments)
+        if key not in self._entries:
+            # With the arguments: a tensor that is gone would leave its identity to another.
+            self._entries[key] = (arguments, make())
+            if len(self._entries) > self.size:
+                del self._entries[next(iter(self._entries))]
+        return self._entries[key][1]
 
 
-def _version(argument: object) -> int:
-    """How often a tensor was changed in place; torch does not count for inference tensors."""
-    if isinstance(argument, Tensor) and not argument.is_inference():
-        return argument._version
-    return 0
-
-
-def _same(a: Key, b: Key) -> bool:
-    if isinstance(a[0], Tensor) or isinstance(b[0], Tensor):
-        return a[0] is b[0] and a[1] == b[1]
-    return a == b
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Changes when a tensor is changed in place; torch does not count for inference tensors."""
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 class Lengths(NamedTuple):
@@ -90,7 +81,7 @@ def _lengths(cu_seqlens: Tensor) -> Lengths:
     return Lengths(sizes, bounds[-1], max(sizes))
 
 
-class Documents(NamedTuple):
+class Flattened(NamedTuple):
     """A request as rows without padding.
 
     Attributes:
@@ -132,13 +123,13 @@ class Request:
         """Whether a backward pass may follow."""
         return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v))
 
-    def documents(self) -> Documents:
+    def flattened(self) -> Flattened:
         """This request flattened; rows that are not packed become documents of equal length."""
         q, k, v = (x.flatten(0, 1) for x in (self.q, self.k, self.v))
         if self.cu_seqlens is not None and self.cu_seqlens_k is not None:
             bounds, bounds_k = self.cu_seqlens, self.cu_seqlens_k
             longest, longest_k = lengths(bounds).longest, lengths(bounds_k).longest
-            return Documents(q, k, v, bounds.int(), bounds_k.int(), longest, longest_k)
+            return Flattened(q, k, v, bounds.int(), bounds_k.int(), longest, longest_k)
         B, T, S = *self.q.shape[:2], self.k.shape[1]
         rows = torch.arange(B + 1, dtype=torch.int32, device=q.device)
-        return Documents(q, k, v, rows * T, rows * S, T, S)
+        return Flattened(q, k, v, rows * T, rows * S, T, S)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ropepp.model.kernels import backend as refusals
-from ropepp.model.kernels.backend import Backend, first_of
+from ropepp.model.kernels.backend import Backend
 from ropepp.model.kernels.request import Request
 
 
@@ -15,7 +15,7 @@ def varlen(request: Request) -> Tensor:
     last key of each document."""
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v, bounds, bounds_k, longest, longest_k = request.documents()
+    q, k, v, bounds, bounds_k, longest, longest_k = request.flattened()
     options: dict[str, Any] = {
         "scale": request.scale,
         "window_size": (-1, 0) if request.causal else (-1, -1),
@@ -30,13 +30,6 @@ def varlen(request: Request) -> Tensor:
 
 VARLEN = Backend(
     "varlen",
-    first_of(
-        refusals.no_cuda,
-        refusals.no_half_precision,
-        refusals.slopes,
-        refusals.document_ids,
-        refusals.head_size(8, 256),
-        refusals.older_than(8, "Ampere"),
-    ),
+    refusals.half_on_cuda(refusals.head_size(8, 256), refusals.older_than(8, "Ampere")),
     varlen,
 )

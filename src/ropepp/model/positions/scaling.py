@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class Scaling:
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.factor >= 1:
-            raise InputError(f"scaling factor is {self.factor}; it must be at least 1")
+        at_least(1, "scaling ", factor=self.factor)
 
     @property
     def magnitude(self) -> float:

@@ -8,16 +8,17 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from ropepp.errors import InputError, Preempted, Stopped
+from ropepp.errors import Preempted, Stopped, at_least
 from ropepp.runs.checkpoints import list_checkpoints
-from ropepp.train.callbacks.guard import StepGuard
+from ropepp.train.callbacks.step import StepCallback
+from ropepp.train.guard import StepGuard
 from ropepp.train.signals import StopSignals
 from ropepp.train.strategy import FSDP2Strategy
 
 ROWS = "rows_per_batch"
 
 
-class StepCheckpoint(Checkpoint):
+class StepCheckpoint(StepCallback, Checkpoint):
     """Saves ``step-N.ckpt`` after every n-th optimizer step and at the end, and keeps the newest
     ones.
 
@@ -35,9 +36,7 @@ class StepCheckpoint(Checkpoint):
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2) -> None:
         super().__init__()
-        for name, value in (("every_n_steps", every_n_steps), ("keep", keep)):
-            if value < 0:
-                raise InputError(f"checkpoint.{name} is {value}; it must be at least 0")
+        at_least(0, "checkpoint.", every_n_steps=every_n_steps, keep=keep)
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.directory: Path | None = None  # set by whoever knows the run directory
@@ -47,20 +46,11 @@ class StepCheckpoint(Checkpoint):
         self._unfinished: Path | None = None  # written in the background, not yet renamed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._saved_step = trainer.global_step  # nothing is due right after a resume
         self._signals.install()
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        loop = trainer.fit_loop
-        if loop._should_accumulate():
-            return
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         self._rename_if_written(trainer)
         if self._signals.agreed(trainer):
             self._stop = Preempted(
@@ -69,6 +59,7 @@ class StepCheckpoint(Checkpoint):
             )
         guard: StepGuard | None = getattr(pl_module, "guard", None)
         self._stop = self._stop or (guard.verdict if guard else None)
+        loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             self._save_if_due(trainer)

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ropepp.data.loading.datamodule import data_part
 from ropepp.data.loading.loader import TrainLoader
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.model.flops import training_flops
 from ropepp.runs.machine import peak_flops, peak_memory_bytes
+from ropepp.train.callbacks.step import StepCallback
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
 
 
-class Metrics(pl.Callback):
+class Metrics(StepCallback):
     """Logs loss, gradient norm, learning rate, tokens and utilisation every n-th optimizer step,
     and each validation.
 
@@ -33,8 +34,7 @@ class Metrics(pl.Callback):
     """
 
     def __init__(self, every_n_steps: int = 10, peak_tflops: float | None = None) -> None:
-        if every_n_steps < 1:
-            raise InputError(f"metrics.every_n_steps is {every_n_steps}; it must be at least 1")
+        at_least(1, "metrics.", every_n_steps=every_n_steps)
         if peak_tflops is not None and peak_tflops <= 0:
             raise InputError(f"metrics.peak_tflops is {peak_tflops}; it must be greater than 0")
         self.every_n_steps = every_n_steps
@@ -60,6 +60,7 @@ class Metrics(pl.Callback):
         self.tokens = state_dict["tokens"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if isinstance(trainer.logger, RunLogger):
             trainer.logger.cut(trainer.global_step)
         self._loss_sum = 0.0
@@ -78,8 +79,9 @@ class Metrics(pl.Callback):
         self.tokens += tokens
         self._window_tokens += tokens
         self._window_pairs += _attended_pairs(batch)
-        if trainer.fit_loop._should_accumulate():
-            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         if trainer.global_step % self.every_n_steps == 0:
             self._log(trainer, pl_module, batch)
             self._reset_window()

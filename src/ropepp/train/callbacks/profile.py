@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile, schedule
 
-from ropepp.errors import InputError
+from ropepp.errors import at_least
+from ropepp.train.callbacks.step import StepCallback
 
 
-class StepProfile(pl.Callback):
+class StepProfile(StepCallback):
     """Writes ``profile/rank-N.json``, to be opened in Perfetto or chrome://tracing.
 
     Args:
@@ -20,51 +20,34 @@ class StepProfile(pl.Callback):
     """
 
     def __init__(self, steps: int = 0, first_step: int = 10) -> None:
-        for name, value in (("steps", steps), ("first_step", first_step)):
-            if value < 0:
-                raise InputError(f"profile.{name} is {value}; it must be at least 0")
+        at_least(0, "profile.", steps=steps, first_step=first_step)
         self.steps = steps
         self.first_step = first_step
         self.directory: Path | None = None  # set by whoever knows the run directory
-        self._begin = -1
         self._profile: profile | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin = trainer.global_step + self.first_step
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self.steps and trainer.global_step == self._begin and self._profile is None:
-            activities = [ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                activities.append(ProfilerActivity.CUDA)
-            self._profile = profile(activities=activities)
+        super().on_train_start(trainer, pl_module)
+        if self.steps and self.directory is not None:
+            path = self.directory / f"rank-{trainer.global_rank}.json"
+            warmup = min(1, self.first_step)
+            steps = schedule(
+                wait=self.first_step - warmup, warmup=warmup, active=self.steps, repeat=1
+            )
+            self._profile = profile(schedule=steps, on_trace_ready=lambda own: _write(own, path))
             self._profile.start()
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        if self._profile is not None and trainer.global_step >= self._begin + self.steps:
-            self._write(trainer)
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        if self._profile is not None:
+            self._profile.step()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._profile is not None:  # the run is shorter
-            self._write(trainer)
+        if self._profile is not None:
+            self._profile.stop()  # writes what there is where the run is shorter
 
-    def _write(self, trainer: pl.Trainer) -> None:
-        assert self._profile is not None
-        assert self.directory is not None
-        self._profile.stop()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"rank-{trainer.global_rank}.json"
-        temporary = path.with_suffix(".tmp")
-        self._profile.export_chrome_trace(str(temporary))
-        temporary.rename(path)
-        self._profile = None
-        self._begin = -1
+
+def _write(found: profile, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    found.export_chrome_trace(str(temporary))
+    temporary.rename(path)

@@ -1,36 +1,52 @@
-"""One progress bar over the optimizer steps of a run, and one for each validation."""
+"""One progress bar over the optimizer steps of a run, and one for each evaluation."""
 
 import sys
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from ropepp.train.callbacks.metrics import Metrics
 
+SHOWN = {  # in the log, and how
+    "loss": ("train/loss", ".3f"),
+    "val": ("validation/loss", ".3f"),
+    "tok/s": ("utilisation/tokens_per_second", ",.0f"),
+}
 
-class StepProgress(ProgressBar):
+
+class StepProgress(TQDMProgressBar):
     """Shows steps done of ``trainer.max_steps``, the remaining time, and the latest loss and
-    speed."""
+    speed, on standard error.
 
-    def __init__(self, metrics: Metrics) -> None:
+    Args:
+        metrics: Whose latest values are shown.
+        label: Name of the run.
+    """
+
+    def __init__(self, metrics: Metrics, label: str) -> None:
         super().__init__()
+        self.watched = sys.stderr.isatty()
         self.metrics = metrics
-        self.label = ""
-        self._enabled = True
-        self._bar: tqdm | None = None
-        self._evaluation: tqdm | None = None
+        self.label = label
+        self._bars: list[Tqdm] = []
 
-    def disable(self) -> None:
-        self._enabled = False
+    def init_train_tqdm(self) -> Tqdm:
+        total, done = int(self.trainer.max_steps), self.trainer.global_step
+        return self._bar(self.label, leave=True, unit="step", total=total, initial=done)
 
-    def enable(self) -> None:
-        self._enabled = True
+    def init_validation_tqdm(self) -> Tqdm:
+        return self._bar("validate")
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._bar = self._open(int(trainer.max_steps), "step", self.label or "fit")
-        self._bar.update(trainer.global_step)
+    def init_test_tqdm(self) -> Tqdm:
+        return self._bar("test")
+
+    def init_predict_tqdm(self) -> Tqdm:
+        return self._bar("predict")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Nothing: the bar is that of all epochs."""
 
     def on_train_batch_end(
         self,
@@ -40,70 +56,34 @@ class StepProgress(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self._bar is None or trainer.global_step == self._bar.n:
-            return
-        shown = {
-            name: f"{self.metrics.latest[key]:{form}}"
-            for name, key, form in (
-                ("loss", "train/loss", ".3f"),
-                ("val", "validation/loss", ".3f"),
-                ("tok/s", "utilisation/tokens_per_second", ",.0f"),
-            )
-            if key in self.metrics.latest
-        }
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(trainer.global_step - self._bar.n)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close("_bar")
+        bar = self.train_progress_bar
+        if trainer.global_step > bar.n:
+            bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+            bar.update(trainer.global_step - bar.n)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._close("_evaluation")
-        self._close("_bar")
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        batches = trainer.num_val_batches
-        total = sum(batches) if isinstance(batches, list) else batches
-        self._evaluation = self._open(int(total), "batch", "validate", leave=False)
-
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if self._evaluation is not None:
-            self._evaluation.update()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close("_evaluation")
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        batches = trainer.num_test_batches
-        total = sum(batches) if isinstance(batches, list) else batches
-        self._evaluation = self._open(int(total), "batch", "test", leave=False)
-
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.on_validation_batch_end()
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close("_evaluation")
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        if self._enabled:
-            tqdm.write(" ".join(str(arg) for arg in args))
-
-    def _open(self, total: int, unit: str, label: str, leave: bool = True) -> tqdm:
-        return tqdm(
-            total=total,
-            unit=unit,
-            desc=label,
-            leave=leave,
-            dynamic_ncols=True,
-            disable=not self._enabled,
-            smoothing=0.1,
-            mininterval=0.1 if sys.stderr.isatty() else 30.0,
-        )
-
-    def _close(self, name: str) -> None:
-        bar = getattr(self, name)
-        if bar is not None:
+        for bar in self._bars:
             bar.close()
-            setattr(self, name, None)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        latest = self.metrics.latest
+        return {
+            name: f"{latest[key]:{form}}" for name, (key, form) in SHOWN.items() if key in latest
+        }
+
+    def _bar(self, label: str, leave: bool = False, unit: str = "batch", **options: Any) -> Tqdm:
+        bar = Tqdm(
+            desc=label,
+            unit=unit,
+            leave=leave,
+            # In a file there is a line now and then of the run's own bar.
+            disable=self.is_disabled or not (self.watched or leave),
+            dynamic_ncols=True,
+            smoothing=0.1,
+            mininterval=0.1 if self.watched else 30.0,
+            **options,
+        )
+        self._bars.append(bar)
+        return bar

@@ -16,11 +16,12 @@ from ropepp.data.recall.task import RecallDataModule, RecallRows
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 from ropepp.train.callbacks.metrics import Metrics
-from ropepp.train.evaluation import Evaluation, Sums
+from ropepp.train.callbacks.step import StepCallback
+from ropepp.train.evaluation import Evaluation, Sums, model_inputs
 from ropepp.train.module import LanguageModel
 
 
-class SuiteEvaluation(pl.Callback):
+class SuiteEvaluation(StepCallback):
     """Evaluates a small suite every n optimizer steps and logs ``suite/...``.
 
     Every process makes the same number of forward passes, so that sharded models do not hang, and
@@ -85,17 +86,8 @@ class SuiteEvaluation(pl.Callback):
                 key, size = (n, T), data.vocab_size
                 self._recall[key] = RecallRows(T, n, size, self.rows, None, data.seed, STREAM)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        if not self.every_n_steps or trainer.fit_loop._should_accumulate():
-            return
-        if trainer.global_step % self.every_n_steps == 0:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             assert isinstance(pl_module, LanguageModel)
             start = time.perf_counter()
             values = self.evaluate(trainer, pl_module)
@@ -122,18 +114,12 @@ class SuiteEvaluation(pl.Callback):
             values[f"suite/loss_{T}"] = float(result["loss"])
             values[f"suite/perplexity_{T}"] = float(result["perplexity"])
         bins = octaves(max(self.lengths))
-        dtype = torch.float32 if module.device.type == "mps" else torch.float64
         for n in self.recall_pairs:
-            sums = Sums(2 * bins, dtype).to(module.device)
+            sums = Sums(2 * bins, module.device)
             for T in self.lengths:
                 for batch in self._batches(trainer, self._recall[n, T]):
-                    _, hits = network.evaluate(
-                        batch["input_ids"],
-                        batch["targets"],
-                        batch["positions"],
-                        batch["document_ids"],
-                    )
-                    far = network.own(distances(batch, n))
+                    _, hits = network.evaluate(*model_inputs(batch))
+                    far = network.local_part(distances(batch, n))
                     sums.update(count(hits, far, bins).flatten())
             for cell in to_cells(sums.compute().view(2, bins), n):
                 key = f"suite/recall_{n}_pairs/accuracy_{cell.distance_low}"

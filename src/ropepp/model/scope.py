@@ -10,7 +10,7 @@ from ropepp.model.kernels import attention
 from ropepp.model.sequence import SequenceGroup
 
 
-class View:
+class AttentionScope:
     """Rows that are whole in this process.
 
     Args:
@@ -34,7 +34,7 @@ class View:
         cache: LayerCache | None = None,
         **options: Any,
     ) -> Tensor:
-        """Attention (B, T, H, D) of this view's queries over these keys and, before them, those of
+        """Attention (B, T, H, D) of this scope's queries over these keys and, before them, those of
         the cache, to which they are added; options as in `attention`."""
         if cache is not None:
             k_BTKD, v_BTKD = cache.append(k_BTKD, v_BTKD)
@@ -48,7 +48,10 @@ class View:
         )
 
 
-class SharedView(View):
+CAUSAL = AttentionScope()
+
+
+class ContextParallelScope(AttentionScope):
     """Rows of T tokens of which this process has two pieces.
 
     Args:

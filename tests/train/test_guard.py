@@ -11,7 +11,7 @@ import torch
 from helpers.fit_runs import arguments, curve, fit
 from ropepp.cli import main
 from ropepp.errors import Diverged
-from ropepp.train.callbacks.guard import StepGuard
+from ropepp.train.guard import StepGuard
 from ropepp.train.module import LanguageModel
 
 
@@ -88,13 +88,3 @@ def test_history_survives_a_resume() -> None:
     assert other.skipped == 1
     assert not other.accepts(7.0)
     assert other.accepts(2.0)
-
-
-def test_profile(corpus: Path, tmp_path: Path) -> None:
-    changes = {"profile__steps": 2, "profile__first_step": 1, "trainer__max_steps": 4}
-    run = fit(corpus, tmp_path, "profiled", **changes)
-    (file,) = (run / "profile").iterdir()
-    assert file.name == "rank-0.json"
-    names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
-    assert "aten::mm" in names
-    assert curve(run) == curve(fit(corpus, tmp_path, "plain", trainer__max_steps=4))

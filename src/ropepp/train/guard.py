@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from ropepp.errors import Diverged, InputError
+from ropepp.errors import Diverged, InputError, at_least
 
 HISTORY = 100
 
@@ -28,8 +28,7 @@ class StepGuard(pl.Callback):
     def __init__(self, spike_factor: float | None = None, stop_after: int = 20) -> None:
         if spike_factor is not None and spike_factor <= 1:
             raise InputError(f"guard.spike_factor is {spike_factor}; it must be greater than 1")
-        if stop_after < 1:
-            raise InputError(f"guard.stop_after is {stop_after}; it must be at least 1")
+        at_least(1, "guard.", stop_after=stop_after)
         self.spike_factor = spike_factor
         self.stop_after = stop_after
         self.skipped = 0

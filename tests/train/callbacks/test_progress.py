@@ -1,0 +1,24 @@
+"""The progress bar: on standard error, over the steps of the whole run."""
+
+from pathlib import Path
+
+import pytest
+
+from helpers.fit_runs import fit
+
+
+def test_one_line_of_progress(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(corpus, tmp_path, "short", trainer__max_steps=3, data__validate_every_n_steps=2)
+    out, err = capsys.readouterr()
+    assert "step/s" not in out
+    last = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("short:")][-1]
+    assert "3/3 [" in last
+    assert all(name in last for name in ("loss=", "val=", "tok/s="))
+
+    fit(corpus, tmp_path, "short", trainer__max_steps=4, resume="auto")
+    err = capsys.readouterr().err.replace("\r", "\n")
+    first, *_, last = [line for line in err.splitlines() if line.startswith("short:")]
+    assert "3/4 [" in first
+    assert "4/4 [" in last
