@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
+from ropepp.eval.evaluated_model import EvaluatedModel, ResultCache, identify
 from ropepp.eval.local_data import TASKS, TEXTS
 from ropepp.eval.perplexity import Text, evaluate_text, read_text
-from ropepp.eval.scores import Row, as_csv, markdown
-from ropepp.eval.subject import Ledger, Subject, identify
+from ropepp.eval.scores import Score, markdown, to_csv
 from ropepp.eval.tasks import Task
 from ropepp.files import write_json, write_text
 from ropepp.interop.saved import SavedModel, open_model
@@ -46,7 +46,7 @@ def run(options: Namespace) -> None:
     if len(options.models) > 1:  # a broken one must not show up after hours
         for path in options.models:
             open_model(path).tokenizer(options.tokenizer)
-    rows: list[Row] = []
+    rows: list[Score] = []
     models: dict[str, dict[str, Any]] = {}
     curves: list[dict[str, Any]] = []
     for path in options.models:
@@ -97,13 +97,13 @@ def make_plan(options: Namespace) -> Plan:
 
 
 def evaluate(
-    subject: Subject, plan: Plan, options: Namespace
-) -> tuple[list[Row], list[dict[str, Any]]]:
+    subject: EvaluatedModel, plan: Plan, options: Namespace
+) -> tuple[list[Score], list[dict[str, Any]]]:
     """Runs a plan on a model: its rows, and its losses by position."""
     from ropepp.eval.generated import averages, evaluate_task
     from ropepp.eval.harness import evaluate_harness, summarize
 
-    rows: list[Row] = []
+    rows: list[Score] = []
     curves = []
     for text in plan.texts:
         for length in options.lengths:
@@ -120,7 +120,7 @@ def evaluate(
     ]
     rows += short + summarize(short)
     for suite in GENERATED:
-        own: list[Row] = []
+        own: list[Score] = []
         for task in (task for task in plan.generated if task.suite == suite):
             for length in options.lengths:
                 count = options.samples or 100
@@ -136,7 +136,7 @@ def write_report(
     options: Namespace,
     plan: Plan,
     models: dict[str, dict[str, Any]],
-    rows: list[Row],
+    rows: list[Score],
     curves: list[dict[str, Any]],
 ) -> None:
     """Writes evaluation.md, .csv and .json."""
@@ -154,7 +154,7 @@ def write_report(
         ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
     ]
     write_text(options.out / "evaluation.md", markdown(rows, notes))
-    write_text(options.out / "evaluation.csv", as_csv(rows))
+    write_text(options.out / "evaluation.csv", to_csv([asdict(row) for row in rows]))
     content = {
         "settings": settings,
         "versions": provenance(),
@@ -166,23 +166,23 @@ def write_report(
     write_json(options.out / "evaluation.json", content)
 
 
-def _open(path: str, options: Namespace, taken: set[str]) -> Subject:
+def _open(path: str, options: Namespace, taken: set[str]) -> EvaluatedModel:
     import torch
 
     dtype = getattr(torch, options.dtype)
     saved = open_model(path, dtype, options.device)
     name = saved.name if saved.name not in taken else str(path)
-    return Subject(
+    return EvaluatedModel(
         name=name,
         saved=saved,
         tokenizer=saved.tokenizer(options.tokenizer),
-        ledger=Ledger(options.out / ITEMS),
+        results=ResultCache(options.out / ITEMS),
         batch_tokens=options.batch_tokens,
         identity=identify(saved, dtype, torch.device(options.device)),
     )
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
+def _describe(subject: EvaluatedModel) -> dict[str, Any]:
     from ropepp.model.flops import num_parameters
 
     return {
@@ -195,7 +195,7 @@ def _describe(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _to_tensorboard(saved: SavedModel, rows: list[Row], curves: list[dict[str, Any]]) -> None:
+def _to_tensorboard(saved: SavedModel, rows: list[Score], curves: list[dict[str, Any]]) -> None:
     """Scalars at the model's step into its run's folder; loss by position at the position."""
     if saved.run is None:
         return

@@ -11,9 +11,9 @@ import yaml  # type: ignore[import-untyped]
 
 from ropepp.errors import InputError
 from ropepp.eval import squad
+from ropepp.eval.evaluated_model import EvaluatedModel
 from ropepp.eval.local_data import GROUPS, TASKS
-from ropepp.eval.scores import Row, average, mean_of
-from ropepp.eval.subject import Subject
+from ropepp.eval.scores import Score, average, mean_of
 from ropepp.files import write_text
 
 SEED = 0  # lm-eval's own; it orders GPQA's choices
@@ -32,8 +32,8 @@ def require_harness() -> None:
 
 
 def evaluate_harness(
-    subject: Subject, name: str, data: Path, limit: int | None = None
-) -> list[Row]:
+    subject: EvaluatedModel, name: str, data: Path, limit: int | None = None
+) -> list[Score]:
     """Runs a task of `ropepp.eval.local_data.TASKS`, without examples in the prompt.
 
     Args:
@@ -54,7 +54,7 @@ def evaluate_harness(
 
     found = run_harness(HarnessModel(subject, name), name, data, limit)
     return [
-        Row(subject.name, "short", name, None, metric, *mean_of(values), len(values))
+        Score(subject.name, "short", name, None, metric, *mean_of(values), len(values))
         for metric, values in found.items()
     ]
 
@@ -105,13 +105,13 @@ def task_yaml(name: str, data: Path) -> str:
     )
 
 
-def summarize(rows: Sequence[Row]) -> list[Row]:
+def summarize(rows: Sequence[Score]) -> list[Score]:
     """Groups of several tasks and the average over the nine groups, of those that are complete.
 
     A task's number is its accuracy, ReCoRD's its F1; a group's is the mean of its tasks', and the
     last row's the mean of the groups'.
     """
-    main: dict[str, Row] = {}
+    main: dict[str, Score] = {}
     for row in rows:
         main.setdefault(row.task, row)  # the first metric
     groups = {

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.eval.scores import Row, mean_of, ratio_of
-from ropepp.eval.subject import Item, Subject, digest
+from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
+from ropepp.eval.scores import Score, mean_of, ratio_of
 from ropepp.model.transformer import Transformer
 
 
@@ -115,11 +115,11 @@ class Perplexity(NamedTuple):
     """Results of a text: rows of the table, and mean loss by number of tokens before, over all
     windows, in bins that grow with it, four an octave."""
 
-    rows: list[Row]
+    rows: list[Score]
     by_position: dict[str, list[float]]
 
 
-def evaluate_text(subject: Subject, text: Text, window: int, stride: int) -> Perplexity:
+def evaluate_text(subject: EvaluatedModel, text: Text, window: int, stride: int) -> Perplexity:
     """Perplexity of a text; see the top of this file for its two definitions.
 
     Besides, what compares models with different tokenizers: perplexity per word, the exponential of
@@ -146,7 +146,7 @@ def evaluate_text(subject: Subject, text: Text, window: int, stride: int) -> Per
             for i, loss in zip(batch, nll.cpu().double(), strict=True)
         ]
 
-    values = subject.measure(f"perplexity {text.name}", window, items, batches, run)
+    values = subject.measure(f"perplexity {text.name}", window, items, run, batches)
     sums, counts = [value["nll"] for value in values], [w.scored for w in cut]
     rows = _rows(subject.name, text, window, sums, counts)
     return Perplexity(rows, _by_position([value["by_position"] for value in values], cut))
@@ -154,16 +154,16 @@ def evaluate_text(subject: Subject, text: Text, window: int, stride: int) -> Per
 
 def _rows(
     model: str, text: Text, window: int, sums: Sequence[float], counts: Sequence[int]
-) -> list[Row]:
+) -> list[Score]:
     mean, error = ratio_of(sums, counts)
     paper, paper_error = mean_of([s / n for s, n in zip(sums, counts, strict=True)])
     total = math.fsum(counts)
     per_word, per_byte = total / text.words, total / text.bytes / math.log(2)
 
-    def row(metric: str, value: float, stderr: float | None) -> Row:
-        return Row(model, "perplexity", text.name, window, metric, value, stderr, len(sums))
+    def row(metric: str, value: float, stderr: float | None) -> Score:
+        return Score(model, "perplexity", text.name, window, metric, value, stderr, len(sums))
 
-    def perplexity(metric: str, loss: float, stderr: float | None) -> Row:
+    def perplexity(metric: str, loss: float, stderr: float | None) -> Score:
         value = _exp(loss)
         return row(metric, value, None if stderr is None else value * stderr)
 

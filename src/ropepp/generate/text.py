@@ -147,16 +147,12 @@ def continue_texts(
         show: Gets the first row's text as it comes.
     """
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    device = model.embed_tokens.weight.device
-    ids, documents = pad_left(encoded)
-    documents = documents if documents is None else documents.to(device)
+    ids, documents = pad_left(encoded, model.embed_tokens.weight.device)
     cache = KVCache(len(model.layers), ids.shape[1] + max_new_tokens)
     rows = [TextStream(tokenizer, stops) for _ in prompts]
     texts = [""] * len(rows)
     speed = Speed(prompt_tokens=sum(map(len, encoded)))
-    steps = stream(
-        model, ids.to(device), max_new_tokens, sampling, generator, None, documents, cache=cache
-    )
+    steps = stream(model, ids, max_new_tokens, sampling, generator, None, documents, cache=cache)
     for number, tokens in enumerate(_timed(steps, speed)):
         for i, token in enumerate(tokens):
             speed.new_tokens += number > 0 and not rows[i].finished

@@ -45,6 +45,24 @@ class SavedModel:
         parts = (self.run or self.path).resolve().parts
         return "/".join(parts[-2:]) if self.run else parts[-1]
 
+    @property
+    def data_class(self) -> str:
+        """Name of the data module of its training, "" if unknown."""
+        return str(self.config.get("data", {}).get("class_path", "")).rpartition(".")[2]
+
+    @property
+    def data_arguments(self) -> dict[str, Any]:
+        """That module's arguments."""
+        arguments: dict[str, Any] = self.config.get("data", {}).get("init_args", {})
+        return arguments
+
+    @property
+    def corpora(self) -> list[str]:
+        """Folders of the corpora that it was trained on, if any."""
+        data = self.data_arguments
+        found = [data.get("corpus"), *(data.get("corpora") or ())]
+        return [folder for folder in found if folder is not None]
+
     def tokenizer(self, given: str | Path | None = None) -> "Tokenizer":
         """The tokenizer of the model's text.
 
@@ -79,9 +97,7 @@ class SavedModel:
             for folder in beside
             if any((folder / name).is_file() for name in (BPE_FILE, TIKTOKEN_FILE))
         ]
-        data = self.config.get("data", {}).get("init_args", {})
-        corpora = [data["corpus"]] if "corpus" in data else list(data.get("corpora", {}))
-        return places + [_tokenizer_of(Path(corpus)) for corpus in corpora]
+        return places + [_tokenizer_of(Path(corpus)) for corpus in self.corpora]
 
 
 def open_model(

@@ -14,17 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ropepp.errors import InputError
-from ropepp.eval.analyze.output import COLORS, canvas, require_extras, save
-from ropepp.eval.analyze.text import read_rows
-from ropepp.eval.attention_maps import MEASURES, AttentionMaps, attention_maps, draw, kinds_of
+from ropepp.eval.analyze.attention_maps import MEASURES, AttentionMaps, attention_maps, draw
+from ropepp.eval.analyze.heads import head_pairs, kinds_of
+from ropepp.eval.analyze.output import (
+    COLORS,
+    Floats,
+    canvas,
+    draw_intervals,
+    require_extras,
+    save,
+)
+from ropepp.eval.analyze.rows import read_rows
 from ropepp.interop.saved import SavedModel
 from ropepp.model.heads import HeadLayout
 from ropepp.statistics import ALPHA, sample_sd, t_interval
 
-Floats = NDArray[np.float64]
 FEWEST_ROWS = 8  # to draw again from
 RESAMPLES = 10_000
 DIFFERENCE = "imaginary - real"
@@ -63,14 +69,6 @@ def percentiles(means: Floats, alpha: float = ALPHA) -> tuple[Floats, Floats]:
     """Ends of the two-sided percentile interval at confidence 1 - alpha."""
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2], axis=0)
     return low, high
-
-
-def head_pairs(layout: HeadLayout) -> list[tuple[int, int]]:
-    """Indices of real and imaginary heads that share a projection, (real, imaginary)."""
-    kinds = kinds_of(layout)
-    real = {layout.heads[h].projection: h for h in kinds.get("real", [])}
-    imaginary = {layout.heads[h].projection: h for h in kinds.get("imaginary", [])}
-    return [(real[p], imaginary[p]) for p in sorted(real.keys() & imaginary.keys())]
 
 
 def compare_kinds(maps: AttentionMaps, layout: HeadLayout, seed: int = 0) -> list[dict[str, Any]]:
@@ -203,12 +201,9 @@ def draw_measures(table: list[dict[str, Any]], uniform: Mapping[str, float], pat
                     for line in table
                     if (line["kind"], line["measure"]) == (kind, measure) and line["layer"] != "all"
                 ]
-                mean = np.array([line["mean"] for line in own])
-                ends = np.array([[line["low"], line["high"]] for line in own]).T
                 x = np.array([line["layer"] for line in own]) + 0.12 * (number - 0.5)
-                sizes = np.abs(ends - mean)
-                panel.errorbar(
-                    x, mean, sizes, fmt="os^Dv"[number % 5], markersize=9, capsize=5, linewidth=2,
+                draw_intervals(
+                    panel, x, own, ("mean", "low", "high"), fmt="os^Dv"[number % 5], markersize=9,
                     color=COLORS[number % len(COLORS)], label=kind,
                 )  # fmt: skip
             panel.margins(y=0.15)
@@ -218,5 +213,4 @@ def draw_measures(table: list[dict[str, Any]], uniform: Mapping[str, float], pat
             panel.set_title(LABELS[measure])
             panel.set_xlabel("layer")
             panel.xaxis.get_major_locator().set_params(integer=True)
-            panel.spines[["top", "right"]].set_visible(False)
         panel.legend()
