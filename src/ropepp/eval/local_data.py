@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ropepp.errors import InputError
 
 
-class Source(NamedTuple):
+class BenchmarkFile(NamedTuple):
     """A benchmark's data.
 
     Attributes:
@@ -56,117 +56,98 @@ class Source(NamedTuple):
 
 
 class HarnessTask(NamedTuple):
-    """A task of lm-eval: its YAML below ``lm_eval/tasks`` and its data."""
+    """A task of lm-eval: its YAML below ``lm_eval/tasks``, its data, and the group of the paper's
+    average that it belongs to."""
 
     yaml: str
-    source: Source
+    source: BenchmarkFile
+    group: str
 
 
-def _glue(name: str, *columns: str) -> Source:
-    folder = f"super_glue/{name.removesuffix('.fixed')}"
-    return Source(folder, "validation", (*columns, "label"), "aps/super_glue", name)
+def _file(place: str, columns: str, path: str, name: str | None = None) -> BenchmarkFile:
+    folder, _, split = place.rpartition("/")
+    return BenchmarkFile(folder, split, tuple(columns.split(", ")), path, name)
 
 
-_TRUTHFUL = Source(
-    "truthfulqa",
-    "validation",
-    ("question", "mc1_targets", "mc2_targets"),
+def _glue(name: str, columns: str, published: str | None = None) -> HarnessTask:
+    source = _file(f"super_glue/{name}/validation", columns, "aps/super_glue", published or name)
+    return HarnessTask(f"super_glue/{name}/default.yaml", source, "super-glue-lm-eval-v1")
+
+
+_TRUTHFUL = _file(
+    "truthfulqa/validation",
+    "question, mc1_targets, mc2_targets",
     "truthfulqa/truthful_qa",
     "multiple_choice",
 )
-_GPQA = ("Question", "Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))
-_HELLASWAG = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
-_SIQA = ("context", "question", "answerA", "answerB", "answerC", "label")
-_RECORD = Source(
-    "super_glue/record",
-    "validation",
-    ("passage", "query", "entities", "answers"),
-    "aps/super_glue",
-    "record",
-)
+_WRONG = "Incorrect Answer 1, Incorrect Answer 2, Incorrect Answer 3"
 
 TEXTS = {
-    "wikitext": Source(
-        "wikitext", "validation", ("text",), "Salesforce/wikitext", "wikitext-2-raw-v1"
-    ),
-    "lambada": Source("lambada", "test", ("text",), "EleutherAI/lambada_openai", "default"),
+    "wikitext": _file("wikitext/validation", "text", "Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "lambada": _file("lambada/test", "text", "EleutherAI/lambada_openai", "default"),
 }
 
-TASKS = {
-    "truthfulqa_mc1": HarnessTask("truthfulqa/truthfulqa_mc1.yaml", _TRUTHFUL),
-    "truthfulqa_mc2": HarnessTask("truthfulqa/truthfulqa_mc2.yaml", _TRUTHFUL),
-    "piqa": HarnessTask(
+# Of the nine groups of the paper's average, those of one task: YAML and file.
+_ALONE = {
+    "piqa": (
         "piqa/piqa.yaml",
-        Source("piqa", "validation", ("goal", "sol1", "sol2", "label"), "baber/piqa"),
+        _file("piqa/validation", "goal, sol1, sol2, label", "baber/piqa"),
     ),
-    "hellaswag": HarnessTask(
+    "hellaswag": (
         "hellaswag/hellaswag.yaml",
-        Source("hellaswag", "validation", _HELLASWAG, "Rowan/hellaswag"),
+        _file(
+            "hellaswag/validation",
+            "activity_label, ctx_a, ctx_b, endings, label",
+            "Rowan/hellaswag",
+        ),
     ),
-    "winogrande": HarnessTask(
+    "winogrande": (
         "winogrande/default.yaml",
-        Source(
-            "winogrande",
-            "validation",
-            ("sentence", "option1", "option2", "answer"),
+        _file(
+            "winogrande/validation",
+            "sentence, option1, option2, answer",
             "allenai/winogrande",
             "winogrande_xl",
         ),
     ),
-    "arc_easy": HarnessTask(
+    "arc_easy": (
         "arc/arc_easy.yaml",
-        Source(
-            "arc_easy", "test", ("question", "choices", "answerKey"), "allenai/ai2_arc", "ARC-Easy"
-        ),
+        _file("arc_easy/test", "question, choices, answerKey", "allenai/ai2_arc", "ARC-Easy"),
     ),
-    "gpqa_main_zeroshot": HarnessTask(
+    "gpqa_main_zeroshot": (
         "gpqa/zeroshot/gpqa_main_zeroshot.yaml",
-        Source("gpqa", "train", _GPQA, "Idavidrein/gpqa", "gpqa_main"),
+        _file("gpqa/train", f"Question, Correct Answer, {_WRONG}", "Idavidrein/gpqa", "gpqa_main"),
     ),
-    "social_iqa": HarnessTask(
-        "siqa/siqa.yaml", Source("social_iqa", "validation", _SIQA, "lighteval/siqa")
-    ),
-    "openbookqa": HarnessTask(
-        "openbookqa/openbookqa.yaml",
-        Source(
-            "openbookqa",
-            "test",
-            ("question_stem", "choices", "answerKey"),
-            "allenai/openbookqa",
-            "main",
+    "social_iqa": (
+        "siqa/siqa.yaml",
+        _file(
+            "social_iqa/validation",
+            "context, question, answerA, answerB, answerC, label",
+            "lighteval/siqa",
         ),
     ),
-    "boolq": HarnessTask("super_glue/boolq/default.yaml", _glue("boolq", "passage", "question")),
-    "cb": HarnessTask("super_glue/cb/default.yaml", _glue("cb", "premise", "hypothesis")),
-    "copa": HarnessTask(
-        "super_glue/copa/default.yaml", _glue("copa", "premise", "question", "choice1", "choice2")
-    ),
-    "multirc": HarnessTask(
-        "super_glue/multirc/default.yaml", _glue("multirc", "paragraph", "question", "answer")
-    ),
-    "record": HarnessTask("super_glue/record/default.yaml", _RECORD),
-    "sglue_rte": HarnessTask("super_glue/rte/default.yaml", _glue("rte", "premise", "hypothesis")),
-    "wic": HarnessTask(
-        "super_glue/wic/default.yaml",
-        _glue("wic", "sentence1", "sentence2", "start1", "end1"),
-    ),
-    "wsc": HarnessTask(
-        "super_glue/wsc/default.yaml",
-        _glue("wsc.fixed", "text", "span1_text", "span2_index", "span2_text"),
+    "openbookqa": (
+        "openbookqa/openbookqa.yaml",
+        _file("openbookqa/test", "question_stem, choices, answerKey", "allenai/openbookqa", "main"),
     ),
 }
 
-SUPER_GLUE = ("boolq", "cb", "copa", "multirc", "record", "sglue_rte", "wic", "wsc")
+TASKS = {
+    "truthfulqa_mc1": HarnessTask("truthfulqa/truthfulqa_mc1.yaml", _TRUTHFUL, "truthfulqa"),
+    "truthfulqa_mc2": HarnessTask("truthfulqa/truthfulqa_mc2.yaml", _TRUTHFUL, "truthfulqa"),
+    **{name: HarnessTask(yaml, file, name) for name, (yaml, file) in _ALONE.items()},
+    "boolq": _glue("boolq", "passage, question, label"),
+    "cb": _glue("cb", "premise, hypothesis, label"),
+    "copa": _glue("copa", "premise, question, choice1, choice2, label"),
+    "multirc": _glue("multirc", "paragraph, question, answer, label"),
+    "record": _glue("record", "passage, query, entities, answers"),
+    "sglue_rte": _glue("rte", "premise, hypothesis, label"),
+    "wic": _glue("wic", "sentence1, sentence2, start1, end1, label"),
+    "wsc": _glue("wsc", "text, span1_text, span2_index, span2_text, label", "wsc.fixed"),
+}
 
 # The nine groups of the paper's average, which are the harness' own but for TruthfulQA.
 GROUPS = {
-    "truthfulqa": ("truthfulqa_mc1", "truthfulqa_mc2"),
-    **{
-        name: (name,)
-        for name in (
-            "piqa", "hellaswag", "winogrande", "arc_easy", "gpqa_main_zeroshot", "social_iqa",
-            "openbookqa",
-        )
-    },
-    "super-glue-lm-eval-v1": SUPER_GLUE,
-}  # fmt: skip
+    group: [name for name, task in TASKS.items() if task.group == group]
+    for group in dict.fromkeys(task.group for task in TASKS.values())
+}
