@@ -7,6 +7,7 @@ from argparse import (
     Namespace,
     _SubParsersAction,
 )
+from importlib import import_module
 from pathlib import Path
 
 from ropepp.options import positive
@@ -54,25 +55,16 @@ def main(args: list[str]) -> None:
 
 
 def _run(options: Namespace) -> None:
+    analysis = import_module(f"ropepp.eval.analyze.{options.command}")
     if options.command == "curves":
-        from ropepp.eval.analyze.curves import analyze as curves
-
         options.out = options.out or Path("logs/analyze/curves")
-        return curves(options)
-    import torch
+        return analysis.analyze(options)
+    from ropepp.interop.saved import open_model, placement
 
-    from ropepp.interop.saved import open_model
-
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    saved = open_model(options.model, getattr(torch, options.dtype), device)
+    device, dtype = placement(options.device, options.dtype)
+    saved = open_model(options.model, dtype, device)
     options.out = options.out or Path("logs/analyze", saved.name.replace("/", "-"))
-    if options.command == "noise":
-        from ropepp.eval.analyze.noise import analyze
-    elif options.command == "attention":
-        from ropepp.eval.analyze.attention import analyze
-    else:
-        from ropepp.eval.analyze.recall import analyze
-    return analyze(saved, options)
+    return analysis.analyze(saved, options)
 
 
 def _command(commands: "_SubParsersAction[ArgumentParser]", name: str, text: str) -> ArgumentParser:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ropepp.errors import InputError
 from ropepp.files import write_text
 from ropepp.generate.sampling import Sampling
+from ropepp.options import positive
 
 
 def main(args: list[str]) -> None:
@@ -18,22 +19,16 @@ def main(args: list[str]) -> None:
     options = _parser().parse_args(args)
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     prompts = _prompts(options)
-    if options.batch_size < 1 or options.max_new_tokens < 1:
-        raise InputError(
-            f"batch_size is {options.batch_size}, max_new_tokens {options.max_new_tokens}; both "
-            "must be at least 1"
-        )
     if options.out and options.out.exists():
         raise InputError(f"{options.out} exists; choose another name")
     import torch
     from tqdm import tqdm
 
     from ropepp.generate.text import continue_texts
-    from ropepp.interop.saved import open_model
+    from ropepp.interop.saved import open_model, placement
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    saved = open_model(options.ckpt, getattr(torch, dtype), device)
+    device, dtype = placement(options.device, options.dtype)
+    saved = open_model(options.ckpt, dtype, device)
     tokenizer = saved.tokenizer(options.tokenizer)
     generator = torch.Generator(device).manual_seed(options.seed)
     alone = options.out is None and len(prompts) == 1
@@ -101,13 +96,13 @@ def _parser() -> ArgumentParser:
     add("--ckpt", required=True, help="a run, a checkpoint, a published or exported folder")
     add("--prompt", action="append", default=[], help="may be repeated")
     add("--file", type=Path, help='a prompt a line, or .jsonl lines with "prompt"')
-    add("--max_new_tokens", type=int, default=100)
+    add("--max_new_tokens", type=positive, default=100)
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     add("--top_k", type=int, help="draw among the k likeliest tokens")
     add("--top_p", type=float, help="draw among the likeliest that reach this probability")
     add("--seed", type=int, default=0)
     add("--stop", action="append", default=[], help="text that ends; may be repeated")
-    add("--batch_size", type=int, default=8, help="prompts of a file at a time")
+    add("--batch_size", type=positive, default=8, help="prompts of a file at a time")
     add("--tokenizer", help="file, folder or 'bytes'; otherwise the model's own")
     add("--device", help="cuda if there is one, else cpu")
     add("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on cuda, float32 on cpu")

@@ -17,7 +17,6 @@ same weight.
 import json
 import math
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from ropepp.errors import InputError
 from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.scores import Score, mean_of, ratio_of
 from ropepp.model.transformer import Transformer
+from ropepp.train.evaluation import context_bins
 
 
 @dataclass(frozen=True)
@@ -179,34 +179,23 @@ def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _bins(T: int) -> Tensor:
-    """(T,) the bin of each token by how many are before it: 1, 2, ..., T."""
-    return (4 * torch.log2(torch.arange(1, T + 1, dtype=torch.float64))).floor().long()
-
-
 def _binned(loss_T: Tensor) -> list[float]:
     """Sums of a window's losses in the bins that have tokens."""
-    bins = _bins(len(loss_T))
+    bins = context_bins(len(loss_T))
     sums = torch.zeros(int(bins[-1]) + 1, dtype=torch.float64).index_add(0, bins, loss_T)
     return [float(sums[b]) for b in bins.unique()]
 
 
 def _by_position(sums: Sequence[Sequence[float]], cut: Sequence[Window]) -> dict[str, list[float]]:
-    losses: dict[int, float] = defaultdict(float)
-    counts: dict[int, int] = defaultdict(int)
-    places: dict[int, float] = {}
-    lengths = sorted({w.end - w.start - 1 for w in cut})
-    bins_of = {n: _bins(n) for n in lengths}
+    bins = context_bins(max(w.end - w.start for w in cut) - 1)
+    losses, counts = torch.zeros(2, int(bins[-1]) + 1, dtype=torch.float64)
     for own, w in zip(sums, cut, strict=True):
-        bins, sizes = bins_of[w.end - w.start - 1].unique(return_counts=True)
-        for b, loss, size in zip(bins.tolist(), own, sizes.tolist(), strict=True):
-            losses[b] += loss
-            counts[b] += size
-    longest = bins_of[lengths[-1]]
-    for b in losses:
-        places[b] = (1 + (longest == b).nonzero().double().mean()).item()
+        filled, sizes = bins[: w.end - w.start - 1].unique(return_counts=True)
+        losses[filled] += torch.tensor(own, dtype=torch.float64)
+        counts[filled] += sizes
+    some = counts > 0
     return {
-        "position": [places[b] for b in sorted(losses)],
-        "loss": [losses[b] / counts[b] for b in sorted(losses)],
-        "count": [float(counts[b]) for b in sorted(losses)],
+        "position": [float(1 + (bins == b).nonzero().double().mean()) for b in bins.unique()],
+        "loss": (losses / counts)[some].tolist(),
+        "count": counts[some].tolist(),
     }

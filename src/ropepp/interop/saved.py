@@ -100,6 +100,20 @@ class SavedModel:
         return places + [_tokenizer_of(Path(corpus)) for corpus in self.corpora]
 
 
+def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.dtype]:
+    """Where a model computes, a GPU if there is one unless given, and its dtype, bfloat16 there and
+    float32 elsewhere unless given.
+
+    Raises:
+        InputError: A GPU is asked for where there is none.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
+        raise InputError(f"--device is {device}; there is no CUDA device here")
+    return device, getattr(torch, dtype or ("bfloat16" if on_gpu else "float32"))
+
+
 def open_model(
     path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> SavedModel:

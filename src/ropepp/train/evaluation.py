@@ -61,7 +61,7 @@ class Evaluation:
             return {"position": [], "loss": [], "count": []}
         sums, counts = (metric.compute().cpu().double() for metric in self._by_position)
         position = torch.arange(len(sums), dtype=torch.float64)
-        of = _bins(len(sums))
+        of = context_bins(len(sums))
         binned = [
             torch.zeros(int(of.max()) + 1, dtype=torch.float64).index_add(0, of, values)
             for values in (position * counts, sums, counts)
@@ -101,7 +101,7 @@ class Sums(Metric):
         return self.total
 
 
-def _bins(length: int) -> Tensor:
-    """(length,) the number of each position's bin."""
+def context_bins(length: int) -> Tensor:
+    """(length,) the bin of each position, four an octave of the tokens up to it."""
     position = torch.arange(length, dtype=torch.float64)
     return (4 * torch.log2(position + 1)).floor().long()
