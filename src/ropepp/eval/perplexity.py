@@ -28,7 +28,6 @@ from torch import Tensor
 from ropepp.errors import InputError
 from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.scores import Score, mean_of, ratio_of
-from ropepp.model.transformer import Transformer
 from ropepp.train.evaluation import context_bins
 
 
@@ -104,13 +103,6 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
     return out
 
 
-@torch.inference_mode()
-def window_losses(model: Transformer, ids_BT: Tensor) -> Tensor:
-    """Cross entropy in nats of each token but the first of (B, T) windows, (B, T - 1) float32."""
-    nll, _ = model.evaluate(ids_BT[:, :-1], ids_BT[:, 1:])
-    return nll
-
-
 class Perplexity(NamedTuple):
     """Results of a text: rows of the table, and mean loss by number of tokens before, over all
     windows, in bins that grow with it, four an octave."""
@@ -140,7 +132,9 @@ def evaluate_text(subject: EvaluatedModel, text: Text, window: int, stride: int)
 
     def run(batch: list[int]) -> list[dict[str, object]]:
         rows = torch.stack([ids[cut[i].start : cut[i].end] for i in batch])
-        nll = window_losses(subject.model, rows.to(subject.model.embed_tokens.weight.device))
+        rows = rows.to(subject.model.embed_tokens.weight.device)
+        with torch.inference_mode():
+            nll, _ = subject.model.evaluate(rows[:, :-1], rows[:, 1:])
         return [
             {"nll": loss[-cut[i].scored :].sum().item(), "by_position": _binned(loss)}
             for i, loss in zip(batch, nll.cpu().double(), strict=True)

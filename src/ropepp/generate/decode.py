@@ -87,39 +87,28 @@ def stream(
         positions = own_positions(document_ids)
     if cache is None:
         cache = KVCache(len(model.layers), input_ids.shape[1] + max_new_tokens)
-    return _steps(
-        model, input_ids, max_new_tokens, sampling, generator, positions, document_ids,
-        torch.tensor(sorted(stop_ids), device=input_ids.device), prefill, cache,
-    )  # fmt: skip
+    ends = torch.tensor(sorted(stop_ids), device=input_ids.device)
 
+    def steps(
+        tokens: Tensor, positions: Tensor | None, document_ids: Tensor | None
+    ) -> Iterator[Tensor]:
+        ended = torch.zeros_like(tokens[:, :1], dtype=torch.bool)
+        for _ in range(max_new_tokens):
+            # A generator must not leave its caller in inference mode.
+            with torch.inference_mode():
+                last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
+                chosen = sampling.choose(model.lm_head(last), generator)
+                chosen = torch.where(ended, tokens[:, -1:], chosen)
+            yield chosen
+            if len(ends):
+                ended |= torch.isin(chosen, ends)
+                if bool(ended.all()):
+                    return
+            tokens = chosen
+            positions = positions[:, -1:] + 1 if positions is not None else None
+            document_ids = document_ids[:, -1:] if document_ids is not None else None
 
-def _steps(
-    model: Transformer,
-    tokens: Tensor,
-    max_new_tokens: int,
-    sampling: Sampling,
-    generator: torch.Generator | None,
-    positions: Tensor | None,
-    document_ids: Tensor | None,
-    stop_ids: Tensor,
-    prefill: int,
-    cache: KVCache,
-) -> Iterator[Tensor]:
-    ended = torch.zeros_like(tokens[:, :1], dtype=torch.bool)
-    for _ in range(max_new_tokens):
-        # A generator must not leave its caller in inference mode.
-        with torch.inference_mode():
-            last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
-            chosen = sampling.choose(model.lm_head(last), generator)
-            chosen = torch.where(ended, tokens[:, -1:], chosen)
-        yield chosen
-        if len(stop_ids):
-            ended |= torch.isin(chosen, stop_ids)
-            if bool(ended.all()):
-                return
-        tokens = chosen
-        positions = positions[:, -1:] + 1 if positions is not None else None
-        document_ids = document_ids[:, -1:] if document_ids is not None else None
+    return steps(input_ids, positions, document_ids)
 
 
 def read(

@@ -12,8 +12,8 @@ from torch import Tensor
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
-from ropepp.interop.settings import Text, llama_settings, own_settings, reference_settings
-from ropepp.interop.text import special_ids, write_tokenizer
+from ropepp.interop.settings import TextSettings, llama_settings, own_settings, reference_settings
+from ropepp.interop.text import write_tokenizer
 from ropepp.model.folders.published import read_settings
 from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
 from ropepp.model.positions import ALiBi, RoPE, YaRN
@@ -52,7 +52,7 @@ def export(
     found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
     text = _text(saved)
     if found is not None:
-        text = Text(text.max_length, found.bos_id, found.eot_id)
+        text = TextSettings(text.max_length, found.bos_id, found.eot_id)
     settings, prefix = _settings(model, text, form)
     settings["torch_dtype"] = str(dtype).removeprefix("torch.")
     with replacing_folder(Path(folder)) as work:
@@ -69,7 +69,7 @@ def export(
         write_text(work / "README.md", model_card(saved, kind, dtype, _result(saved)))
 
 
-def _settings(model: Transformer, text: Text, form: Form) -> tuple[dict[str, Any], str]:
+def _settings(model: Transformer, text: TextSettings, form: Form) -> tuple[dict[str, Any], str]:
     """``config.json`` and what names of tensors begin with."""
     if form == "reference":
         return reference_settings(model, text), "model."
@@ -105,16 +105,17 @@ def _tensors(
             yield f"model.layers.{index}.self_attn.alibi_slopes", slopes.clone()
 
 
-def _text(saved: SavedModel) -> Text:
+def _text(saved: SavedModel) -> TextSettings:
     """What the model was made for, without a tokenizer's word."""
-    data = saved.config.get("data", {}).get("init_args", {})
-    if "sequence_length" in data:
-        return Text(data["sequence_length"])
+    if "sequence_length" in saved.data_arguments:
+        return TextSettings(saved.data_arguments["sequence_length"])
     if not (saved.path / "config.json").is_file():
-        return Text(DEFAULT_LENGTH)
+        return TextSettings(DEFAULT_LENGTH)
     settings = read_settings(saved.path / "config.json")
     length = settings.get("max_position_embeddings", DEFAULT_LENGTH)
-    return Text(length, **special_ids(saved.path))
+    found = (settings.get(key) for key in ("bos_token_id", "eos_token_id"))
+    # The first one where there are several.
+    return TextSettings(length, *(ids[0] if isinstance(ids, list) else ids for ids in found))
 
 
 def _result(saved: SavedModel) -> dict[str, Any] | None:

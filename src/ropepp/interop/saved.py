@@ -1,7 +1,9 @@
-"""Opens any saved model by its path: a run, a checkpoint, a published or exported folder."""
+"""Opens any saved model by its path: a run, a checkpoint, a published or exported folder; and makes
+a checkpoint, of the form that runs have, of a folder."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +11,11 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from ropepp.errors import InputError
+from ropepp.files import replacing_file
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import load_pretrained
 from ropepp.model.loss import IGNORE_INDEX
-from ropepp.model.plain import from_plain
+from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import METADATA, newest_complete, read_metadata
 from ropepp.train.weights import load_weights
@@ -155,6 +158,43 @@ def open_model(
     run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
     step = content.get("global_step")
     return SavedModel(_placed(model, dtype, device), path, run, step, _config(run))
+
+
+def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
+    """Writes a checkpoint at step 0, with no optimizer's state, from a folder that
+    `load_pretrained` reads.
+
+    Args:
+        folder: What to read.
+        file: The new file, complete or absent.
+
+    Returns:
+        Its hyperparameters: those of the network.
+
+    Raises:
+        InputError: ``file`` exists, or the folder cannot be read.
+    """
+    file = Path(file)
+    if file.exists():
+        raise InputError(f"{file} exists; choose another name")
+    network = load_pretrained(folder)
+    # What training had besides is unknown, so that nothing can contradict a run that takes this.
+    settings = {"network": asdict(network.config), "position": to_plain(network.position)}
+    content = {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": version("lightning"),
+        "state_dict": {f"network.{name}": x for name, x in network.state_dict().items()},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "hyper_parameters": settings,
+        # For whoever opens the file; training takes its targets from the data.
+        "ignore_index": network.ignore_index,
+    }
+    with replacing_file(file) as out:
+        torch.save(content, out)
+    return settings
 
 
 def _placed(model: Transformer, dtype: torch.dtype, device: str | torch.device) -> Transformer:

@@ -7,6 +7,7 @@ from typing import Any
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import FOURIER_SETTINGS, OWN_TYPE
+from ropepp.model.heads import HeadLayout
 from ropepp.model.plain import to_plain
 from ropepp.model.positions import (
     PI,
@@ -70,7 +71,7 @@ FOURIER = {
 
 
 @dataclass(frozen=True)
-class Text:
+class TextSettings:
     """What a folder says of the text that its model reads.
 
     Args:
@@ -88,9 +89,11 @@ class Text:
         return {"bos_token_id": self.bos_id, "eos_token_id": self.eos_id}
 
 
-def sizes(config: ModelConfig) -> dict[str, Any]:
-    """Sizes by their customary names, but for the numbers of heads."""
+def sizes(config: ModelConfig, heads: ModelConfig | HeadLayout) -> dict[str, Any]:
+    """Sizes by their customary names, with the numbers of heads of a layout or of a plain Llama."""
     return {
+        "num_attention_heads": heads.num_heads,
+        "num_key_value_heads": heads.num_kv_heads,
         "head_dim": config.head_dim,
         "hidden_size": config.hidden_size,
         "initializer_range": config.init_std,
@@ -102,7 +105,7 @@ def sizes(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def own_settings(model: Transformer, text: Text) -> dict[str, Any]:
+def own_settings(model: Transformer, text: TextSettings) -> dict[str, Any]:
     """``config.json`` of any variant, for transformers with this package installed."""
     return {
         "architectures": ["RoPEppForCausalLM"],
@@ -113,14 +116,12 @@ def own_settings(model: Transformer, text: Text) -> dict[str, Any]:
         "network": asdict(model.config),
         "position": to_plain(model.position),
         "use_cache": True,
-        **sizes(model.config),
-        "num_attention_heads": model.layout.num_heads,
-        "num_key_value_heads": model.layout.num_kv_heads,
+        **sizes(model.config, model.layout),
         **text.ids(),
     }
 
 
-def llama_settings(model: Transformer, text: Text) -> dict[str, Any] | None:
+def llama_settings(model: Transformer, text: TextSettings) -> dict[str, Any] | None:
     """``config.json`` of an ordinary Llama; None if the model is none.
 
     YaRN becomes "llama3", whose weights need `RoPE`'s magnitude folded in.
@@ -157,7 +158,7 @@ def llama_settings(model: Transformer, text: Text) -> dict[str, Any] | None:
     }
 
 
-def reference_settings(model: Transformer, text: Text) -> dict[str, Any]:
+def reference_settings(model: Transformer, text: TextSettings) -> dict[str, Any]:
     """``config.json`` of the published format.
 
     Raises:
@@ -173,14 +174,12 @@ def reference_settings(model: Transformer, text: Text) -> dict[str, Any]:
     }
 
 
-def _plain_llama(model: Transformer, text: Text) -> dict[str, Any]:
+def _plain_llama(model: Transformer, text: TextSettings) -> dict[str, Any]:
     return {
         **LLAMA,
         "ignore_index": model.ignore_index,
         "max_position_embeddings": text.max_length,
-        **sizes(model.config),
-        "num_attention_heads": model.config.num_heads,
-        "num_key_value_heads": model.config.num_kv_heads,
+        **sizes(model.config, model.config),
         **text.ids(),
     }
 

@@ -147,10 +147,13 @@ def test_bad_input() -> None:
         noise_study(make(RoPE())[0], measure, [0.5], draws=3)
     with pytest.raises(InputError, match="has no real heads"):
         noise_study(make(ImaginaryOnly())[0], measure, [0.5], draws=3)
-    with pytest.raises(InputError, match="std is nan"), noisy_queries(model, float("nan"), "real"):
+    with (
+        pytest.raises(InputError, match="std is nan"),
+        noisy_queries(model, float("nan"), "real", UnitNoise(0)),
+    ):
         pass
     with (
         pytest.raises(InputError, match="no heads of that kind"),
-        noisy_queries(make(RoPE())[0], 0.5, "imaginary"),
+        noisy_queries(make(RoPE())[0], 0.5, "imaginary", UnitNoise(0)),
     ):
         pass

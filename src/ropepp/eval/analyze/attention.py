@@ -7,9 +7,9 @@ are compared as well (Student interval over all pairs of all layers); only that 
 kinds of heads. Neither says what another training seed would give.
 """
 
-import math
 from argparse import Namespace
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,9 @@ def compare_kinds(maps: AttentionMaps, layout: HeadLayout, seed: int = 0) -> lis
         plain, wide = percentiles(means), percentiles(means, ALPHA / m)
         for i, layer in enumerate(layers):
             for j, measure in enumerate(MEASURES):
-                ends = [float(x[i, j]) for x in (*plain, *wide)]
-                if kind != DIFFERENCE:
-                    ends[2:] = [math.nan, math.nan]
-                table.append(_line(layer, kind, measure, float(values[:, i, j].mean()), ends))
+                mean = float(values[:, i, j].mean())
+                ends = [float(x[i, j]) for x in (plain if kind != DIFFERENCE else (*plain, *wide))]
+                table.append(_line(layer, kind, measure, mean, ends))
     return table + _over_pairs(by_head.mean(0), head_pairs(layout))
 
 
@@ -121,11 +120,8 @@ def _over_pairs(by_head: Floats, pairs: list[tuple[int, int]]) -> list[dict[str,
 
 
 def _line(layer: Any, kind: str, measure: str, mean: float, ends: list[float]) -> dict[str, Any]:
-    found = [None if math.isnan(end) else end for end in ends]
-    names = ("low", "high", "wide_low", "wide_high")
-    return {"layer": layer, "kind": kind, "measure": measure, "mean": mean} | dict(
-        zip(names, found, strict=True)
-    )
+    named = zip_longest(("low", "high", "wide_low", "wide_high"), ends)
+    return {"layer": layer, "kind": kind, "measure": measure, "mean": mean} | dict(named)
 
 
 def analyze(saved: SavedModel, options: Namespace) -> None:
@@ -155,16 +151,11 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
     }
     print(f"{saved.name}: {B} {text.unit} of {T} tokens, {text.source}; heads {maps.heads}")
     print("\n".join(summary(table)))
-    scalars = {
-        f"attention/{line['measure']}/{line['kind']}": {
-            other["layer"]: other["mean"]
-            for other in table
-            if other["layer"] != "all"
-            and (other["kind"], other["measure"]) == (line["kind"], line["measure"])
-        }
-        for line in table
-        if line["kind"] != PAIRED
-    }
+    scalars: dict[str, dict[int, float]] = {}
+    for line in table:
+        if line["layer"] != "all":
+            tag = f"attention/{line['measure']}/{line['kind']}"
+            scalars.setdefault(tag, {})[line["layer"]] = line["mean"]
     figures = {
         "attention_maps": lambda path: draw(maps, path),
         "attention": lambda path: draw_measures(table, maps.uniform(), path),

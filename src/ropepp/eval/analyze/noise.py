@@ -81,7 +81,7 @@ def noisy_queries(
     model: Transformer,
     std: float,
     target: Literal["real", "imaginary", "both"],
-    noise: NoiseSource | None = None,
+    noise: NoiseSource,
 ) -> Iterator[None]:
     """Inside the context, adds noise to the queries of the real or imaginary heads of all layers.
 
@@ -89,7 +89,7 @@ def noisy_queries(
         model: A model whose layout has heads of the kind: phase 0 is real, -90 degrees imaginary.
         std: Standard deviation of the noise, in units of the rotated queries.
         target: Which heads are disturbed.
-        noise: Source of the noise; torch's global generator unless given.
+        noise: Source of the noise.
 
     Raises:
         InputError: ``std`` is negative, or there are no such heads.
@@ -159,16 +159,13 @@ def noise_study(
 
 
 def _hook(
-    layer: int, std: float, heads: dict[str, list[int]], noise: NoiseSource | None
+    layer: int, std: float, heads: dict[str, list[int]], noise: NoiseSource
 ) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
     def add(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         q, k = output
         q = q.clone()
         for kind, own in heads.items():
-            shape = q[:, :, own].shape
-            unit = (
-                torch.randn(shape, device=q.device) if noise is None else noise(kind, layer, shape)
-            )
+            unit = noise(kind, layer, q[:, :, own].shape)
             q[:, :, own] += (std * unit).to(q.device, q.dtype)
         return q, k
 
@@ -313,15 +310,11 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
         "equal_number_of_heads": heads["real"] == heads["imaginary"],
     }
     print("\n".join(summary(saved.name, table, facts)))
-    scalars = {
-        f"noise/{line['metric']}/{kind}": {
-            round(1000 * other["std"]): other[kind]
-            for other in table
-            if other["metric"] == line["metric"]
-        }
-        for line in table
-        for kind in ("real", "imaginary", "difference")
-    }
+    scalars: dict[str, dict[int, float]] = {}
+    for line in table:
+        for kind in (*KINDS, "difference"):
+            of_kind = scalars.setdefault(f"noise/{line['metric']}/{kind}", {})
+            of_kind[round(1000 * line["std"])] = line[kind]
     name = "noise" if options.metric == "perplexity" else f"noise_{options.metric}"
     shown = next(iter(clean))
     lines = [line for line in table if line["metric"] == shown]

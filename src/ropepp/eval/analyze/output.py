@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ropepp.errors import InputError
 from ropepp.eval.scores import to_csv
 from ropepp.files import write_json, write_text
+from ropepp.runs.machine import provenance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,8 +56,12 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.csv", to_csv(table))
-    content = {**facts, **_provenance(), "table": list(table)}
-    write_json(folder / f"{name}.json", content)
+    made = {
+        "command": shlex.join(["ropepp", *sys.argv[1:]]),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **provenance(),
+    }
+    write_json(folder / f"{name}.json", {**facts, **made, "table": list(table)})
     images = {key: folder / f"{key}.png" for key in figures}
     for key, draw in figures.items():
         draw(images[key])
@@ -89,16 +94,6 @@ def draw_intervals(
     # An end may lie on the wrong side of the mean by rounding.
     sizes = np.abs(np.stack([low, high]) - mean)
     panel.errorbar(x, mean, sizes, capsize=5, linewidth=2, **{"markersize": 8, **style})
-
-
-def _provenance() -> dict[str, Any]:
-    from ropepp.runs.machine import provenance
-
-    return {
-        "command": shlex.join(["ropepp", *sys.argv[1:]]),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **provenance(),
-    }
 
 
 def _write_events(
