@@ -55,6 +55,9 @@ def main(args: list[str]) -> None:
 
 
 def _run(options: Namespace) -> None:
+    from ropepp.eval.analyze.output import require_extras
+
+    require_extras()
     analysis = import_module(f"ropepp.eval.analyze.{options.command}")
     if options.command == "curves":
         options.out = options.out or Path("logs/analyze/curves")

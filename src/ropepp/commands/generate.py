@@ -66,24 +66,16 @@ def _prompts(options: Namespace) -> list[str]:
     if options.file:
         if not options.file.is_file():
             raise InputError(f"{options.file} is no file of prompts")
-        lines = options.file.read_text().splitlines()
-        prompts += [_line(options.file, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+        from ropepp.generate.text import column
+
+        content = options.file.read_text(encoding="utf-8")
+        if options.file.suffix == ".jsonl":
+            prompts += column(options.file, content, "prompt")
+        else:
+            prompts += [line for line in content.splitlines() if line.strip()]
     if not prompts:
         raise InputError("there is no prompt: give --prompt TEXT or --file FILE")
     return prompts
-
-
-def _line(path: Path, number: int, line: str) -> str:
-    """A line of a prompt file: text, or of a .jsonl file an object with "prompt"."""
-    if path.suffix != ".jsonl":
-        return line
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path}, line {number} is no object with "prompt"') from error
-    if not isinstance(prompt, str):
-        raise InputError(f'{path}, line {number}: "prompt" is {prompt!r}; it must be a text')
-    return prompt
 
 
 def _parser() -> ArgumentParser:

@@ -14,7 +14,6 @@ S = 512: its first window has eight times the tokens of another and its last one
 same weight.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from torch import Tensor
 from ropepp.errors import InputError
 from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.scores import Score, mean_of, ratio_of
+from ropepp.generate.text import column
 from ropepp.train.evaluation import context_bins
 
 
@@ -70,17 +70,8 @@ def read_text(path: Path, name: str | None = None) -> Text:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}") from error
     if path.suffix == ".jsonl":
-        lines = text.split("\n")
-        rows = [_row(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-        text = "\n\n".join(rows)
+        text = "\n\n".join(column(path, text, "text"))
     return Text(name or path.stem, text)
-
-
-def _row(path: Path, number: int, line: str) -> str:
-    try:
-        return str(json.loads(line)["text"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}, line {number} is no object with 'text'") from error
 
 
 def windows(tokens: int, window: int, stride: int) -> list[Window]:

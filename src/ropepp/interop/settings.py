@@ -198,7 +198,8 @@ def _reference_position(spec: Position) -> dict[str, Any]:
             "max_position_embeddings": spec.max_length,
             "rope_theta": spec.theta,
         }
-    if isinstance(spec, RoPE) and kind in (RoPE, Pythia) and (kind is Pythia or _partial(spec)):
+    partial = isinstance(spec, RoPE) and spec.rotary_share != 1
+    if isinstance(spec, RoPE) and (kind is Pythia or (kind is RoPE and partial)):
         if spec.scaling is not None:
             raise _beyond("partial rotation with scaling")
         return {"partial_rotary_factor": spec.rotary_share, "rope_theta": spec.theta}
@@ -210,7 +211,7 @@ def _reference_position(spec: Position) -> dict[str, Any]:
         mode = IMAGINARY[kind]
     else:
         raise _beyond(f"position {kind.__name__}")
-    if _partial(spec):
+    if partial:
         raise _beyond(f"{kind.__name__} with rotary_share {spec.rotary_share}")
     rope = {**mode, **_reference_scaling(spec.scaling)}
     return {"rope_config": rope, "rope_theta": spec.theta}
@@ -225,10 +226,6 @@ def _reference_scaling(scaling: Scaling | None) -> dict[str, Any]:
         case YaRN(factor=factor, original_length=4096, slow=1.0, fast=32.0):
             return {"factor": factor, "yarn": True}
     raise _beyond(f"scaling {scaling}")
-
-
-def _partial(spec: RoPE) -> bool:
-    return spec.rotary_share != 1
 
 
 def _beyond(what: str) -> InputError:

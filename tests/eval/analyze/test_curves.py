@@ -35,13 +35,6 @@ def test_curves_are_means_over_frequencies() -> None:
     assert (real[0], imaginary[0]) == (1, 0)
 
 
-def test_curves_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    f, d = frequencies(RoPE(), 32), np.arange(37, dtype=float)
-    whole = characteristic(f, d)
-    monkeypatch.setattr("ropepp.eval.analyze.curves.CHUNK", 80)
-    np.testing.assert_array_equal(characteristic(f, d), whole)
-
-
 def test_limit_is_the_integral_and_what_many_dimensions_give() -> None:
     integrate = pytest.importorskip("scipy.integrate")
     for theta in (1e4, 5e5):

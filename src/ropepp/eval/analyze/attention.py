@@ -23,7 +23,6 @@ from ropepp.eval.analyze.output import (
     Floats,
     canvas,
     draw_intervals,
-    require_extras,
     save,
 )
 from ropepp.eval.analyze.rows import read_rows
@@ -126,7 +125,6 @@ def _line(layer: Any, kind: str, measure: str, mean: float, ends: list[float]) -
 
 def analyze(saved: SavedModel, options: Namespace) -> None:
     """The command; see ``ropepp analyze attention --help``."""
-    require_extras()
     text = read_rows(saved, options.rows, options.length, options.text, options.tokenizer)
     if len(text.ids) < FEWEST_ROWS:
         raise InputError(

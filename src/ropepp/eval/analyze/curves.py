@@ -26,11 +26,10 @@ from typing import Any
 import numpy as np
 
 from ropepp.errors import InputError
-from ropepp.eval.analyze.output import COLORS, Floats, canvas, require_extras, save
-from ropepp.model.positions import PI, RoPE, Scaling, YaRN
+from ropepp.eval.analyze.output import COLORS, Floats, canvas, save
+from ropepp.model.positions import PI, RoPE, YaRN
 
 Range = tuple[float, float]
-CHUNK = 1 << 22  # angles at a time
 FULL = 2.0 - 1e-12  # length of [-1, 1], less rounding
 POINTS = 400  # of a curve
 NAMES = {
@@ -48,13 +47,8 @@ def characteristic(frequencies: Floats, distances: Floats) -> tuple[Floats, Floa
         frequencies: (R/2,) angles per token.
         distances: (N,) tokens.
     """
-    step = max(1, CHUNK // len(frequencies))
-    parts = []
-    for start in range(0, len(distances), step):
-        angles = np.outer(distances[start : start + step], frequencies)
-        parts.append((np.cos(angles).mean(1), np.sin(angles).mean(1)))
-    real, imaginary = zip(*parts, strict=True)
-    return np.concatenate(real), np.concatenate(imaginary)
+    angles = np.outer(distances, frequencies)
+    return np.cos(angles).mean(1), np.sin(angles).mean(1)
 
 
 def limit(theta: float, distances: Floats) -> tuple[Floats, Floats]:
@@ -193,28 +187,22 @@ def settings(options: Namespace) -> dict[str, RoPE]:
     Raises:
         InputError: A scaling is not of the form PI:8 or YaRN:32, or a theta not above 1.
     """
-    found = {}
     for theta in options.theta:
         if not theta > 1:
             raise InputError(f"--theta is {theta}; it must be above 1")
-        found[f"theta {theta:g}"] = RoPE(theta)
+    found = {f"theta {theta:g}": RoPE(theta) for theta in options.theta}
     for text in options.scaling:
-        name, _, factor = text.partition(":")
-        scaling: Scaling
+        name, _, number = text.partition(":")
+        if name not in ("PI", "YaRN"):
+            raise InputError(f"--scaling is {text!r}; allowed: PI:FACTOR, YaRN:FACTOR")
         try:
-            if name == "PI":
-                scaling = PI(float(factor))
-            elif name == "YaRN":
-                scaling = YaRN(float(factor), original_length=options.trained_length)
-            else:
-                raise InputError(f"--scaling is {text!r}; allowed: PI:FACTOR, YaRN:FACTOR")
+            factor = float(number)
         except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"--scaling is {text!r}; {factor!r} is no number") from error
-        found[f"theta {options.theta[0]:g}, {name} {float(factor):g}"] = RoPE(
-            options.theta[0], scaling=scaling
-        )
+            raise InputError(f"--scaling is {text!r}; {number!r} is no number") from error
+        length = options.trained_length
+        scaling = PI(factor) if name == "PI" else YaRN(factor, original_length=length)
+        theta = options.theta[0]
+        found[f"theta {theta:g}, {name} {factor:g}"] = RoPE(theta, scaling=scaling)
     return found
 
 
@@ -226,7 +214,6 @@ def distances(length: int) -> Floats:
 
 def analyze(options: Namespace) -> None:
     """The command; see ``ropepp analyze curves --help``."""
-    require_extras()
     if not 2 <= options.trained_length <= options.length:
         raise InputError(
             f"--trained_length is {options.trained_length} and --length {options.length}; allowed"

@@ -23,7 +23,7 @@ from ropepp.data.recall.accuracy import STREAM
 from ropepp.data.recall.task import RecallRows
 from ropepp.errors import InputError
 from ropepp.eval.analyze.heads import kinds_of
-from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, require_extras, save
+from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import (
     BATCH_TOKENS,
     LENGTH,
@@ -294,7 +294,6 @@ def effects(clean: Mapping[str, float], values: Mapping[str, Values]) -> list[di
 
 def analyze(saved: SavedModel, options: Namespace) -> None:
     """The command; see ``ropepp analyze noise --help``."""
-    require_extras()
     make = {"perplexity": text_measure, "recall": recall_measure, "ruler": ruler_measure}
     measure, facts = make[options.metric](saved, options)
     clean, values = noise_study(saved.model, measure, options.stds, options.draws, options.seed)

@@ -12,7 +12,7 @@ import torch
 from ropepp.data.recall.accuracy import STREAM, RecallCell, count, distances, octaves, to_cells
 from ropepp.data.recall.task import RecallRows
 from ropepp.errors import InputError
-from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, require_extras, save
+from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import BATCH_TOKENS, recall_data
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
@@ -79,7 +79,6 @@ def recall_accuracy(
 
 def analyze(saved: SavedModel, options: Namespace) -> None:
     """The command; see ``ropepp analyze recall --help``."""
-    require_extras()
     data = recall_data(saved)
     pairs = options.pairs or [data.pairs]
     lengths = options.lengths or [multiple * data.sequence_length for multiple in MULTIPLES]

@@ -13,7 +13,7 @@ from ropepp.eval.babilong.prompts import PROMPTS
 from ropepp.eval.babilong.scoring import scores
 from ropepp.eval.babilong.stories import STORIES, Story
 from ropepp.eval.ruler.background import given, sentences, speech_files
-from ropepp.eval.tasks import Draft, Sample, SizedTask, Task
+from ropepp.eval.tasks import Sample, SizedTask, Task
 
 BOOKS = "pg19"
 MIN_WORDS = 8  # of a sentence of the background; the original has 10 tokens of GPT-2
@@ -39,21 +39,14 @@ class FactQuestions(SizedTask):
     max_new_tokens = 20
     smallest = 0
 
-    def draft(self, rng: Random, size: int, length: int) -> Draft:
+    def draft(self, rng: Random, size: int, length: int) -> Sample:
         story = self.story(rng)
-        background = self._background(rng, size)
-        places = sorted(rng.choices(range(len(background) + 1), k=len(story.facts)))
-        pieces = list(background)
+        pieces = self._background(rng, size)
+        places = sorted(rng.choices(range(len(pieces) + 1), k=len(story.facts)))
         for place, fact in reversed(list(zip(places, story.facts, strict=True))):
             pieces.insert(place, fact)
-        context = " ".join(pieces)
-        prompt = PROMPTS[self.name].text(context, story.question)
-        info = {
-            "question": story.question,
-            "facts": len(story.facts),
-            "depth": _depths(prompt, context, pieces, places),
-        }
-        return Draft(prompt, (story.answer,), info)
+        prompt = PROMPTS[self.name].text(" ".join(pieces), story.question)
+        return Sample(prompt, (story.answer,), story.question)
 
     def _background(self, rng: Random, size: int) -> list[str]:
         """Sentences from a random place of a random book on, the last one cut."""
@@ -70,7 +63,7 @@ class FactQuestions(SizedTask):
         return found
 
     def score(self, output: str, sample: Sample) -> dict[str, float]:
-        return scores(self.name, sample.info["question"], sample.answers[0], output)
+        return scores(self.name, sample.question, sample.answers[0], output)
 
 
 def babilong_tasks(data: Path | None) -> list[Task]:
@@ -96,10 +89,8 @@ def babilong_tasks(data: Path | None) -> list[Task]:
         if original is not None:
             stories = read_stories(original, name)
             answers = Counter(story.answer for story in stories)
-            story, baseline = (
-                partial(Random.choice, seq=stories),
-                max(answers.values()) / len(stories),
-            )
+            story = partial(Random.choice, seq=stories)
+            baseline = max(answers.values()) / len(stories)
         tasks.append(FactQuestions(name, story, books, official, baseline))
     return tasks
 
@@ -112,11 +103,3 @@ def _book(path: Path) -> list[str]:
     if not found:
         raise InputError(f"{path} has no sentence of {MIN_WORDS} words or more")
     return found
-
-
-def _depths(prompt: str, context: str, pieces: list[str], places: list[int]) -> list[float]:
-    """Where the facts begin, as shares of the prompt's characters."""
-    starts = [prompt.index(context)]
-    for piece in pieces:
-        starts.append(starts[-1] + len(piece) + 1)
-    return [round(starts[place + number] / len(prompt), 4) for number, place in enumerate(places)]

@@ -10,7 +10,7 @@ from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.eval.ruler.base import RulerTask
 from ropepp.eval.ruler.pools import Pool, Question
-from ropepp.eval.tasks import FULL, Sample, count_tokens, depths
+from ropepp.eval.tasks import FULL, Sample, count_tokens
 
 TEMPLATE = (
     "Answer the question based on the given documents. Only give me the answer and do not output "
@@ -52,20 +52,17 @@ class DocumentQuestions(RulerTask):
         Random(f"ruler/{self.name}/{seed}").shuffle(order)
         sizes: dict[int, int] = {}
         fitting = (
-            draft
+            sample
             for question in order
-            if (draft := self._sample(tokenizer, length, pool.questions[question], seed, sizes))
+            if (sample := self._sample(tokenizer, length, pool.questions[question], seed, sizes))
         )
-        drafts = list(islice(fitting, count))
-        if len(drafts) < count:
+        samples = list(islice(fitting, count))
+        if len(samples) < count:
             raise InputError(
-                f"length is {length}; only {len(drafts)} questions of ruler {self.name} fit into "
+                f"length is {length}; only {len(samples)} questions of ruler {self.name} fit into "
                 f"it with this tokenizer, {count} are asked"
             )
-        return [
-            Sample(index, prompt, question.answers, tokens, info)
-            for index, (prompt, question, tokens, info) in enumerate(drafts)
-        ]
+        return samples
 
     def _sample(
         self,
@@ -74,15 +71,15 @@ class DocumentQuestions(RulerTask):
         question: Question,
         seed: int,
         sizes: dict[int, int],
-    ) -> tuple[str, Question, int, dict[str, object]] | None:
-        """Prompt, question, tokens and info; None if the documents needed do not fit."""
+    ) -> Sample | None:
+        """None if the documents needed do not fit."""
         rng_seed = f"ruler/{self.name}/{seed}/{question.query}"
         others = self._others(Random(rng_seed), question)
         slack = int((1 - FULL) * length)
         chosen = list(question.needed)
         rounds = ROUNDS
         while True:
-            prompt, depth = self._prompt(Random(rng_seed), question, chosen)
+            prompt = self._prompt(Random(rng_seed), question, chosen)
             tokens = count_tokens(tokenizer, prompt) + self.max_new_tokens
             if tokens > length:
                 chosen.pop()
@@ -92,8 +89,7 @@ class DocumentQuestions(RulerTask):
                 chosen += self._choose(tokenizer, length - tokens, slack, others, sizes)
                 rounds -= 1
             else:
-                info: dict[str, object] = {"question": question.query, "depth": depth}
-                return prompt, question, tokens, info | {"size": len(chosen)}
+                return Sample(prompt, question.answers)
 
     def _choose(
         self,
@@ -139,14 +135,11 @@ class DocumentQuestions(RulerTask):
             if number not in used:
                 yield number
 
-    def _prompt(
-        self, rng: Random, question: Question, chosen: list[int]
-    ) -> tuple[str, list[float]]:
+    def _prompt(self, rng: Random, question: Question, chosen: list[int]) -> str:
         shuffled = list(chosen)
         rng.shuffle(shuffled)
         told = [self._pool.documents[number] for number in shuffled]
         context = "\n\n".join(
             f"Document {place}:\n{document}" for place, document in enumerate(told, start=1)
         )
-        prompt = TEMPLATE.format(context=context, query=question.query)
-        return prompt, depths(prompt, [self._pool.documents[number] for number in question.needed])
+        return TEMPLATE.format(context=context, query=question.query)
