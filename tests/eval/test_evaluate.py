@@ -53,7 +53,7 @@ class Repeat(Task):
             answers = tuple(
                 evaluated.sentence(rng, rng.randint(1, 2)) for _ in range(index % 4 + 1)
             )
-            out.append(Sample(index, prompt, answers, length, {}))
+            out.append(Sample(prompt, answers))
         return out
 
     def score(self, output: str, sample: Sample) -> dict[str, float]:
@@ -124,7 +124,7 @@ def test_an_answer_ends_at_end_of_text(tmp_path: Path) -> None:
     cut = next(i for i in range(1, 5) if new[i] not in new[:i])
     tokenizer.eot_id = new[cut]
     task = Repeat(new_tokens=5)
-    sample = Sample(0, "abc", ("x",), 8, {})
+    sample = Sample("abc", ("x",))
     task.samples = lambda *args: [sample]  # type: ignore[method-assign]
     evaluate_task(evaluated.make_subject(tmp_path, model, tokenizer), task, 8, 1, 0)
     line = json.loads((tmp_path / "items.jsonl").read_text())

@@ -36,7 +36,6 @@ def tokenizer() -> Tokenizer:
 def test_prompts_fill_their_length(task: Task, length: int, tokenizer: Tokenizer) -> None:
     for sample in task.samples(tokenizer, length, 2, seed=1):
         tokens = count_tokens(tokenizer, sample.prompt) + task.max_new_tokens
-        assert tokens == sample.tokens
         assert 0.97 * length <= tokens <= length
 
 
@@ -61,8 +60,7 @@ def test_answers_follow_from_the_text_and_score_fully(task: Task, tokenizer: Tok
 def facts_alone(task: Task, count: int) -> list[Sample]:
     """Samples without a background."""
     assert isinstance(task, FactQuestions)
-    drafts = [task.draft(Random(f"{task.name} {index}"), 0, 0) for index in range(count)]
-    return [Sample(i, one.prompt, one.answers, 0, one.info) for i, one in enumerate(drafts)]
+    return [task.draft(Random(f"{task.name} {index}"), 0, 0) for index in range(count)]
 
 
 @pytest.mark.parametrize("name", BABILONG)
@@ -93,7 +91,6 @@ def test_needles_are_where_and_as_many_as_stated(tokenizer: Tokenizer) -> None:
         )
         assert len(found) == needles, name
         assert set(sample.answers) <= {value for _, value in found}
-        assert len(sample.info["depth"]) == len(sample.answers)
     assert "uuids" in RULER["niah_single_3"].samples(tokenizer, 4096, 1, 0)[0].prompt
 
 
@@ -117,13 +114,16 @@ def test_common_and_frequent_words_are_the_most_frequent(tokenizer: Tokenizer) -
     assert [word for word, _ in Counter(coded).most_common(4)] == ["...", *sample.answers]
 
 
-def test_facts_keep_their_order(tokenizer: Tokenizer) -> None:
-    (alone,), (hidden,) = (
-        BABILONG["qa2"].samples(tokenizer, length, 1, seed=0) for length in (0, 4096)
-    )
-    assert hidden.info["depth"] == sorted(hidden.info["depth"])
-    assert len(hidden.info["depth"]) == hidden.info["facts"]
-    assert alone.tokens < 1000
+def test_facts_keep_their_order() -> None:
+    task = BABILONG["qa2"]
+    assert isinstance(task, FactQuestions)
+    for seed in range(5):
+        facts = task.story(Random(seed)).facts
+        hidden = task.draft(Random(seed), 900, 0).prompt
+        hidden = hidden[hidden.index("<context>") :]
+        for fact in facts:
+            assert fact in hidden
+            hidden = hidden[hidden.index(fact) + len(fact) :]
 
 
 def test_rules_of_babilong() -> None:

@@ -23,33 +23,28 @@ class Item(NamedTuple):
     tokens: int
 
 
-class ResultCache:
-    """Values of finished items, a JSON line each, appended as soon as they are known.
+class ResultCache(dict[str, Any]):
+    """Values of finished items by key, in a file a JSON line each, appended as soon as they are
+    known.
 
     Args:
         path: The file; a line that a kill has torn is not read, and measured again.
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
-        self._values: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                self._values[entry["key"]] = entry["value"]
+                self[entry["key"]] = entry["value"]
             except (ValueError, KeyError, TypeError):
                 continue
         if text and not text.endswith("\n"):
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
         """Appends entries, which have ``key`` and ``value`` and anything for a reader."""
@@ -57,7 +52,7 @@ class ResultCache:
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
         # What a later run reads is what this one uses.
-        self._values |= {entry["key"]: json.loads(json.dumps(entry["value"])) for entry in entries}
+        self.update((entry["key"], json.loads(json.dumps(entry["value"]))) for entry in entries)
 
 
 @dataclass(frozen=True)

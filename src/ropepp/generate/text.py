@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,8 +174,15 @@ def continue_texts(
     texts = [""] * len(rows)
     speed = Speed(prompt_tokens=sum(map(len, encoded)))
     steps = stream(model, ids, max_new_tokens, sampling, generator, None, documents, cache=cache)
-    for number, tokens in enumerate(_timed(steps, speed)):
-        for i, token in enumerate(tokens):
+    clock = time.perf_counter()
+    for number, tokens in enumerate(steps):
+        values = tokens.flatten().tolist()  # waits for the device
+        seconds = time.perf_counter() - clock
+        if number:
+            speed.write_seconds += seconds
+        else:
+            speed.read_seconds = seconds
+        for i, token in enumerate(values):
             speed.new_tokens += number > 0 and not rows[i].finished
             new = rows[i].push(token)
             texts[i] += new
@@ -183,6 +190,7 @@ def continue_texts(
                 show(new)
         if all(row.finished for row in rows):
             break
+        clock = time.perf_counter()
     stopped = [row.finished for row in rows]
     rest = [row.end() for row in rows]
     if show is not None:
@@ -193,17 +201,3 @@ def continue_texts(
         for prompt, text, held, row, stop in zip(prompts, texts, rest, rows, stopped, strict=True)
     ]
     return out, speed
-
-
-def _timed(steps: Iterator[torch.Tensor], speed: Speed) -> Iterator[list[int]]:
-    """Each step's tokens on the host, with the time that they took."""
-    start = time.perf_counter()
-    for number, tokens in enumerate(steps):
-        values = tokens.flatten().tolist()
-        seconds = time.perf_counter() - start
-        if number:
-            speed.write_seconds += seconds
-        else:
-            speed.read_seconds = seconds
-        yield values
-        start = time.perf_counter()

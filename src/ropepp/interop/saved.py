@@ -156,8 +156,9 @@ def open_model(
     model.tie()
     load_weights(model, path)
     run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
+    config = yaml.safe_load((run / "config.yaml").read_text()) if run else {}
     step = content.get("global_step")
-    return SavedModel(_placed(model, dtype, device), path, run, step, _config(run))
+    return SavedModel(_placed(model, dtype, device), path, run, step, config)
 
 
 def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
@@ -212,12 +213,6 @@ def _checkpoint_of(run: Path) -> Path:
             "its checkpoints/"
         )
     return found
-
-
-def _config(run: Path | None) -> dict[str, Any]:
-    if run is None:
-        return {}
-    return yaml.safe_load((run / "config.yaml").read_text())
 
 
 def _tokenizer_of(corpus: Path) -> str | Path:

@@ -6,21 +6,21 @@ from typing import Any
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
-from ropepp.model.folders.published import FOURIER_SETTINGS, OWN_TYPE
+from ropepp.model.folders.published import (
+    FOURIER_SETTINGS,
+    IMAGINARY_MODES,
+    OWN_TYPE,
+    position,
+)
 from ropepp.model.heads import HeadLayout
 from ropepp.model.plain import to_plain
 from ropepp.model.positions import (
     PI,
     ALiBi,
     FoPE,
-    HeadSplit,
-    ImaginaryOnly,
     Position,
     Pythia,
     RoPE,
-    RoPEppEC,
-    RoPEppEH,
-    Scaling,
     YaRN,
 )
 from ropepp.model.transformer import Transformer
@@ -37,12 +37,6 @@ LLAMA = {
     "mlp_bias": False,
     "model_type": "llama",
     "pretraining_tp": 1,
-}
-IMAGINARY: dict[type[Position], dict[str, Any]] = {
-    RoPE: {"imag": False, "imag_mode": "imag1"},
-    RoPEppEH: {"imag": True, "imag_mode": "imag1"},
-    RoPEppEC: {"imag": True, "imag_mode": "imag2"},
-    ImaginaryOnly: {"imag": True, "imag_mode": "imago"},
 }
 # What published FoPE models state besides the settings on which loading insists.
 FOURIER = {
@@ -198,34 +192,20 @@ def _reference_position(spec: Position) -> dict[str, Any]:
             "max_position_embeddings": spec.max_length,
             "rope_theta": spec.theta,
         }
-    partial = isinstance(spec, RoPE) and spec.rotary_share != 1
-    if isinstance(spec, RoPE) and (kind is Pythia or (kind is RoPE and partial)):
+    if isinstance(spec, RoPE) and (kind is Pythia or (kind is RoPE and spec.rotary_share != 1)):
         if spec.scaling is not None:
             raise _beyond("partial rotation with scaling")
         return {"partial_rotary_factor": spec.rotary_share, "rope_theta": spec.theta}
-    if isinstance(spec, HeadSplit) and kind is HeadSplit:
-        if spec.imaginary_share != 0.5:
-            raise _beyond(f"imaginary_share {spec.imaginary_share}")
-        mode = {"imag": True, "imag_mode": "imagx" if spec.interleaved else "imagh"}
-    elif isinstance(spec, RoPE) and kind in IMAGINARY:
-        mode = IMAGINARY[kind]
-    else:
-        raise _beyond(f"position {kind.__name__}")
-    if partial:
-        raise _beyond(f"{kind.__name__} with rotary_share {spec.rotary_share}")
-    rope = {**mode, **_reference_scaling(spec.scaling)}
-    return {"rope_config": rope, "rope_theta": spec.theta}
-
-
-def _reference_scaling(scaling: Scaling | None) -> dict[str, Any]:
-    match scaling:
-        case None:
-            return {}
-        case PI(factor=factor):
-            return {"factor": factor, "yarn": False}
-        case YaRN(factor=factor, original_length=4096, slow=1.0, fast=32.0):
-            return {"factor": factor, "yarn": True}
-    raise _beyond(f"scaling {scaling}")
+    if isinstance(spec, RoPE):
+        rope: dict[str, Any] = {}
+        if isinstance(spec.scaling, PI | YaRN):
+            rope = {"factor": spec.scaling.factor, "yarn": isinstance(spec.scaling, YaRN)}
+        for imag, mode in ((False, "imag1"), *((True, mode) for mode in IMAGINARY_MODES)):
+            fields = {"rope_config": {"imag": imag, "imag_mode": mode, **rope}}
+            # What is read back as something else has an argument that the format has not.
+            if position(found := {**fields, "rope_theta": spec.theta}) == spec:
+                return found
+    raise _beyond(f"position {spec}")
 
 
 def _beyond(what: str) -> InputError:
