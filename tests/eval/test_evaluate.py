@@ -17,7 +17,7 @@ from helpers import evaluated
 from ropepp.commands.evaluate import main
 from ropepp.data.tokenizer import BytesTokenizer, Tokenizer
 from ropepp.errors import InputError
-from ropepp.eval import squad
+from ropepp.eval import harness
 from ropepp.eval.evaluate import _to_tensorboard
 from ropepp.eval.evaluated_model import ResultCache, by_length
 from ropepp.eval.generated import averages, evaluate_task
@@ -186,11 +186,11 @@ def test_errors_of_means() -> None:
 
 
 def test_the_rules_of_squad() -> None:
-    assert squad.compute_exact("The Cat.", "cat") == 1
-    assert squad.compute_exact("cat dog", "dog cat") == 0
-    assert squad.compute_f1("the cat sat", "A cat ran, fast") == pytest.approx(2 / 5)
-    assert squad.compute_f1("the", "") == 1
-    assert squad.compute_f1("cat", "the") == 0
+    assert harness.compute_exact("The Cat.", "cat") == 1
+    assert harness.compute_exact("cat dog", "dog cat") == 0
+    assert harness.compute_f1("the cat sat", "A cat ran, fast") == pytest.approx(2 / 5)
+    assert harness.compute_f1("the", "") == 1
+    assert harness.compute_f1("cat", "the") == 0
 
 
 # The whole command.

@@ -141,22 +141,24 @@ def _rows(
     model: str, text: Text, window: int, sums: Sequence[float], counts: Sequence[int]
 ) -> list[Score]:
     mean, error = ratio_of(sums, counts)
-    paper, paper_error = mean_of([s / n for s, n in zip(sums, counts, strict=True)])
     total = math.fsum(counts)
-    per_word, per_byte = total / text.words, total / text.bytes / math.log(2)
 
-    def row(metric: str, value: float, stderr: float | None) -> Score:
-        return Score(model, "perplexity", text.name, window, metric, value, stderr, len(sums))
+    def scaled(factor: float) -> tuple[float, float | None]:
+        return mean * factor, None if error is None else error * factor
 
-    def perplexity(metric: str, loss: float, stderr: float | None) -> Score:
-        value = _exp(loss)
-        return row(metric, value, None if stderr is None else value * stderr)
-
+    losses = {
+        "per token, exact": (mean, error),
+        "per token, paper": mean_of([s / n for s, n in zip(sums, counts, strict=True)]),
+        "per word": scaled(total / text.words),
+    }
+    numbers = {
+        metric: (_exp(loss), None if stderr is None else _exp(loss) * stderr)
+        for metric, (loss, stderr) in losses.items()
+    }
+    numbers["bits per byte"] = scaled(total / text.bytes / math.log(2))
     return [
-        perplexity("per token, exact", mean, error),
-        perplexity("per token, paper", paper, paper_error),
-        perplexity("per word", mean * per_word, None if error is None else error * per_word),
-        row("bits per byte", mean * per_byte, None if error is None else error * per_byte),
+        Score(model, "perplexity", text.name, window, metric, *both, len(sums))
+        for metric, both in numbers.items()
     ]
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 NLL = "answer nll/token"
@@ -70,20 +70,17 @@ def ratio_of(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, flo
 
 def average(rows: Sequence[Score], task: str, metric: str | None = None) -> Score:
     """The unweighted mean over tasks, whose items are independent; official if all are."""
-    errors, baselines = [row.stderr for row in rows], [row.baseline for row in rows]
-    known = [e for e in errors if e is not None]
-    guessed = [b for b in baselines if b is not None]
-    first = rows[0]
-    return Score(
-        model=first.model,
-        suite=first.suite,
+    first, n = rows[0], len(rows)
+    errors = [row.stderr for row in rows if row.stderr is not None]
+    baselines = [row.baseline for row in rows if row.baseline is not None]
+    return replace(
+        first,
         task=task,
-        length=first.length,
         metric=metric or first.metric,
-        value=math.fsum(row.value for row in rows) / len(rows),
-        stderr=math.hypot(*known) / len(rows) if len(known) == len(rows) else None,
+        value=math.fsum(row.value for row in rows) / n,
+        stderr=math.hypot(*errors) / n if len(errors) == n else None,
         n=sum(row.n for row in rows),
-        baseline=math.fsum(guessed) / len(rows) if len(guessed) == len(rows) else None,
+        baseline=math.fsum(baselines) / n if len(baselines) == n else None,
         official=all(row.official for row in rows),
     )
 

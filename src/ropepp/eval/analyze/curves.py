@@ -245,10 +245,9 @@ def analyze(options: Namespace) -> None:
         for name, both in curves.items()
         for kind, values in zip(("real", "imaginary"), both, strict=True)
     }
-    plain_names = list(limits)
     figures = {
         "curves": lambda path: draw_curves(d, curves, limits, options.trained_length, path),
-        "seen": lambda path: draw_seen({n: trained[n] for n in plain_names}, path),
+        "seen": lambda path: draw_seen({n: trained[n] for n in limits}, path),
     }
     save(options.out, "curves", lines, facts, figures, scalars)
 

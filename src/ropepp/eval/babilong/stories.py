@@ -123,7 +123,7 @@ def qa7(rng: Random) -> Story:
 
     def pairs() -> Pairs:
         return [
-            (f"How many objects is {person} carrying?", NUMERALS[len(world.carried(person))])
+            (f"How many objects is {person} carrying?", NUMERALS[len(world.carried[person])])
             for person in world.handlers
         ]
 
@@ -136,7 +136,7 @@ def qa8(rng: Random) -> Story:
 
     def pairs() -> Pairs:
         return [
-            (f"What is {person} carrying?", ",".join(world.carried(person)) or "nothing")
+            (f"What is {person} carrying?", ",".join(world.carried[person]) or "nothing")
             for person in world.handlers
         ]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from random import Random
 
@@ -34,16 +33,12 @@ class DocumentQuestions(RulerTask):
     max_new_tokens = 32
     any_answer = True
 
-    @cached_property
-    def _pool(self) -> Pool:
-        return self.load()
-
     @property
     def baseline(self) -> float:  # type: ignore[override]
-        return self._pool.baseline
+        return self.load().baseline
 
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
-        pool = self._pool
+        pool = self.load()
         if count > len(pool.questions):
             raise InputError(
                 f"{count} samples are asked of ruler {self.name}, which has {len(pool.questions)}"
@@ -106,7 +101,10 @@ class DocumentQuestions(RulerTask):
             batch = list(islice(others, BATCH))
             if not batch:
                 break
-            self._count(tokenizer, batch, sizes)
+            new = [number for number in batch if number not in sizes]
+            # With a heading; an estimate, as its number may be shorter.
+            texts = [f"Document 100:\n{self.load().documents[number]}\n\n" for number in new]
+            sizes.update(zip(new, map(len, tokenizer.encode_batch(texts)), strict=True))
             for number in batch:
                 if sizes[number] <= room:
                     chosen.append(number)
@@ -117,20 +115,13 @@ class DocumentQuestions(RulerTask):
                     break
         return chosen
 
-    def _count(self, tokenizer: Tokenizer, numbers: list[int], sizes: dict[int, int]) -> None:
-        """Tokens of documents with a heading; an estimate, as its number may be shorter."""
-        new = [number for number in numbers if number not in sizes]
-        texts = [f"Document 100:\n{self._pool.documents[number]}\n\n" for number in new]
-        for number, ids in zip(new, tokenizer.encode_batch(texts), strict=True):
-            sizes[number] = len(ids)
-
     def _others(self, rng: Random, question: Question) -> Iterator[int]:
         """Other documents, each once: those near the question, then any."""
         near = list(question.near)
         rng.shuffle(near)
         used = {*near, *question.needed}
         yield from near
-        total = len(self._pool.documents)
+        total = len(self.load().documents)
         for number in rng.sample(range(total), total):
             if number not in used:
                 yield number
@@ -138,7 +129,7 @@ class DocumentQuestions(RulerTask):
     def _prompt(self, rng: Random, question: Question, chosen: list[int]) -> str:
         shuffled = list(chosen)
         rng.shuffle(shuffled)
-        told = [self._pool.documents[number] for number in shuffled]
+        told = [self.load().documents[number] for number in shuffled]
         context = "\n\n".join(
             f"Document {place}:\n{document}" for place, document in enumerate(told, start=1)
         )
