@@ -5,11 +5,12 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml  # type: ignore[import-untyped]
 
+from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
 from ropepp.errors import InputError
 from ropepp.files import replacing_file
 from ropepp.model.config import ModelConfig
@@ -19,9 +20,6 @@ from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import METADATA, newest_complete, read_metadata
 from ropepp.train.weights import load_weights
-
-if TYPE_CHECKING:
-    from ropepp.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class SavedModel:
         found = [data.get("corpus"), *(data.get("corpora") or ())]
         return [folder for folder in found if folder is not None]
 
-    def tokenizer(self, given: str | Path | None = None) -> "Tokenizer":
+    def tokenizer(self, given: str | Path | None = None) -> Tokenizer:
         """The tokenizer of the model's text.
 
         Args:
@@ -76,8 +74,6 @@ class SavedModel:
         Raises:
             InputError: There is none, or it has more ids than the model.
         """
-        from ropepp.data.tokenizer import load_tokenizer
-
         places = [given] if given else self.tokenizer_places()
         if not places:
             raise InputError(f"{self.path} names no tokenizer: give one with --tokenizer")
@@ -92,8 +88,6 @@ class SavedModel:
 
     def tokenizer_places(self) -> list[str | Path]:
         """Where its tokenizer may be, the likeliest first."""
-        from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE
-
         beside = [self.path, self.run] if self.run else [self.path]
         places: list[str | Path] = [
             folder

@@ -1,7 +1,12 @@
 """What ``config.json`` says of a model in each form: the inverse of
-`ropepp.model.folders.published`."""
+`ropepp.model.folders.published`.
 
-from dataclasses import asdict, dataclass
+What it says of the text comes from elsewhere: ``max_position_embeddings``, the longest row in
+tokens that the model was made for, and ``bos_token_id`` and ``eos_token_id``, which begin and end a
+document, or None.
+"""
+
+from dataclasses import asdict
 from typing import Any
 
 from ropepp.errors import InputError
@@ -64,25 +69,6 @@ FOURIER = {
 }
 
 
-@dataclass(frozen=True)
-class TextSettings:
-    """What a folder says of the text that its model reads.
-
-    Args:
-        max_length: Longest row in tokens that the model was made for.
-        bos_id: Token that begins a document, if any.
-        eos_id: Token that ends one, if any.
-    """
-
-    max_length: int
-    bos_id: int | None = None
-    eos_id: int | None = None
-
-    def ids(self) -> dict[str, int | None]:
-        """As configurations name them."""
-        return {"bos_token_id": self.bos_id, "eos_token_id": self.eos_id}
-
-
 def sizes(config: ModelConfig, heads: ModelConfig | HeadLayout) -> dict[str, Any]:
     """Sizes by their customary names, with the numbers of heads of a layout or of a plain Llama."""
     return {
@@ -99,23 +85,22 @@ def sizes(config: ModelConfig, heads: ModelConfig | HeadLayout) -> dict[str, Any
     }
 
 
-def own_settings(model: Transformer, text: TextSettings) -> dict[str, Any]:
+def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of any variant, for transformers with this package installed."""
     return {
         "architectures": ["RoPEppForCausalLM"],
         "auto_map": AUTO_MAP,
         "ignore_index": model.ignore_index,
-        "max_position_embeddings": text.max_length,
         "model_type": OWN_TYPE,
         "network": asdict(model.config),
         "position": to_plain(model.position),
         "use_cache": True,
         **sizes(model.config, model.layout),
-        **text.ids(),
+        **text,
     }
 
 
-def llama_settings(model: Transformer, text: TextSettings) -> dict[str, Any] | None:
+def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any] | None:
     """``config.json`` of an ordinary Llama; None if the model is none.
 
     YaRN becomes "llama3", whose weights need `RoPE`'s magnitude folded in.
@@ -126,7 +111,7 @@ def llama_settings(model: Transformer, text: TextSettings) -> dict[str, Any] | N
     if config.hidden_size % config.num_heads:  # which transformers refuses
         return None
     rope: dict[str, Any] | None = None
-    length = text.max_length
+    length = text["max_position_embeddings"]
     match spec.scaling:
         case None:
             pass
@@ -152,7 +137,7 @@ def llama_settings(model: Transformer, text: TextSettings) -> dict[str, Any] | N
     }
 
 
-def reference_settings(model: Transformer, text: TextSettings) -> dict[str, Any]:
+def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of the published format.
 
     Raises:
@@ -168,13 +153,12 @@ def reference_settings(model: Transformer, text: TextSettings) -> dict[str, Any]
     }
 
 
-def _plain_llama(model: Transformer, text: TextSettings) -> dict[str, Any]:
+def _plain_llama(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     return {
         **LLAMA,
         "ignore_index": model.ignore_index,
-        "max_position_embeddings": text.max_length,
         **sizes(model.config, model.config),
-        **text.ids(),
+        **text,
     }
 
 

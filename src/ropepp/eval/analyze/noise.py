@@ -186,7 +186,7 @@ def mean_loss(model: Transformer, ids: Tensor, targets: Tensor) -> dict[str, flo
     step = max(1, BATCH_TOKENS // ids.shape[1])
     for some, wanted in zip(ids.split(step), targets.split(step), strict=True):
         nll, hits = model.evaluate(some.to(device), wanted.to(device))
-        losses += float(nll.double().sum()) if device.type != "mps" else float(nll.sum())
+        losses += float(nll.cpu().double().sum())
         right += int(hits.sum())
         count += int((wanted != model.ignore_index).sum())
     loss = losses / count
