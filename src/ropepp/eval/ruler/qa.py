@@ -24,7 +24,8 @@ MISSES = 300  # documents too long for the rest of the room before it is left em
 
 @dataclass(frozen=True)
 class DocumentQuestions(RulerTask):
-    """The documents that answer a question among as many others as fit."""
+    """The documents that answer a question among as many others as fit; ``load`` gives the same
+    pool at each call."""
 
     name: str
     load: Callable[[], Pool]
