@@ -10,7 +10,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ropepp.eval.local_data import TASKS, TEXTS, Source
+from ropepp.eval.local_data import TASKS, TEXTS, BenchmarkFile
 from ropepp.files import write_text
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def fetch(source: Source, file: Path) -> int:
+def fetch(source: BenchmarkFile, file: Path) -> int:
     """Writes a split of a published data set; returns the number of its lines."""
     from datasets import load_dataset
 

@@ -11,8 +11,7 @@ from helpers.fit_runs import arguments, fit, metrics
 from ropepp.cli import main
 from ropepp.commands import export_model, import_model
 from ropepp.errors import InputError
-from ropepp.interop.checkpoint import import_checkpoint
-from ropepp.interop.saved import open_model
+from ropepp.interop.saved import import_checkpoint, open_model
 from ropepp.runs.checkpoints import describe
 from ropepp.train.module import LanguageModel
 

@@ -17,13 +17,13 @@ from helpers import evaluated
 from ropepp.commands.evaluate import main
 from ropepp.data.tokenizer import BytesTokenizer, Tokenizer
 from ropepp.errors import InputError
-from ropepp.eval import squad
+from ropepp.eval import harness
 from ropepp.eval.evaluate import _to_tensorboard
+from ropepp.eval.evaluated_model import ResultCache, by_length
 from ropepp.eval.generated import averages, evaluate_task
 from ropepp.eval.likelihood import score_continuations
 from ropepp.eval.perplexity import Text, evaluate_text
-from ropepp.eval.scores import NLL, Row, average, markdown, mean_of, ratio_of
-from ropepp.eval.subject import Ledger, by_length
+from ropepp.eval.scores import NLL, Score, average, markdown, mean_of, ratio_of
 from ropepp.eval.tasks import Sample, Task
 from ropepp.interop.saved import SavedModel
 from ropepp.model.positions import ALiBi, FoPE, RoPE, RoPEppEC, RoPEppEH
@@ -53,7 +53,7 @@ class Repeat(Task):
             answers = tuple(
                 evaluated.sentence(rng, rng.randint(1, 2)) for _ in range(index % 4 + 1)
             )
-            out.append(Sample(index, prompt, answers, length, {}))
+            out.append(Sample(prompt, answers))
         return out
 
     def score(self, output: str, sample: Sample) -> dict[str, float]:
@@ -124,7 +124,7 @@ def test_an_answer_ends_at_end_of_text(tmp_path: Path) -> None:
     cut = next(i for i in range(1, 5) if new[i] not in new[:i])
     tokenizer.eot_id = new[cut]
     task = Repeat(new_tokens=5)
-    sample = Sample(0, "abc", ("x",), 8, {})
+    sample = Sample("abc", ("x",))
     task.samples = lambda *args: [sample]  # type: ignore[method-assign]
     evaluate_task(evaluated.make_subject(tmp_path, model, tokenizer), task, 8, 1, 0)
     line = json.loads((tmp_path / "items.jsonl").read_text())
@@ -175,10 +175,10 @@ def test_errors_of_means() -> None:
     spread = torch.tensor([ratio for ratio, _ in found]).std().item()
     assert torch.tensor([e for _, e in found]).mean().item() == pytest.approx(spread, rel=0.05)
     rows = [
-        Row("m", "ruler", name, 64, "score", value, 0.3, 5, base)
+        Score("m", "ruler", name, 64, "score", value, 0.3, 5, base)
         for name, value, base in (("a", 0.2, 0.5), ("b", 0.6, None))
     ]
-    assert average(rows, "both") == Row(
+    assert average(rows, "both") == Score(
         "m", "ruler", "both", 64, "score", 0.4, pytest.approx(0.3 / 2**0.5), 10, None
     )
     assert [r.task for r in averages(rows)] == ["average of 2"]
@@ -186,11 +186,11 @@ def test_errors_of_means() -> None:
 
 
 def test_the_rules_of_squad() -> None:
-    assert squad.compute_exact("The Cat.", "cat") == 1
-    assert squad.compute_exact("cat dog", "dog cat") == 0
-    assert squad.compute_f1("the cat sat", "A cat ran, fast") == pytest.approx(2 / 5)
-    assert squad.compute_f1("the", "") == 1
-    assert squad.compute_f1("cat", "the") == 0
+    assert harness.compute_exact("The Cat.", "cat") == 1
+    assert harness.compute_exact("cat dog", "dog cat") == 0
+    assert harness.compute_f1("the cat sat", "A cat ran, fast") == pytest.approx(2 / 5)
+    assert harness.compute_f1("the", "") == 1
+    assert harness.compute_f1("cat", "the") == 0
 
 
 # The whole command.
@@ -244,21 +244,21 @@ def test_a_killed_evaluation_goes_on_without_repeating(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     added: list[str] = []
-    plain_add = Ledger.add
+    plain_add = ResultCache.add
 
-    def add(self: Ledger, entries: Any, most: float = math.inf) -> None:
+    def add(self: ResultCache, entries: Any, most: float = math.inf) -> None:
         if len(added) >= most:
             raise KeyboardInterrupt
         entries = list(entries)
         added.append(str([(e["model"], e["task"], e["length"], e["index"]) for e in entries]))
         plain_add(self, entries)
 
-    monkeypatch.setattr(Ledger, "add", add)
+    monkeypatch.setattr(ResultCache, "add", add)
     main([*command, "--out", str(whole)])
     batches = list(added)
     assert len(set(batches)) == len(batches) > 20
     added.clear()
-    monkeypatch.setattr(Ledger, "add", lambda self, entries: add(self, entries, 13))
+    monkeypatch.setattr(ResultCache, "add", lambda self, entries: add(self, entries, 13))
     with pytest.raises(KeyboardInterrupt):
         main([*command, "--out", str(killed)])
     items = killed / "items.jsonl"
@@ -266,7 +266,7 @@ def test_a_killed_evaluation_goes_on_without_repeating(
     items.write_text(items.read_text()[:-9])
     assert added == batches[:13]
     added.clear()
-    monkeypatch.setattr(Ledger, "add", add)
+    monkeypatch.setattr(ResultCache, "add", add)
     main([*command, "--out", str(killed)])
     assert added == batches[12:]
     for name in TABLES:
@@ -359,8 +359,8 @@ def test_a_runs_numbers_become_its_scalars(tokenizer: Any, tmp_path: Path) -> No
 
 
 def test_a_model_without_a_number_has_an_empty_cell() -> None:
-    rows = [Row("a", "short", "t", None, "acc", 0.5, None, 1)]
-    rows.append(Row("b", "short", "u", None, "acc", 0.25, 0.1, 4))
+    rows = [Score("a", "short", "t", None, "acc", 0.5, None, 1)]
+    rows.append(Score("b", "short", "u", None, "acc", 0.25, 0.1, 4))
     assert markdown(rows, ["note"]).splitlines()[4:] == [
         "| task | metric | items | a | b |",
         "| --- | --- | ---: | ---: | ---: |",

@@ -14,7 +14,7 @@ from helpers import evaluated
 from ropepp.errors import InputError
 from ropepp.eval.local_data import GROUPS, TASKS
 from ropepp.eval.perplexity import Text, evaluate_text
-from ropepp.eval.scores import Row
+from ropepp.eval.scores import Score
 from ropepp.model.positions import RoPE, RoPEppEC
 from ropepp.model.transformer import Transformer
 
@@ -183,8 +183,8 @@ def test_perplexity_per_word_is_lm_evals_of_the_same_file(
 def test_groups_are_means_and_need_all_their_tasks() -> None:
     from ropepp.eval.harness import summarize
 
-    def row(task: str, metric: str, value: float) -> Row:
-        return Row("m", "short", task, None, metric, value, 0.1, 10)
+    def row(task: str, metric: str, value: float) -> Score:
+        return Score("m", "short", task, None, metric, value, 0.1, 10)
 
     rows = [
         r

@@ -126,7 +126,7 @@ def test_a_file_of_prompts(
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("", "there is no prompt"), ('{"text": 1}', 'line 1 is no object with "prompt"'),
+    [("", "there is no prompt"), ('{"text": 1}', "line 1 is no object with 'prompt'"),
      ('{"prompt": 1}', "must be a text")],
 )  # fmt: skip
 def test_bad_files_are_refused(

@@ -10,8 +10,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ropepp.data.tokenizer import BpeTokenizer
+from ropepp.eval.evaluated_model import EvaluatedModel, ResultCache
 from ropepp.eval.local_data import TASKS
-from ropepp.eval.subject import Ledger, Subject
 from ropepp.interop.export import export
 from ropepp.interop.saved import SavedModel
 from ropepp.model.config import ModelConfig
@@ -54,9 +54,11 @@ def make_model(vocab_size: int, position: Position | None = None, seed: int = 0)
 
 def make_subject(
     folder: Path, model: Transformer, tokenizer: Any, batch_tokens: int = 600
-) -> Subject:
+) -> EvaluatedModel:
     saved = SavedModel(model, folder, None, None, {})
-    return Subject("tiny", saved, tokenizer, Ledger(folder / "items.jsonl"), batch_tokens, "id")
+    return EvaluatedModel(
+        "tiny", saved, tokenizer, ResultCache(folder / "items.jsonl"), batch_tokens, "id"
+    )
 
 
 def write_folder(

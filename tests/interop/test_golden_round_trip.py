@@ -12,10 +12,9 @@ from helpers.golden_data import ROOT, expected, folders, tensor, variants
 from helpers.hf_models import decode, load
 from ropepp.generate import generate
 from ropepp.interop import load_pretrained
-from ropepp.interop.checkpoint import import_checkpoint
 from ropepp.interop.export import export
 from ropepp.interop.hf import CACHE
-from ropepp.interop.saved import open_model
+from ropepp.interop.saved import import_checkpoint, open_model
 from ropepp.model.cache import KVCache
 from ropepp.model.folders.tensors import read_tensors
 

@@ -8,7 +8,7 @@ import yaml
 from torch import Tensor
 
 from helpers.golden_data import REPOSITORY, ROOT, expected, folders, tensor, variants
-from ropepp.eval.noise import noisy_queries
+from ropepp.eval.analyze.noise import noisy_queries
 from ropepp.generate import generate
 from ropepp.interop import load_pretrained
 from ropepp.model import ModelConfig, Transformer

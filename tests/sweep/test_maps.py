@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers.fit_runs import fit
-from ropepp.eval.attention_maps import MEASURES, AttentionMaps, draw
+from ropepp.eval.analyze.attention_maps import MEASURES, AttentionMaps, draw
 from ropepp.runs.records import Run, Trial
 from ropepp.sweep.maps import write_maps
 

@@ -7,6 +7,7 @@ from argparse import (
     Namespace,
     _SubParsersAction,
 )
+from importlib import import_module
 from pathlib import Path
 
 from ropepp.options import positive
@@ -27,7 +28,7 @@ def main(args: list[str]) -> None:
     parser = ArgumentParser("ropepp analyze", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     one = _with_model(commands, "noise", "noise on real or imaginary queries: which matter more?")
-    _add_text(one, rows=64)
+    _add_text(one)
     add = one.add_argument
     add("--metric", choices=("perplexity", "recall", "ruler"), default="perplexity",
         help="what is measured: of a text, of associative recall, of RULER's tasks")  # fmt: skip
@@ -35,7 +36,7 @@ def main(args: list[str]) -> None:
     add("--draws", type=positive, default=5, help="noises for each standard deviation")
     add("--tasks", nargs="+", default=["niah_single_1"], help="RULER's tasks")
     one = _with_model(commands, "attention", "where real and imaginary heads look")
-    _add_text(one, rows=64)
+    _add_text(one)
     one = _with_model(commands, "recall", "accuracy of associative recall over distance")
     add = one.add_argument
     add("--pairs", type=positive, nargs="+", help="pairs in a row; the trained number unless given")
@@ -54,25 +55,19 @@ def main(args: list[str]) -> None:
 
 
 def _run(options: Namespace) -> None:
+    from ropepp.eval.analyze.output import require_extras
+
+    require_extras()
+    analysis = import_module(f"ropepp.eval.analyze.{options.command}")
     if options.command == "curves":
-        from ropepp.eval.analyze.curves import analyze as curves
-
         options.out = options.out or Path("logs/analyze/curves")
-        return curves(options)
-    import torch
+        return analysis.analyze(options)
+    from ropepp.interop.saved import open_model, placement
 
-    from ropepp.interop.saved import open_model
-
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    saved = open_model(options.model, getattr(torch, options.dtype), device)
+    device, dtype = placement(options.device, options.dtype)
+    saved = open_model(options.model, dtype, device)
     options.out = options.out or Path("logs/analyze", saved.name.replace("/", "-"))
-    if options.command == "noise":
-        from ropepp.eval.analyze.noise import analyze
-    elif options.command == "attention":
-        from ropepp.eval.analyze.attention import analyze
-    else:
-        from ropepp.eval.analyze.recall import analyze
-    return analyze(saved, options)
+    return analysis.analyze(saved, options)
 
 
 def _command(commands: "_SubParsersAction[ArgumentParser]", name: str, text: str) -> ArgumentParser:
@@ -95,13 +90,13 @@ def _with_model(
     return one
 
 
-def _add_text(parser: ArgumentParser, rows: int) -> None:
+def _add_text(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--text", type=Path, nargs="+", default=[],
         help="text files; the validation split of the model's own data unless given")  # fmt: skip
     add("--tokenizer", help="tokenizer of the texts; looked for beside the model unless given")
     add("--length", type=positive, help="tokens in a row; the trained length unless given")
-    add("--rows", type=positive, default=rows, help="most rows")
+    add("--rows", type=positive, default=64, help="most rows")
 
 
 def even(text: str) -> int:

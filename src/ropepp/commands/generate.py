@@ -10,6 +10,7 @@ from pathlib import Path
 from ropepp.errors import InputError
 from ropepp.files import write_text
 from ropepp.generate.sampling import Sampling
+from ropepp.options import positive
 
 
 def main(args: list[str]) -> None:
@@ -18,22 +19,16 @@ def main(args: list[str]) -> None:
     options = _parser().parse_args(args)
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     prompts = _prompts(options)
-    if options.batch_size < 1 or options.max_new_tokens < 1:
-        raise InputError(
-            f"batch_size is {options.batch_size}, max_new_tokens {options.max_new_tokens}; both "
-            "must be at least 1"
-        )
     if options.out and options.out.exists():
         raise InputError(f"{options.out} exists; choose another name")
     import torch
     from tqdm import tqdm
 
     from ropepp.generate.text import continue_texts
-    from ropepp.interop.saved import open_model
+    from ropepp.interop.saved import open_model, placement
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    saved = open_model(options.ckpt, getattr(torch, dtype), device)
+    device, dtype = placement(options.device, options.dtype)
+    saved = open_model(options.ckpt, dtype, device)
     tokenizer = saved.tokenizer(options.tokenizer)
     generator = torch.Generator(device).manual_seed(options.seed)
     alone = options.out is None and len(prompts) == 1
@@ -71,24 +66,16 @@ def _prompts(options: Namespace) -> list[str]:
     if options.file:
         if not options.file.is_file():
             raise InputError(f"{options.file} is no file of prompts")
-        lines = options.file.read_text().splitlines()
-        prompts += [_line(options.file, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+        from ropepp.generate.text import column
+
+        content = options.file.read_text(encoding="utf-8")
+        if options.file.suffix == ".jsonl":
+            prompts += column(options.file, content, "prompt")
+        else:
+            prompts += [line for line in content.splitlines() if line.strip()]
     if not prompts:
         raise InputError("there is no prompt: give --prompt TEXT or --file FILE")
     return prompts
-
-
-def _line(path: Path, number: int, line: str) -> str:
-    """A line of a prompt file: text, or of a .jsonl file an object with "prompt"."""
-    if path.suffix != ".jsonl":
-        return line
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path}, line {number} is no object with "prompt"') from error
-    if not isinstance(prompt, str):
-        raise InputError(f'{path}, line {number}: "prompt" is {prompt!r}; it must be a text')
-    return prompt
 
 
 def _parser() -> ArgumentParser:
@@ -101,13 +88,13 @@ def _parser() -> ArgumentParser:
     add("--ckpt", required=True, help="a run, a checkpoint, a published or exported folder")
     add("--prompt", action="append", default=[], help="may be repeated")
     add("--file", type=Path, help='a prompt a line, or .jsonl lines with "prompt"')
-    add("--max_new_tokens", type=int, default=100)
+    add("--max_new_tokens", type=positive, default=100)
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     add("--top_k", type=int, help="draw among the k likeliest tokens")
     add("--top_p", type=float, help="draw among the likeliest that reach this probability")
     add("--seed", type=int, default=0)
     add("--stop", action="append", default=[], help="text that ends; may be repeated")
-    add("--batch_size", type=int, default=8, help="prompts of a file at a time")
+    add("--batch_size", type=positive, default=8, help="prompts of a file at a time")
     add("--tokenizer", help="file, folder or 'bytes'; otherwise the model's own")
     add("--device", help="cuda if there is one, else cpu")
     add("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on cuda, float32 on cpu")

@@ -3,14 +3,12 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ropepp.errors import InputError
-
 
 def main(args: list[str]) -> None:
     """Makes a checkpoint; ``args`` are those after ``ropepp import``.
 
     Raises:
-        InputError: See `ropepp.interop.checkpoint.import_checkpoint`.
+        InputError: See `ropepp.interop.saved.import_checkpoint`.
     """
     parser = ArgumentParser(
         "ropepp import",
@@ -20,11 +18,9 @@ def main(args: list[str]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("file", type=Path, help="the new checkpoint, such as model.ckpt")
     options = parser.parse_args(args)
-    if options.file.exists():  # before torch is imported
-        raise InputError(f"{options.file} exists; choose another name")
     import yaml  # type: ignore[import-untyped]
 
-    from ropepp.interop.checkpoint import import_checkpoint
+    from ropepp.interop.saved import import_checkpoint
 
     found = import_checkpoint(options.folder, options.file)
     print(yaml.safe_dump({"model": found}, sort_keys=False), end="")

@@ -1,8 +1,10 @@
 """Measuring saved models.
 
-`evaluate` fills one table: `perplexity` of texts, short tasks (`harness`), and what is generated
-for `ruler` and `babilong` (`tasks`, `generated`); `subject` is the model with what it has
-answered, `scores` are rows of the table.
+`evaluate` finds the data of the suites and fills one table, whose rows are `scores`. `perplexity`
+reads texts in windows. `local_data` knows the files of the short tasks, which `harness` hands to
+lm-eval with `harness_model` to answer. `tasks` says what a long-context task is, `ruler` and
+`babilong` make them, and `generated` runs them. `likelihood` scores continuations for both kinds;
+`evaluated_model` is the model with the cache of what was measured of it.
 
-`analyze` looks into heads: with `attention_maps`, `noise`, `recall` and `curves`.
+`analyze` looks into heads.
 """

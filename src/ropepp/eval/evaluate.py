@@ -2,19 +2,26 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ropepp.errors import InputError
+from ropepp.eval.evaluated_model import EvaluatedModel, ResultCache, identify
+from ropepp.eval.generated import averages, evaluate_task
+from ropepp.eval.harness import evaluate_harness, require_harness, summarize
 from ropepp.eval.local_data import TASKS, TEXTS
 from ropepp.eval.perplexity import Text, evaluate_text, read_text
-from ropepp.eval.scores import Row, as_csv, markdown
-from ropepp.eval.subject import Ledger, Subject, identify
+from ropepp.eval.scores import Score, markdown, to_csv
 from ropepp.eval.tasks import Task
 from ropepp.files import write_json, write_text
-from ropepp.interop.saved import SavedModel, open_model
+from ropepp.interop.saved import SavedModel, open_model, placement
+from ropepp.model.flops import num_parameters
+from ropepp.runs.machine import provenance
 
 SUITES = ("perplexity", "short", "ruler", "babilong")
 GENERATED = ("ruler", "babilong")
@@ -22,13 +29,21 @@ ITEMS = "items.jsonl"
 
 
 @dataclass
-class Plan:
+class Workload:
     """What there is to run, and why some of what was asked for is left out."""
 
     texts: list[Text] = field(default_factory=list)
     harness: list[str] = field(default_factory=list)
     generated: list[Task] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def leaving_out(self, what: str) -> Iterator[None]:
+        """Leaves it out where the block raises an `InputError`."""
+        try:
+            yield
+        except InputError as error:
+            self.left_out[what] = str(error)
 
 
 def run(options: Namespace) -> None:
@@ -38,153 +53,133 @@ def run(options: Namespace) -> None:
         InputError: An option, a model or all of the data is not as it must be.
     """
     _check(options)
-    plan = make_plan(options)
-    for what, reason in plan.left_out.items():
+    work = find_work(options)
+    for what, reason in work.left_out.items():
         print(f"left out: {what}: {reason}", file=sys.stderr)
-    if not (plan.texts or plan.harness or plan.generated):
+    if not (work.texts or work.harness or work.generated):
         raise InputError("nothing is left to evaluate: give --data DIR or --text FILE")
     if len(options.models) > 1:  # a broken one must not show up after hours
         for path in options.models:
             open_model(path).tokenizer(options.tokenizer)
-    rows: list[Row] = []
+    rows: list[Score] = []
     models: dict[str, dict[str, Any]] = {}
     curves: list[dict[str, Any]] = []
     for path in options.models:
         subject = _open(path, options, set(models))
         models[subject.name] = _describe(subject)
-        own, own_curves = evaluate(subject, plan, options)
+        own, own_curves = evaluate(subject, work, options)
         rows += own
         curves += own_curves
         _to_tensorboard(subject.saved, own, own_curves)
-        write_report(options, plan, models, rows, curves)
+        write_report(options, work, models, rows, curves)
     print((options.out / "evaluation.md").read_text(), end="")
 
 
-def make_plan(options: Namespace) -> Plan:
+def find_work(options: Namespace) -> Workload:
     """Looks at all data before anything runs; what is missing is left out with a reason."""
-    plan = Plan()
+    work = Workload()
     suites = SUITES if "all" in options.suite else options.suite
     data = options.data
-
-    def attempt(what: str, do: Callable[[], None]) -> None:
-        try:
-            do()
-        except InputError as error:
-            plan.left_out[what] = str(error)
-
     if "perplexity" in suites:
-        plan.texts += [read_text(path) for path in options.text]
+        work.texts += [read_text(path) for path in options.text]
         for name, source in TEXTS.items() if data or not options.text else ():
             file = source.file(_given(data))
-            attempt(name, lambda f=file, n=name: plan.texts.append(read_text(f, n)))  # type: ignore[misc]
+            with work.leaving_out(name):
+                work.texts.append(read_text(file, name))
     if "short" in suites:
-        from ropepp.eval.harness import require_harness
-
-        attempt("short", require_harness)
-        for name, task in TASKS.items() if "short" not in plan.left_out else ():
-
-            def check(name: str = name, task: Any = task) -> None:
+        with work.leaving_out("short"):
+            require_harness()
+        for name, task in TASKS.items() if "short" not in work.left_out else ():
+            with work.leaving_out(name):
                 task.source.check(_given(data))
-                plan.harness.append(name)
-
-            attempt(name, check)
+                work.harness.append(name)
     for suite in GENERATED:
         if suite in suites:
-            attempt(suite, lambda s=suite: plan.generated.extend(_tasks(s, data)))  # type: ignore[misc]
+            with work.leaving_out(suite):
+                work.generated += _tasks(suite, data)
     if options.tasks:
-        _choose(plan, options.tasks)
-    return plan
+        _choose(work, options.tasks)
+    return work
 
 
 def evaluate(
-    subject: Subject, plan: Plan, options: Namespace
-) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Runs a plan on a model: its rows, and its losses by position."""
-    from ropepp.eval.generated import averages, evaluate_task
-    from ropepp.eval.harness import evaluate_harness, summarize
-
-    rows: list[Row] = []
+    subject: EvaluatedModel, work: Workload, options: Namespace
+) -> tuple[list[Score], list[dict[str, Any]]]:
+    """Runs all on a model: its rows, and its losses by position."""
+    rows: list[Score] = []
     curves = []
-    for text in plan.texts:
+    for text in work.texts:
         for length in options.lengths:
             stride = options.stride or max(1, length // 8)
             found = evaluate_text(subject, text, length, stride)
             rows += found.rows
-            curves.append(
-                {"model": subject.name, "text": text.name, "length": length} | found.by_position
-            )
+            curve = {"model": subject.name, "text": text.name, "length": length}
+            curves.append(curve | found.by_position)
     short = [
         row
-        for name in plan.harness
+        for name in work.harness
         for row in evaluate_harness(subject, name, options.data, options.samples)
     ]
     rows += short + summarize(short)
     for suite in GENERATED:
-        own: list[Row] = []
-        for task in (task for task in plan.generated if task.suite == suite):
+        own: list[Score] = []
+        for task in (task for task in work.generated if task.suite == suite):
             for length in options.lengths:
                 count = options.samples or 100
-                try:
+                # A length may be too short for it.
+                with work.leaving_out(f"{suite} {task.name} {length}"):
                     own += evaluate_task(subject, task, length, count, options.seed)
-                except InputError as error:  # such as a length that is too short for it
-                    plan.left_out[f"{suite} {task.name} {length}"] = str(error)
         rows += own + averages(own)
     return rows, curves
 
 
 def write_report(
     options: Namespace,
-    plan: Plan,
+    work: Workload,
     models: dict[str, dict[str, Any]],
-    rows: list[Row],
+    rows: list[Score],
     curves: list[dict[str, Any]],
 ) -> None:
     """Writes evaluation.md, .csv and .json."""
-    from ropepp.runs.machine import provenance
-
     if not rows:
-        raise InputError("; ".join(f"{what}: {why}" for what, why in plan.left_out.items()))
+        raise InputError("; ".join(f"{what}: {why}" for what, why in work.left_out.items()))
     names = ("lengths", "samples", "stride", "seed", "dtype", "device", "batch_tokens")
     settings = {name: getattr(options, name) for name in names}
     notes = [
         "± is one standard error over items (windows of a text, questions, samples); shares are in "
         "percent, perplexities and nats as they are.",
         *(f"{name}: {facts['path']}, step {facts['step']}" for name, facts in models.items()),
-        *(f"left out: {what}: {reason}" for what, reason in plan.left_out.items()),
+        *(f"left out: {what}: {reason}" for what, reason in work.left_out.items()),
         ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
     ]
     write_text(options.out / "evaluation.md", markdown(rows, notes))
-    write_text(options.out / "evaluation.csv", as_csv(rows))
+    write_text(options.out / "evaluation.csv", to_csv([asdict(row) for row in rows]))
     content = {
         "settings": settings,
         "versions": provenance(),
         "models": models,
-        "left_out": plan.left_out,
+        "left_out": work.left_out,
         "results": [asdict(row) for row in rows],
         "loss_by_position": curves,
     }
     write_json(options.out / "evaluation.json", content)
 
 
-def _open(path: str, options: Namespace, taken: set[str]) -> Subject:
-    import torch
-
+def _open(path: str, options: Namespace, taken: set[str]) -> EvaluatedModel:
     dtype = getattr(torch, options.dtype)
     saved = open_model(path, dtype, options.device)
     name = saved.name if saved.name not in taken else str(path)
-    return Subject(
+    return EvaluatedModel(
         name=name,
         saved=saved,
         tokenizer=saved.tokenizer(options.tokenizer),
-        ledger=Ledger(options.out / ITEMS),
+        results=ResultCache(options.out / ITEMS),
         batch_tokens=options.batch_tokens,
         identity=identify(saved, dtype, torch.device(options.device)),
     )
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
-    from ropepp.model.flops import num_parameters
-
+def _describe(subject: EvaluatedModel) -> dict[str, Any]:
     return {
         "path": str(subject.saved.path),
         "step": subject.saved.step,
@@ -195,7 +190,7 @@ def _describe(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _to_tensorboard(saved: SavedModel, rows: list[Row], curves: list[dict[str, Any]]) -> None:
+def _to_tensorboard(saved: SavedModel, rows: list[Score], curves: list[dict[str, Any]]) -> None:
     """Scalars at the model's step into its run's folder; loss by position at the position."""
     if saved.run is None:
         return
@@ -219,31 +214,26 @@ def _given(data: Path | None) -> Path:
 
 
 def _tasks(suite: str, data: Path | None) -> list[Task]:
-    folder = data / suite if data and (data / suite).is_dir() else None
-    if suite == "ruler":
-        from ropepp.eval.ruler import ruler_tasks
-
-        return ruler_tasks(folder)
     from ropepp.eval.babilong import babilong_tasks
+    from ropepp.eval.ruler import ruler_tasks
 
-    return babilong_tasks(folder)
+    folder = data / suite if data and (data / suite).is_dir() else None
+    return ruler_tasks(folder) if suite == "ruler" else babilong_tasks(folder)
 
 
-def _choose(plan: Plan, wanted: list[str]) -> None:
-    known = {text.name for text in plan.texts} | set(plan.harness)
-    known |= {task.name for task in plan.generated}
-    if unknown := set(wanted) - known - set(plan.left_out):
+def _choose(work: Workload, wanted: list[str]) -> None:
+    known = {text.name for text in work.texts} | set(work.harness)
+    known |= {task.name for task in work.generated}
+    if unknown := set(wanted) - known - set(work.left_out):
         raise InputError(f"--tasks has {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
-    plan.texts = [text for text in plan.texts if text.name in wanted]
-    plan.harness = [name for name in plan.harness if name in wanted]
-    plan.generated = [task for task in plan.generated if task.name in wanted]
-    plan.left_out = {what: why for what, why in plan.left_out.items() if what in wanted}
+    work.texts = [text for text in work.texts if text.name in wanted]
+    work.harness = [name for name in work.harness if name in wanted]
+    work.generated = [task for task in work.generated if task.name in wanted]
+    work.left_out = {what: why for what, why in work.left_out.items() if what in wanted}
 
 
 def _check(options: Namespace) -> None:
     """Completes options and refuses what cannot be."""
-    import torch
-
     for path in options.models:
         if not Path(path).exists():
             raise InputError(f"model {path} does not exist")
@@ -255,10 +245,7 @@ def _check(options: Namespace) -> None:
             f"--lengths is {options.lengths}, --stride {options.stride}; lengths must be at least "
             "2, the stride from 1 to less than each of them"
         )
-    cuda = torch.cuda.is_available()
-    options.device = options.device or ("cuda" if cuda else "cpu")
-    if options.device.startswith("cuda") and not cuda:
-        raise InputError(f"--device is {options.device}; there is no CUDA device here")
+    options.device, dtype = placement(options.device, options.dtype)
+    options.dtype = str(dtype).removeprefix("torch.")
     on_gpu = options.device.startswith("cuda")
-    options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
     options.batch_tokens = options.batch_tokens or (65_536 if on_gpu else 8_192)

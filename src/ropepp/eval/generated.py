@@ -1,23 +1,56 @@
 """Runs tasks whose samples are generated: RULER, BABILong, or any `ropepp.eval.tasks.Task`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from ropepp.data.tokenizer import Tokenizer
+from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.likelihood import continue_cached
-from ropepp.eval.scores import NLL, Row, average, mean_of, ratio_of
-from ropepp.eval.subject import Item, Subject, by_length, digest
+from ropepp.eval.scores import NLL, Score, average, mean_of, ratio_of
 from ropepp.eval.tasks import Sample, Task
-from ropepp.generate.decode import generate, pad_left
+from ropepp.generate.decode import complete
 from ropepp.generate.text import prompt_ids
 from ropepp.model.cache import KVCache
 
 
-def evaluate_task(subject: Subject, task: Task, length: int, count: int, seed: int) -> list[Row]:
+class EncodedSample(NamedTuple):
+    """A sample in tokens.
+
+    Attributes:
+        sample: The sample.
+        prompt: Ids of its prompt, BOS included.
+        answers: Ids of each expected string, with a space before it unless the prompt ends with
+            one.
+        room: Tokens of the prompt and the longest answer that is read or written.
+    """
+
+    sample: Sample
+    prompt: list[int]
+    answers: list[list[int]]
+    room: int
+
+
+def encoded_samples(
+    task: Task, tokenizer: Tokenizer, length: int, count: int, seed: int
+) -> list[EncodedSample]:
+    """The samples of a task in tokens; arguments and errors as in `Task.samples`."""
+    found = []
+    for sample in task.samples(tokenizer, length, count, seed):
+        prompt = prompt_ids(tokenizer, sample.prompt)
+        gap = "" if sample.prompt[-1:].isspace() else " "
+        answers = tokenizer.encode_batch([gap + answer for answer in sample.answers])
+        room = len(prompt) + max(task.max_new_tokens, *map(len, answers), 1)
+        found.append(EncodedSample(sample, prompt, answers, room))
+    return found
+
+
+def evaluate_task(
+    subject: EvaluatedModel, task: Task, length: int, count: int, seed: int
+) -> list[Score]:
     """Scores a model's greedy answers, and how likely it finds the expected ones.
 
-    The negative log-likelihood is that of each expected string behind the prompt (a space between
-    unless the prompt ends with one), summed over strings and divided by their tokens. It tells
-    small models apart whose answers are all wrong.
+    The negative log-likelihood is that of each expected string behind the prompt, summed over
+    strings and divided by their tokens. It tells small models apart whose answers are all wrong.
 
     Args:
         subject: The model.
@@ -29,35 +62,22 @@ def evaluate_task(subject: Subject, task: Task, length: int, count: int, seed: i
     Raises:
         InputError: The task cannot be made at this length.
     """
-    samples = task.samples(subject.tokenizer, length, count, seed)
-    prompts = [prompt_ids(subject.tokenizer, sample.prompt) for sample in samples]
-    answers = [_answer_ids(subject, sample) for sample in samples]
-    room = [
-        len(prompt) + max(task.max_new_tokens, *map(len, own), 1)
-        for prompt, own in zip(prompts, answers, strict=True)
-    ]
+    samples = encoded_samples(task, subject.tokenizer, length, count, seed)
     items = [
-        Item(digest(prompt, own, task.max_new_tokens), tokens)
-        for prompt, own, tokens in zip(prompts, answers, room, strict=True)
+        Item(digest(one.prompt, one.answers, task.max_new_tokens), one.room) for one in samples
     ]
 
     def run(batch: list[int]) -> list[dict[str, Any]]:
-        outputs, nll = _answer(
-            subject,
-            [prompts[i] for i in batch],
-            [answers[i] for i in batch],
-            max(room[i] for i in batch),
-            task.max_new_tokens,
-        )
-        return [{"output": text, "nll": x} for text, x in zip(outputs, nll, strict=True)]
+        return _answer(subject, [samples[i] for i in batch], task.max_new_tokens)
 
-    batches = by_length(room, subject.batch_tokens)
-    values = subject.measure(f"{task.suite} {task.name}", length, items, batches, run)
-    scores = [task.score(value["output"], s) for value, s in zip(values, samples, strict=True)]
-    tokens = [sum(map(len, own)) for own in answers]
+    values = subject.measure(f"{task.suite} {task.name}", length, items, run)
+    scores = [
+        task.score(value["output"], one.sample) for value, one in zip(values, samples, strict=True)
+    ]
+    tokens = [sum(map(len, one.answers)) for one in samples]
 
-    def row(metric: str, numbers: tuple[float, float | None], baseline: float | None) -> Row:
-        return Row(
+    def row(metric: str, numbers: tuple[float, float | None], baseline: float | None) -> Score:
+        return Score(
             subject.name, task.suite, task.name, length, metric, *numbers, len(samples), baseline,
             task.official,
         )  # fmt: skip
@@ -69,7 +89,7 @@ def evaluate_task(subject: Subject, task: Task, length: int, count: int, seed: i
     return [*rows, row(NLL, ratio_of([value["nll"] for value in values], tokens), None)]
 
 
-def averages(rows: Sequence[Row]) -> list[Row]:
+def averages(rows: Sequence[Score]) -> list[Score]:
     """Means over the tasks of each length, of every metric that all of them have."""
     out = []
     for length, metric in dict.fromkeys((row.length, row.metric) for row in rows):
@@ -80,36 +100,18 @@ def averages(rows: Sequence[Row]) -> list[Row]:
     return out
 
 
-def _answer_ids(subject: Subject, sample: Sample) -> list[list[int]]:
-    gap = "" if sample.prompt[-1:].isspace() else " "
-    return subject.tokenizer.encode_batch([gap + answer for answer in sample.answers])
-
-
 def _answer(
-    subject: Subject,
-    prompts: list[list[int]],
-    answers: list[list[list[int]]],
-    room: int,
-    max_new_tokens: int,
-) -> tuple[list[str], list[float]]:
+    subject: EvaluatedModel, batch: Sequence[EncodedSample], max_new_tokens: int
+) -> list[dict[str, Any]]:
     """Outputs of a batch and summed losses of its expected answers; prompts are read once."""
-    model, end = subject.model, subject.tokenizer.eot_id
-    device = model.embed_tokens.weight.device
-    ids, documents = pad_left(prompts)
-    cache = KVCache(len(model.layers), room)
-    found = generate(
-        model,
-        ids.to(device),
-        max_new_tokens,
-        document_ids=None if documents is None else documents.to(device),
-        stop_ids=(end,),
-        cache=cache,
-    )
-    new = [
-        row[: row.index(end)] if end in row else row for row in found[:, ids.shape[1] :].tolist()
-    ]
-    cache.crop(ids.shape[1] - 1)
+    model, tokenizer = subject.model, subject.tokenizer
+    prompts = [one.prompt for one in batch]
+    cache = KVCache(len(model.layers), max(one.room for one in batch))
+    outputs = complete(model, prompts, max_new_tokens, tokenizer.eot_id, cache)
+    cache.crop(max(map(len, prompts)) - 1)
+    answers = [one.answers for one in batch]
     scored = continue_cached(model, cache, prompts, answers, subject.batch_tokens)
-    return [subject.tokenizer.decode(row) for row in new], [
-        sum(one.nll for one in own) for own in scored
+    return [
+        {"output": tokenizer.decode(output), "nll": sum(one.nll for one in own)}
+        for output, own in zip(outputs, scored, strict=True)
     ]

@@ -1,21 +1,27 @@
 """The short-context benchmarks, run by lm-eval on local files."""
 
+import importlib
 import logging
 import random
+import re
+import string
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from ropepp.errors import InputError
-from ropepp.eval import squad
+from ropepp.eval.evaluated_model import EvaluatedModel
 from ropepp.eval.local_data import GROUPS, TASKS
-from ropepp.eval.scores import Row, average, mean_of
-from ropepp.eval.subject import Subject
+from ropepp.eval.scores import Score, average, mean_of
 from ropepp.files import write_text
 
+SQUAD = "transformers.data.metrics.squad_metrics"
 SEED = 0  # lm-eval's own; it orders GPQA's choices
 METRICS = ("acc", "acc_norm", "f1", "em")
 
@@ -32,8 +38,8 @@ def require_harness() -> None:
 
 
 def evaluate_harness(
-    subject: Subject, name: str, data: Path, limit: int | None = None
-) -> list[Row]:
+    subject: EvaluatedModel, name: str, data: Path, limit: int | None = None
+) -> list[Score]:
     """Runs a task of `ropepp.eval.local_data.TASKS`, without examples in the prompt.
 
     Args:
@@ -54,7 +60,7 @@ def evaluate_harness(
 
     found = run_harness(HarnessModel(subject, name), name, data, limit)
     return [
-        Row(subject.name, "short", name, None, metric, *mean_of(values), len(values))
+        Score(subject.name, "short", name, None, metric, *mean_of(values), len(values))
         for metric, values in found.items()
     ]
 
@@ -67,7 +73,7 @@ def run_harness(lm: Any, name: str, data: Path, limit: int | None = None) -> dic
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    squad.provide()
+    provide_squad_metrics()
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder) / f"{name}.yaml", task_yaml(name, data))
         manager = TaskManager(include_path=folder, include_defaults=False)
@@ -105,13 +111,13 @@ def task_yaml(name: str, data: Path) -> str:
     )
 
 
-def summarize(rows: Sequence[Row]) -> list[Row]:
+def summarize(rows: Sequence[Score]) -> list[Score]:
     """Groups of several tasks and the average over the nine groups, of those that are complete.
 
     A task's number is its accuracy, ReCoRD's its F1; a group's is the mean of its tasks', and the
     last row's the mean of the groups'.
     """
-    main: dict[str, Row] = {}
+    main: dict[str, Score] = {}
     for row in rows:
         main.setdefault(row.task, row)  # the first metric
     groups = {
@@ -123,3 +129,39 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
     if len(groups) == len(GROUPS):
         out.append(average(list(groups.values()), f"average of {len(GROUPS)}"))
     return out
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case without punctuation and articles."""
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def compute_exact(expected: str, found: str) -> int:
+    """1 if the words are the same in the same order, else 0."""
+    return int(words_of(expected) == words_of(found))
+
+
+def compute_f1(expected: str, found: str) -> float:
+    """Harmonic mean of precision and recall of the words; of none, whether both have none."""
+    gold, words = words_of(expected), words_of(found)
+    if not gold or not words:
+        return float(gold == words)
+    return 2 * sum((Counter(gold) & Counter(words)).values()) / (len(gold) + len(words))
+
+
+def provide_squad_metrics() -> None:
+    """Lets lm-eval import the rules of SQuAD (arXiv 1606.05250), which it takes for ReCoRD from a
+    module that newer versions of transformers lack."""
+    try:
+        importlib.import_module(SQUAD)
+        return
+    except ModuleNotFoundError:
+        pass
+    import transformers.data
+
+    metrics, module = ModuleType(SQUAD.rpartition(".")[0]), ModuleType(SQUAD)
+    vars(module).update(compute_exact=compute_exact, compute_f1=compute_f1)
+    vars(metrics)["squad_metrics"] = module
+    vars(transformers.data)["metrics"] = metrics
+    sys.modules |= {metrics.__name__: metrics, SQUAD: module}

@@ -7,9 +7,9 @@ from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from ropepp.errors import InputError
+from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.likelihood import Likelihood, score_continuations
-from ropepp.eval.subject import Item, Subject, by_length, digest
-from ropepp.generate.decode import generate, pad_left
+from ropepp.generate.decode import complete
 
 GENERATED = 256  # tokens unless a task says otherwise; lm-eval's own number
 
@@ -19,11 +19,11 @@ class HarnessModel(TemplateLM):
 
     Args:
         subject: The model.
-        task: What the ledger calls the requests.
+        task: What the results calls the requests.
         window: Tokens that `loglikelihood_rolling` reads at a time.
     """
 
-    def __init__(self, subject: Subject, task: str, window: int = 4096) -> None:
+    def __init__(self, subject: EvaluatedModel, task: str, window: int = 4096) -> None:
         super().__init__()
         self.subject = subject
         self.task = task
@@ -80,8 +80,7 @@ class HarnessModel(TemplateLM):
                 self.subject.batch_tokens,
             )
 
-        batches = by_length(room, self.subject.batch_tokens)
-        values = self.subject.measure(self.task, None, items, batches, run)
+        values = self.subject.measure(self.task, None, items, run)
         of = {
             i: Likelihood(*one)
             for own, scores in zip(members, values, strict=True)
@@ -119,26 +118,15 @@ class HarnessModel(TemplateLM):
         ]
 
         def run(batch: list[int]) -> list[list[int]]:
-            return self._generate([contexts[i] for i in batch], max(limits[i] for i in batch))
+            most = max(limits[i] for i in batch)
+            own = [contexts[i] for i in batch]
+            return complete(self.subject.model, own, most, self.eot_token_id)
 
-        batches = by_length(room, self.subject.batch_tokens)
-        found = self.subject.measure(self.task, None, items, batches, run)
+        found = self.subject.measure(self.task, None, items, run)
         return [
             _until(self.subject.tokenizer.decode(ids[:limit]), wanted.get("until") or [])
             for ids, limit, wanted in zip(found, limits, settings, strict=True)
         ]
-
-    def _generate(self, contexts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        model = self.subject.model
-        device = model.embed_tokens.weight.device
-        ids, documents = pad_left(contexts)
-        documents = documents if documents is None else documents.to(device)
-        end = self.eot_token_id
-        new = generate(
-            model, ids.to(device), max_new_tokens, document_ids=documents, stop_ids=(end,)
-        )
-        rows = new[:, ids.shape[1] :].tolist()
-        return [row[: row.index(end)] if end in row else row for row in rows]
 
 
 def _until(text: str, stops: str | Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ropepp.generate.decode import pad_left, read
+from ropepp.generate.decode import own_positions, pad_left, read
 from ropepp.model.cache import KVCache
 from ropepp.model.loss import IGNORE_INDEX, token_losses
 from ropepp.model.transformer import Transformer
@@ -37,17 +37,13 @@ def score_continuations(
         continuations: For each context any number of continuations.
         batch_tokens: Most tokens of the continued rows at a time, contexts counted.
     """
-    device = model.embed_tokens.weight.device
     longest = max(len(ids) for own in continuations for ids in own)
-    prefix, documents = pad_left([context[:-1] for context in contexts])
+    device = model.embed_tokens.weight.device
+    prefix, documents = pad_left([context[:-1] for context in contexts], device)
     cache = KVCache(len(model.layers), prefix.shape[1] + longest)
     if prefix.shape[1]:
-        positions = None
-        if documents is not None:
-            positions = ((documents >= 0).cumsum(1) - 1).clamp(min=0).to(device)
-            documents = documents.to(device)
         with torch.inference_mode():
-            read(model, prefix.to(device), cache, positions, documents)
+            read(model, prefix, cache, own_positions(documents), documents)
     return continue_cached(model, cache, contexts, continuations, batch_tokens)
 
 

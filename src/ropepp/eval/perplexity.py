@@ -14,10 +14,8 @@ S = 512: its first window has eight times the tokens of another and its last one
 same weight.
 """
 
-import json
 import math
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +25,10 @@ import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.eval.scores import Row, mean_of, ratio_of
-from ropepp.eval.subject import Item, Subject, digest
-from ropepp.model.transformer import Transformer
+from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
+from ropepp.eval.scores import Score, mean_of, ratio_of
+from ropepp.generate.text import column
+from ropepp.train.evaluation import context_bins
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,8 @@ def read_text(path: Path, name: str | None = None) -> Text:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}") from error
     if path.suffix == ".jsonl":
-        lines = text.split("\n")
-        rows = [_row(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-        text = "\n\n".join(rows)
+        text = "\n\n".join(column(path, text, "text"))
     return Text(name or path.stem, text)
-
-
-def _row(path: Path, number: int, line: str) -> str:
-    try:
-        return str(json.loads(line)["text"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}, line {number} is no object with 'text'") from error
 
 
 def windows(tokens: int, window: int, stride: int) -> list[Window]:
@@ -104,22 +94,15 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
     return out
 
 
-@torch.inference_mode()
-def window_losses(model: Transformer, ids_BT: Tensor) -> Tensor:
-    """Cross entropy in nats of each token but the first of (B, T) windows, (B, T - 1) float32."""
-    nll, _ = model.evaluate(ids_BT[:, :-1], ids_BT[:, 1:])
-    return nll
-
-
 class Perplexity(NamedTuple):
     """Results of a text: rows of the table, and mean loss by number of tokens before, over all
     windows, in bins that grow with it, four an octave."""
 
-    rows: list[Row]
+    rows: list[Score]
     by_position: dict[str, list[float]]
 
 
-def evaluate_text(subject: Subject, text: Text, window: int, stride: int) -> Perplexity:
+def evaluate_text(subject: EvaluatedModel, text: Text, window: int, stride: int) -> Perplexity:
     """Perplexity of a text; see the top of this file for its two definitions.
 
     Besides, what compares models with different tokenizers: perplexity per word, the exponential of
@@ -140,13 +123,15 @@ def evaluate_text(subject: Subject, text: Text, window: int, stride: int) -> Per
 
     def run(batch: list[int]) -> list[dict[str, object]]:
         rows = torch.stack([ids[cut[i].start : cut[i].end] for i in batch])
-        nll = window_losses(subject.model, rows.to(subject.model.embed_tokens.weight.device))
+        rows = rows.to(subject.model.embed_tokens.weight.device)
+        with torch.inference_mode():
+            nll, _ = subject.model.evaluate(rows[:, :-1], rows[:, 1:])
         return [
             {"nll": loss[-cut[i].scored :].sum().item(), "by_position": _binned(loss)}
             for i, loss in zip(batch, nll.cpu().double(), strict=True)
         ]
 
-    values = subject.measure(f"perplexity {text.name}", window, items, batches, run)
+    values = subject.measure(f"perplexity {text.name}", window, items, run, batches)
     sums, counts = [value["nll"] for value in values], [w.scored for w in cut]
     rows = _rows(subject.name, text, window, sums, counts)
     return Perplexity(rows, _by_position([value["by_position"] for value in values], cut))
@@ -154,24 +139,26 @@ def evaluate_text(subject: Subject, text: Text, window: int, stride: int) -> Per
 
 def _rows(
     model: str, text: Text, window: int, sums: Sequence[float], counts: Sequence[int]
-) -> list[Row]:
+) -> list[Score]:
     mean, error = ratio_of(sums, counts)
-    paper, paper_error = mean_of([s / n for s, n in zip(sums, counts, strict=True)])
     total = math.fsum(counts)
-    per_word, per_byte = total / text.words, total / text.bytes / math.log(2)
 
-    def row(metric: str, value: float, stderr: float | None) -> Row:
-        return Row(model, "perplexity", text.name, window, metric, value, stderr, len(sums))
+    def scaled(factor: float) -> tuple[float, float | None]:
+        return mean * factor, None if error is None else error * factor
 
-    def perplexity(metric: str, loss: float, stderr: float | None) -> Row:
-        value = _exp(loss)
-        return row(metric, value, None if stderr is None else value * stderr)
-
+    losses = {
+        "per token, exact": (mean, error),
+        "per token, paper": mean_of([s / n for s, n in zip(sums, counts, strict=True)]),
+        "per word": scaled(total / text.words),
+    }
+    numbers = {
+        metric: (_exp(loss), None if stderr is None else _exp(loss) * stderr)
+        for metric, (loss, stderr) in losses.items()
+    }
+    numbers["bits per byte"] = scaled(total / text.bytes / math.log(2))
     return [
-        perplexity("per token, exact", mean, error),
-        perplexity("per token, paper", paper, paper_error),
-        perplexity("per word", mean * per_word, None if error is None else error * per_word),
-        row("bits per byte", mean * per_byte, None if error is None else error * per_byte),
+        Score(model, "perplexity", text.name, window, metric, *both, len(sums))
+        for metric, both in numbers.items()
     ]
 
 
@@ -179,34 +166,23 @@ def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _bins(T: int) -> Tensor:
-    """(T,) the bin of each token by how many are before it: 1, 2, ..., T."""
-    return (4 * torch.log2(torch.arange(1, T + 1, dtype=torch.float64))).floor().long()
-
-
 def _binned(loss_T: Tensor) -> list[float]:
     """Sums of a window's losses in the bins that have tokens."""
-    bins = _bins(len(loss_T))
+    bins = context_bins(len(loss_T))
     sums = torch.zeros(int(bins[-1]) + 1, dtype=torch.float64).index_add(0, bins, loss_T)
     return [float(sums[b]) for b in bins.unique()]
 
 
 def _by_position(sums: Sequence[Sequence[float]], cut: Sequence[Window]) -> dict[str, list[float]]:
-    losses: dict[int, float] = defaultdict(float)
-    counts: dict[int, int] = defaultdict(int)
-    places: dict[int, float] = {}
-    lengths = sorted({w.end - w.start - 1 for w in cut})
-    bins_of = {n: _bins(n) for n in lengths}
+    bins = context_bins(max(w.end - w.start for w in cut) - 1)
+    losses, counts = torch.zeros(2, int(bins[-1]) + 1, dtype=torch.float64)
     for own, w in zip(sums, cut, strict=True):
-        bins, sizes = bins_of[w.end - w.start - 1].unique(return_counts=True)
-        for b, loss, size in zip(bins.tolist(), own, sizes.tolist(), strict=True):
-            losses[b] += loss
-            counts[b] += size
-    longest = bins_of[lengths[-1]]
-    for b in losses:
-        places[b] = (1 + (longest == b).nonzero().double().mean()).item()
+        filled, sizes = bins[: w.end - w.start - 1].unique(return_counts=True)
+        losses[filled] += torch.tensor(own, dtype=torch.float64)
+        counts[filled] += sizes
+    some = counts > 0
     return {
-        "position": [places[b] for b in sorted(losses)],
-        "loss": [losses[b] / counts[b] for b in sorted(losses)],
-        "count": [float(counts[b]) for b in sorted(losses)],
+        "position": [float(1 + (bins == b).nonzero().double().mean()) for b in bins.unique()],
+        "loss": (losses / counts)[some].tolist(),
+        "count": counts[some].tolist(),
     }

@@ -3,15 +3,15 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 NLL = "answer nll/token"
-KEYS = ("suite", "task", "length", "metric")
 
 
 @dataclass(frozen=True)
-class Row:
+class Score:
     """One number of one model.
 
     Attributes:
@@ -68,27 +68,24 @@ def ratio_of(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, flo
     return ratio, math.sqrt(square * n / (n - 1)) / total
 
 
-def average(rows: Sequence[Row], task: str, metric: str | None = None) -> Row:
+def average(rows: Sequence[Score], task: str, metric: str | None = None) -> Score:
     """The unweighted mean over tasks, whose items are independent; official if all are."""
-    errors, baselines = [row.stderr for row in rows], [row.baseline for row in rows]
-    known = [e for e in errors if e is not None]
-    guessed = [b for b in baselines if b is not None]
-    first = rows[0]
-    return Row(
-        model=first.model,
-        suite=first.suite,
+    first, n = rows[0], len(rows)
+    errors = [row.stderr for row in rows if row.stderr is not None]
+    baselines = [row.baseline for row in rows if row.baseline is not None]
+    return replace(
+        first,
         task=task,
-        length=first.length,
         metric=metric or first.metric,
-        value=math.fsum(row.value for row in rows) / len(rows),
-        stderr=math.hypot(*known) / len(rows) if len(known) == len(rows) else None,
+        value=math.fsum(row.value for row in rows) / n,
+        stderr=math.hypot(*errors) / n if len(errors) == n else None,
         n=sum(row.n for row in rows),
-        baseline=math.fsum(guessed) / len(rows) if len(guessed) == len(rows) else None,
+        baseline=math.fsum(baselines) / n if len(baselines) == n else None,
         official=all(row.official for row in rows),
     )
 
 
-def markdown(rows: Sequence[Row], notes: Iterable[str]) -> str:
+def markdown(rows: Sequence[Score], notes: Iterable[str]) -> str:
     """A table for each suite, a column for each model."""
     models = list(dict.fromkeys(row.model for row in rows))
     lines = ["# Evaluation", ""]
@@ -100,7 +97,7 @@ def markdown(rows: Sequence[Row], notes: Iterable[str]) -> str:
     return "\n".join([*lines, *(f"* {note}" for note in notes)]) + "\n"
 
 
-def _table(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
+def _table(rows: Sequence[Score], models: Sequence[str]) -> list[str]:
     found = {(row.key, row.model): row for row in rows}
     with_length = any(row.length for row in rows)
     with_baseline = any(row.baseline is not None for row in rows)
@@ -120,23 +117,23 @@ def _table(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Score | None) -> str:
     if row is None:
         return ""
     error = _number(row, row.stderr)
     return _number(row, row.value) + (f" ± {error}" if error else "")
 
 
-def _number(row: Row, value: float | None) -> str:
+def _number(row: Score, value: float | None) -> str:
     if value is None:
         return ""
     return f"{100 * value:.1f}" if row.is_share else f"{value:,.3f}"
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """All rows, one a line, with the fields of `Row`."""
+def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines with the same keys as text, after a line of names; nothing where a value is None."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(rows[0])), lineterminator="\n")
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(lines)
     return text.getvalue()

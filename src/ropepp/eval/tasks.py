@@ -5,10 +5,10 @@ A sample is drawn from (seed, task, index) alone: the same whatever the number o
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from random import Random
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
@@ -24,29 +24,14 @@ class Sample:
     """A prompt and what a right answer holds.
 
     Attributes:
-        index: Number of the sample within its task and seed.
         prompt: What the model reads; its answer follows directly.
         answers: The expected strings.
-        tokens: Tokens of the prompt, BOS included where the tokenizer has one, plus
-            `max_new_tokens` of the task.
-        info: What the sample was made from, for tables: question, depth (of each answer's
-            evidence, as a share of the prompt's characters), size of the background.
+        question: What is asked, where the score depends on it.
     """
 
-    index: int
     prompt: str
     answers: tuple[str, ...]
-    tokens: int
-    info: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A sample before its tokens are counted."""
-
-    prompt: str
-    answers: tuple[str, ...]
-    info: dict[str, Any] = field(default_factory=dict)
+    question: str = ""
 
 
 class Task(ABC):
@@ -94,18 +79,18 @@ class SizedTask(Task):
         return None
 
     @abstractmethod
-    def draft(self, rng: Random, size: int, length: int) -> Draft:
+    def draft(self, rng: Random, size: int, length: int) -> Sample:
         """A sample of a size, the same for equal states of `rng`; longer for greater sizes."""
 
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
         # A sample aside finds out how large they are; all others begin their search there.
         least, slope = self._rate(tokenizer, length)
         size = self.smallest + max(0, int((length - least) / slope))
-        size, probe = self._sample(tokenizer, length, (0, "probe"), size, slope)
-        slope = max(MIN_SLOPE, (probe.tokens - least) / max(1, size - self.smallest))
+        size, tokens, _ = self._sample(tokenizer, length, "0/probe", size, slope)
+        slope = max(MIN_SLOPE, (tokens - least) / max(1, size - self.smallest))
         start = max(self.smallest, int(AIM * size))
         return [
-            self._sample(tokenizer, length, (seed, index), start, slope)[1]
+            self._sample(tokenizer, length, f"{seed}/{index}", start, slope)[2]
             for index in range(count)
         ]
 
@@ -120,46 +105,44 @@ class SizedTask(Task):
         return first + self.max_new_tokens, max(MIN_SLOPE, (second - first) / step)
 
     def _sample(
-        self, tokenizer: Tokenizer, length: int, key: tuple[int, int | str], size: int, slope: float
-    ) -> tuple[int, Sample]:
+        self, tokenizer: Tokenizer, length: int, key: str, size: int, slope: float
+    ) -> tuple[int, int, Sample]:
+        """Size, tokens and sample."""
         for attempt in range(ATTEMPTS):
-            rng_seed = f"{self.suite}/{self.name}/{key[0]}/{key[1]}/{attempt}"
+            rng_seed = f"{self.suite}/{self.name}/{key}/{attempt}"
 
-            def measure(size: int, rng_seed: str = rng_seed) -> tuple[Draft, int]:
-                draft = self.draft(Random(rng_seed), size, length)
-                return draft, count_tokens(tokenizer, draft.prompt) + self.max_new_tokens
+            def measure(size: int, rng_seed: str = rng_seed) -> tuple[int, Sample]:
+                sample = self.draft(Random(rng_seed), size, length)
+                return count_tokens(tokenizer, sample.prompt) + self.max_new_tokens, sample
 
             found = _fit(measure, length, self.smallest, self.largest, size, slope)
             if found is not None:
-                size, draft, tokens = found
-                info = draft.info | {"size": size}
-                index = key[1] if isinstance(key[1], int) else -1
-                return size, Sample(index, draft.prompt, draft.answers, tokens, info)
+                return found
         raise InputError(
             f"length is {length}; {self.suite} {self.name} needs more, counted with this tokenizer"
         )
 
 
 def _fit(
-    measure: Callable[[int], tuple[Draft, int]],
+    measure: Callable[[int], tuple[int, Sample]],
     length: int,
     smallest: int,
     largest: int | None,
     size: int,
     slope: float,
-) -> tuple[int, Draft, int] | None:
-    """Size, draft and tokens of a prompt of `FULL` to 1 times the length, or of the greatest size
+) -> tuple[int, int, Sample] | None:
+    """Size, tokens and sample of a prompt of `FULL` to 1 times the length, or of the greatest size
     that fits; None if none does."""
     low, high = smallest - 1, None if largest is None else largest + 1
     found = None
     while high is None or low + 1 < high:
         size = max(size, low + 1) if high is None else min(max(size, low + 1), high - 1)
-        draft, tokens = measure(size)
+        tokens, sample = measure(size)
         if tokens > length:
             high = size
             size -= ceil((tokens - length) / slope)
         else:
-            found = size, draft, tokens
+            found = size, tokens, sample
             if tokens >= FULL * length:
                 break
             low = size
@@ -170,8 +153,3 @@ def _fit(
 def count_tokens(tokenizer: Tokenizer, text: str) -> int:
     """Tokens of a prompt: of the text, and one more where the tokenizer has a BOS."""
     return len(tokenizer.encode_batch([text])[0]) + (tokenizer.bos_id is not None)
-
-
-def depths(prompt: str, evidence: list[str]) -> list[float]:
-    """Where pieces of text begin in a prompt, as shares of its characters."""
-    return [round(prompt.index(text) / len(prompt), 4) for text in evidence]

@@ -81,46 +81,34 @@ def stream(
             f"max_new_tokens is {max_new_tokens}, prefill {prefill}, the prompt has "
             f"{input_ids.shape[1]} tokens; these must be at least 0, 1 and 1"
         )
-    if document_ids is not None:
-        if bool((document_ids[:, -1] < 0).any()):
-            raise InputError("a prompt ends with padding (document id -1): pad on the left")
-        if positions is None:
-            positions = ((document_ids >= 0).cumsum(1) - 1).clamp(min=0)
+    if document_ids is not None and bool((document_ids[:, -1] < 0).any()):
+        raise InputError("a prompt ends with padding (document id -1): pad on the left")
+    if positions is None:
+        positions = own_positions(document_ids)
     if cache is None:
         cache = KVCache(len(model.layers), input_ids.shape[1] + max_new_tokens)
-    return _steps(
-        model, input_ids, max_new_tokens, sampling, generator, positions, document_ids,
-        torch.tensor(sorted(stop_ids), device=input_ids.device), prefill, cache,
-    )  # fmt: skip
+    ends = torch.tensor(sorted(stop_ids), device=input_ids.device)
 
+    def steps(
+        tokens: Tensor, positions: Tensor | None, document_ids: Tensor | None
+    ) -> Iterator[Tensor]:
+        ended = torch.zeros_like(tokens[:, :1], dtype=torch.bool)
+        for _ in range(max_new_tokens):
+            # A generator must not leave its caller in inference mode.
+            with torch.inference_mode():
+                last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
+                chosen = sampling.choose(model.lm_head(last), generator)
+                chosen = torch.where(ended, tokens[:, -1:], chosen)
+            yield chosen
+            if len(ends):
+                ended |= torch.isin(chosen, ends)
+                if bool(ended.all()):
+                    return
+            tokens = chosen
+            positions = positions[:, -1:] + 1 if positions is not None else None
+            document_ids = document_ids[:, -1:] if document_ids is not None else None
 
-def _steps(
-    model: Transformer,
-    tokens: Tensor,
-    max_new_tokens: int,
-    sampling: Sampling,
-    generator: torch.Generator | None,
-    positions: Tensor | None,
-    document_ids: Tensor | None,
-    stop_ids: Tensor,
-    prefill: int,
-    cache: KVCache,
-) -> Iterator[Tensor]:
-    ended = torch.zeros_like(tokens[:, :1], dtype=torch.bool)
-    for _ in range(max_new_tokens):
-        # A generator must not leave its caller in inference mode.
-        with torch.inference_mode():
-            last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
-            chosen = sampling.choose(model.lm_head(last), generator)
-            chosen = torch.where(ended, tokens[:, -1:], chosen)
-        yield chosen
-        if len(stop_ids):
-            ended |= torch.isin(chosen, stop_ids)
-            if bool(ended.all()):
-                return
-        tokens = chosen
-        positions = positions[:, -1:] + 1 if positions is not None else None
-        document_ids = document_ids[:, -1:] if document_ids is not None else None
+    return steps(input_ids, positions, document_ids)
 
 
 def read(
@@ -140,15 +128,49 @@ def read(
     return hidden
 
 
-def pad_left(prompts: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor | None]:
-    """Prompts of any lengths as rows that end together.
+def complete(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    end: int,
+    cache: KVCache | None = None,
+) -> list[list[int]]:
+    """Likeliest continuations of prompts of any lengths, read as one batch.
+
+    Args:
+        model: The model, in evaluation mode.
+        prompts: Token ids.
+        max_new_tokens: Most tokens of a continuation.
+        end: Token before which a continuation ends, such as end-of-text.
+        cache: Where prompts and continuations are added; a new one unless given.
+    """
+    ids, documents = pad_left(prompts, model.embed_tokens.weight.device)
+    found = generate(
+        model, ids, max_new_tokens, document_ids=documents, stop_ids=(end,), cache=cache
+    )
+    rows = found[:, ids.shape[1] :].tolist()
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def own_positions(document_ids_BT: Tensor | None) -> Tensor | None:
+    """Positions (B, T) that count a row's own tokens, padding left out; None without padding."""
+    if document_ids_BT is None:
+        return None
+    return ((document_ids_BT >= 0).cumsum(1) - 1).clamp(min=0)
+
+
+def pad_left(
+    prompts: Sequence[Sequence[int]], device: torch.device | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Prompts of any lengths as rows that end together, with token 0 before them.
 
     Returns:
         Tokens (B, T) int64, and document ids (B, T) int64, -1 at padding; None if there is no
         padding.
     """
     T = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[pad_id] * (T - len(p)) + list(p) for p in prompts])
+    ids = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=device)
     if all(len(prompt) == T for prompt in prompts):
         return ids, None
-    return ids, torch.tensor([[-1] * (T - len(p)) + [0] * len(p) for p in prompts])
+    documents = [[-1] * (T - len(p)) + [0] * len(p) for p in prompts]
+    return ids, torch.tensor(documents, device=device)

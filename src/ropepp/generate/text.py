@@ -1,8 +1,10 @@
 """From prompts as text to continuations as text."""
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -111,6 +113,25 @@ class Speed:
         return f"{', '.join(rows)}; KV cache {self.cache_bytes:,} bytes"
 
 
+def column(path: Path, content: str, key: str) -> list[str]:
+    """The texts under a key of a .jsonl file's content; empty lines are none.
+
+    Raises:
+        InputError: A line is no object with this key, or its value is no text.
+    """
+    found = []
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                value = json.loads(line)[key]
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path}, line {number} is no object with {key!r}") from error
+            if not isinstance(value, str):
+                raise InputError(f"{path}, line {number}: {key!r} is {value!r}; it must be a text")
+            found.append(value)
+    return found
+
+
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """A prompt as the beginning of a document.
 
@@ -147,18 +168,21 @@ def continue_texts(
         show: Gets the first row's text as it comes.
     """
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    device = model.embed_tokens.weight.device
-    ids, documents = pad_left(encoded)
-    documents = documents if documents is None else documents.to(device)
+    ids, documents = pad_left(encoded, model.embed_tokens.weight.device)
     cache = KVCache(len(model.layers), ids.shape[1] + max_new_tokens)
     rows = [TextStream(tokenizer, stops) for _ in prompts]
     texts = [""] * len(rows)
     speed = Speed(prompt_tokens=sum(map(len, encoded)))
-    steps = stream(
-        model, ids.to(device), max_new_tokens, sampling, generator, None, documents, cache=cache
-    )
-    for number, tokens in enumerate(_timed(steps, speed)):
-        for i, token in enumerate(tokens):
+    steps = stream(model, ids, max_new_tokens, sampling, generator, None, documents, cache=cache)
+    clock = time.perf_counter()
+    for number, tokens in enumerate(steps):
+        values = tokens.flatten().tolist()  # waits for the device
+        seconds = time.perf_counter() - clock
+        if number:
+            speed.write_seconds += seconds
+        else:
+            speed.read_seconds = seconds
+        for i, token in enumerate(values):
             speed.new_tokens += number > 0 and not rows[i].finished
             new = rows[i].push(token)
             texts[i] += new
@@ -166,6 +190,7 @@ def continue_texts(
                 show(new)
         if all(row.finished for row in rows):
             break
+        clock = time.perf_counter()
     stopped = [row.finished for row in rows]
     rest = [row.end() for row in rows]
     if show is not None:
@@ -176,17 +201,3 @@ def continue_texts(
         for prompt, text, held, row, stop in zip(prompts, texts, rest, rows, stopped, strict=True)
     ]
     return out, speed
-
-
-def _timed(steps: Iterator[torch.Tensor], speed: Speed) -> Iterator[list[int]]:
-    """Each step's tokens on the host, with the time that they took."""
-    start = time.perf_counter()
-    for number, tokens in enumerate(steps):
-        values = tokens.flatten().tolist()
-        seconds = time.perf_counter() - start
-        if number:
-            speed.write_seconds += seconds
-        else:
-            speed.read_seconds = seconds
-        yield values
-        start = time.perf_counter()

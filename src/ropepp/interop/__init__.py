@@ -1,4 +1,4 @@
-"""Models of other origin in, ours out: `saved` opens any model, `checkpoint` makes one of a folder;
+"""Models of other origin in, ours out: `saved` opens any model, and makes a checkpoint of a folder;
 `export` writes folders (`settings`, `text`, `card`), and `hf` is the model as transformers sees it.
 """
 

@@ -99,9 +99,8 @@ def _sizes(saved: SavedModel) -> dict[str, str]:
 
 
 def _figures(saved: SavedModel, result: dict[str, Any] | None) -> dict[str, str]:
-    data = saved.config.get("data", {}).get("init_args", {})
-    corpora = [data["corpus"]] if "corpus" in data else list(data.get("corpora", {}))
-    rows = {"data": ", ".join(Path(corpus).name for corpus in corpora)} if corpora else {}
+    corpora = ", ".join(Path(corpus).name for corpus in saved.corpora)
+    rows = {"data": corpora} if corpora else {}
     if result is None:
         return rows
     return {

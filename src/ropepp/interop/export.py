@@ -12,8 +12,8 @@ from torch import Tensor
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
-from ropepp.interop.settings import Text, llama_settings, own_settings, reference_settings
-from ropepp.interop.text import special_ids, write_tokenizer
+from ropepp.interop.settings import llama_settings, own_settings, reference_settings
+from ropepp.interop.text import write_tokenizer
 from ropepp.model.folders.published import read_settings
 from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
 from ropepp.model.positions import ALiBi, RoPE, YaRN
@@ -52,24 +52,24 @@ def export(
     found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
     text = _text(saved)
     if found is not None:
-        text = Text(text.max_length, found.bos_id, found.eot_id)
+        text |= {"bos_token_id": found.bos_id, "eos_token_id": found.eot_id}
     settings, prefix = _settings(model, text, form)
     settings["torch_dtype"] = str(dtype).removeprefix("torch.")
     with replacing_folder(Path(folder)) as work:
         write_tensors(work, _tensors(model, prefix, form, dtype), shard_bytes)
         write_json(work / "config.json", dict(sorted(settings.items())))
-        if text.eos_id is not None:
-            ids = {**text.ids(), "pad_token_id": text.eos_id}
+        if (end := text["eos_token_id"]) is not None:
+            ids = {"bos_token_id": text["bos_token_id"], "eos_token_id": end, "pad_token_id": end}
             write_json(work / "generation_config.json", ids)
         if found is not None:
-            write_tokenizer(found, work, text.max_length)
+            write_tokenizer(found, work, text["max_position_embeddings"])
         if "auto_map" in settings:
             shutil.copyfile(MODELING, work / MODELING.name)
         kind = form if form == "reference" else str(settings["model_type"])
         write_text(work / "README.md", model_card(saved, kind, dtype, _result(saved)))
 
 
-def _settings(model: Transformer, text: Text, form: Form) -> tuple[dict[str, Any], str]:
+def _settings(model: Transformer, text: dict[str, Any], form: Form) -> tuple[dict[str, Any], str]:
     """``config.json`` and what names of tensors begin with."""
     if form == "reference":
         return reference_settings(model, text), "model."
@@ -105,16 +105,15 @@ def _tensors(
             yield f"model.layers.{index}.self_attn.alibi_slopes", slopes.clone()
 
 
-def _text(saved: SavedModel) -> Text:
-    """What the model was made for, without a tokenizer's word."""
-    data = saved.config.get("data", {}).get("init_args", {})
-    if "sequence_length" in data:
-        return Text(data["sequence_length"])
-    if not (saved.path / "config.json").is_file():
-        return Text(DEFAULT_LENGTH)
-    settings = read_settings(saved.path / "config.json")
-    length = settings.get("max_position_embeddings", DEFAULT_LENGTH)
-    return Text(length, **special_ids(saved.path))
+def _text(saved: SavedModel) -> dict[str, Any]:
+    """What the model was made for, without a tokenizer's word; see `ropepp.interop.settings`."""
+    length = saved.data_arguments.get("sequence_length", DEFAULT_LENGTH)
+    text = {"max_position_embeddings": length, "bos_token_id": None, "eos_token_id": None}
+    if (saved.path / "config.json").is_file():
+        known = read_settings(saved.path / "config.json")
+        text |= {key: known[key] for key in text if key in known}
+    # The first one where there are several.
+    return {key: value[0] if isinstance(value, list) else value for key, value in text.items()}
 
 
 def _result(saved: SavedModel) -> dict[str, Any] | None:

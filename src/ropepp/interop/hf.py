@@ -69,11 +69,7 @@ class RoPEppConfig(PretrainedConfig):
         if network is not None:
             config, spec = self.parts()
             layout = spec.layout(config.num_heads, config.num_kv_heads)
-            heads = {
-                "num_attention_heads": layout.num_heads,
-                "num_key_value_heads": layout.num_kv_heads,
-            }
-            for name, value in {**sizes(config), **heads}.items():
+            for name, value in sizes(config, layout).items():
                 setattr(self, name, value)
 
     def parts(self) -> tuple[ModelConfig, Position]:

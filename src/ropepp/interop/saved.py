@@ -1,24 +1,25 @@
-"""Opens any saved model by its path: a run, a checkpoint, a published or exported folder."""
+"""Opens any saved model by its path: a run, a checkpoint, a published or exported folder; and makes
+a checkpoint, of the form that runs have, of a folder."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml  # type: ignore[import-untyped]
 
+from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
 from ropepp.errors import InputError
+from ropepp.files import replacing_file
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import load_pretrained
 from ropepp.model.loss import IGNORE_INDEX
-from ropepp.model.plain import from_plain
+from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import METADATA, newest_complete, read_metadata
 from ropepp.train.weights import load_weights
-
-if TYPE_CHECKING:
-    from ropepp.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,25 @@ class SavedModel:
         parts = (self.run or self.path).resolve().parts
         return "/".join(parts[-2:]) if self.run else parts[-1]
 
-    def tokenizer(self, given: str | Path | None = None) -> "Tokenizer":
+    @property
+    def data_class(self) -> str:
+        """Name of the data module of its training, "" if unknown."""
+        return str(self.config.get("data", {}).get("class_path", "")).rpartition(".")[2]
+
+    @property
+    def data_arguments(self) -> dict[str, Any]:
+        """That module's arguments."""
+        arguments: dict[str, Any] = self.config.get("data", {}).get("init_args", {})
+        return arguments
+
+    @property
+    def corpora(self) -> list[str]:
+        """Folders of the corpora that it was trained on, if any."""
+        data = self.data_arguments
+        found = [data.get("corpus"), *(data.get("corpora") or ())]
+        return [folder for folder in found if folder is not None]
+
+    def tokenizer(self, given: str | Path | None = None) -> Tokenizer:
         """The tokenizer of the model's text.
 
         Args:
@@ -55,8 +74,6 @@ class SavedModel:
         Raises:
             InputError: There is none, or it has more ids than the model.
         """
-        from ropepp.data.tokenizer import load_tokenizer
-
         places = [given] if given else self.tokenizer_places()
         if not places:
             raise InputError(f"{self.path} names no tokenizer: give one with --tokenizer")
@@ -71,17 +88,27 @@ class SavedModel:
 
     def tokenizer_places(self) -> list[str | Path]:
         """Where its tokenizer may be, the likeliest first."""
-        from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE
-
         beside = [self.path, self.run] if self.run else [self.path]
         places: list[str | Path] = [
             folder
             for folder in beside
             if any((folder / name).is_file() for name in (BPE_FILE, TIKTOKEN_FILE))
         ]
-        data = self.config.get("data", {}).get("init_args", {})
-        corpora = [data["corpus"]] if "corpus" in data else list(data.get("corpora", {}))
-        return places + [_tokenizer_of(Path(corpus)) for corpus in corpora]
+        return places + [_tokenizer_of(Path(corpus)) for corpus in self.corpora]
+
+
+def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.dtype]:
+    """Where a model computes, a GPU if there is one unless given, and its dtype, bfloat16 there and
+    float32 elsewhere unless given.
+
+    Raises:
+        InputError: A GPU is asked for where there is none.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
+        raise InputError(f"--device is {device}; there is no CUDA device here")
+    return device, getattr(torch, dtype or ("bfloat16" if on_gpu else "float32"))
 
 
 def open_model(
@@ -123,8 +150,46 @@ def open_model(
     model.tie()
     load_weights(model, path)
     run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
+    config = yaml.safe_load((run / "config.yaml").read_text()) if run else {}
     step = content.get("global_step")
-    return SavedModel(_placed(model, dtype, device), path, run, step, _config(run))
+    return SavedModel(_placed(model, dtype, device), path, run, step, config)
+
+
+def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
+    """Writes a checkpoint at step 0, with no optimizer's state, from a folder that
+    `load_pretrained` reads.
+
+    Args:
+        folder: What to read.
+        file: The new file, complete or absent.
+
+    Returns:
+        Its hyperparameters: those of the network.
+
+    Raises:
+        InputError: ``file`` exists, or the folder cannot be read.
+    """
+    file = Path(file)
+    if file.exists():
+        raise InputError(f"{file} exists; choose another name")
+    network = load_pretrained(folder)
+    # What training had besides is unknown, so that nothing can contradict a run that takes this.
+    settings = {"network": asdict(network.config), "position": to_plain(network.position)}
+    content = {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": version("lightning"),
+        "state_dict": {f"network.{name}": x for name, x in network.state_dict().items()},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "hyper_parameters": settings,
+        # For whoever opens the file; training takes its targets from the data.
+        "ignore_index": network.ignore_index,
+    }
+    with replacing_file(file) as out:
+        torch.save(content, out)
+    return settings
 
 
 def _placed(model: Transformer, dtype: torch.dtype, device: str | torch.device) -> Transformer:
@@ -142,12 +207,6 @@ def _checkpoint_of(run: Path) -> Path:
             "its checkpoints/"
         )
     return found
-
-
-def _config(run: Path | None) -> dict[str, Any]:
-    if run is None:
-        return {}
-    return yaml.safe_load((run / "config.yaml").read_text())
 
 
 def _tokenizer_of(corpus: Path) -> str | Path:

@@ -1,25 +1,31 @@
 """What ``config.json`` says of a model in each form: the inverse of
-`ropepp.model.folders.published`."""
+`ropepp.model.folders.published`.
 
-from dataclasses import asdict, dataclass
+What it says of the text comes from elsewhere: ``max_position_embeddings``, the longest row in
+tokens that the model was made for, and ``bos_token_id`` and ``eos_token_id``, which begin and end a
+document, or None.
+"""
+
+from dataclasses import asdict
 from typing import Any
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
-from ropepp.model.folders.published import FOURIER_SETTINGS, OWN_TYPE
+from ropepp.model.folders.published import (
+    FOURIER_SETTINGS,
+    IMAGINARY_MODES,
+    OWN_TYPE,
+    position,
+)
+from ropepp.model.heads import HeadLayout
 from ropepp.model.plain import to_plain
 from ropepp.model.positions import (
     PI,
     ALiBi,
     FoPE,
-    HeadSplit,
-    ImaginaryOnly,
     Position,
     Pythia,
     RoPE,
-    RoPEppEC,
-    RoPEppEH,
-    Scaling,
     YaRN,
 )
 from ropepp.model.transformer import Transformer
@@ -36,12 +42,6 @@ LLAMA = {
     "mlp_bias": False,
     "model_type": "llama",
     "pretraining_tp": 1,
-}
-IMAGINARY: dict[type[Position], dict[str, Any]] = {
-    RoPE: {"imag": False, "imag_mode": "imag1"},
-    RoPEppEH: {"imag": True, "imag_mode": "imag1"},
-    RoPEppEC: {"imag": True, "imag_mode": "imag2"},
-    ImaginaryOnly: {"imag": True, "imag_mode": "imago"},
 }
 # What published FoPE models state besides the settings on which loading insists.
 FOURIER = {
@@ -69,28 +69,11 @@ FOURIER = {
 }
 
 
-@dataclass(frozen=True)
-class Text:
-    """What a folder says of the text that its model reads.
-
-    Args:
-        max_length: Longest row in tokens that the model was made for.
-        bos_id: Token that begins a document, if any.
-        eos_id: Token that ends one, if any.
-    """
-
-    max_length: int
-    bos_id: int | None = None
-    eos_id: int | None = None
-
-    def ids(self) -> dict[str, int | None]:
-        """As configurations name them."""
-        return {"bos_token_id": self.bos_id, "eos_token_id": self.eos_id}
-
-
-def sizes(config: ModelConfig) -> dict[str, Any]:
-    """Sizes by their customary names, but for the numbers of heads."""
+def sizes(config: ModelConfig, heads: ModelConfig | HeadLayout) -> dict[str, Any]:
+    """Sizes by their customary names, with the numbers of heads of a layout or of a plain Llama."""
     return {
+        "num_attention_heads": heads.num_heads,
+        "num_key_value_heads": heads.num_kv_heads,
         "head_dim": config.head_dim,
         "hidden_size": config.hidden_size,
         "initializer_range": config.init_std,
@@ -102,25 +85,22 @@ def sizes(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def own_settings(model: Transformer, text: Text) -> dict[str, Any]:
+def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of any variant, for transformers with this package installed."""
     return {
         "architectures": ["RoPEppForCausalLM"],
         "auto_map": AUTO_MAP,
         "ignore_index": model.ignore_index,
-        "max_position_embeddings": text.max_length,
         "model_type": OWN_TYPE,
         "network": asdict(model.config),
         "position": to_plain(model.position),
         "use_cache": True,
-        **sizes(model.config),
-        "num_attention_heads": model.layout.num_heads,
-        "num_key_value_heads": model.layout.num_kv_heads,
-        **text.ids(),
+        **sizes(model.config, model.layout),
+        **text,
     }
 
 
-def llama_settings(model: Transformer, text: Text) -> dict[str, Any] | None:
+def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any] | None:
     """``config.json`` of an ordinary Llama; None if the model is none.
 
     YaRN becomes "llama3", whose weights need `RoPE`'s magnitude folded in.
@@ -131,7 +111,7 @@ def llama_settings(model: Transformer, text: Text) -> dict[str, Any] | None:
     if config.hidden_size % config.num_heads:  # which transformers refuses
         return None
     rope: dict[str, Any] | None = None
-    length = text.max_length
+    length = text["max_position_embeddings"]
     match spec.scaling:
         case None:
             pass
@@ -157,7 +137,7 @@ def llama_settings(model: Transformer, text: Text) -> dict[str, Any] | None:
     }
 
 
-def reference_settings(model: Transformer, text: Text) -> dict[str, Any]:
+def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of the published format.
 
     Raises:
@@ -173,15 +153,12 @@ def reference_settings(model: Transformer, text: Text) -> dict[str, Any]:
     }
 
 
-def _plain_llama(model: Transformer, text: Text) -> dict[str, Any]:
+def _plain_llama(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     return {
         **LLAMA,
         "ignore_index": model.ignore_index,
-        "max_position_embeddings": text.max_length,
-        **sizes(model.config),
-        "num_attention_heads": model.config.num_heads,
-        "num_key_value_heads": model.config.num_kv_heads,
-        **text.ids(),
+        **sizes(model.config, model.config),
+        **text,
     }
 
 
@@ -199,37 +176,20 @@ def _reference_position(spec: Position) -> dict[str, Any]:
             "max_position_embeddings": spec.max_length,
             "rope_theta": spec.theta,
         }
-    if isinstance(spec, RoPE) and kind in (RoPE, Pythia) and (kind is Pythia or _partial(spec)):
+    if isinstance(spec, RoPE) and (kind is Pythia or (kind is RoPE and spec.rotary_share != 1)):
         if spec.scaling is not None:
             raise _beyond("partial rotation with scaling")
         return {"partial_rotary_factor": spec.rotary_share, "rope_theta": spec.theta}
-    if isinstance(spec, HeadSplit) and kind is HeadSplit:
-        if spec.imaginary_share != 0.5:
-            raise _beyond(f"imaginary_share {spec.imaginary_share}")
-        mode = {"imag": True, "imag_mode": "imagx" if spec.interleaved else "imagh"}
-    elif isinstance(spec, RoPE) and kind in IMAGINARY:
-        mode = IMAGINARY[kind]
-    else:
-        raise _beyond(f"position {kind.__name__}")
-    if _partial(spec):
-        raise _beyond(f"{kind.__name__} with rotary_share {spec.rotary_share}")
-    rope = {**mode, **_reference_scaling(spec.scaling)}
-    return {"rope_config": rope, "rope_theta": spec.theta}
-
-
-def _reference_scaling(scaling: Scaling | None) -> dict[str, Any]:
-    match scaling:
-        case None:
-            return {}
-        case PI(factor=factor):
-            return {"factor": factor, "yarn": False}
-        case YaRN(factor=factor, original_length=4096, slow=1.0, fast=32.0):
-            return {"factor": factor, "yarn": True}
-    raise _beyond(f"scaling {scaling}")
-
-
-def _partial(spec: RoPE) -> bool:
-    return spec.rotary_share != 1
+    if isinstance(spec, RoPE):
+        rope: dict[str, Any] = {}
+        if isinstance(spec.scaling, PI | YaRN):
+            rope = {"factor": spec.scaling.factor, "yarn": isinstance(spec.scaling, YaRN)}
+        for imag, mode in ((False, "imag1"), *((True, mode) for mode in IMAGINARY_MODES)):
+            fields = {"rope_config": {"imag": imag, "imag_mode": mode, **rope}}
+            # What is read back as something else has an argument that the format has not.
+            if position(found := {**fields, "rope_theta": spec.theta}) == spec:
+                return found
+    raise _beyond(f"position {spec}")
 
 
 def _beyond(what: str) -> InputError:

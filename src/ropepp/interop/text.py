@@ -1,7 +1,6 @@
 """A folder's tokenizer, in the files that this project and transformers read."""
 
 import base64
-import json
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +99,3 @@ def _byte_level(
     special = BYTES_SPECIAL if pattern is None else TIKTOKEN_SPECIAL
     backend.add_special_tokens([AddedToken(name, special=True) for name in special])
     return backend
-
-
-def special_ids(folder: Path) -> dict[str, int | None]:
-    """BOS and end-of-text of a folder's ``config.json``; the first one where there are several."""
-    settings = json.loads((folder / "config.json").read_text())
-    found = (settings.get(key) for key in ("bos_token_id", "eos_token_id"))
-    bos, eos = (ids[0] if isinstance(ids, list) else ids for ids in found)
-    return {"bos_id": bos, "eos_id": eos}

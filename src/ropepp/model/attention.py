@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ropepp.model.cache import LayerCache
 from ropepp.model.config import ModelConfig
+from ropepp.model.kernels import Backend
 from ropepp.model.positions.base import Position, Table
 from ropepp.model.scope import CAUSAL, AttentionScope
 
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         layout = position.layout(config.num_heads, config.num_kv_heads)
         M, D = config.hidden_size, config.head_dim
         self.head_dim = D
-        self.backend = "auto"
+        self.backend: str | Backend = "auto"
         self.q_proj = Linear(M, layout.num_projections * D)
         self.k_proj = Linear(M, layout.num_kv_heads * D)
         self.v_proj = Linear(M, layout.num_kv_heads * D)

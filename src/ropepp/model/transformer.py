@@ -11,6 +11,7 @@ from ropepp.model.cache import KVCache, LayerCache
 from ropepp.model.config import ModelConfig
 from ropepp.model.documents import find_documents
 from ropepp.model.init import initialize
+from ropepp.model.kernels import Backend
 from ropepp.model.loss import IGNORE_INDEX, cross_entropy_sum, token_losses
 from ropepp.model.positions.base import Position, Table
 from ropepp.model.scope import CAUSAL, AttentionScope, ContextParallelScope
@@ -264,7 +265,7 @@ class Transformer(nn.Module):
         for index, block in enumerate(self.blocks()):
             block.recompute = every > 0 and index % every == 0
 
-    def set_backend(self, backend: str) -> None:
+    def set_backend(self, backend: str | Backend) -> None:
         """Chooses the attention backend of all layers, see `ropepp.model.kernels.attention`."""
         for layer in self.blocks():
             layer.self_attn.backend = backend

@@ -1,8 +1,8 @@
 """Where the heads of a sweep's runs look, as files in the runs' folders."""
 
 from ropepp.errors import InputError
-from ropepp.eval.analyze.text import read_rows
-from ropepp.eval.attention_maps import attention_maps, draw
+from ropepp.eval.analyze.attention_maps import attention_maps, draw
+from ropepp.eval.analyze.rows import read_rows
 from ropepp.files import write_json
 from ropepp.interop.saved import open_model
 from ropepp.runs.checkpoints import newest_complete

@@ -54,7 +54,7 @@ class Evaluation:
         """
         sums, counts, _ = (part.cpu().double() for part in self._totals())
         position = torch.arange(len(sums), dtype=torch.float64)
-        bin_of = (4 * torch.log2(position + 1)).floor().long()
+        bin_of = context_bins(len(sums))
         binned = [
             torch.zeros(int(bin_of.max()) + 1, dtype=torch.float64).index_add(0, bin_of, values)
             for values in (position * counts, sums, counts)
@@ -103,3 +103,9 @@ class Sums(Metric):
     def compute(self) -> Tensor:
         """(n,) the sums."""
         return self.total
+
+
+def context_bins(length: int) -> Tensor:
+    """(length,) the bin of each position, four an octave of the tokens up to it."""
+    position = torch.arange(length, dtype=torch.float64)
+    return (4 * torch.log2(position + 1)).floor().long()

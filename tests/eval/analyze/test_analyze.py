@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from helpers.fit_runs import fit
 from ropepp.commands.analyze import main
 from ropepp.errors import InputError
-from ropepp.eval.analyze.text import read_rows
-from ropepp.eval.recall import recall_accuracy, table
+from ropepp.eval.analyze.recall import recall_accuracy
+from ropepp.eval.analyze.rows import read_rows
 from ropepp.interop.saved import open_model
 
 for package in ("matplotlib", "scipy"):
@@ -118,7 +119,7 @@ def test_recall(recall_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     main(["recall", str(recall_run), *args, "--out", str(tmp_path)])
     content, _, events = read(tmp_path, "recall", ["recall"])
     cells = recall_accuracy(open_model(recall_run).model, [2, 3], [32, 64], 9, vocab_size=64)
-    assert content["table"] == table(cells)
+    assert content["table"] == [asdict(cell) for cell in cells]
     assert content["trained_length"] == 32
     assert content["chance"] == 1 / 21
     shown = events.Scalars("recall/accuracy/3_pairs")
@@ -157,7 +158,7 @@ def test_rows_of_text(run: Path, text: Path, tmp_path: Path) -> None:
     assert (shorter.inputs.shape[1], shorter.unit) == (300, "documents")
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"ab\xff")
-    for path, words in ((tmp_path / "no.txt", "is no file"), (bad, "not UTF-8 at byte 2")):
+    for path, words in ((tmp_path / "no.txt", r"no\.txt is missing"), (bad, "not UTF-8 at byte 2")):
         with pytest.raises(InputError, match=words):
             read_rows(saved, 3, 10, [path])
     with pytest.raises(InputError, match=r"no text of .* has that many tokens"):

@@ -12,12 +12,11 @@ from ropepp.eval.analyze.attention import (
     PAIRED,
     bootstrap,
     compare_kinds,
-    head_pairs,
     percentiles,
 )
-from ropepp.eval.attention_maps import MEASURES, AttentionMaps, attention_maps
+from ropepp.eval.analyze.attention_maps import MEASURES, AttentionMaps, attention_maps
 from ropepp.model import ModelConfig, Transformer
-from ropepp.model.positions import HeadSplit, PartialDoubling, RoPE, RoPEppEC
+from ropepp.model.positions import RoPE, RoPEppEC
 
 L, B = 3, 12
 LAYOUT = RoPEppEC().layout(4, 2)
@@ -25,7 +24,7 @@ LAYOUT = RoPEppEC().layout(4, 2)
 
 def maps_of(by_head: np.ndarray) -> AttentionMaps:
     """Maps that have nothing but measures, (rows, L, heads, measures)."""
-    return AttentionMaps({}, len(by_head), 64, 1, {}, {}, torch.from_numpy(by_head))
+    return AttentionMaps({}, 64, 1, {}, torch.from_numpy(by_head))
 
 
 def lines(table: list[dict], kind: str, measure: str) -> dict:
@@ -117,16 +116,6 @@ def test_heads_that_differ_at_random_show_over_texts_and_not_over_pairs() -> Non
         ends = stats.t.interval(0.95, 3 * 4 - 1, differences.mean(), stats.sem(differences))
         assert (paired["low"], paired["high"]) == pytest.approx(ends)
     assert apart == 4
-
-
-def test_pairs_share_a_projection() -> None:
-    for layout in (LAYOUT, PartialDoubling().layout(4, 2)):
-        for real, imaginary in head_pairs(layout):
-            assert layout.heads[real].projection == layout.heads[imaginary].projection
-            assert (layout.heads[real].phase, layout.heads[imaginary].phase) == (0, -90)
-    assert len(head_pairs(LAYOUT)) == 4
-    assert len(head_pairs(PartialDoubling().layout(4, 2))) == 2
-    assert head_pairs(HeadSplit().layout(4, 2)) == []
 
 
 def test_without_imaginary_heads_there_is_no_difference() -> None:

@@ -11,7 +11,7 @@ from helpers.fit_runs import arguments, curve, finish, fit, start
 from ropepp.cli import main
 from ropepp.data.packing.concat import Concat
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.eval.recall import recall_accuracy
+from ropepp.eval.analyze.recall import recall_accuracy
 from ropepp.interop.saved import open_model
 
 STEPS = 10

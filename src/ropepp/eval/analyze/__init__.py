@@ -1,3 +1,6 @@
-"""``ropepp analyze``: one file a command, which measures, prints, draws and writes; `text` has the
-rows that are read, `output` the table and figures.
+"""``ropepp analyze``: one file a command, which measures, prints, draws and writes.
+
+`rows` reads the tokens that a model is shown, `heads` sorts its heads into real and imaginary ones,
+and `output` writes table, figures and events. `attention_maps` measures for `attention`, and for
+sweeps.
 """

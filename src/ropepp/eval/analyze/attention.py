@@ -7,24 +7,29 @@ are compared as well (Student interval over all pairs of all layers); only that 
 kinds of heads. Neither says what another training seed would give.
 """
 
-import math
 from argparse import Namespace
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ropepp.errors import InputError
-from ropepp.eval.analyze.output import COLORS, canvas, require_extras, save
-from ropepp.eval.analyze.text import read_rows
-from ropepp.eval.attention_maps import MEASURES, AttentionMaps, attention_maps, draw, kinds_of
+from ropepp.eval.analyze.attention_maps import MEASURES, AttentionMaps, attention_maps, draw
+from ropepp.eval.analyze.heads import head_pairs, kinds_of
+from ropepp.eval.analyze.output import (
+    COLORS,
+    Floats,
+    canvas,
+    draw_intervals,
+    save,
+)
+from ropepp.eval.analyze.rows import read_rows
 from ropepp.interop.saved import SavedModel
 from ropepp.model.heads import HeadLayout
 from ropepp.statistics import ALPHA, sample_sd, t_interval
 
-Floats = NDArray[np.float64]
 FEWEST_ROWS = 8  # to draw again from
 RESAMPLES = 10_000
 DIFFERENCE = "imaginary - real"
@@ -65,14 +70,6 @@ def percentiles(means: Floats, alpha: float = ALPHA) -> tuple[Floats, Floats]:
     return low, high
 
 
-def head_pairs(layout: HeadLayout) -> list[tuple[int, int]]:
-    """Indices of real and imaginary heads that share a projection, (real, imaginary)."""
-    kinds = kinds_of(layout)
-    real = {layout.heads[h].projection: h for h in kinds.get("real", [])}
-    imaginary = {layout.heads[h].projection: h for h in kinds.get("imaginary", [])}
-    return [(real[p], imaginary[p]) for p in sorted(real.keys() & imaginary.keys())]
-
-
 def compare_kinds(maps: AttentionMaps, layout: HeadLayout, seed: int = 0) -> list[dict[str, Any]]:
     """A table of all measures: of each kind of head, and of the difference imaginary - real.
 
@@ -101,10 +98,9 @@ def compare_kinds(maps: AttentionMaps, layout: HeadLayout, seed: int = 0) -> lis
         plain, wide = percentiles(means), percentiles(means, ALPHA / m)
         for i, layer in enumerate(layers):
             for j, measure in enumerate(MEASURES):
-                ends = [float(x[i, j]) for x in (*plain, *wide)]
-                if kind != DIFFERENCE:
-                    ends[2:] = [math.nan, math.nan]
-                table.append(_line(layer, kind, measure, float(values[:, i, j].mean()), ends))
+                mean = float(values[:, i, j].mean())
+                ends = [float(x[i, j]) for x in (plain if kind != DIFFERENCE else (*plain, *wide))]
+                table.append(_line(layer, kind, measure, mean, ends))
     return table + _over_pairs(by_head.mean(0), head_pairs(layout))
 
 
@@ -123,16 +119,12 @@ def _over_pairs(by_head: Floats, pairs: list[tuple[int, int]]) -> list[dict[str,
 
 
 def _line(layer: Any, kind: str, measure: str, mean: float, ends: list[float]) -> dict[str, Any]:
-    found = [None if math.isnan(end) else end for end in ends]
-    names = ("low", "high", "wide_low", "wide_high")
-    return {"layer": layer, "kind": kind, "measure": measure, "mean": mean} | dict(
-        zip(names, found, strict=True)
-    )
+    named = zip_longest(("low", "high", "wide_low", "wide_high"), ends)
+    return {"layer": layer, "kind": kind, "measure": measure, "mean": mean} | dict(named)
 
 
 def analyze(saved: SavedModel, options: Namespace) -> None:
     """The command; see ``ropepp analyze attention --help``."""
-    require_extras()
     text = read_rows(saved, options.rows, options.length, options.text, options.tokenizer)
     if len(text.ids) < FEWEST_ROWS:
         raise InputError(
@@ -157,16 +149,11 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
     }
     print(f"{saved.name}: {B} {text.unit} of {T} tokens, {text.source}; heads {maps.heads}")
     print("\n".join(summary(table)))
-    scalars = {
-        f"attention/{line['measure']}/{line['kind']}": {
-            other["layer"]: other["mean"]
-            for other in table
-            if other["layer"] != "all"
-            and (other["kind"], other["measure"]) == (line["kind"], line["measure"])
-        }
-        for line in table
-        if line["kind"] != PAIRED
-    }
+    scalars: dict[str, dict[int, float]] = {}
+    for line in table:
+        if line["layer"] != "all":
+            tag = f"attention/{line['measure']}/{line['kind']}"
+            scalars.setdefault(tag, {})[line["layer"]] = line["mean"]
     figures = {
         "attention_maps": lambda path: draw(maps, path),
         "attention": lambda path: draw_measures(table, maps.uniform(), path),
@@ -203,12 +190,9 @@ def draw_measures(table: list[dict[str, Any]], uniform: Mapping[str, float], pat
                     for line in table
                     if (line["kind"], line["measure"]) == (kind, measure) and line["layer"] != "all"
                 ]
-                mean = np.array([line["mean"] for line in own])
-                ends = np.array([[line["low"], line["high"]] for line in own]).T
                 x = np.array([line["layer"] for line in own]) + 0.12 * (number - 0.5)
-                sizes = np.abs(ends - mean)
-                panel.errorbar(
-                    x, mean, sizes, fmt="os^Dv"[number % 5], markersize=9, capsize=5, linewidth=2,
+                draw_intervals(
+                    panel, x, own, ("mean", "low", "high"), fmt="os^Dv"[number % 5], markersize=9,
                     color=COLORS[number % len(COLORS)], label=kind,
                 )  # fmt: skip
             panel.margins(y=0.15)
@@ -218,5 +202,4 @@ def draw_measures(table: list[dict[str, Any]], uniform: Mapping[str, float], pat
             panel.set_title(LABELS[measure])
             panel.set_xlabel("layer")
             panel.xaxis.get_major_locator().set_params(integer=True)
-            panel.spines[["top", "right"]].set_visible(False)
         panel.legend()

@@ -1,19 +1,36 @@
-"""``ropepp analyze curves``: how real and imaginary heads weigh distance, and what training shows
-them; see `ropepp.eval.curves`."""
+"""``ropepp analyze curves``: how real and imaginary heads weigh distance, and which position values
+training shows them (RoPE++, arXiv 2512.07525).
 
+With f_n the frequencies and d the distance between query and key, a pair of dimensions n adds
+
+    real head        a_n cos(f_n d) + b_n sin(f_n d)
+    imaginary head   a_n sin(f_n d) - b_n cos(f_n d)
+
+to the score, where a_n and b_n depend on what query and key say alone. If a_n = 1 and b_n = 0 on
+average, the heads weigh a distance by c_re(d) = mean_n cos(f_n d) and c_im(d) = mean_n sin(f_n d).
+
+Within a trained length, f_n d runs from 0 to x_n = f_n (length - 1). A real head alone multiplies
+a_n by cos over that range and b_n by sin. Where a real and an imaginary head share a query, a_n
+meets sin too, and b_n meets -cos: the paper says that this exposes queries and keys to a wider
+range of positional information. `ValueRanges` has these ranges; they are those of real angles
+between the ends, not of whole distances alone.
+"""
+
+import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ropepp.errors import InputError
-from ropepp.eval.analyze.output import COLORS, canvas, require_extras, save
-from ropepp.eval.curves import Seen, characteristic, coverage, limit, rows, seen
-from ropepp.model.positions import PI, RoPE, Scaling, YaRN
+from ropepp.eval.analyze.output import COLORS, Floats, canvas, save
+from ropepp.model.positions import PI, RoPE, YaRN
 
-Floats = NDArray[np.float64]
+Range = tuple[float, float]
+FULL = 2.0 - 1e-12  # length of [-1, 1], less rounding
 POINTS = 400  # of a curve
 NAMES = {
     "real a": "RoPE, $a_n$: cos",
@@ -23,34 +40,169 @@ NAMES = {
 }
 
 
+def characteristic(frequencies: Floats, distances: Floats) -> tuple[Floats, Floats]:
+    """c_re and c_im at these distances, each (N,).
+
+    Args:
+        frequencies: (R/2,) angles per token.
+        distances: (N,) tokens.
+    """
+    angles = np.outer(distances, frequencies)
+    return np.cos(angles).mean(1), np.sin(angles).mean(1)
+
+
+def limit(theta: float, distances: Floats) -> tuple[Floats, Floats]:
+    """What `characteristic` comes to for many dimensions, f = theta^-u with u uniform in 0 .. 1:
+
+        c_re(d) = (Ci(d) - Ci(d / theta)) / ln theta    c_im(d) = (Si(d) - Si(d / theta)) / ln theta
+
+    with the cosine and the sine integral.
+
+    Args:
+        theta: Base of the frequencies, above 1.
+        distances: (N,) above 0; those divided by F where positions are interpolated linearly.
+    """
+    from scipy.special import sici  # type: ignore[import-untyped]
+
+    near_si, near_ci = sici(distances)
+    far_si, far_ci = sici(distances / theta)
+    return (near_ci - far_ci) / math.log(theta), (near_si - far_si) / math.log(theta)
+
+
+def cos_range(angle: float) -> Range:
+    """Smallest and largest cosine of the angles from 0 to ``angle`` >= 0."""
+    return (math.cos(angle) if angle < math.pi else -1.0), 1.0
+
+
+def sin_range(angle: float) -> Range:
+    """Smallest and largest sine of the angles from 0 to ``angle`` >= 0."""
+    high = math.sin(angle) if angle < math.pi / 2 else 1.0
+    low = min(0.0, math.sin(angle)) if angle < 3 * math.pi / 2 else -1.0
+    return low, high
+
+
+def covered(ranges: Sequence[Range]) -> float:
+    """Length of the union of ranges."""
+    total, end = 0.0, -math.inf
+    for low, high in sorted(ranges):
+        total += max(0.0, high - max(low, end))
+        end = max(end, high)
+    return total
+
+
+@dataclass(frozen=True)
+class ValueRanges:
+    """What a pair of dimensions is multiplied with at all distances up to a length.
+
+    Attributes:
+        angle: Largest angle, f_n (length - 1).
+        cos: Range of cos, by which a real head multiplies a_n.
+        sin: Range of sin, by which a real head multiplies b_n, and an imaginary one a_n.
+    """
+
+    angle: float
+    cos: Range
+    sin: Range
+
+    @classmethod
+    def until(cls, angle: float) -> "ValueRanges":
+        """What angles from 0 to this one show."""
+        return cls(angle, cos_range(angle), sin_range(angle))
+
+    def values(self) -> dict[str, list[Range]]:
+        """Values by which a_n and b_n are multiplied: by a real head alone, and by a real and an
+        imaginary head that share the query."""
+        negative = (-self.cos[1], -self.cos[0])
+        return {
+            "real a": [self.cos],
+            "real b": [self.sin],
+            "both a": [self.cos, self.sin],
+            "both b": [self.sin, negative],
+        }
+
+
+def seen(frequencies: Floats, length: int) -> list[ValueRanges]:
+    """What each pair of dimensions sees in ``length`` tokens."""
+    return [ValueRanges.until(float(f) * (length - 1)) for f in frequencies]
+
+
+def coverage(
+    trained: Sequence[ValueRanges], reached: Sequence[ValueRanges]
+) -> dict[str, dict[str, float]]:
+    """How wide a range training shows, for each key of `ValueRanges.values`.
+
+    Args:
+        trained: Of each pair of dimensions in training.
+        reached: Of the same when the model is used.
+
+    Returns:
+        ``full``: share of the pairs whose values fill [-1, 1]; ``both_signs``: share of those that
+        met values of either sign; ``width``: mean share of [-1, 1]; ``known``: mean share of the
+        reached values that training has shown.
+    """
+    found = {}
+    for key in ValueRanges.until(0.0).values():
+        ours = [one.values()[key] for one in trained]
+        theirs = [one.values()[key] for one in reached]
+        widths = np.array([covered(ranges) for ranges in ours])
+        reach = np.array([covered(ranges) for ranges in theirs])
+        union = np.array([covered([*a, *b]) for a, b in zip(ours, theirs, strict=True)])
+        shared = np.divide(widths + reach - union, reach, out=np.ones_like(reach), where=reach > 0)
+        signs = [min(r[0] for r in some) < 0 < max(r[1] for r in some) for some in ours]
+        found[key] = {
+            "full": float(np.mean(widths >= FULL)),
+            "both_signs": float(np.mean(signs)),
+            "width": float(widths.mean() / 2),
+            "known": float(shared.mean()),
+        }
+    return found
+
+
+def table_of(
+    name: str, frequencies: Floats, trained: Sequence[ValueRanges]
+) -> list[dict[str, Any]]:
+    """A line of a table for each pair of dimensions."""
+    return [
+        {
+            "setting": name,
+            "pair": n,
+            "frequency": float(f),
+            "trained_angle": one.angle,
+            "cos_low": one.cos[0],
+            "cos_high": one.cos[1],
+            "sin_low": one.sin[0],
+            "sin_high": one.sin[1],
+            **{
+                f"share_{key.replace(' ', '_')}": covered(ranges) / 2
+                for key, ranges in one.values().items()
+            },
+        }
+        for n, (f, one) in enumerate(zip(frequencies, trained, strict=True))
+    ]
+
+
 def settings(options: Namespace) -> dict[str, RoPE]:
     """The positions to look at by name: each theta as it is, and the first one with each scaling.
 
     Raises:
         InputError: A scaling is not of the form PI:8 or YaRN:32, or a theta not above 1.
     """
-    found = {}
     for theta in options.theta:
         if not theta > 1:
             raise InputError(f"--theta is {theta}; it must be above 1")
-        found[f"theta {theta:g}"] = RoPE(theta)
+    found = {f"theta {theta:g}": RoPE(theta) for theta in options.theta}
     for text in options.scaling:
-        name, _, factor = text.partition(":")
-        scaling: Scaling
+        name, _, number = text.partition(":")
+        if name not in ("PI", "YaRN"):
+            raise InputError(f"--scaling is {text!r}; allowed: PI:FACTOR, YaRN:FACTOR")
         try:
-            if name == "PI":
-                scaling = PI(float(factor))
-            elif name == "YaRN":
-                scaling = YaRN(float(factor), original_length=options.trained_length)
-            else:
-                raise InputError(f"--scaling is {text!r}; allowed: PI:FACTOR, YaRN:FACTOR")
+            factor = float(number)
         except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"--scaling is {text!r}; {factor!r} is no number") from error
-        found[f"theta {options.theta[0]:g}, {name} {float(factor):g}"] = RoPE(
-            options.theta[0], scaling=scaling
-        )
+            raise InputError(f"--scaling is {text!r}; {number!r} is no number") from error
+        length = options.trained_length
+        scaling = PI(factor) if name == "PI" else YaRN(factor, original_length=length)
+        theta = options.theta[0]
+        found[f"theta {theta:g}, {name} {factor:g}"] = RoPE(theta, scaling=scaling)
     return found
 
 
@@ -62,7 +214,6 @@ def distances(length: int) -> Floats:
 
 def analyze(options: Namespace) -> None:
     """The command; see ``ropepp analyze curves --help``."""
-    require_extras()
     if not 2 <= options.trained_length <= options.length:
         raise InputError(
             f"--trained_length is {options.trained_length} and --length {options.length}; allowed"
@@ -76,7 +227,7 @@ def analyze(options: Namespace) -> None:
         curves[name] = characteristic(frequencies, d)
         trained[name] = seen(plain, options.trained_length)
         shares[name] = coverage(trained[name], seen(frequencies, options.length))
-        lines += rows(name, frequencies, trained[name])
+        lines += table_of(name, frequencies, trained[name])
     limits = {f"theta {theta:g}": limit(theta, d[1:]) for theta in options.theta}
     facts = {
         "head_dim": options.head_dim,
@@ -94,10 +245,9 @@ def analyze(options: Namespace) -> None:
         for name, both in curves.items()
         for kind, values in zip(("real", "imaginary"), both, strict=True)
     }
-    plain_names = list(limits)
     figures = {
         "curves": lambda path: draw_curves(d, curves, limits, options.trained_length, path),
-        "seen": lambda path: draw_seen({n: trained[n] for n in plain_names}, path),
+        "seen": lambda path: draw_seen({n: trained[n] for n in limits}, path),
     }
     save(options.out, "curves", lines, facts, figures, scalars)
 
@@ -144,11 +294,10 @@ def draw_curves(
             panel.set_xscale("log")
             panel.set_title(title)
             panel.set_xlabel("distance (tokens)")
-            panel.spines[["top", "right"]].set_visible(False)
         panels[0].legend(loc="upper right")
 
 
-def draw_seen(trained: Mapping[str, Sequence[Seen]], path: Path) -> None:
+def draw_seen(trained: Mapping[str, Sequence[ValueRanges]], path: Path) -> None:
     """For each theta the values that a_n and b_n were multiplied with in training, with a real head
     alone and with both kinds."""
     with canvas(path, 15, 4.6 * len(trained) + 0.6) as figure:
@@ -164,7 +313,6 @@ def draw_seen(trained: Mapping[str, Sequence[Seen]], path: Path) -> None:
                               label=NAMES[key])  # fmt: skip
                 panel.set_title(f"{name}, values met by ${factor}_n$")
                 panel.set_ylim(-1.05, 1.05)
-                panel.spines[["top", "right"]].set_visible(False)
         for panel in grid[-1]:
             panel.set_xlabel("pair of dimensions $n$, fast to slow")
         for panel in grid[0]:

@@ -1,43 +1,175 @@
 """``ropepp analyze noise``: does a model suffer more when its imaginary or its real heads are
-disturbed? See `ropepp.eval.noise`.
+disturbed by Gaussian noise on their rotated queries?
 
-Each draw is one noise, the same for every strength and for both kinds of head. Intervals are over
-draws: they say what other noise would have done to this model on these texts, not what another
-training seed or other texts would give.
+The hooks sit on the position layers and cost nothing once removed. Each draw is one noise, the same
+for every strength and for both kinds of head. Intervals are over draws: they say what other noise
+would have done to this model on these texts, not what another training seed or other texts would
+give.
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ropepp.data.recall.accuracy import STREAM
 from ropepp.data.recall.task import RecallRows
 from ropepp.errors import InputError
-from ropepp.eval.analyze.output import COLORS, canvas, require_extras, save
-from ropepp.eval.analyze.text import LENGTH, RECALL_UNIT, read_rows, recall_data
+from ropepp.eval.analyze.heads import kinds_of
+from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
+from ropepp.eval.analyze.rows import (
+    BATCH_TOKENS,
+    LENGTH,
+    RECALL_UNIT,
+    read_rows,
+    recall_data,
+)
+from ropepp.eval.generated import encoded_samples
 from ropepp.eval.likelihood import score_continuations
-from ropepp.eval.noise import Kind, noise_heads, noise_study
-from ropepp.eval.recall import BATCH_TOKENS
-from ropepp.generate import generate
-from ropepp.generate.text import prompt_ids
+from ropepp.generate.decode import complete
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
 from ropepp.statistics import compare, sample_sd, t_interval
 
+# (kind, layer, shape of the queries of that kind (B, T, heads, D)) -> standard normal noise
+NoiseSource = Callable[[str, int, torch.Size], Tensor]
+HeadKind = Literal["real", "imaginary"]
+KINDS: tuple[HeadKind, ...] = ("real", "imaginary")
 Measure = Callable[[], Mapping[str, float]]
-Values = Mapping[tuple[Kind, float], Mapping[int, float]]
+Values = Mapping[tuple[HeadKind, float], Mapping[int, float]]
 UNITS = {
     "loss": "loss (nats per token)",
     "perplexity": "perplexity",
     "accuracy": "accuracy of the answers",
     "score": "RULER score",
 }
+
+
+class UnitNoise:
+    """Standard normal noise that depends on a seed, the layer and the number of the forward pass
+    alone.
+
+    It is the same for every standard deviation, and for real and imaginary heads where a layer has
+    as many of both: what noise does to the two kinds is then paired. One object serves one
+    evaluation; the next one gets a new object.
+
+    Args:
+        seed: Numbers from 0 on that name the draw.
+    """
+
+    def __init__(self, *seed: int) -> None:
+        self.seed = seed
+        self._passes: Counter[tuple[str, int]] = Counter()
+
+    def __call__(self, kind: str, layer: int, shape: torch.Size) -> Tensor:
+        entropy = [*self.seed, layer, self._passes[kind, layer]]
+        self._passes[kind, layer] += 1
+        state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        # On the CPU: the same numbers whatever the model's device.
+        return torch.randn(shape, generator=torch.Generator().manual_seed(state >> 1))
+
+
+@contextmanager
+def noisy_queries(
+    model: Transformer,
+    std: float,
+    target: Literal["real", "imaginary", "both"],
+    noise: NoiseSource,
+) -> Iterator[None]:
+    """Inside the context, adds noise to the queries of the real or imaginary heads of all layers.
+
+    Args:
+        model: A model whose layout has heads of the kind: phase 0 is real, -90 degrees imaginary.
+        std: Standard deviation of the noise, in units of the rotated queries.
+        target: Which heads are disturbed.
+        noise: Source of the noise.
+
+    Raises:
+        InputError: ``std`` is negative, or there are no such heads.
+    """
+    if not std >= 0:
+        raise InputError(f"noise std is {std}; it must be at least 0")
+    wanted: tuple[str, ...] = KINDS if target == "both" else (target,)
+    heads = {kind: own for kind, own in kinds_of(model.layout).items() if kind in wanted}
+    if not heads:
+        raise InputError(f"noise target is {target!r}; the model has no heads of that kind")
+    handles = [
+        block.self_attn.position.register_forward_hook(_hook(layer, std, heads, noise))
+        for layer, block in enumerate(model.blocks())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def noise_study(
+    model: Transformer,
+    measure: Callable[[], Mapping[str, float]],
+    stds: Sequence[float],
+    draws: int,
+    seed: int = 0,
+) -> tuple[dict[str, float], dict[str, dict[tuple[HeadKind, float], dict[int, float]]]]:
+    """Measures a model without noise, and with noise of each strength on each kind of head.
+
+    Args:
+        model: A model with real and imaginary heads.
+        measure: Evaluates the model as it is when called; the same forward passes in the same order
+            every time, or the draws are not paired.
+        stds: Standard deviations, in units of the rotated queries.
+        draws: Noises that are tried for each.
+        seed: Seed of the noises.
+
+    Returns:
+        The metrics without noise, and for each metric its values by kind and standard deviation,
+        each by the draw's number.
+
+    Raises:
+        InputError: The model lacks a kind of head, a standard deviation is negative or given twice,
+            or there are fewer than 2 draws, of which no interval follows.
+    """
+    if draws < 2:
+        raise InputError(f"draws is {draws}; an interval needs at least 2")
+    if not stds or min(stds) < 0 or len(set(stds)) < len(stds):
+        raise InputError(f"stds are {list(stds)}; allowed are numbers from 0 on, each once")
+    for kind in KINDS:
+        if kind not in kinds_of(model.layout):
+            raise InputError(
+                f"the position is {type(model.position).__name__}, which has no {kind} heads: noise"
+                " compares real and imaginary heads, as RoPE++ (RoPEppEC, RoPEppEH) has them"
+            )
+    clean = dict(measure())
+    values: dict[str, dict[tuple[HeadKind, float], dict[int, float]]] = {key: {} for key in clean}
+    for draw in range(draws):
+        for std in stds:
+            for kind in KINDS:
+                with noisy_queries(model, std, kind, UnitNoise(seed, draw)):
+                    found = measure()
+                for key, value in found.items():
+                    values[key].setdefault((kind, std), {})[draw] = value
+    return clean, values
+
+
+def _hook(
+    layer: int, std: float, heads: dict[str, list[int]], noise: NoiseSource
+) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    def add(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        q, k = output
+        q = q.clone()
+        for kind, own in heads.items():
+            unit = noise(kind, layer, q[:, :, own].shape)
+            q[:, :, own] += (std * unit).to(q.device, q.dtype)
+        return q, k
+
+    return add
 
 
 @torch.no_grad()
@@ -54,7 +186,7 @@ def mean_loss(model: Transformer, ids: Tensor, targets: Tensor) -> dict[str, flo
     step = max(1, BATCH_TOKENS // ids.shape[1])
     for some, wanted in zip(ids.split(step), targets.split(step), strict=True):
         nll, hits = model.evaluate(some.to(device), wanted.to(device))
-        losses += float(nll.double().sum()) if device.type != "mps" else float(nll.sum())
+        losses += float(nll.cpu().double().sum())
         right += int(hits.sum())
         count += int((wanted != model.ignore_index).sum())
     loss = losses / count
@@ -105,30 +237,25 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
     if missing := [name for name in options.tasks if name not in known]:
         raise InputError(f"--tasks has {missing[0]!r}; allowed: {', '.join(known)}")
     tokenizer = saved.tokenizer(options.tokenizer)
-    data = saved.config.get("data", {}).get("init_args", {})
-    length = options.length or data.get("sequence_length", LENGTH)
-    items = [
-        (known[name], sample, prompt_ids(tokenizer, sample.prompt))
+    length = options.length or saved.data_arguments.get("sequence_length", LENGTH)
+    samples = [
+        (known[name], sample)
         for name in options.tasks
-        for sample in known[name].samples(tokenizer, length, options.rows, options.seed)
+        for sample in encoded_samples(known[name], tokenizer, length, options.rows, options.seed)
     ]
+    count = sum(len(ids) for _, sample in samples for ids in sample.answers)
 
     def measure() -> dict[str, float]:
-        losses, scores, count = 0.0, 0.0, 0
-        for task, sample, prompt in items:
-            gap = "" if sample.prompt[-1:].isspace() else " "
-            answers = tokenizer.encode_batch([gap + answer for answer in sample.answers])
+        losses, scores = 0.0, 0.0
+        for task, (sample, prompt, answers, _) in samples:
             found = score_continuations(saved.model, [prompt], [answers], BATCH_TOKENS)[0]
             losses += sum(one.nll for one in found)
-            count += sum(map(len, answers))
-            given = torch.tensor([prompt], device=saved.model.embed_tokens.weight.device)
-            end = (tokenizer.eot_id,)
-            said = generate(saved.model, given, task.max_new_tokens, stop_ids=end)[0, len(prompt) :]
-            scores += task.score(tokenizer.decode(said.tolist()), sample)["score"]
-        return {"loss": losses / count, "score": scores / len(items)}
+            said = complete(saved.model, [prompt], task.max_new_tokens, tokenizer.eot_id)[0]
+            scores += task.score(tokenizer.decode(said), sample)["score"]
+        return {"loss": losses / count, "score": scores / len(samples)}
 
     names = f"RULER ({', '.join(options.tasks)})"
-    return measure, {"text": names, "rows": len(items), "length": length}
+    return measure, {"text": names, "rows": len(samples), "length": length}
 
 
 def effects(clean: Mapping[str, float], values: Mapping[str, Values]) -> list[dict[str, Any]]:
@@ -153,7 +280,7 @@ def effects(clean: Mapping[str, float], values: Mapping[str, Values]) -> list[di
         for std in stds:
             line: dict[str, Any] = {"metric": metric, "std": std, "draws": len(own["real", std])}
             line["clean"] = clean[metric]
-            for kind in ("real", "imaginary"):
+            for kind in KINDS:
                 changes = [value - clean[metric] for value in own[kind, std].values()]
                 mean, sd = float(np.mean(changes)), sample_sd(changes) or 0.0
                 low, high = t_interval(mean, sd, len(changes))
@@ -167,12 +294,12 @@ def effects(clean: Mapping[str, float], values: Mapping[str, Values]) -> list[di
 
 def analyze(saved: SavedModel, options: Namespace) -> None:
     """The command; see ``ropepp analyze noise --help``."""
-    require_extras()
     make = {"perplexity": text_measure, "recall": recall_measure, "ruler": ruler_measure}
     measure, facts = make[options.metric](saved, options)
     clean, values = noise_study(saved.model, measure, options.stds, options.draws, options.seed)
     table = effects(clean, values)
-    heads = {kind: len(own) for kind, own in noise_heads(saved.model.layout).items()}
+    kinds = kinds_of(saved.model.layout)
+    heads = {kind: len(kinds[kind]) for kind in KINDS}
     facts = {
         "model": saved.name,
         "step": saved.step,
@@ -182,15 +309,11 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
         "equal_number_of_heads": heads["real"] == heads["imaginary"],
     }
     print("\n".join(summary(saved.name, table, facts)))
-    scalars = {
-        f"noise/{line['metric']}/{kind}": {
-            round(1000 * other["std"]): other[kind]
-            for other in table
-            if other["metric"] == line["metric"]
-        }
-        for line in table
-        for kind in ("real", "imaginary", "difference")
-    }
+    scalars: dict[str, dict[int, float]] = {}
+    for line in table:
+        for kind in (*KINDS, "difference"):
+            of_kind = scalars.setdefault(f"noise/{line['metric']}/{kind}", {})
+            of_kind[round(1000 * line["std"])] = line[kind]
     name = "noise" if options.metric == "perplexity" else f"noise_{options.metric}"
     shown = next(iter(clean))
     lines = [line for line in table if line["metric"] == shown]
@@ -236,16 +359,11 @@ def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
             (right, "difference", "low", "high", COLORS[2], "D-"),
         ]
         for panel, key, low, high, color, fmt in series:
-            mean = np.array([line[key] for line in lines])
-            ends = np.array([[line[low], line[high]] for line in lines]).T
-            panel.errorbar(
-                x, mean, np.abs(ends - mean), fmt=fmt, markersize=8, capsize=5, linewidth=2,
-                color=color, label=f"noise on {key} heads",
-            )  # fmt: skip
+            label = f"noise on {key} heads"
+            draw_intervals(panel, x, lines, (key, low, high), fmt=fmt, color=color, label=label)
         left.legend()
         left.set_title(f"change of {UNITS[metric]}")
         right.set_title("imaginary $-$ real, same noise")
         for panel in (left, right):
             panel.axhline(0, color="#808080", linewidth=0.8)
             panel.set_xlabel("standard deviation of the noise")
-            panel.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,5 @@
 """What an analysis leaves in its folder: NAME.csv, NAME.json, figures, and TensorBoard events."""
 
-import csv
-import io
 import shlex
 import sys
 import time
@@ -10,13 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ropepp.errors import InputError
+from ropepp.eval.scores import to_csv
 from ropepp.files import write_json, write_text
+from ropepp.runs.machine import provenance
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Table = Sequence[Mapping[str, Any]]
+Floats = NDArray[np.float64]
 # Okabe and Ito's palette, which the colour-blind can tell apart; the first two are real, imaginary.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DPI = 80
@@ -51,8 +56,12 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.csv", to_csv(table))
-    content = {**facts, **_provenance(), "table": list(table)}
-    write_json(folder / f"{name}.json", content)
+    made = {
+        "command": shlex.join(["ropepp", *sys.argv[1:]]),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **provenance(),
+    }
+    write_json(folder / f"{name}.json", {**facts, **made, "table": list(table)})
     images = {key: folder / f"{key}.png" for key in figures}
     for key, draw in figures.items():
         draw(images[key])
@@ -61,22 +70,15 @@ def save(
         print(path)
 
 
-def to_csv(table: Table) -> str:
-    """Text with a line of names; nothing where a value is None."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return out.getvalue()
-
-
 @contextmanager
 def canvas(path: Path, width: float, height: float) -> Iterator["Figure"]:
     """A figure of that many inches with large type, written as PNG when the block ends."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"font.size": 16, "axes.titlesize": 18, "legend.frameon": False}):
+    style: Any = {"font.size": 16, "axes.titlesize": 18, "legend.frameon": False}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         temporary = path.with_name(path.name + ".tmp")
@@ -84,14 +86,14 @@ def canvas(path: Path, width: float, height: float) -> Iterator["Figure"]:
         temporary.replace(path)
 
 
-def _provenance() -> dict[str, Any]:
-    from ropepp.runs.machine import provenance
-
-    return {
-        "command": shlex.join(["ropepp", *sys.argv[1:]]),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **provenance(),
-    }
+def draw_intervals(
+    panel: "Axes", x: Floats, table: Table, keys: tuple[str, str, str], **style: Any
+) -> None:
+    """Means with their intervals; ``keys`` are those of mean, lower and upper end in a line."""
+    mean, low, high = np.array([[line[key] for key in keys] for line in table], dtype=float).T
+    # An end may lie on the wrong side of the mean by rounding.
+    sizes = np.abs(np.stack([low, high]) - mean)
+    panel.errorbar(x, mean, sizes, capsize=5, linewidth=2, **{"markersize": 8, **style})
 
 
 def _write_events(

@@ -1,24 +1,84 @@
-"""``ropepp analyze recall``: accuracy over distance and number of pairs, see
-`ropepp.eval.recall`."""
+"""``ropepp analyze recall``: how often a model recalls, by distance and number of pairs, see
+`ropepp.data.recall`."""
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from ropepp.data.recall.accuracy import RecallCell
-from ropepp.eval.analyze.output import COLORS, canvas, require_extras, save
-from ropepp.eval.analyze.text import recall_data
-from ropepp.eval.recall import recall_accuracy, table
+from ropepp.data.recall.accuracy import STREAM, RecallCell, count, distances, octaves, to_cells
+from ropepp.data.recall.task import RecallRows
+from ropepp.errors import InputError
+from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
+from ropepp.eval.analyze.rows import BATCH_TOKENS, recall_data
 from ropepp.interop.saved import SavedModel
+from ropepp.model.transformer import Transformer
 
 MULTIPLES = (1, 2, 4, 8)  # of the trained length
 
 
+@torch.no_grad()
+def recall_accuracy(
+    model: Transformer,
+    pairs: Sequence[int],
+    lengths: Sequence[int],
+    rows: int = 256,
+    vocab_size: int | None = None,
+    seed: int = 0,
+) -> list[RecallCell]:
+    """Accuracy of the answers by number of pairs and octave of distances.
+
+    Rows of all lengths are pooled: the long ones have far questions, the short ones near questions
+    in numbers that suffice. Answers of a row are not quite independent, as Wilson's interval takes
+    them to be.
+
+    Args:
+        model: A model trained on associative recall.
+        pairs: Numbers of key-value pairs in a row.
+        lengths: Tokens in a row.
+        rows: Rows of each length and number of pairs.
+        vocab_size: Number of token ids in the task; the model's unless given.
+        seed: Seed of the rows; none is a row of training or validation.
+
+    Raises:
+        InputError: A number does not fit the others.
+    """
+    if not pairs or not lengths or rows < 1:
+        raise InputError(
+            f"recall has pairs {list(pairs)}, lengths {list(lengths)} and {rows} rows; at least one"
+            " of each is needed"
+        )
+    size = vocab_size or model.config.vocab_size
+    if size > model.config.vocab_size:
+        raise InputError(f"vocab_size is {size}; the model has {model.config.vocab_size} ids")
+    made = {
+        (n, T): RecallRows(T, n, size, rows, None, seed, STREAM) for n in pairs for T in lengths
+    }
+    bins, device = octaves(max(lengths)), model.embed_tokens.weight.device
+    cells = []
+    for n in pairs:
+        sums = torch.zeros(2, bins, dtype=torch.float64)
+        for T in lengths:
+            step = max(1, BATCH_TOKENS // T)
+            for start in range(0, rows, step):
+                batch = made[n, T].batch(range(start, min(start + step, rows)))
+                batch = {key: value.to(device) for key, value in batch.items()}
+                _, hits = model.evaluate(
+                    batch["input_ids"],
+                    batch["targets"],
+                    batch.get("positions"),
+                    batch.get("document_ids"),
+                )
+                sums += count(hits, model.local_part(distances(batch, n)), bins).cpu()
+        cells += to_cells(sums, n)
+    return cells
+
+
 def analyze(saved: SavedModel, options: Namespace) -> None:
     """The command; see ``ropepp analyze recall --help``."""
-    require_extras()
     data = recall_data(saved)
     pairs = options.pairs or [data.pairs]
     lengths = options.lengths or [multiple * data.sequence_length for multiple in MULTIPLES]
@@ -49,7 +109,7 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
         for n in pairs
     }
     figures = {"recall": lambda path: draw(cells, data.sequence_length, facts["chance"], path)}
-    save(options.out, "recall", table(cells), facts, figures, scalars)
+    save(options.out, "recall", list(map(asdict, cells)), facts, figures, scalars)
 
 
 def draw(cells: Sequence[RecallCell], trained: int, chance: float, path: Path) -> None:
@@ -58,11 +118,9 @@ def draw(cells: Sequence[RecallCell], trained: int, chance: float, path: Path) -
         panel = figure.subplots()
         for number, n in enumerate(dict.fromkeys(cell.pairs for cell in cells)):
             own = [cell for cell in cells if cell.pairs == n]
-            x = [np.sqrt(cell.distance_low * cell.distance_high) for cell in own]
-            mean = np.array([cell.accuracy for cell in own])
-            sizes = np.abs(np.array([[cell.low, cell.high] for cell in own]).T - mean)
-            panel.errorbar(
-                x, mean, sizes, fmt="o-", markersize=8, capsize=5, linewidth=2,
+            x = np.sqrt([cell.distance_low * cell.distance_high for cell in own])
+            draw_intervals(
+                panel, x, list(map(asdict, own)), ("accuracy", "low", "high"), fmt="o-",
                 color=COLORS[number % len(COLORS)], label=f"{n} pairs",
             )  # fmt: skip
         panel.axhline(chance, color="#808080", linestyle=":", linewidth=2, label="chance")
@@ -72,5 +130,4 @@ def draw(cells: Sequence[RecallCell], trained: int, chance: float, path: Path) -
         panel.set_ylim(0, 1.03)
         panel.set_xlabel("distance of the question from its pair (tokens)")
         panel.set_ylabel("right answers")
-        panel.spines[["top", "right"]].set_visible(False)
         panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)

@@ -18,17 +18,8 @@ QUESTIONS = 5  # a story ends with one of the first ones
 NUMERALS = ("none", "one", "two", "three")
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 FAMILY = ("Bill", "Fred", "Jeff", "Mary")  # of qa5
-TOWN = (
-    ("Bill", "Fred", "Julie", "Mary"),
-    (  # of qa10
-        "bedroom",
-        "cinema",
-        "kitchen",
-        "office",
-        "park",
-        "school",
-    ),
-)
+TOWNSPEOPLE = ("Bill", "Fred", "Julie", "Mary")  # of qa10
+TOWN = ("bedroom", "cinema", "kitchen", "office", "park", "school")
 
 Pairs = list[tuple[str, str]]  # questions that could be asked, each with its answer
 
@@ -132,7 +123,7 @@ def qa7(rng: Random) -> Story:
 
     def pairs() -> Pairs:
         return [
-            (f"How many objects is {person} carrying?", NUMERALS[len(world.carried(person))])
+            (f"How many objects is {person} carrying?", NUMERALS[len(world.carried[person])])
             for person in world.handlers
         ]
 
@@ -145,7 +136,7 @@ def qa8(rng: Random) -> Story:
 
     def pairs() -> Pairs:
         return [
-            (f"What is {person} carrying?", ",".join(world.carried(person)) or "nothing")
+            (f"What is {person} carrying?", ",".join(world.carried[person]) or "nothing")
             for person in world.handlers
         ]
 
@@ -161,23 +152,14 @@ def qa9(rng: Random) -> Story:
 
 def qa10(rng: Random) -> Story:
     """Indefinite knowledge: is a person in a place, where some facts name two places?"""
-    world = Whereabouts(rng, *TOWN)
+    world = Whereabouts(rng, TOWNSPEOPLE, TOWN)
     actions = [world.move, world.state, world.waver]
     answers = ("yes", "no", "maybe")
     return _tell(rng, world.facts, actions, world.pairs, every=2, answers=answers)
 
 
 STORIES: dict[str, Callable[[Random], Story]] = {
-    "qa1": qa1,
-    "qa2": qa2,
-    "qa3": qa3,
-    "qa4": qa4,
-    "qa5": qa5,
-    "qa6": qa6,
-    "qa7": qa7,
-    "qa8": qa8,
-    "qa9": qa9,
-    "qa10": qa10,
+    story.__name__: story for story in (qa1, qa2, qa3, qa4, qa5, qa6, qa7, qa8, qa9, qa10)
 }
 
 

@@ -23,6 +23,7 @@ class World:
         known: Place of people and objects as far as the facts imply it.
         paths: For each object the known places that it was in, one after another.
         gifts: Giver, object, receiver of all gifts.
+        carried: What each person holds, in the order in which they came to hold it.
         handlers: Who took, dropped, gave or received an object, in the order of the first time.
     """
 
@@ -35,42 +36,38 @@ class World:
         self.handlers: list[str] = []
         self._rng = rng
         self._place = {entity: rng.choice(PLACES) for entity in (*people, *OBJECTS)}
-        self._carried: dict[str, list[str]] = {person: [] for person in people}
-
-    def carried(self, person: str) -> list[str]:
-        """Objects in the order in which the person came to hold them."""
-        return self._carried[person]
+        self.carried: dict[str, list[str]] = {person: [] for person in people}
 
     def move(self) -> bool:
         """Somebody goes to another place, with all that they carry."""
         person = self._rng.choice(self.people)
         place = self._rng.choice([p for p in PLACES if p != self._place[person]])
         self.facts.append(f"{person} {self._rng.choice(MOVED)} the {place}.")
-        for entity in (person, *self._carried[person]):
+        for entity in (person, *self.carried[person]):
             self._place[entity] = self.known[entity] = place
         self._follow_paths()
         return True
 
     def take(self) -> bool:
         """Somebody takes an object that lies where they are."""
-        held = {thing for things in self._carried.values() for thing in things}
+        held = {thing for things in self.carried.values() for thing in things}
         pairs = [(p, o) for p in self.people for o in self._here(p, self.objects) if o not in held]
         if not pairs:
             return False
         person, thing = self._rng.choice(pairs)
         self.facts.append(f"{person} {self._rng.choice(TOOK)} the {thing}{self._there()}.")
-        self._carried[person].append(thing)
+        self.carried[person].append(thing)
         self._meet(person, thing)
         return True
 
     def drop(self) -> bool:
         """Somebody drops an object."""
-        pairs = [(p, o) for p in self.people for o in self._carried[p]]
+        pairs = [(p, o) for p in self.people for o in self.carried[p]]
         if not pairs:
             return False
         person, thing = self._rng.choice(pairs)
         self.facts.append(f"{person} {self._rng.choice(DROPPED)} the {thing}{self._there()}.")
-        self._carried[person].remove(thing)
+        self.carried[person].remove(thing)
         self._meet(person, thing)
         return True
 
@@ -79,7 +76,7 @@ class World:
         triples = [
             (p, o, q)
             for p in self.people
-            for o in self._carried[p]
+            for o in self.carried[p]
             for q in self._here(p, self.people)
             if q != p
         ]
@@ -87,8 +84,8 @@ class World:
             return False
         giver, thing, receiver = self._rng.choice(triples)
         self.facts.append(f"{giver} {self._rng.choice(GAVE)} the {thing} to {receiver}.")
-        self._carried[giver].remove(thing)
-        self._carried[receiver].append(thing)
+        self.carried[giver].remove(thing)
+        self.carried[receiver].append(thing)
         self.gifts.append((giver, thing, receiver))
         self._meet(giver, receiver, thing)
         return True
@@ -101,9 +98,9 @@ class World:
 
     def _meet(self, *entities: str) -> None:
         """All are in one place, and what they carry too: if it is known of one, it is of all."""
-        people = [entity for entity in entities if entity in self._carried]
+        people = [entity for entity in entities if entity in self.carried]
         self.handlers += [person for person in people if person not in self.handlers]
-        group = [*entities, *(thing for person in people for thing in self._carried[person])]
+        group = [*entities, *(thing for person in people for thing in self.carried[person])]
         if any(entity in self.known for entity in group):
             self.known |= {entity: self._place[entity] for entity in group}
         self._follow_paths()

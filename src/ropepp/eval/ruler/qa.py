@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from random import Random
 
@@ -10,7 +9,7 @@ from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.eval.ruler.base import RulerTask
 from ropepp.eval.ruler.pools import Pool, Question
-from ropepp.eval.tasks import FULL, Sample, count_tokens, depths
+from ropepp.eval.tasks import FULL, Sample, count_tokens
 
 TEMPLATE = (
     "Answer the question based on the given documents. Only give me the answer and do not output "
@@ -25,7 +24,8 @@ MISSES = 300  # documents too long for the rest of the room before it is left em
 
 @dataclass(frozen=True)
 class DocumentQuestions(RulerTask):
-    """The documents that answer a question among as many others as fit."""
+    """The documents that answer a question among as many others as fit; ``load`` gives the same
+    pool at each call."""
 
     name: str
     load: Callable[[], Pool]
@@ -34,16 +34,12 @@ class DocumentQuestions(RulerTask):
     max_new_tokens = 32
     any_answer = True
 
-    @cached_property
-    def _pool(self) -> Pool:
-        return self.load()
-
     @property
     def baseline(self) -> float:  # type: ignore[override]
-        return self._pool.baseline
+        return self.load().baseline
 
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
-        pool = self._pool
+        pool = self.load()
         if count > len(pool.questions):
             raise InputError(
                 f"{count} samples are asked of ruler {self.name}, which has {len(pool.questions)}"
@@ -52,20 +48,17 @@ class DocumentQuestions(RulerTask):
         Random(f"ruler/{self.name}/{seed}").shuffle(order)
         sizes: dict[int, int] = {}
         fitting = (
-            draft
+            sample
             for question in order
-            if (draft := self._sample(tokenizer, length, pool.questions[question], seed, sizes))
+            if (sample := self._sample(tokenizer, length, pool.questions[question], seed, sizes))
         )
-        drafts = list(islice(fitting, count))
-        if len(drafts) < count:
+        samples = list(islice(fitting, count))
+        if len(samples) < count:
             raise InputError(
-                f"length is {length}; only {len(drafts)} questions of ruler {self.name} fit into "
+                f"length is {length}; only {len(samples)} questions of ruler {self.name} fit into "
                 f"it with this tokenizer, {count} are asked"
             )
-        return [
-            Sample(index, prompt, question.answers, tokens, info)
-            for index, (prompt, question, tokens, info) in enumerate(drafts)
-        ]
+        return samples
 
     def _sample(
         self,
@@ -74,15 +67,15 @@ class DocumentQuestions(RulerTask):
         question: Question,
         seed: int,
         sizes: dict[int, int],
-    ) -> tuple[str, Question, int, dict[str, object]] | None:
-        """Prompt, question, tokens and info; None if the documents needed do not fit."""
+    ) -> Sample | None:
+        """None if the documents needed do not fit."""
         rng_seed = f"ruler/{self.name}/{seed}/{question.query}"
         others = self._others(Random(rng_seed), question)
         slack = int((1 - FULL) * length)
         chosen = list(question.needed)
         rounds = ROUNDS
         while True:
-            prompt, depth = self._prompt(Random(rng_seed), question, chosen)
+            prompt = self._prompt(Random(rng_seed), question, chosen)
             tokens = count_tokens(tokenizer, prompt) + self.max_new_tokens
             if tokens > length:
                 chosen.pop()
@@ -92,8 +85,7 @@ class DocumentQuestions(RulerTask):
                 chosen += self._choose(tokenizer, length - tokens, slack, others, sizes)
                 rounds -= 1
             else:
-                info: dict[str, object] = {"question": question.query, "depth": depth}
-                return prompt, question, tokens, info | {"size": len(chosen)}
+                return Sample(prompt, question.answers)
 
     def _choose(
         self,
@@ -110,7 +102,10 @@ class DocumentQuestions(RulerTask):
             batch = list(islice(others, BATCH))
             if not batch:
                 break
-            self._count(tokenizer, batch, sizes)
+            new = [number for number in batch if number not in sizes]
+            # With a heading; an estimate, as its number may be shorter.
+            texts = [f"Document 100:\n{self.load().documents[number]}\n\n" for number in new]
+            sizes.update(zip(new, map(len, tokenizer.encode_batch(texts)), strict=True))
             for number in batch:
                 if sizes[number] <= room:
                     chosen.append(number)
@@ -121,32 +116,22 @@ class DocumentQuestions(RulerTask):
                     break
         return chosen
 
-    def _count(self, tokenizer: Tokenizer, numbers: list[int], sizes: dict[int, int]) -> None:
-        """Tokens of documents with a heading; an estimate, as its number may be shorter."""
-        new = [number for number in numbers if number not in sizes]
-        texts = [f"Document 100:\n{self._pool.documents[number]}\n\n" for number in new]
-        for number, ids in zip(new, tokenizer.encode_batch(texts), strict=True):
-            sizes[number] = len(ids)
-
     def _others(self, rng: Random, question: Question) -> Iterator[int]:
         """Other documents, each once: those near the question, then any."""
         near = list(question.near)
         rng.shuffle(near)
         used = {*near, *question.needed}
         yield from near
-        total = len(self._pool.documents)
+        total = len(self.load().documents)
         for number in rng.sample(range(total), total):
             if number not in used:
                 yield number
 
-    def _prompt(
-        self, rng: Random, question: Question, chosen: list[int]
-    ) -> tuple[str, list[float]]:
+    def _prompt(self, rng: Random, question: Question, chosen: list[int]) -> str:
         shuffled = list(chosen)
         rng.shuffle(shuffled)
-        told = [self._pool.documents[number] for number in shuffled]
+        told = [self.load().documents[number] for number in shuffled]
         context = "\n\n".join(
             f"Document {place}:\n{document}" for place, document in enumerate(told, start=1)
         )
-        prompt = TEMPLATE.format(context=context, query=question.query)
-        return prompt, depths(prompt, [self._pool.documents[number] for number in question.needed])
+        return TEMPLATE.format(context=context, query=question.query)

@@ -6,7 +6,7 @@ from string import ascii_uppercase
 
 from ropepp.eval.ruler.base import RulerTask
 from ropepp.eval.ruler.niah import NOISE
-from ropepp.eval.tasks import Draft, SizedTask, depths
+from ropepp.eval.tasks import Sample, SizedTask
 
 # "assgined" is the original's. Its space at the end is left out: the answer's tokens begin with it.
 TEMPLATE = (
@@ -30,16 +30,16 @@ class VariableTracking(RulerTask, SizedTask):
     max_new_tokens = 30
     smallest = HOPS + 2
 
-    def draft(self, rng: Random, size: int, length: int) -> Draft:
-        example, solution, _ = _problem(rng, EXAMPLE_NOISE, letters=3)
-        problem, answers, chain = _problem(rng, size, letters=5)
+    def draft(self, rng: Random, size: int, length: int) -> Sample:
+        example, solution = _problem(rng, EXAMPLE_NOISE, letters=3)
+        problem, answers = _problem(rng, size, letters=5)
         # The original has two spaces before the example's answer, and four line ends after it.
         prompt = f"{example}  {' '.join(solution)}\n\n\n\n{problem}"
-        return Draft(prompt, tuple(answers), {"depth": depths(prompt, chain)})
+        return Sample(prompt, tuple(answers))
 
 
-def _problem(rng: Random, noises: int, letters: int) -> tuple[str, list[str], list[str]]:
-    """The question, the variables and the assignments."""
+def _problem(rng: Random, noises: int, letters: int) -> tuple[str, list[str]]:
+    """The question and the variables."""
     names: list[str] = []
     while len(names) <= HOPS:
         name = "".join(rng.choices(ascii_uppercase, k=letters))
@@ -53,4 +53,4 @@ def _problem(rng: Random, noises: int, letters: int) -> tuple[str, list[str], li
     for place, link in reversed(list(zip(places, chain, strict=True))):
         pieces.insert(place, link)
     question = TEMPLATE.format(context=" ".join(pieces), query=value, count=len(names))
-    return question, names, chain
+    return question, names

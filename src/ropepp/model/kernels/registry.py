@@ -37,7 +37,7 @@ def attention(
     alibi_slopes: Tensor | None = None,
     document_ids: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
 ) -> Tensor:
     """Softmax attention.
 
@@ -58,7 +58,7 @@ def attention(
             its own id, at least one. For cached rows; packed documents are faster by
             ``cu_seqlens``, and not both at once.
         scale: Factor of the scores; ``1 / sqrt(D)`` unless given.
-        backend: One of `BACKENDS`, or "auto", see `choose`.
+        backend: One of `BACKENDS`, "auto", see `choose`, or a backend of the caller's own.
 
     Returns:
         (B, T, H, D) in the queries' dtype.
@@ -75,16 +75,17 @@ def attention(
     _check_documents(request)
     if backend == "auto":
         return BACKENDS[choose(request)].run(request)
-    if backend not in BACKENDS:
+    chosen = backend if isinstance(backend, Backend) else BACKENDS.get(backend)
+    if chosen is None:
         raise InputError(f"attention backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
-    reason = BACKENDS[backend].refuse(request)
+    reason = chosen.refuse(request)
     if reason is not None:
         able = [name for name, other in BACKENDS.items() if other.refuse(request) is None]
         raise InputError(
-            f"attention backend {backend!r} cannot serve {_kind(request)}: {reason}; these can: "
-            f"auto, {', '.join(able)}"
+            f"attention backend {chosen.name!r} cannot serve {_kind(request)}: {reason}; these "
+            f"can: auto, {', '.join(able)}"
         )
-    return BACKENDS[backend].run(request)
+    return chosen.run(request)
 
 
 def choose(request: Request) -> str:

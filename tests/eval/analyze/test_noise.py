@@ -5,10 +5,15 @@ import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.eval.analyze.noise import effects, mean_loss
-from ropepp.eval.noise import UnitNoise, noise_heads, noise_study, noisy_queries
+from ropepp.eval.analyze.noise import (
+    UnitNoise,
+    effects,
+    mean_loss,
+    noise_study,
+    noisy_queries,
+)
 from ropepp.model import ModelConfig, Transformer
-from ropepp.model.positions import HeadSplit, ImaginaryOnly, PartialDoubling, RoPE, RoPEppEC
+from ropepp.model.positions import ImaginaryOnly, RoPE, RoPEppEC
 
 CONFIG = ModelConfig(31, 32, 2, 4, 2, 24, init_std=0.4)
 
@@ -127,12 +132,6 @@ def test_effects_by_scipy() -> None:
     assert full["p_holm"] == pytest.approx(half["p_holm"])
 
 
-def test_heads_of_a_kind() -> None:
-    layout = PartialDoubling().layout(4, 2)
-    assert noise_heads(layout) == {"real": [0, 2, 3, 5], "imaginary": [1, 4]}
-    assert noise_heads(HeadSplit().layout(4, 2)) == {"real": [0, 1], "imaginary": [2, 3]}
-
-
 def test_bad_input() -> None:
     model, _ = make()
 
@@ -148,10 +147,13 @@ def test_bad_input() -> None:
         noise_study(make(RoPE())[0], measure, [0.5], draws=3)
     with pytest.raises(InputError, match="has no real heads"):
         noise_study(make(ImaginaryOnly())[0], measure, [0.5], draws=3)
-    with pytest.raises(InputError, match="std is nan"), noisy_queries(model, float("nan"), "real"):
+    with (
+        pytest.raises(InputError, match="std is nan"),
+        noisy_queries(model, float("nan"), "real", UnitNoise(0)),
+    ):
         pass
     with (
         pytest.raises(InputError, match="no heads of that kind"),
-        noisy_queries(make(RoPE())[0], 0.5, "imaginary"),
+        noisy_queries(make(RoPE())[0], 0.5, "imaginary", UnitNoise(0)),
     ):
         pass

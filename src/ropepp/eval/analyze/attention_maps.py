@@ -7,19 +7,20 @@ queries: memory grows with the length, not with its square. The model's output s
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.model.heads import HeadLayout
-from ropepp.model.kernels import BACKENDS, Backend, Request, attention
+from ropepp.eval.analyze.heads import kinds_of
+from ropepp.eval.analyze.output import canvas
+from ropepp.model.kernels import Backend, Request, attention
 from ropepp.model.kernels.backend import never
 from ropepp.model.transformer import Transformer
 
 MEASURES = ("distance", "entropy", "first_token", "same_token")
-NAMES = {0.0: "real", 270.0: "imaginary"}  # by phase in degrees, turned to 0..360
 
 
 @dataclass(frozen=True)
@@ -27,27 +28,44 @@ class AttentionMaps:
     """Mean attention of the heads of each kind. L layers, T tokens, n = ceil(T / bin_width).
 
     Attributes:
-        heads: Number of heads of each kind in a layer.
-        rows: Rows of tokens that were read.
+        kinds: Indices of the heads of each kind in a layer, see `kinds_of`.
         length: Tokens in a row (T).
         bin_width: Tokens in a bin of the maps.
         weights: By kind, (L, n, n) float32: the mean weight that a query of the first bin gives to
             a key of the second, over rows, heads and the pairs that causality allows; NaN where
             there is none.
-        measures: By kind, means over rows, heads and queries in each layer: ``distance`` to the
-            attended tokens (tokens), ``entropy`` of the weights (nats), and the share on the row's
+        by_head: (rows, L, heads, measures) float64: of each row and head, in the order of the
+            layout and of `MEASURES`, means over queries of the ``distance`` to the attended tokens
+            (tokens), the ``entropy`` of the weights (nats), and the share on the row's
             ``first_token`` and on the ``same_token`` as the query's.
-        by_head: (rows, L, heads, measures) float64: the same of each row and head, in the order of
-            the layout and of `MEASURES`; means over queries.
     """
 
-    heads: dict[str, int]
-    rows: int
+    kinds: dict[str, list[int]]
     length: int
     bin_width: int
     weights: dict[str, Tensor]
-    measures: dict[str, dict[str, list[float]]]
     by_head: Tensor
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Number of heads of each kind in a layer."""
+        return {kind: len(heads) for kind, heads in self.kinds.items()}
+
+    @property
+    def rows(self) -> int:
+        """Rows of tokens that were read."""
+        return len(self.by_head)
+
+    @property
+    def measures(self) -> dict[str, dict[str, list[float]]]:
+        """By kind and name, means over rows and heads in each layer."""
+        return {
+            kind: {
+                name: self.by_head[:, :, heads, index].mean((0, 2)).tolist()
+                for index, name in enumerate(MEASURES)
+            }
+            for kind, heads in self.kinds.items()
+        }
 
     def uniform(self) -> dict[str, float]:
         """The measures of a head that looks at all tokens before it equally."""
@@ -86,32 +104,8 @@ def attention_maps(
     by_head = torch.stack([torch.stack(one.measures) for one in sums], dim=1) / T
     pairs = _visible_pairs(T, width)
     maps = {kind: torch.stack([one.maps[kind] for one in sums]) / (B * pairs) for kind in kinds}
-    measures = {
-        kind: {
-            name: by_head[:, :, heads, index].mean((0, 2)).tolist()
-            for index, name in enumerate(MEASURES)
-        }
-        for kind, heads in kinds.items()
-    }
-    return AttentionMaps(
-        heads={kind: len(heads) for kind, heads in kinds.items()},
-        rows=B,
-        length=T,
-        bin_width=width,
-        weights={kind: values.float() for kind, values in maps.items()},
-        measures=measures,
-        by_head=by_head,
-    )
-
-
-def kinds_of(layout: HeadLayout) -> dict[str, list[int]]:
-    """Indices of the heads of each phase: "real" is phase 0, "imaginary" -90 degrees, others are
-    named by their phase."""
-    kinds: dict[str, list[int]] = {}
-    for index, head in enumerate(layout.heads):
-        name = NAMES.get(head.phase % 360, f"phase {head.phase:g}")
-        kinds.setdefault(name, []).append(index)
-    return kinds
+    weights = {kind: values.float() for kind, values in maps.items()}
+    return AttentionMaps(kinds, T, width, weights, by_head)
 
 
 class _Sums:
@@ -125,14 +119,23 @@ class _Sums:
         self.maps = {kind: torch.zeros(n, n, dtype=torch.float64) for kind in kinds}
         self.measures: list[Tensor] = []  # of each row, (heads, measures)
 
-    def add(self, request: Request) -> None:
-        B, T = request.q.shape[:2]
-        for row in range(B):
-            blocks = [
-                self._add_block(_weights(request, row, start, min(start + self.block, T)), start)
-                for start in range(0, T, self.block)
-            ]
-            self.measures.append(torch.stack(blocks).sum(0))
+    def run(self, request: Request, inner: str | Backend) -> Tensor:
+        """Adds what the heads of one row attend to; another backend does the work."""
+        T = request.q.shape[1]
+        blocks = [
+            self._add_block(_weights(request, start, min(start + self.block, T)), start)
+            for start in range(0, T, self.block)
+        ]
+        self.measures.append(torch.stack(blocks).sum(0))
+        return attention(
+            request.q,
+            request.k,
+            request.v,
+            causal=request.causal,
+            alibi_slopes=request.alibi_slopes,
+            scale=request.scale,
+            backend=inner,
+        )
 
     def _add_block(self, weights_HtS: Tensor, start: int) -> Tensor:
         """Adds to the maps; returns the measures' sums over these queries, (heads, measures)."""
@@ -153,12 +156,12 @@ class _Sums:
         return torch.stack(values, dim=-1).double().sum(1).cpu()
 
 
-def _weights(request: Request, row: int, start: int, stop: int) -> Tensor:
-    """Attention weights (H, stop - start, stop) of some queries of a row: float32, as
+def _weights(request: Request, start: int, stop: int) -> Tensor:
+    """Attention weights (H, stop - start, stop) of some queries of the row: float32, as
     `ropepp.model.kernels.definition` has them."""
     K = request.k.shape[2]
-    q = request.q[row, start:stop].float().unflatten(1, (K, -1))
-    k = request.k[row, :stop].float()
+    q = request.q[0, start:stop].float().unflatten(1, (K, -1))
+    k = request.k[0, :stop].float()
     scores = torch.einsum("tkgd,skd->kgts", q, k).flatten(0, 1) * request.scale
     index = torch.arange(stop, device=k.device)
     distance = index[start:, None] - index[None, :]
@@ -183,32 +186,13 @@ def _recording(model: Transformer, sums: list[_Sums]) -> Iterator[None]:
     layer's sums and leaves the work to the backend that was there."""
     layers = [block.self_attn for block in model.blocks()]
     before = [layer.backend for layer in layers]
-    names = [f"recording layer {index} of model {id(model)}" for index in range(len(layers))]
     try:
-        for layer, name, own, inner in zip(layers, names, sums, before, strict=True):
-            BACKENDS[name] = _recorder(name, own, inner)
-            layer.backend = name
+        for layer, own, inner in zip(layers, sums, before, strict=True):
+            layer.backend = Backend("recording", never, partial(own.run, inner=inner))
         yield
     finally:
-        for layer, name, inner in zip(layers, names, before, strict=True):
+        for layer, inner in zip(layers, before, strict=True):
             layer.backend = inner
-            BACKENDS.pop(name, None)
-
-
-def _recorder(name: str, sums: _Sums, inner: str) -> Backend:
-    def run(request: Request) -> Tensor:
-        sums.add(request)
-        return attention(
-            request.q,
-            request.k,
-            request.v,
-            causal=request.causal,
-            alibi_slopes=request.alibi_slopes,
-            scale=request.scale,
-            backend=inner,
-        )
-
-    return Backend(name, never, run)
 
 
 def draw(maps: AttentionMaps, path: Path) -> None:
@@ -216,28 +200,21 @@ def draw(maps: AttentionMaps, path: Path) -> None:
     of head; logarithmic colours from a tenth of the uniform weight 1 / T up to 1."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
 
     kinds, T = list(maps.weights), maps.length
     layers = len(maps.weights[kinds[0]])
     shown = sorted({0, layers // 2, layers - 1})
-    figure = Figure(figsize=(3.5 * len(shown) + 1.8, 3.7 * len(kinds) + 0.5), layout="constrained")
-    axes = figure.subplots(len(kinds), len(shown), squeeze=False, sharex=True, sharey=True)
     norm, edge = LogNorm(0.1 / T, 1.0), maps.bin_width * maps.weights[kinds[0]].shape[-1]
     colours = colormaps["viridis"].with_extremes(bad="white")
-    for line, kind in zip(axes, kinds, strict=True):
-        line[0].set_ylabel("query (token)", fontsize=18)
-        for panel, layer in zip(line, shown, strict=True):
-            values = maps.weights[kind][layer].clamp(min=0.1 / T).numpy()
-            image = panel.imshow(values, norm=norm, cmap=colours, extent=(0, edge, edge, 0))
-            panel.set_title(f"{kind}, layer {layer + 1} of {layers}", fontsize=18)
-            panel.tick_params(labelsize=15)
-            panel.locator_params(nbins=3)
-    for panel in axes[-1]:
-        panel.set_xlabel("key (token)", fontsize=18)
-    bar = figure.colorbar(image, ax=axes)
-    bar.set_label("mean attention weight", fontsize=18)
-    bar.ax.tick_params(labelsize=16)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=80, format="png")
-    temporary.replace(path)
+    with canvas(path, 3.5 * len(shown) + 1.8, 3.7 * len(kinds) + 0.5) as figure:
+        axes = figure.subplots(len(kinds), len(shown), squeeze=False, sharex=True, sharey=True)
+        for line, kind in zip(axes, kinds, strict=True):
+            line[0].set_ylabel("query (token)")
+            for panel, layer in zip(line, shown, strict=True):
+                values = maps.weights[kind][layer].clamp(min=0.1 / T).numpy()
+                image = panel.imshow(values, norm=norm, cmap=colours, extent=(0, edge, edge, 0))
+                panel.set_title(f"{kind}, layer {layer + 1} of {layers}")
+                panel.locator_params(nbins=3)
+        for panel in axes[-1]:
+            panel.set_xlabel("key (token)")
+        figure.colorbar(image, ax=axes).set_label("mean attention weight")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
+from ropepp.eval.perplexity import read_text
 from ropepp.interop.saved import SavedModel
 
 if TYPE_CHECKING:
     from ropepp.data.recall.task import RecallDataModule
 
 LENGTH = 1024  # tokens in a row of a model that names no data
+BATCH_TOKENS = 1 << 13  # that an analysis reads at a time
 RECALL_UNIT = "rows of recall"
 
 
@@ -55,8 +57,8 @@ def read_rows(
         rows: Most rows.
         length: Tokens in a row (T); the length of the model's training rows unless given, or less
             where documents are shorter.
-        texts: Text files (UTF-8), cut into pieces of T tokens; the last piece of a file is left out
-            if it is shorter.
+        texts: Files as `read_text` takes them, cut into pieces of T tokens; the last piece of a
+            file is left out if it is shorter.
         tokenizer: Tokenizer of the texts, see `SavedModel.tokenizer`.
 
     Raises:
@@ -64,18 +66,14 @@ def read_rows(
     """
     if rows < 1 or (length is not None and length < 1):
         raise InputError(f"rows is {rows}, length {length}; both must be at least 1")
-    data = saved.config.get("data", {})
-    settings = data.get("init_args", {})
-    wanted = length or settings.get("sequence_length", LENGTH)
+    wanted = length or saved.data_arguments.get("sequence_length", LENGTH)
     if texts:
         return _pieces(texts, saved.tokenizer(tokenizer), rows, wanted)
-    name = data.get("class_path", "").rpartition(".")[2]
+    name = saved.data_class
     if name in ("CorpusDataModule", "MixtureDataModule"):
-        folders = [settings["corpus"]] if "corpus" in settings else list(settings["corpora"])
-        return beginnings(folders[0], rows, wanted, exact=length is not None)
+        return beginnings(saved.corpora[0], rows, wanted, exact=length is not None)
     if name == "RecallDataModule":
-        module = recall_data(saved)
-        batch = module.evaluation_sets()[""].batch(np.arange(rows))
+        batch = recall_data(saved).evaluation_sets()[""].batch(np.arange(rows))
         ids = torch.nn.functional.pad(batch["input_ids"], (0, 1))
         return TextRows(ids, "associative recall", RECALL_UNIT)
     found = f"the data of {saved.path} is {name}" if name else f"{saved.path} names no data"
@@ -88,16 +86,14 @@ def recall_data(saved: SavedModel) -> "RecallDataModule":
     Raises:
         InputError: It was trained on something else.
     """
-    data: dict[str, Any] = saved.config.get("data", {})
-    name = data.get("class_path", "").rpartition(".")[2]
-    if name != "RecallDataModule":
+    if saved.data_class != "RecallDataModule":
         raise InputError(
-            f"the data of {saved.path} is {name or 'unknown'}: recall is for models trained on it"
-            " (configs/experiment/recall.yaml)"
+            f"the data of {saved.path} is {saved.data_class or 'unknown'}: recall is for models"
+            " trained on it (configs/experiment/recall.yaml)"
         )
     from ropepp.data.recall.task import RecallDataModule
 
-    return RecallDataModule(**data["init_args"])
+    return RecallDataModule(**saved.data_arguments)
 
 
 def beginnings(folder: str, rows: int, length: int, exact: bool = True) -> TextRows:
@@ -136,13 +132,7 @@ def _pieces(texts: Sequence[Path], tokenizer: Tokenizer, rows: int, length: int)
     size = length + 1 - len(begin)
     found: list[list[int]] = []
     for path in texts:
-        if not path.is_file():
-            raise InputError(f"text {path} is no file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"text {path} is not UTF-8 at byte {error.start}") from error
-        ids = tokenizer.encode_batch([text])[0]
+        ids = tokenizer.encode_batch([read_text(path).text])[0]
         found += [begin + ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]
     if not found:
         names = ", ".join(map(str, texts))

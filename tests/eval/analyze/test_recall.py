@@ -8,7 +8,7 @@ from ropepp.data.loading.loader import EvalLoader
 from ropepp.data.recall.accuracy import STREAM, count, distances, octaves
 from ropepp.data.recall.task import RecallRows
 from ropepp.errors import InputError
-from ropepp.eval.recall import recall_accuracy
+from ropepp.eval.analyze.recall import recall_accuracy
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.positions import RoPE
 
@@ -65,7 +65,7 @@ def test_accuracy_by_distance() -> None:
 def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Transformer(CONFIG, RoPE())
     whole = recall_accuracy(model, [4], [24, 48], rows=10)
-    monkeypatch.setattr("ropepp.eval.recall.BATCH_TOKENS", 72)
+    monkeypatch.setattr("ropepp.eval.analyze.recall.BATCH_TOKENS", 72)
     assert recall_accuracy(model, [4], [24, 48], rows=10) == whole
 
 

@@ -23,33 +23,28 @@ class Item(NamedTuple):
     tokens: int
 
 
-class Ledger:
-    """Values of finished items, a JSON line each, appended as soon as they are known.
+class ResultCache(dict[str, Any]):
+    """Values of finished items by key, in a file a JSON line each, appended as soon as they are
+    known.
 
     Args:
         path: The file; a line that a kill has torn is not read, and measured again.
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
-        self._values: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                self._values[entry["key"]] = entry["value"]
+                self[entry["key"]] = entry["value"]
             except (ValueError, KeyError, TypeError):
                 continue
         if text and not text.endswith("\n"):
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
         """Appends entries, which have ``key`` and ``value`` and anything for a reader."""
@@ -57,18 +52,18 @@ class Ledger:
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
         # What a later run reads is what this one uses.
-        self._values |= {entry["key"]: json.loads(json.dumps(entry["value"])) for entry in entries}
+        self.update((entry["key"], json.loads(json.dumps(entry["value"]))) for entry in entries)
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model with all that its evaluation needs.
 
     Attributes:
         name: What tables call it.
         saved: The opened model.
         tokenizer: Of its text.
-        ledger: Where finished items are kept.
+        results: Where finished items are kept.
         batch_tokens: Most tokens of a batch, padding counted; a single longer row is a batch.
         identity: See `identify`.
     """
@@ -76,7 +71,7 @@ class Subject:
     name: str
     saved: SavedModel
     tokenizer: Tokenizer
-    ledger: Ledger
+    results: ResultCache
     batch_tokens: int
     identity: str
 
@@ -90,8 +85,8 @@ class Subject:
         task: str,
         length: int | None,
         items: Sequence[Item],
-        batches: Sequence[list[int]],
         run: Callable[[list[int]], Sequence[Any]],
+        batches: Sequence[list[int]] | None = None,
     ) -> list[Any]:
         """The values of all items, of which only unfinished batches are run.
 
@@ -99,17 +94,19 @@ class Subject:
         value: an evaluation that was killed and goes on gives what an undisturbed one does.
 
         Args:
-            task: Name, for the ledger and the progress bar.
+            task: Name, for the results and the progress bar.
             length: Context length in tokens, for the same.
             items: What is to be measured.
-            batches: Indices of items, each in one batch.
             run: Gives the values (plain JSON) of the items of a batch.
+            batches: Indices of items, each in one batch; see `by_length` unless given.
         """
+        if batches is None:
+            batches = by_length([item.tokens for item in items], self.batch_tokens)
         keys = [
             digest(self.identity, task, length, index, item.content)
             for index, item in enumerate(items)
         ]
-        todo = [batch for batch in batches if any(keys[i] not in self.ledger for i in batch)]
+        todo = [batch for batch in batches if any(keys[i] not in self.results for i in batch)]
         tokens = [sum(items[i].tokens for i in batch) for batch in todo]
         total = sum(item.tokens for item in items)
         label = f"{self.name} {task}" + (f" {length}" if length else "")
@@ -118,13 +115,13 @@ class Subject:
         ) as bar:
             for batch, size in zip(todo, tokens, strict=True):
                 values = run(batch)
-                self.ledger.add(
+                self.results.add(
                     {"key": keys[i], "model": self.name, "task": task, "length": length, "index": i}
                     | {"value": value}
                     for i, value in zip(batch, values, strict=True)
                 )
                 bar.update(size)
-        return [self.ledger[key] for key in keys]
+        return [self.results[key] for key in keys]
 
 
 def identify(saved: SavedModel, dtype: torch.dtype, device: torch.device) -> str:
