@@ -4,12 +4,16 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GOMP_SPINCOUNT"] = "1000"
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from helpers import warm_python
 
 torch.set_num_threads(1)
 
@@ -28,6 +32,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long first, so that no worker is left with one at the end."""
     slow = Counter(item.path for item in items if "slow" in item.keywords)
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_sessionfinish() -> None:
+    warm_python.end()
+
+
+@pytest.fixture
+def warm_processes() -> Iterator[None]:
+    """Python processes that the code under test starts are forks of a warm one."""
+    with warm_python.everywhere():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from helpers import warm_python
 from helpers.dry_cli import DryCLI
 from helpers.fit_runs import curve
 from helpers.golden_data import REPOSITORY
@@ -130,7 +130,7 @@ def write_pipeline(folder: Path, corpus: Path, logs: Path) -> Path:
 
 
 def start(file: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ropepp.cli", "pipeline", str(file)]
+    command = [warm_python.python(), "-m", "ropepp.cli", "pipeline", str(file)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY
     )
@@ -146,6 +146,7 @@ def wait_for(file: Path, step: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_processes")
 def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
     """The driver is killed and leaves its fit; the next adopts it; then everything is asked to
     end; the result is the undisturbed pipeline's."""

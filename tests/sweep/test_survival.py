@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_two_sharded_processes(sweeps: Sweeps) -> None:
     sharded = {"trainer.strategy": "fsdp2", "trainer.devices": 2, "data.micro_batch_size": 2}
     rope = {"rope": {"model.position": {"class_path": "RoPE"}}}
     sweeps.write(real=True, variants=rope, seeds=[0], set={**sharded, "trainer.max_steps": 100})
-    driver = sweeps.drive()
+    driver = sweeps.drive(python=sys.executable)
     run = sweeps.directory("rope/seed-0")
     wait_until((run / "metrics.jsonl").exists)
     pids = list(run_process.writers(run / "fit.log"))

@@ -4,13 +4,16 @@ when some or all of them die."""
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from helpers.fit_runs import curve, finish, fit, metrics, start, wait_for_step
+from helpers import warm_python
+from helpers.fit_runs import arguments, curve, finish, fit, metrics, start, wait_for_step
 from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.model import ModelConfig, Transformer
@@ -125,8 +128,6 @@ def test_one_file_of_shards(
 
 
 def fit_code(corpus: Path, logs: Path, **changes: Any) -> int:
-    from helpers.fit_runs import arguments
-
     return main(arguments(corpus, logs, "refused", **changes))
 
 
@@ -171,27 +172,28 @@ def test_survives_everything(corpus: Path, logs: Path, tmp_path: Path) -> None:
     asked to end; each time the same command goes on, and the result is the undisturbed run's."""
     run = tmp_path / "default" / "tried"
     changes = {**SHARDED, "trainer__devices": 2, "resume": "auto"}
+    real = sys.executable
 
-    process = start(corpus, tmp_path, "tried", **changes)  # one process dies
+    process = start(corpus, tmp_path, "tried", python=real, **changes)  # one process dies
     wait_for_step(process, run, 7)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     assert process.wait(timeout=120) != 0
     kill_all(process)
 
-    process = start(corpus, tmp_path, "tried", **changes)  # all die
+    process = start(corpus, tmp_path, "tried", python=real, **changes)  # all die
     wait_for_step(process, run, 12)
     kill_all(process)
 
     script = tmp_path / "kills_in_save.py"
     script.write_text(KILLS_IN_SAVE)
-    process = start(corpus, tmp_path, "tried", script, **changes)
+    process = start(corpus, tmp_path, "tried", script, real, **changes)
     process.wait(timeout=120)
     kill_all(process)
     assert process.returncode == -signal.SIGKILL
     torn = [path.name for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
     assert len(torn) == 1
 
-    process = start(corpus, tmp_path, "tried", **changes)  # asked to end
+    process = start(corpus, tmp_path, "tried", python=real, **changes)  # asked to end
     wait_for_step(process, run, 17)
     process.send_signal(signal.SIGTERM)
     out = finish(process, code=75)
@@ -207,13 +209,8 @@ def test_survives_everything(corpus: Path, logs: Path, tmp_path: Path) -> None:
 
 
 def test_torchrun(corpus: Path, logs: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    from helpers.fit_runs import arguments
-
     changes = {**SHARDED, "trainer__devices": 2}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command = [warm_python.python(), "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m"]
     command += ["--", "ropepp.cli"]  # else torchrun takes our --logs for one of its own
     command += arguments(corpus, tmp_path, "torchrun", **changes)
