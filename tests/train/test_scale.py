@@ -74,7 +74,7 @@ def samples(state: Any) -> list[int]:
     return []
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4)])
 def test_resume_with_another_number(
     corpus: Path, logs: Path, tmp_path: Path, before: int, after: int
 ) -> None:
@@ -180,7 +180,7 @@ def test_survives_everything(corpus: Path, logs: Path, tmp_path: Path) -> None:
     assert process.wait(timeout=120) != 0
     kill_all(process)
 
-    process = start(corpus, tmp_path, "tried", python=real, **changes)  # all die
+    process = start(corpus, tmp_path, "tried", **changes)  # all die
     wait_for_step(process, run, 12)
     kill_all(process)
 
@@ -193,7 +193,7 @@ def test_survives_everything(corpus: Path, logs: Path, tmp_path: Path) -> None:
     torn = [path.name for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
     assert len(torn) == 1
 
-    process = start(corpus, tmp_path, "tried", python=real, **changes)  # asked to end
+    process = start(corpus, tmp_path, "tried", **changes)  # asked to end
     wait_for_step(process, run, 17)
     process.send_signal(signal.SIGTERM)
     out = finish(process, code=75)
@@ -227,7 +227,8 @@ def test_rows_shared_by_processes(corpus: Path, logs: Path, tmp_path: Path) -> N
 
 
 def test_the_recipe_of_376m_in_small(corpus: Path, tmp_path: Path) -> None:
-    """One step of the experiment as it is shipped, with narrower layers and fewer tokens."""
+    """One step of the experiment as it is shipped, with narrower layers and fewer tokens, not
+    compiled."""
     process = start(
         corpus,
         tmp_path,
@@ -239,6 +240,7 @@ def test_the_recipe_of_376m_in_small(corpus: Path, tmp_path: Path) -> None:
             "trainer__gradient_clip_val": None,
             "trainer__devices": 2,
             "model__schedule.warmup_steps": 0,
+            "model__compile": False,
             "trainer__max_steps": 1,
             "data__global_batch_size": 16,
             "experiment": "default",
