@@ -18,6 +18,14 @@ from helpers import warm_python
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also the tests marked extra")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "extra: too long for every day; run with --all")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
@@ -27,9 +35,14 @@ def _seeded() -> None:
 FIRST = ("train/test_scale", "sweep/test_survival", "train/test_strategy", "train/test_resume")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long files first, so that no worker is left with one at the end; of the cases of a module
     that need a GPU one is left where there is none, and skipped."""
+    if not config.getoption("--all"):
+        extra = [item for item in items if "extra" in item.keywords]
+        config.hook.pytest_deselected(items=extra)
+        items[:] = [item for item in items if "extra" not in item.keywords]
+
     slow = Counter(item.path for item in items if "slow" in item.keywords)
 
     def order(item: pytest.Item) -> tuple[int, int]:
