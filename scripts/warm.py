@@ -288,7 +288,8 @@ def run(path: str, arguments: list[str], executable: str = "") -> int:
         return 1
     code: int = struct.unpack("i", answer)[0]
     if code < 0:  # end in the same way
-        signal.signal(-code, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # what cannot be caught needs no default
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

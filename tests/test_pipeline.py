@@ -33,13 +33,14 @@ PAPER = {
 
 @pytest.mark.parametrize("size", ["376m", "776m", "1.5b"])
 def test_the_papers_stages(size: str, tmp_path: Path) -> None:
-    """Every stage of every variant on the meta device, with the published numbers."""
+    """Every stage on the meta device, with the published numbers; of most variants the last."""
     pipeline = load(PIPELINES / f"paper_{size}.yaml")
     found = {(name, s.name) for name in pipeline.variants for s in pipeline.stages_of(name)}
     assert found >= {(name, stage) for name in ("RoPE", "EC", "EH") for stage in PAPER}
     assert {name for name, _ in found} == {"RoPE", "EC", "EH", "FoPE", "Pythia", "ALiBi", "NoPE"}
     for name in pipeline.variants if size == "376m" else ("EC", "ALiBi"):
-        for stage in pipeline.stages_of(name):
+        stages = pipeline.stages_of(name)
+        for stage in stages if name in ("EC", "ALiBi") else stages[-1:]:
             arguments = pipeline.arguments(name, stage)
             cpu = ["--trainer.accelerator=cpu", "--trainer.devices=1", f"--logs={tmp_path}"]
             cli = DryCLI(["fit", *arguments, *cpu])
