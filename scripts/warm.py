@@ -1,21 +1,22 @@
 """Runs Python programs in copies of one warm process, without importing torch and Lightning again
 for each.
 
-    python scripts/warm.py serve SOCKET     imports both once, then waits for requests
+    python scripts/warm.py serve SOCKET [MODULE ...]    imports both and MODULEs, waits for requests
     python scripts/warm.py run SOCKET ...   as ``ropepp ...``: same output, signals and exit code
     python scripts/warm.py python SOCKET ...                as ``python ...``, the same
     python scripts/warm.py shim SOCKET FILE     writes a FILE that stands for ``python``
 
 The server has run no tensor operation and started no thread, so that a fork of it is as good as a
 new process. The client stands for the process: a signal to it reaches the program, and killing it
-kills the program; files that it was given open are open there. With ``serve --attached`` the server
-ends with the process that holds the other end of its standard input. For CPUs; a program that is to
-use CUDA is better started by itself.
+kills the program; files that it was given open are open there. With ``serve --attached`` the
+server ends with the process that holds the other end of its standard input. For CPUs; a program
+that is to use CUDA is better started by itself.
 """
 
 import array
 import contextlib
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -23,6 +24,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,16 +33,22 @@ HIGH = 512  # where received descriptors wait until their own numbers are free
 MOST_DESCRIPTORS = 250  # of one message
 
 
-def serve(path: str, attached: bool = False) -> NoReturn:
-    """Answers requests at a socket until it is asked to end."""
+def serve(path: str, modules: Sequence[str] = (), attached: bool = False) -> NoReturn:
+    """Answers requests at a socket until it is asked to end.
+
+    Args:
+        path: The socket.
+        modules: What to import besides Lightning and our training.
+        attached: Whether it ends when nobody holds the other end of its standard input.
+    """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does; read at loading
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
     listener.listen(64)  # before the import, so that clients need not wait for it to connect
-    import ropepp.train.lightning_cli  # noqa: F401 (what every fit imports)
-
+    for module in ("ropepp.train.lightning_cli", *modules):  # the first is what every fit imports
+        importlib.import_module(module)
     gc.collect()
     gc.freeze()  # the garbage collector of a child leaves shared pages alone
     wakeup, woken = socket.socketpair()
@@ -311,10 +319,10 @@ sys.exit(warm.run({path!r}, arguments, __file__))
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["serve", path]:
-            serve(path)
-        case ["serve", "--attached", path]:
-            serve(path, attached=True)
+        case ["serve", "--attached", path, *modules]:
+            serve(path, modules, attached=True)
+        case ["serve", path, *modules]:
+            serve(path, modules)
         case ["run", path, *arguments]:
             sys.exit(run(path, ["-m", "ropepp.cli", *arguments]))
         case ["python", path, *arguments]:

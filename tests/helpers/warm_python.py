@@ -14,6 +14,12 @@ import pytest
 
 import warm
 
+# What fits and drivers import as they go.
+MODULES = (
+    *("omegaconf.grammar_parser", "torch.distributed.checkpoint.state_dict"),
+    *("alembic", "optuna.storages._rdb.storage", "sqlalchemy.dialects.sqlite"),
+)
+
 _server: subprocess.Popen[bytes] | None = None
 _folder: Path | None = None
 
@@ -26,7 +32,7 @@ def python() -> str:
         _folder = Path(tempfile.mkdtemp(prefix="ropepp-warm-"))
         socket = _folder / "socket"
         warm.write_shim(str(socket), str(_folder / "python"))
-        command = [sys.executable, warm.__file__, "serve", "--attached", str(socket)]
+        command = [sys.executable, warm.__file__, "serve", "--attached", str(socket), *MODULES]
         _server = subprocess.Popen(command, stdin=subprocess.PIPE)
         while not socket.exists():
             assert _server.poll() is None, "the server of warm processes has not begun"
