@@ -32,7 +32,12 @@ def _seeded() -> None:
 
 
 # What takes longest, in this order; then the other files by their number of slow tests.
-FIRST = ("train/test_scale", "sweep/test_survival", "train/test_strategy", "train/test_resume")
+FIRST = (
+    "train/test_process_counts",
+    "sweep/test_survival",
+    "train/test_strategy",
+    "train/test_resume",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
