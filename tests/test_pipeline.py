@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from helpers import warm_python
 from helpers.dry_cli import DryCLI
 from helpers.fit_runs import curve
 from helpers.golden_data import REPOSITORY
@@ -33,13 +33,14 @@ PAPER = {
 
 @pytest.mark.parametrize("size", ["376m", "776m", "1.5b"])
 def test_the_papers_stages(size: str, tmp_path: Path) -> None:
-    """Every stage of every variant on the meta device, with the published numbers."""
+    """Every stage on the meta device, with the published numbers; of most variants the last."""
     pipeline = load(PIPELINES / f"paper_{size}.yaml")
     found = {(name, s.name) for name in pipeline.variants for s in pipeline.stages_of(name)}
     assert found >= {(name, stage) for name in ("RoPE", "EC", "EH") for stage in PAPER}
     assert {name for name, _ in found} == {"RoPE", "EC", "EH", "FoPE", "Pythia", "ALiBi", "NoPE"}
     for name in pipeline.variants if size == "376m" else ("EC", "ALiBi"):
-        for stage in pipeline.stages_of(name):
+        stages = pipeline.stages_of(name)
+        for stage in stages if name in ("EC", "ALiBi") else stages[-1:]:
             arguments = pipeline.arguments(name, stage)
             cpu = ["--trainer.accelerator=cpu", "--trainer.devices=1", f"--logs={tmp_path}"]
             cli = DryCLI(["fit", *arguments, *cpu])
@@ -130,7 +131,7 @@ def write_pipeline(folder: Path, corpus: Path, logs: Path) -> Path:
 
 
 def start(file: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ropepp.cli", "pipeline", str(file)]
+    command = [warm_python.python(), "-m", "ropepp.cli", "pipeline", str(file)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY
     )
@@ -146,6 +147,7 @@ def wait_for(file: Path, step: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_processes")
 def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
     """The driver is killed and leaves its fit; the next adopts it; then everything is asked to
     end; the result is the undisturbed pipeline's."""

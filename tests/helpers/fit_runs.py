@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from helpers import warm_python
 from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 
@@ -58,13 +58,19 @@ def fit(corpus: Path, logs: Path, run: str, **changes: Any) -> Path:
 
 
 def start(
-    corpus: Path, logs: Path, run: str, script: Path | None = None, **changes: Any
+    corpus: Path,
+    logs: Path,
+    run: str,
+    script: Path | None = None,
+    python: str | None = None,
+    **changes: Any,
 ) -> subprocess.Popen[str]:
     """Starts the same in a process group of its own, by another script than the command line's if
-    one is given."""
+    one is given, and in a warm process unless a ``python`` is given."""
     program = ["-m", "ropepp.cli"] if script is None else [str(script)]
+    python = python or warm_python.python()
     return subprocess.Popen(
-        [sys.executable, *program, *arguments(corpus, logs, run, **changes)],
+        [python, *program, *arguments(corpus, logs, run, **changes)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

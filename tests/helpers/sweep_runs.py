@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from helpers import warm_python
 from helpers.fit_runs import CONFIG
 from helpers.golden_data import REPOSITORY
 from ropepp.commands.sweep import main
@@ -107,7 +108,7 @@ class Sweeps:
             "logs": str(self.logs),
         }
         if not real:
-            content["launcher"] = f"{{python}} {self.stand_in} {{args}}"
+            content["launcher"] = f"{sys.executable} {self.stand_in} {{args}}"
         content |= changes
         file = self.folder / "sweep.yaml"
         given = {key: value for key, value in content.items() if value is not ...}
@@ -119,18 +120,21 @@ class Sweeps:
         (self.logs / "behaviour.json").write_text(json.dumps(runs))
 
     def run(self, *args: str, code: int = 0) -> None:
-        """Drives the sweep in this process."""
+        """Drives the sweep in this process; runs of the real fit are warm ones."""
         words = ["run", str(self.folder / "sweep.yaml"), *args]
-        if not code:
-            main(words)
-            return
-        with pytest.raises(SystemExit) as end:
-            main(words)
-        assert end.value.code == code
+        with warm_python.everywhere():
+            if not code:
+                main(words)
+                return
+            with pytest.raises(SystemExit) as end:
+                main(words)
+            assert end.value.code == code
 
-    def drive(self, *args: str, init: bool = True) -> subprocess.Popen[str]:
+    def drive(
+        self, *args: str, init: bool = True, python: str | None = None
+    ) -> subprocess.Popen[str]:
         """Starts a driver in a process of its own, which writes no report; ``init`` saves it the
-        checks, for which it imports Lightning."""
+        checks. It and its runs of the real fit are warm ones unless a ``python`` is given."""
         if init:
             open_sweep(load(self.folder / "sweep.yaml"))
         code = (
@@ -138,8 +142,16 @@ class Sweeps:
             "sweep._write_report = lambda folder: print('reported', folder); "
             "sweep.main(sys.argv[1:])"
         )
+        python = python or warm_python.python()
         driver = subprocess.Popen(
-            [sys.executable, "-c", code, "run", str(self.folder / "sweep.yaml"), *args],
+            [
+                python or warm_python.python(),
+                "-c",
+                code,
+                "run",
+                str(self.folder / "sweep.yaml"),
+                *args,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

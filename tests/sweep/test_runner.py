@@ -180,7 +180,7 @@ def test_two_drivers_set_up_one_sweep(sweeps: Sweeps) -> None:
 
 def test_orphans_are_adopted_and_not_run_twice(sweeps: Sweeps) -> None:
     sweeps.write()
-    sweeps.behave({"rope/seed-0": SLOW, "ec/seed-0": SLOW})
+    sweeps.behave({"rope/seed-0": SLOW, "ec/seed-0": {**SLOW, "steps": 100}})
     driver = sweeps.drive("--gpus", "3,5")
     wait_until(lambda: all(sweeps.starts(run) for run in ("rope/seed-0", "ec/seed-0")))
     driver.kill()

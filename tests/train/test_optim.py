@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from helpers.fit_runs import curve, fit
 from helpers.golden_data import REPOSITORY
+from helpers.processes import warm_children
 from ropepp.errors import InputError
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.plain import from_plain, to_plain
@@ -228,7 +229,8 @@ def test_shards_equal_the_whole(tmp_path: Path) -> None:
         backward(whole)
         optimizer.step()
     torch.save(weights(whole), tmp_path / "whole.pt")
-    torch.multiprocessing.spawn(on_shards, (tmp_path,), nprocs=2)
+    with warm_children():
+        torch.multiprocessing.spawn(on_shards, (tmp_path,), nprocs=2)
 
 
 def on_shards(rank: int, folder: Path) -> None:

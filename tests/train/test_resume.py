@@ -8,13 +8,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from helpers.fit_runs import curve, fit, start, wait_for_step
 
-SLOW = {"trainer__max_steps": 60, "data__validate_every_n_steps": 15}
+SLOW = {"trainer__max_steps": 45, "data__validate_every_n_steps": 15}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill_at", "workers", "compiled"),
-    [(23, 0, False), (23, 2, False), (45, 0, False), (45, 2, False), (23, 0, True)],
+    [(23, 2, False), (32, 0, False), (23, 0, True)],
 )
 def test_killed_and_resumed(
     corpus: Path, tmp_path: Path, kill_at: int, workers: int, compiled: bool
@@ -27,17 +27,17 @@ def test_killed_and_resumed(
     run = tmp_path / "default" / "killed"
     wait_for_step(process, run, kill_at)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (run / "result.json").exists()
 
     fit(corpus, tmp_path, "killed", ckpt_path="last", **changes)
     assert curve(run) == curve(whole)
-    assert [line["step"] for line in curve(run) if "train/loss" in line] == list(range(1, 61))
+    assert [line["step"] for line in curve(run) if "train/loss" in line] == list(range(1, 46))
 
     events = EventAccumulator(str(run))
     events.Reload()
     steps = [event.step for event in events.Scalars("train/loss")]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 46))
 
 
 def test_longer_than_an_epoch_with_accumulation(corpus: Path, tmp_path: Path) -> None:

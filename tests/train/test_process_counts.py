@@ -4,13 +4,16 @@ when some or all of them die."""
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from helpers.fit_runs import curve, finish, fit, metrics, start, wait_for_step
+from helpers import warm_python
+from helpers.fit_runs import arguments, curve, finish, fit, metrics, start, wait_for_step
 from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.model import ModelConfig, Transformer
@@ -71,7 +74,7 @@ def samples(state: Any) -> list[int]:
     return []
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4)])
 def test_resume_with_another_number(
     corpus: Path, logs: Path, tmp_path: Path, before: int, after: int
 ) -> None:
@@ -125,8 +128,6 @@ def test_one_file_of_shards(
 
 
 def fit_code(corpus: Path, logs: Path, **changes: Any) -> int:
-    from helpers.fit_runs import arguments
-
     return main(arguments(corpus, logs, "refused", **changes))
 
 
@@ -171,8 +172,9 @@ def test_survives_everything(corpus: Path, logs: Path, tmp_path: Path) -> None:
     asked to end; each time the same command goes on, and the result is the undisturbed run's."""
     run = tmp_path / "default" / "tried"
     changes = {**SHARDED, "trainer__devices": 2, "resume": "auto"}
+    real = sys.executable
 
-    process = start(corpus, tmp_path, "tried", **changes)  # one process dies
+    process = start(corpus, tmp_path, "tried", python=real, **changes)  # one process dies
     wait_for_step(process, run, 7)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     assert process.wait(timeout=120) != 0
@@ -184,7 +186,7 @@ def test_survives_everything(corpus: Path, logs: Path, tmp_path: Path) -> None:
 
     script = tmp_path / "kills_in_save.py"
     script.write_text(KILLS_IN_SAVE)
-    process = start(corpus, tmp_path, "tried", script, **changes)
+    process = start(corpus, tmp_path, "tried", script, real, **changes)
     process.wait(timeout=120)
     kill_all(process)
     assert process.returncode == -signal.SIGKILL
@@ -207,13 +209,8 @@ def test_survives_everything(corpus: Path, logs: Path, tmp_path: Path) -> None:
 
 
 def test_torchrun(corpus: Path, logs: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    from helpers.fit_runs import arguments
-
     changes = {**SHARDED, "trainer__devices": 2}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command = [warm_python.python(), "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m"]
     command += ["--", "ropepp.cli"]  # else torchrun takes our --logs for one of its own
     command += arguments(corpus, tmp_path, "torchrun", **changes)
@@ -230,7 +227,8 @@ def test_rows_shared_by_processes(corpus: Path, logs: Path, tmp_path: Path) -> N
 
 
 def test_the_recipe_of_376m_in_small(corpus: Path, tmp_path: Path) -> None:
-    """One step of the experiment as it is shipped, with narrower layers and fewer tokens."""
+    """One step of the experiment as it is shipped, with narrower layers and fewer tokens, not
+    compiled."""
     process = start(
         corpus,
         tmp_path,
@@ -242,6 +240,7 @@ def test_the_recipe_of_376m_in_small(corpus: Path, tmp_path: Path) -> None:
             "trainer__gradient_clip_val": None,
             "trainer__devices": 2,
             "model__schedule.warmup_steps": 0,
+            "model__compile": False,
             "trainer__max_steps": 1,
             "data__global_batch_size": 16,
             "experiment": "default",
