@@ -20,7 +20,7 @@ def test_a_corpus_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         f"{out}: mine, from {tmp_path}/mine.jsonl",
         f"tokenizer bytes, vocabulary of 257, 16 bits a token, fingerprint"
         f" {Corpus.open(out, 'train').meta.tokenizer_fingerprint[:12]}",
-        "left out: 0 bad lines, 0 empty documents, 0 short documents, 0 duplicates",
+        "left out: 0 bad lines, 0 empty documents, 0 short documents",
     ]
     meta = Corpus.open(out, "train").meta
     assert f"train: {meta.documents} documents, {meta.tokens:,} tokens, " in lines[4]

@@ -35,7 +35,7 @@ if __name__ == "__main__":
 """
 OPTIONS = [
     *("--vocab_size", "400", "--validation_fraction", "0.2", "--on_bad_line", "skip"),
-    *("--processes", "2", "--deduplicate", "true", "--min_tokens", "20", "--sample_mb", "1"),
+    *("--processes", "2", "--min_tokens", "20", "--sample_mb", "1"),
 ]
 
 

@@ -89,7 +89,7 @@ def test_a_saved_dataset(saved: Path, processes: int, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "RANGE_BYTES", 700)
         assert len(find_source(str(saved)).shards()) == 4
-        parts = run(saved, tmp_path / "parts", processes=processes, deduplicate=True)
+        parts = run(saved, tmp_path / "parts", processes=processes)
     assert documents(parts, "train") == documents(whole, "train")
     assert Corpus.open(parts, "train").meta.shards == 4
 

@@ -9,9 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ropepp import __version__
 from ropepp.data.prepare.safe_cuts import PIECE, pieces
 from ropepp.data.text.documents import Text, blocks, cut, digest_and_size
@@ -76,24 +73,21 @@ class ShardMeta:
     """The content of a shard's `meta.json`.
 
     `splits` has counts and checksums, `shares` the smallest and largest number that decided on a
-    document's split, `settings_sha256` and `dropped_sha256` are of the `Settings` and of the
-    numbers of the copies that were left out.
+    document's split, `settings_sha256` is of the `Settings`.
     """
 
     name: str
     settings_sha256: str
-    dropped_sha256: str
     inputs: list[dict[str, Any]]
     dtype: str
     bad_lines: int
     empty_documents: int
     short_documents: int
-    duplicates: int
     shares: tuple[float, float]
     splits: dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ShardJob:
     """All that a process needs to know.
 
@@ -103,7 +97,6 @@ class ShardJob:
         settings: How.
         tokenizer: For `load_tokenizer`.
         on_bad_line: Whether a bad line ends the work.
-        dropped: Numbers of the documents that are copies of earlier ones, increasing.
     """
 
     folder: Path
@@ -111,7 +104,6 @@ class ShardJob:
     settings: Settings
     tokenizer: str
     on_bad_line: OnBadLine
-    dropped: NDArray[np.int64]
 
     @property
     def label(self) -> str:
@@ -121,10 +113,6 @@ class ShardJob:
     def place(self) -> Path:
         """The shard's folder."""
         return self.folder / SHARDS_FOLDER / self.shard.name
-
-    @property
-    def dropped_sha256(self) -> str:
-        return hashlib.sha256(self.dropped.astype(OFFSET_TYPE).tobytes()).hexdigest()
 
 
 def encode_shard(job: ShardJob, report: Report) -> None:
@@ -170,7 +158,6 @@ def _write_meta(
     meta = ShardMeta(
         name=job.shard.name,
         settings_sha256=job.settings.sha256,
-        dropped_sha256=job.dropped_sha256,
         inputs=[asdict(seen) for seen in reader.seen],
         dtype=token_type(tokenizer.vocab_size),
         shares=shares,
@@ -199,7 +186,6 @@ def finished_shard(job: ShardJob) -> ShardMeta | None:
         return None
     same = (
         meta.settings_sha256 == job.settings.sha256
-        and meta.dropped_sha256 == job.dropped_sha256
         and (meta.bad_lines == 0 or job.on_bad_line == "skip")
         and len(seen) == len(job.shard.inputs)
         and all(map(_is_same, seen, job.shard.inputs))
@@ -219,18 +205,16 @@ def _is_same(seen: Seen, item: Input) -> bool:
 
 
 def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[SplitText]:
-    """The documents of a shard that are no copies, with the split of each.
+    """The documents of a shard with the split of each.
 
     Args:
         job: Which shard, and how; its tokenizer does not matter.
         reader: What reads it.
         shares: Smallest and largest number that decided on a split, kept up to date.
     """
-    dropped, fraction = set(job.dropped.tolist()), job.settings.validation_fraction
-    for number, text in enumerate(reader.texts(job.shard.inputs)):
-        if number in dropped:
-            reader.skipped.duplicates += 1
-        elif job.settings.only_one and fraction > 0:
+    fraction = job.settings.validation_fraction
+    for text in reader.texts(job.shard.inputs):
+        if job.settings.only_one and fraction > 0:
             for split, part in zip((TRAIN, VALIDATION), cut(text, fraction), strict=True):
                 yield split, part, digest_and_size(part)[1]
         else:

@@ -30,7 +30,7 @@ def inspect(folder: str | Path) -> str:
         f"tokenizer {meta.tokenizer}, vocabulary of {meta.vocab_size}, {bits} bits a token,"
         f" fingerprint {meta.tokenizer_fingerprint[:12]}",
         f"left out: {meta.bad_lines:,} bad lines, {meta.empty_documents:,} empty documents,"
-        f" {meta.short_documents:,} short documents, {meta.duplicates:,} duplicates",
+        f" {meta.short_documents:,} short documents",
     ]
     for corpus in corpora:
         lines += ["", *_describe(corpus)]

@@ -70,7 +70,6 @@ def total_skipped(metas: list[ShardMeta]) -> Skipped:
         bad_lines=sum(meta.bad_lines for meta in metas),
         empty_documents=sum(meta.empty_documents for meta in metas),
         short_documents=sum(meta.short_documents for meta in metas),
-        duplicates=sum(meta.duplicates for meta in metas),
     )
 
 

@@ -11,12 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ropepp.data.prepare.duplicates import HASHES_FOLDER, HashJob, find_duplicates, hash_shard
 from ropepp.data.prepare.encode import (
     BAD_LINES_FILE,
     TRAIN,
@@ -52,7 +48,6 @@ from ropepp.files import replacing_folder, require_free, resuming_folder, write_
 TRAINING_FILE = "training.json"
 SAMPLED_SHARDS = 64  # that a tokenizer is trained on, at most
 _MB = 1_000_000
-_NONE = np.zeros(0, np.int64)
 
 
 def prepare(
@@ -66,7 +61,6 @@ def prepare(
     overwrite: bool = False,
     processes: int = 1,
     min_tokens: int = 0,
-    deduplicate: bool = False,
     sample_mb: int = 256,
 ) -> Path:
     """Turns raw text into token files that training reads.
@@ -97,8 +91,6 @@ def prepare(
             that would come out the same are taken over.
         processes: Shards that are worked on at a time.
         min_tokens: Leave out documents with fewer tokens, BOS and end-of-text not counted.
-        deduplicate: Leave out documents whose text occurred before, in the order of the shards.
-            The source is read twice.
         sample_mb: MB of text, from up to 64 shards, that `bpe` is trained on at most.
 
     Returns:
@@ -124,11 +116,10 @@ def prepare(
     with resuming_folder(target, overwrite) as folder:
         run = _Run(folder, found, found.shards(), settings, on_bad_line, processes)
         try:
-            dropped = run.duplicates() if deduplicate else [_NONE for _ in run.shards]
-            used = run.use_tokenizer(loaded or (vocab_size, sample_mb), dropped)
-            metas = run.encode(used, dropped, target)
+            used = run.use_tokenizer(loaded or (vocab_size, sample_mb))
+            metas = run.encode(used, target)
             corpus = assemble(folder, metas, used, found)
-            run.clear(HASHES_FOLDER, TRAINING_FILE)
+            run.clear(TRAINING_FILE)
         except BaseException as error:
             kept = run.clear_failed()
             if kept and isinstance(error, InputError):
@@ -150,32 +141,20 @@ class _Run:
     on_bad_line: OnBadLine
     processes: int
 
-    def duplicates(self) -> list[NDArray[np.int64]]:
-        """For each shard the numbers of the documents that are copies."""
-        (self.folder / HASHES_FOLDER).mkdir(exist_ok=True)
-        jobs = [HashJob(self.folder, s, self.settings.key, self.on_bad_line) for s in self.shards]
-        self._do("hashes", hash_shard, [job for job in jobs if not job.path.exists()])
-        return find_duplicates([job.path for job in jobs])
-
-    def use_tokenizer(
-        self, given: Tokenizer | tuple[int, int], dropped: list[NDArray[np.int64]]
-    ) -> Tokenizer:
+    def use_tokenizer(self, given: Tokenizer | tuple[int, int]) -> Tokenizer:
         """Saves the given tokenizer, or trains one: (size of its vocabulary, MB of text)."""
         if isinstance(given, tuple):
-            return self._train(*given, dropped)
+            return self._train(*given)
         self.clear(BPE_FILE, TIKTOKEN_FILE, TRAINING_FILE)
         given.save(self.folder)
         return given
 
-    def encode(
-        self, tokenizer: Tokenizer, dropped: list[NDArray[np.int64]], previous: Path
-    ) -> list[ShardMeta]:
+    def encode(self, tokenizer: Tokenizer, previous: Path) -> list[ShardMeta]:
         """Finishes every shard; takes those of a previous corpus that would be the same."""
         settings = replace(self.settings, tokenizer=tokenizer.fingerprint)
         path = "bytes" if tokenizer.kind == "bytes" else str(self.folder)
         jobs = [
-            ShardJob(self.folder, shard, settings, path, self.on_bad_line, numbers)
-            for shard, numbers in zip(self.shards, dropped, strict=True)
+            ShardJob(self.folder, shard, settings, path, self.on_bad_line) for shard in self.shards
         ]
         place = self.folder / SHARDS_FOLDER
         place.mkdir(exist_ok=True)
@@ -183,7 +162,7 @@ class _Run:
         self.clear(
             *(f"{SHARDS_FOLDER}/{p.name}" for p in place.iterdir() if p.name not in expected)
         )
-        self._do("encode", encode_shard, [job for job in jobs if not _is_done(job, previous)])
+        self._encode([job for job in jobs if not _is_done(job, previous)])
         metas = [finished_shard(job) for job in jobs]
         complete = [meta for meta in metas if meta is not None]
         if len(complete) < len(metas):
@@ -207,32 +186,29 @@ class _Run:
         for half in self.folder.glob("*/.*.partial-*"):
             self.clear(f"{half.parent.name}/{half.name}")
         shards = len(list(self.folder.glob(f"{SHARDS_FOLDER}/*")))
-        hashes = len(self.shards) > 1 and any(self.folder.glob(f"{HASHES_FOLDER}/*"))
-        if not shards and not hashes:
+        if not shards:
             self.clear(*(path.name for path in self.folder.iterdir()))
         return shards
 
-    def _do(self, label: str, work: Any, jobs: Sequence[ShardJob] | Sequence[HashJob]) -> None:
+    def _encode(self, jobs: list[ShardJob]) -> None:
         done = self.source.size - sum(job.shard.size for job in jobs)
-        with Progress(label, self.source.size, done) as progress:
-            failures = run_jobs(work, jobs, self.processes, progress)
+        with Progress("encode", self.source.size, done) as progress:
+            failures = run_jobs(encode_shard, jobs, self.processes, progress)
         if failures:
             for error in failures[1:]:
                 print(f"also: {error}", file=sys.stderr)
             others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
             raise InputError(f"{failures[0]}{others}")
 
-    def _train(
-        self, vocab_size: int, sample_mb: int, dropped: list[NDArray[np.int64]]
-    ) -> Tokenizer:
+    def _train(self, vocab_size: int, sample_mb: int) -> Tokenizer:
         count = min(len(self.shards), SAMPLED_SHARDS)
         chosen = [number * len(self.shards) // count for number in range(count)]
         jobs = [
-            ShardJob(self.folder, self.shards[n], self.settings, "", self.on_bad_line, dropped[n])
+            ShardJob(self.folder, self.shards[n], self.settings, "", self.on_bad_line)
             for n in chosen
         ]
         facts = [vocab_size, sample_mb, self.settings.sha256]
-        facts += [repr((job.shard.inputs, job.dropped_sha256)) for job in jobs]
+        facts += [repr(job.shard.inputs) for job in jobs]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         record = self.folder / TRAINING_FILE
         if record.is_file() and record.read_text() == key:
@@ -357,8 +333,6 @@ def _describe(skipped: Skipped) -> str:
     parts = [f"{skipped.empty_documents} empty documents", f"{skipped.bad_lines} bad lines"]
     if skipped.short_documents:
         parts.append(f"{skipped.short_documents} short documents")
-    if skipped.duplicates:
-        parts.append(f"{skipped.duplicates} duplicates")
     return ", ".join(parts)
 
 

@@ -22,7 +22,7 @@ class CorpusMeta:
     """The content of `meta.json`; `documents`, `tokens` and `text_bytes` count this split alone.
 
     `tokens` counts BOS and end-of-text, `text_bytes` the UTF-8 bytes of the documents. `bad_lines`,
-    `empty_documents`, `short_documents` and `duplicates` were left out of the whole corpus.
+    `empty_documents` and `short_documents` were left out of the whole corpus.
     `shards` is the number of them, 0 where tokens.bin lies in the split's own folder.
     """
 
@@ -45,7 +45,6 @@ class CorpusMeta:
     tokens_sha256: str
     offsets_sha256: str
     short_documents: int = 0
-    duplicates: int = 0
     shards: int = 0
 
 
