@@ -70,9 +70,10 @@ def read_rows(
     if texts:
         return _pieces(texts, saved.tokenizer(tokenizer), rows, wanted)
     name = data.get("class_path", "").rpartition(".")[2]
-    if name in ("CorpusDataModule", "MixtureDataModule"):
-        folders = [settings["corpus"]] if "corpus" in settings else list(settings["corpora"])
-        return beginnings(folders[0], rows, wanted, exact=length is not None)
+    if name == "CorpusDataModule":
+        corpus = settings["corpus"]
+        folder = corpus if isinstance(corpus, str) else next(iter(corpus))
+        return beginnings(folder, rows, wanted, exact=length is not None)
     if name == "RecallDataModule":
         module = recall_data(saved)
         batch = module.evaluation_sets()[""].batch(np.arange(rows))
