@@ -18,7 +18,7 @@ from ropepp.runs.checkpoints import METADATA, newest_complete, read_metadata
 from ropepp.train.weights import load_weights
 
 if TYPE_CHECKING:
-    from ropepp.data.tokenizer import Tokenizer
+    from ropepp.data.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class SavedModel:
         """The tokenizer of the model's text.
 
         Args:
-            given: See `ropepp.data.tokenizer.load_tokenizer`; looked for unless given, beside the
-                weights and in the run's corpus.
+            given: See `ropepp.data.tokens.tokenizer.load_tokenizer`; looked for unless given,
+                beside the weights and in the run's corpus.
 
         Raises:
             InputError: There is none, or it has more ids than the model.
         """
-        from ropepp.data.tokenizer import load_tokenizer
+        from ropepp.data.tokens.tokenizer import load_tokenizer
 
         places = [given] if given else self.tokenizer_places()
         if not places:
@@ -71,7 +71,7 @@ class SavedModel:
 
     def tokenizer_places(self) -> list[str | Path]:
         """Where its tokenizer may be, the likeliest first."""
-        from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE
+        from ropepp.data.tokens.tokenizer import BPE_FILE, TIKTOKEN_FILE
 
         beside = [self.path, self.run] if self.run else [self.path]
         places: list[str | Path] = [

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.corpora import random_documents, write_corpus
 from helpers.fit_runs import CONFIG, curve, fit
 from helpers.raw_text import json_lines
 from helpers.rows import NumberRows, assert_same, take
@@ -22,8 +23,8 @@ from ropepp.data.loading.mixture import MAX_PERIOD, MixtureOrder, MixtureRows, S
 from ropepp.data.packing.best_fit import BestFit
 from ropepp.data.packing.concat import KEYS, Concat, ConcatRows, Packing
 from ropepp.data.prepare.prepare import prepare
-from ropepp.data.tokenizer import BytesTokenizer
-from ropepp.data.tokens.corpus import Corpus, CorpusWriter
+from ropepp.data.tokens.corpus import Corpus
+from ropepp.data.tokens.tokenizer import BytesTokenizer
 from ropepp.errors import InputError
 
 MakeCorpus = Callable[[Sequence[int]], Corpus]
@@ -225,9 +226,7 @@ class Other(BytesTokenizer):
 def write(folder: Path, documents: int, tokenizer: BytesTokenizer | None = None) -> str:
     random = np.random.default_rng(documents)
     for split, count in (("train", documents), ("validation", documents // 4)):
-        with CorpusWriter(folder, split, tokenizer or BytesTokenizer(), "toy") as writer:
-            for length in random.integers(1, 60, count):
-                writer.append(random.integers(0, 256, length).tolist(), int(length))
+        write_corpus(folder, random_documents(random, count, 60), tokenizer, split)
     return str(folder)
 
 

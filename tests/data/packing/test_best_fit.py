@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.corpora import random_documents, write_corpus
 from ropepp.data.loading.loader import EvalLoader
 from ropepp.data.packing import packing_index as bins_module
 from ropepp.data.packing.best_fit import BestFit, BestFitRows, Long
 from ropepp.data.packing.concat import IGNORE_INDEX, PADDING_DOCUMENT, PackedRows, Packing
 from ropepp.data.packing.packing_index import NOWHERE, best_fit_decreasing, build_index
-from ropepp.data.tokenizer import BytesTokenizer
-from ropepp.data.tokens.corpus import Corpus, CorpusWriter
+from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 
 MakeCorpus = Callable[[Sequence[int]], Corpus]
@@ -226,10 +226,7 @@ def test_rows_by_hand(memory_corpus: MakeCorpus) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    random = np.random.default_rng(0)
-    with CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy") as writer:
-        for length in random.integers(1, 90, 200):
-            writer.append(random.integers(0, 256, length).tolist(), int(length))
+    write_corpus(tmp_path, random_documents(np.random.default_rng(0), 200, 90))
     return Corpus.open(tmp_path, "train")
 
 

@@ -15,15 +15,15 @@ from ropepp.data.text.documents import Text, blocks, cut, digest_and_size
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen
 from ropepp.data.text.skipped import Skipped
 from ropepp.data.text.sources import Shard
-from ropepp.data.tokenizer import Tokenizer, load_tokenizer, num_threads
 from ropepp.data.tokens.meta import SHARDS_FOLDER
+from ropepp.data.tokens.tokenizer import Tokenizer, load_tokenizer, num_threads
 from ropepp.data.tokens.writer import (
     META_FILE,
     OFFSET_TYPE,
     OFFSETS_FILE,
     TOKEN_TYPES,
     TOKENS_FILE,
-    TokenFiles,
+    TokenWriter,
     check_size,
     token_type,
 )
@@ -132,15 +132,15 @@ def encode_shard(job: ShardJob, report: Report) -> None:
         files = {}
         for split in job.settings.splits:
             (place / split).mkdir()
-            files[split] = stack.enter_context(TokenFiles(place / split, tokenizer))
+            files[split] = stack.enter_context(TokenWriter(place / split, tokenizer))
         shares = [1.0, 0.0]
         encoder = _Encoder(tokenizer, files, job.settings.min_tokens, skipped, report)
         encoder.run(split_texts(job, reader, shares))
         for split, written in files.items():
             written.sync()
             sync_folder(place / split)
-        facts = {split: written.facts() for split, written in files.items()}
-        _write_meta(place, job, reader, (shares[0], shares[1]), facts, tokenizer)
+        counts = {split: written.counts_and_checksums() for split, written in files.items()}
+        _write_meta(place, job, reader, (shares[0], shares[1]), counts, tokenizer)
 
 
 def _write_meta(
@@ -178,9 +178,9 @@ def finished_shard(job: ShardJob) -> ShardMeta | None:
         meta = ShardMeta(**values | {"shares": tuple(values["shares"])})
         dtype = TOKEN_TYPES[meta.dtype]
         for split in job.settings.splits:
-            facts = meta.splits[split]
-            check_size(job.place / split / TOKENS_FILE, dtype, facts["tokens"])
-            check_size(job.place / split / OFFSETS_FILE, OFFSET_TYPE, facts["documents"] + 1)
+            counts = meta.splits[split]
+            check_size(job.place / split / TOKENS_FILE, dtype, counts["tokens"])
+            check_size(job.place / split / OFFSETS_FILE, OFFSET_TYPE, counts["documents"] + 1)
         seen = [Seen(**item) for item in meta.inputs]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -231,7 +231,7 @@ class _Encoder:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        files: dict[str, TokenFiles],
+        files: dict[str, TokenWriter],
         min_tokens: int,
         skipped: Skipped,
         report: Report,

@@ -24,14 +24,15 @@ from ropepp.data.prepare.encode import (
     finished_shard,
     split_texts,
 )
-from ropepp.data.prepare.join_shards import assemble, total_skipped
 from ropepp.data.prepare.safe_cuts import pieces
 from ropepp.data.prepare.workers import Progress, run_jobs
 from ropepp.data.text.documents import blocks
 from ropepp.data.text.readers import OnBadLine, Reader
 from ropepp.data.text.skipped import Skipped
 from ropepp.data.text.sources import Shard, Source, find_source, read_texts
-from ropepp.data.tokenizer import (
+from ropepp.data.tokens.join_shards import join_shards
+from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry
+from ropepp.data.tokens.tokenizer import (
     BPE_FILE,
     TIKTOKEN_FILE,
     BytesTokenizer,
@@ -40,7 +41,6 @@ from ropepp.data.tokenizer import (
     require_room,
     train_bpe,
 )
-from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta
 from ropepp.data.tokens.writer import META_FILE
 from ropepp.errors import InputError
 from ropepp.files import replacing_folder, require_free, resuming_folder, write_synced
@@ -118,7 +118,7 @@ def prepare(
         try:
             used = run.use_tokenizer(loaded or (vocab_size, sample_mb))
             metas = run.encode(used, target)
-            corpus = assemble(folder, metas, used, found)
+            corpus = run.join(metas, used)
             run.clear(TRAINING_FILE)
         except BaseException as error:
             kept = run.clear_failed()
@@ -174,6 +174,20 @@ class _Run:
             self.clear(SHARDS_FOLDER)  # another share makes other shards
             raise
         return complete
+
+    def join(self, metas: list[ShardMeta], tokenizer: Tokenizer) -> dict[str, CorpusMeta]:
+        """Makes the folder a corpus of these shards; the meta of each split."""
+        files = [self.folder / SHARDS_FOLDER / meta.name / BAD_LINES_FILE for meta in metas]
+        lines = b"".join(file.read_bytes() for file in files if file.exists())
+        if lines:
+            write_synced(self.folder / BAD_LINES_FILE, lines)
+        of_all = (tokenizer, self.source.name, self.source.given, _total_skipped(metas))
+        return {
+            split: join_shards(
+                self.folder, split, [ShardEntry(m.name, **m.splits[split]) for m in metas], *of_all
+            )
+            for split in self.settings.splits
+        }
 
     def clear(self, *names: str) -> None:
         """Removes files and folders of these names."""
@@ -279,7 +293,7 @@ def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool
 
 def _require_documents(source: Source, metas: list[ShardMeta], settings: Settings) -> None:
     """Raises an `InputError` if a split has no documents."""
-    fraction, skipped = settings.validation_fraction, total_skipped(metas)
+    fraction, skipped = settings.validation_fraction, _total_skipped(metas)
     low = min(meta.shares[0] for meta in metas)
     high = max(meta.shares[1] for meta in metas)
     kept = {s: sum(meta.splits[s]["documents"] for meta in metas) for s in settings.splits}
@@ -329,6 +343,15 @@ def _check_target(target: Path, overwrite: bool, source: Source) -> None:
         raise InputError(f"out is {target}, which holds the source {inside[0]}; choose another")
 
 
+def _total_skipped(metas: list[ShardMeta]) -> Skipped:
+    """What was left out of all shards."""
+    return Skipped(
+        bad_lines=sum(meta.bad_lines for meta in metas),
+        empty_documents=sum(meta.empty_documents for meta in metas),
+        short_documents=sum(meta.short_documents for meta in metas),
+    )
+
+
 def _describe(skipped: Skipped) -> str:
     parts = [f"{skipped.empty_documents} empty documents", f"{skipped.bad_lines} bad lines"]
     if skipped.short_documents:
@@ -344,7 +367,7 @@ def _report(
             f"{split:<10} {meta.documents:>12,} documents {meta.tokens:>16,} tokens"
             f" {meta.text_bytes / meta.tokens:6.2f} bytes per token"
         )
-    skipped = total_skipped(metas)
+    skipped = _total_skipped(metas)
     where = f", named in {target / BAD_LINES_FILE}" if skipped.bad_lines else ""
     print(f"left out: {_describe(skipped)}{where}")
     empty = [meta for meta in metas if not any(s["documents"] for s in meta.splits.values())]

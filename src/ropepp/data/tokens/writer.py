@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.files import disk_errors
 
@@ -37,7 +37,7 @@ def token_type(vocab_size: int) -> str:
     raise InputError(f"the tokenizer has vocab_size {vocab_size}; allowed are up to {2**32}")
 
 
-class TokenFiles:
+class TokenWriter:
     """Writes documents to the token file and the offsets of a folder, in bounded memory; a context
     manager. The files are complete after `sync`.
 
@@ -57,7 +57,7 @@ class TokenFiles:
         self._offsets = _NumberFile(place / OFFSETS_FILE, OFFSET_TYPE)
         self._offsets.append([0])
 
-    def __enter__(self) -> "TokenFiles":
+    def __enter__(self) -> "TokenWriter":
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -93,7 +93,7 @@ class TokenFiles:
         self._tokens.sync()
         self._offsets.sync()
 
-    def facts(self) -> dict[str, Any]:
+    def counts_and_checksums(self) -> dict[str, Any]:
         """Counts and checksums; after `sync`."""
         return {
             "documents": self.documents,

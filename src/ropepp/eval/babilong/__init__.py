@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 
-from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.eval.babilong.original import FOLDER, read_stories
 from ropepp.eval.babilong.prompts import PROMPTS
