@@ -102,7 +102,7 @@ class RowsDataModule(pl.LightningDataModule):
         return self.micro_batch_size * self._part()[1]
 
     def _part(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else data_part(self.trainer)
+        return (0, 1) if self.trainer is None else data_rank_and_size(self.trainer)
 
     @property
     def evaluation_names(self) -> list[str]:
@@ -145,7 +145,7 @@ def check_accumulation(given: int, accumulation: int) -> None:
         )
 
 
-def data_part(trainer: pl.Trainer) -> tuple[int, int]:
+def data_rank_and_size(trainer: pl.Trainer) -> tuple[int, int]:
     """Which part of how many this process reads: processes that share rows read the same."""
     strategy = trainer.strategy
     return (

@@ -33,7 +33,7 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True, eq=False)
-class BinIndex:
+class PackingIndex:
     """Which documents each row holds: first come the rows of one piece, then those of remainders.
 
     Attributes:
@@ -54,7 +54,7 @@ class BinIndex:
         return int(self.whole_rows[-1]) + len(self.packed_rows) - 1
 
 
-def open_index(corpus: Corpus, length: int, least: int) -> BinIndex:
+def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingIndex:
     """The index from its file in the split's folder, which is made if needed.
 
     The file names the documents' offsets by their checksum: another corpus in the same place gets
@@ -64,28 +64,30 @@ def open_index(corpus: Corpus, length: int, least: int) -> BinIndex:
     Args:
         corpus: What to pack.
         length: Row length T in tokens.
-        least: Tokens of a piece from which on it may open a row; shorter ones go where there is
-            room, and are left out where there is none.
+        min_opening_tokens: Tokens of a piece from which on it may open a row; shorter ones go
+            where there is room, and are left out where there is none.
     """
     folder = corpus.folder / corpus.meta.split
-    path = folder / f"best_fit_{length}_{least}.index"
+    path = folder / f"best_fit_{length}_{min_opening_tokens}.index"
     key = {
         "version": INDEX_VERSION,
         "length": length,
-        "least": least,
+        "min_opening_tokens": min_opening_tokens,
         "documents": len(corpus.offsets) - 1,
         "offsets_sha256": _digest(corpus.offsets),
     }
     found = _load(path, key)
     if found is None:
-        found = build_index(corpus.offsets, length, least)
+        found = build_index(corpus.offsets, length, min_opening_tokens)
         if folder.is_dir() and _save(path, key, found):
             # From the file, processes on a machine share it.
             found = _load(path, key) or found
     return found
 
 
-def build_index(offsets: NDArray[np.int64], length: int, least: int = 1) -> BinIndex:
+def build_index(
+    offsets: NDArray[np.int64], length: int, min_opening_tokens: int = 1
+) -> PackingIndex:
     """Packs documents, see the module and `open_index`; takes O(documents + T log T) operations
     after sorting, and about 25 bytes a document.
 
@@ -95,17 +97,17 @@ def build_index(offsets: NDArray[np.int64], length: int, least: int = 1) -> BinI
     if len(offsets) - 1 >= NOWHERE:
         raise InputError(f"the corpus has {len(offsets) - 1} documents; fewer than {NOWHERE} fit")
     remainders, whole, rows = _cut(offsets, length)
-    bins = best_fit_decreasing(remainders, length + 1, least)
+    bins = best_fit_decreasing(remainders, length + 1, min_opening_tokens)
     del remainders
     order = np.argsort(bins, kind="stable").astype(NUMBER)
     counts = np.bincount(bins[bins != NOWHERE])
     packed_rows = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     whole_rows = np.concatenate(([0], np.cumsum(rows))).astype(np.int64)
-    return BinIndex(whole, whole_rows, order[: packed_rows[-1]], packed_rows)
+    return PackingIndex(whole, whole_rows, order[: packed_rows[-1]], packed_rows)
 
 
 def best_fit_decreasing(
-    sizes: NDArray[Any], capacity: int, least: int = 1
+    sizes: NDArray[Any], capacity: int, min_opening: int = 1
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Puts items into bins: the largest first, each where the least room is left that suffices.
 
@@ -116,7 +118,7 @@ def best_fit_decreasing(
     Args:
         sizes: (n,) sizes of the items, 0 to `capacity`; one of size 0 is in no bin.
         capacity: Size of a bin.
-        least: Smallest size for which a new bin is begun.
+        min_opening: Smallest size for which a new bin is begun.
 
     Returns:
         (n,) the number of each item's bin, or `NOWHERE`.
@@ -136,7 +138,7 @@ def best_fit_decreasing(
             wanted = -(-len(items) // each)
             if room is not None:
                 found = rooms.take(room, wanted)
-            elif size >= least:
+            elif size >= min_opening:
                 room, found = capacity, np.arange(begun, begun + wanted, dtype=NUMBER)
                 begun += wanted
             else:
@@ -212,7 +214,7 @@ def _digest(offsets: NDArray[np.int64]) -> str:
     return digest.hexdigest()
 
 
-def _save(path: Path, key: dict[str, Any], index: BinIndex) -> bool:
+def _save(path: Path, key: dict[str, Any], index: PackingIndex) -> bool:
     """Writes a line of JSON and the arrays, completely or not at all; whether that succeeded."""
     line = json.dumps(key | {name: len(getattr(index, name)) for name in TYPES}).encode()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -234,7 +236,7 @@ def _save(path: Path, key: dict[str, Any], index: BinIndex) -> bool:
     return True
 
 
-def _load(path: Path, key: dict[str, Any]) -> BinIndex | None:
+def _load(path: Path, key: dict[str, Any]) -> PackingIndex | None:
     """Maps an index; None where there is none of this key, or not all of it."""
     try:
         with path.open("rb") as file:
@@ -246,7 +248,7 @@ def _load(path: Path, key: dict[str, Any]) -> BinIndex | None:
         arrays = dict(_arrays(raw, len(line), header))
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-    return BinIndex(**arrays)
+    return PackingIndex(**arrays)
 
 
 def _arrays(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ropepp import __version__
 from ropepp.data.prepare.safe_cuts import PIECE, pieces
-from ropepp.data.text.documents import Text, blocks, cut, digest_and_size
+from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen
 from ropepp.data.text.skipped import Skipped
 from ropepp.data.text.sources import Shard
@@ -216,13 +216,12 @@ def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[
     for text in reader.texts(job.shard.inputs):
         if job.settings.only_one and fraction > 0:
             for split, part in zip((TRAIN, VALIDATION), cut(text, fraction), strict=True):
-                yield split, part, digest_and_size(part)[1]
+                yield split, part, text_bytes(part)
         else:
-            digest, size = digest_and_size(text)
             # From 0 to 1, by the text alone; validation has the lowest.
-            share = int.from_bytes(digest[:8], "big") / 2**64
+            share = int.from_bytes(text_sha256(text)[:8], "big") / 2**64
             shares[:] = min(shares[0], share), max(shares[1], share)
-            yield (VALIDATION if share < fraction else TRAIN), text, size
+            yield (VALIDATION if share < fraction else TRAIN), text, text_bytes(text)
 
 
 class _Encoder:

@@ -29,7 +29,7 @@ from ropepp.data.prepare.workers import Progress, run_jobs
 from ropepp.data.text.documents import blocks
 from ropepp.data.text.readers import OnBadLine, Reader
 from ropepp.data.text.skipped import Skipped
-from ropepp.data.text.sources import Shard, Source, find_source, read_texts
+from ropepp.data.text.sources import Shard, Source, find_source
 from ropepp.data.tokens.join_shards import join_shards
 from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry
 from ropepp.data.tokens.tokenizer import (
@@ -278,7 +278,8 @@ def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool
     """
     skipped = Skipped()
     try:
-        first = sum(1 for _ in islice(read_texts(source, field, on_bad_line, skipped), 2))
+        texts = Reader(field, on_bad_line, skipped).texts(source.inputs)
+        first = sum(1 for _ in islice(texts, 2))
     except InputError:
         if len(source.inputs) == 1:
             raise
@@ -322,13 +323,13 @@ def _require_documents(source: Source, metas: list[ShardMeta], settings: Setting
 def _check_numbers(fraction: float, processes: int, min_tokens: int, sample_mb: int) -> None:
     if not 0 <= fraction < 1:
         raise InputError(f"validation_fraction is {fraction}; allowed are 0 to below 1")
-    for name, value, least in (
+    for name, value, minimum in (
         ("processes", processes, 1),
         ("min_tokens", min_tokens, 0),
         ("sample_mb", sample_mb, 1),
     ):
-        if value < least:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
+        if value < minimum:
+            raise InputError(f"{name} is {value}; it must be at least {minimum}")
 
 
 def _check_target(target: Path, overwrite: bool, source: Source) -> None:

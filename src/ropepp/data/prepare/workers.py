@@ -121,7 +121,7 @@ def _run_processes(
 ) -> list[InputError]:
     # Spawned: a fork of a process whose libraries have started threads may hang.
     context = multiprocessing.get_context("spawn")
-    counts = context.Array("q", 3)
+    counts: Any = context.Array("q", 3)
     # Closed when this process ends or gives up, which ends the others.
     theirs, lifeline = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(processes, context, _begin, (theirs, counts))
