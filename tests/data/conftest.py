@@ -22,7 +22,6 @@ def memory_corpus() -> MakeCorpus:
             name="memory",
             split="train",
             source="",
-            dtype="uint16",
             documents=len(lengths),
             tokens=len(tokens),
             text_bytes=0,

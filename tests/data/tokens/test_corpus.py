@@ -95,7 +95,7 @@ def change_offsets(folder: Path, values: list[int]) -> None:
         (lambda c: change_meta(c, tokens="12"), "tokens is '12'; it must be int"),
         (lambda c: change_meta(c, bos_id="a"), "bos_id is 'a'; it must be int | None"),
         (lambda c: change_meta(c, colour=1), "missing or unknown are ['colour']"),
-        (lambda c: change_meta(c, dtype="int8"), "dtype is 'int8'; allowed are uint16, uint32"),
+        (lambda c: change_meta(c, vocab_size=1 << 33), "vocab_size 8589934592; allowed are up to"),
         (lambda c: change_meta(c, documents=0), "documents is 0; at least 1 is needed"),
         (lambda c: change_offsets(c, [0, 4, 5, 7, 13]), "runs from 0 to 13; expected 0 to 12"),
         (lambda c: change_offsets(c, [1, 4, 5, 7, 12]), "runs from 1 to 12; expected 0 to 12"),

@@ -30,7 +30,6 @@ def sharded(folder: Path, counts: list[int]) -> tuple[ShardedTokens, np.ndarray]
 @given(
     start=st.none() | st.integers(-40, 40),
     stop=st.none() | st.integers(-40, 40),
-    step=st.sampled_from([None, 1, 2, 7]),
     maps=st.integers(1, 5),
 )
 @pytest.mark.parametrize("counts", [[30], [1, 1, 1, 20, 3, 4], [5, 25]])
@@ -38,34 +37,27 @@ def test_slices_are_those_of_one_array(
     counts: list[int],
     start: int | None,
     stop: int | None,
-    step: int | None,
     maps: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     tokens, whole = sharded(tmp_path_factory.mktemp("parts"), counts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_files, "MAX_MAPS", maps)
-        found = tokens[start:stop:step]
+        found = tokens[start:stop]
         assert found.dtype == DTYPE
-        assert found.tolist() == whole[start:stop:step].tolist()
+        assert found.tolist() == whole[start:stop].tolist()
 
 
-def test_it_behaves_as_an_array_where_that_is_cheap(tmp_path: Path) -> None:
+def test_slices_are_views_where_they_can_be(tmp_path: Path) -> None:
     tokens, whole = sharded(tmp_path, [3, 5, 2])
-    assert (len(tokens), tokens.shape, tokens.ndim, tokens.dtype) == (10, (10,), 1, DTYPE)
-    assert [tokens[i] for i in range(-10, 10)] == [whole[i] for i in range(-10, 10)]
-    assert (np.asarray(tokens) == whole).all()
+    assert (len(tokens), tokens.dtype) == (10, DTYPE)
     assert not tokens[0:2].flags.writeable
     assert np.shares_memory(tokens[3:6], tokens[5:8])
-    for key, error in ((10, IndexError), (-11, IndexError), ("a", TypeError)):
-        with pytest.raises(error):
-            tokens[key]
-    with pytest.raises(IndexError, match="step is -1"):
-        tokens[::-1]
-    with pytest.raises(ValueError, match="without a copy"):
-        np.asarray(tokens, copy=False)
+    for step in (-1, 2):
+        with pytest.raises(IndexError, match=f"step is {step}"):
+            tokens[::step]
     again = pickle.loads(content := pickle.dumps(tokens))
-    assert (np.asarray(again) == whole).all()
+    assert (again[:] == whole).all()
     assert whole.tobytes() not in content
 
 
@@ -98,7 +90,7 @@ def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
 
 def test_the_type_follows_the_vocabulary() -> None:
     assert [token_type(size) for size in (257, 65536, 65537, 2**32)] == [
-        *("uint16", "uint16", "uint32", "uint32")
+        *(np.uint16, np.uint16, np.uint32, np.uint32)
     ]
     with pytest.raises(InputError, match=f"vocab_size {2**32 + 1}; allowed are up to {2**32}"):
         token_type(2**32 + 1)

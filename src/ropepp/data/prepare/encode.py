@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ropepp import __version__
 from ropepp.data.prepare.safe_cuts import PIECE, pieces
 from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
@@ -21,7 +23,6 @@ from ropepp.data.tokens.writer import (
     META_FILE,
     OFFSET_TYPE,
     OFFSETS_FILE,
-    TOKEN_TYPES,
     TOKENS_FILE,
     TokenWriter,
     check_size,
@@ -159,7 +160,7 @@ def _write_meta(
         name=job.shard.name,
         settings_sha256=job.settings.sha256,
         inputs=[asdict(seen) for seen in reader.seen],
-        dtype=token_type(tokenizer.vocab_size),
+        dtype=token_type(tokenizer.vocab_size).name,
         shares=shares,
         splits=splits,
         **left_out,
@@ -176,7 +177,7 @@ def finished_shard(job: ShardJob) -> ShardMeta | None:
     try:
         values = json.loads((job.place / META_FILE).read_bytes())
         meta = ShardMeta(**values | {"shares": tuple(values["shares"])})
-        dtype = TOKEN_TYPES[meta.dtype]
+        dtype = np.dtype(meta.dtype)
         for split in job.settings.splits:
             counts = meta.splits[split]
             check_size(job.place / split / TOKENS_FILE, dtype, counts["tokens"])

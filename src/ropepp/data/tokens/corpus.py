@@ -34,11 +34,11 @@ from ropepp.data.tokens.writer import (
     META_FILE,
     OFFSET_TYPE,
     OFFSETS_FILE,
-    TOKEN_TYPES,
     TOKENS_FILE,
     ShardedTokens,
     check_size,
     map_numbers,
+    token_type,
 )
 from ropepp.errors import InputError
 
@@ -82,7 +82,7 @@ class Corpus:
                 " validation_fraction is above 0)"
             )
         meta = read_meta(place / META_FILE)
-        dtype = TOKEN_TYPES[meta.dtype]
+        dtype = token_type(meta.vocab_size)
         offsets = map_numbers(place / OFFSETS_FILE, OFFSET_TYPE, meta.documents + 1)
         _check_offsets(place / OFFSETS_FILE, offsets, meta.tokens)
         files = [

@@ -20,7 +20,7 @@ from ropepp.data.tokens.meta import (
     shard_folder,
 )
 from ropepp.data.tokens.tokenizer import Tokenizer
-from ropepp.data.tokens.writer import META_FILE, OFFSET_TYPE, OFFSETS_FILE, token_type
+from ropepp.data.tokens.writer import META_FILE, OFFSET_TYPE, OFFSETS_FILE
 from ropepp.files import disk_errors, sync_folder, write_synced
 
 
@@ -62,7 +62,6 @@ def join_shards(
         name=name,
         split=split,
         source=source,
-        dtype=token_type(tokenizer.vocab_size),
         documents=sum(shard.documents for shard in kept),
         tokens=sum(shard.tokens for shard in kept),
         text_bytes=sum(shard.text_bytes for shard in kept),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from ropepp.data.tokens.writer import META_FILE, TOKEN_TYPES
+from ropepp.data.tokens.writer import META_FILE
 from ropepp.errors import InputError
 
 FORMAT_VERSION = 3
@@ -26,7 +26,6 @@ class CorpusMeta:
     name: str
     split: str
     source: str
-    dtype: str
     documents: int
     tokens: int
     text_bytes: int
@@ -109,8 +108,6 @@ def read_meta(path: Path) -> CorpusMeta:
             allowed = getattr(kind, "__name__", kind)
             raise InputError(f"{path}: {key} is {values[key]!r}; it must be {allowed}")
     meta = CorpusMeta(**values)
-    if meta.dtype not in TOKEN_TYPES:
-        raise InputError(f"{path}: dtype is {meta.dtype!r}; allowed are {', '.join(TOKEN_TYPES)}")
     if meta.documents < 1:
         raise InputError(f"{path}: documents is {meta.documents}; at least 1 is needed")
     return meta
