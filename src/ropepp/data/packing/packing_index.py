@@ -7,14 +7,11 @@ put into rows of T + 1 tokens by best-fit-decreasing bin packing, as in "Fewer T
 Language Modeling" (arXiv 2404.10830).
 """
 
-import hashlib
 import json
 import os
-import secrets
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +20,12 @@ from numpy.typing import NDArray
 
 from ropepp.data.tokens.corpus import CHUNK, Corpus
 from ropepp.errors import InputError
+from ropepp.files import replacing_folder, write_synced
 
-INDEX_VERSION = 1  # of the file and of what the algorithm makes: a new one makes old files void
+INDEX_VERSION = 2  # of the files and of what the algorithm makes: a new one makes old ones void
+KEY_FILE = "key.json"
 NUMBER: np.dtype[Any] = np.dtype("<u4")  # of a document or a row: four bytes of each document
 NOWHERE = np.iinfo(NUMBER).max
-PLACE: np.dtype[Any] = np.dtype("<i8")
-TYPES = {"whole": NUMBER, "whole_rows": PLACE, "packed": NUMBER, "packed_rows": PLACE}
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +51,11 @@ class PackingIndex:
 
 
 def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingIndex:
-    """The index from its file in the split's folder, which is made if needed.
+    """The index from its folder in the split's folder, which is made if needed.
 
-    The file names the documents' offsets by their checksum: another corpus in the same place gets
-    another index. Where the folder cannot be written, the index is in memory alone. Processes that
-    make the file at the same time write the same, each under a name of its own first.
+    It names the documents' offsets by their checksum: another corpus in the same place gets another
+    index. Where the folder cannot be written, the index is in memory alone. Processes that make it
+    at the same time write the same, each under a name of its own first.
 
     Args:
         corpus: What to pack.
@@ -74,14 +70,15 @@ def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingI
         "length": length,
         "min_opening_tokens": min_opening_tokens,
         "documents": len(corpus.offsets) - 1,
-        "offsets_sha256": _digest(corpus.offsets),
+        "offsets_sha256": corpus.meta.offsets_sha256,
     }
     found = _load(path, key)
     if found is None:
-        found = build_index(corpus.offsets, length, min_opening_tokens)
-        if folder.is_dir() and _save(path, key, found):
-            # From the file, processes on a machine share it.
-            found = _load(path, key) or found
+        built = build_index(corpus.offsets, length, min_opening_tokens)
+        if folder.is_dir() and _load(path, key) is None:  # no other process was faster
+            _save(path, key, built)
+        # From the files, processes on a machine share it.
+        found = _load(path, key) or built
     return found
 
 
@@ -207,56 +204,26 @@ def _cut(
     return remainders, np.concatenate(whole), np.concatenate(rows)
 
 
-def _digest(offsets: NDArray[np.int64]) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, len(offsets), CHUNK):
-        digest.update(np.ascontiguousarray(offsets[start : start + CHUNK], "<i8").data)
-    return digest.hexdigest()
+def _save(folder: Path, key: dict[str, Any], index: PackingIndex) -> None:
+    """Writes the key and the arrays, completely or not at all."""
+    # The folder may be read-only, or another process may have been faster.
+    with suppress(OSError, InputError), replacing_folder(folder, overwrite=True) as work:
+        for name, array in vars(index).items():
+            with (work / f"{name}.npy").open("wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+        write_synced(work / KEY_FILE, json.dumps(key).encode())
 
 
-def _save(path: Path, key: dict[str, Any], index: PackingIndex) -> bool:
-    """Writes a line of JSON and the arrays, completely or not at all; whether that succeeded."""
-    line = json.dumps(key | {name: len(getattr(index, name)) for name in TYPES}).encode()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(line + b" " * (-(len(line) + 1) % ALIGNMENT) + b"\n")
-            for name, kind in TYPES.items():
-                content = np.ascontiguousarray(getattr(index, name), kind)
-                file.write(content.data)
-                file.write(bytes(-content.nbytes % ALIGNMENT))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        return False
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return True
-
-
-def _load(path: Path, key: dict[str, Any]) -> PackingIndex | None:
+def _load(folder: Path, key: dict[str, Any]) -> PackingIndex | None:
     """Maps an index; None where there is none of this key, or not all of it."""
     try:
-        with path.open("rb") as file:
-            line = file.readline(1 << 16)
-        header = json.loads(line)
-        if {name: header.get(name) for name in key} != key:
+        if json.loads((folder / KEY_FILE).read_bytes()) != key:
             return None
-        raw = np.asarray(np.memmap(path, np.uint8, mode="r"))
-        arrays = dict(_arrays(raw, len(line), header))
-    except (OSError, ValueError, KeyError, AttributeError):
+        names = [field.name for field in fields(PackingIndex)]
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names]
+    except (OSError, EOFError, ValueError):
         return None
-    return PackingIndex(**arrays)
-
-
-def _arrays(
-    raw: NDArray[np.uint8], at: int, header: dict[str, Any]
-) -> Iterator[tuple[str, NDArray[Any]]]:
-    for name, kind in TYPES.items():
-        size = header[name] * kind.itemsize
-        if at + size > len(raw):
-            raise ValueError(f"{name} is cut off")
-        yield name, raw[at : at + size].view(kind)
-        at += size + -size % ALIGNMENT
+    # Plain arrays over the maps: slicing a map itself is several times slower.
+    return PackingIndex(*map(np.asarray, arrays))
