@@ -30,8 +30,11 @@ from measure import (
 from ropepp.data.loading.loader import Rows, TrainLoader
 from ropepp.data.loading.mixture import MixtureRows, Schedule
 from ropepp.data.packing.concat import ConcatRows
-from ropepp.data.tokenizer import load_tokenizer
-from ropepp.data.tokens.corpus import Corpus, CorpusWriter
+from ropepp.data.tokens.corpus import Corpus
+from ropepp.data.tokens.join_shards import join_shards
+from ropepp.data.tokens.meta import ShardEntry, shard_folder
+from ropepp.data.tokens.tokenizer import load_tokenizer
+from ropepp.data.tokens.writer import TokenWriter
 from ropepp.model import Transformer
 from ropepp.model.flops import training_flops
 from ropepp.model.loss import cross_entropy_sum, cross_entropy_sum_naive
@@ -144,9 +147,14 @@ def bench_loss() -> list[str]:
 def random_corpus(folder: Path, documents: int) -> Rows:
     """Rows of 4096 tokens of a corpus of bytes that is made in ``folder``."""
     rng = np.random.default_rng(0)
-    with CorpusWriter(folder, "train", load_tokenizer("bytes"), "random") as writer:
+    tokenizer, place = load_tokenizer("bytes"), shard_folder(folder, "random", "train")
+    place.mkdir(parents=True)
+    with TokenWriter(place, tokenizer) as writer:
         for _ in range(documents):
             writer.append(rng.integers(0, 256, 1000).tolist(), 1000)
+        writer.sync()
+    entry = ShardEntry("random", **writer.counts_and_checksums())
+    join_shards(folder, "train", [entry], tokenizer, "random")
     return ConcatRows(Corpus.open(folder, "train"), 4096)
 
 

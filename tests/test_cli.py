@@ -126,7 +126,7 @@ def refusal(capfd: pytest.CaptureFixture[str], *args: str) -> str:
 
 def test_damaged_corpora(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     copy = damaged(corpus, tmp_path)
-    tokens = copy / "train" / "tokens.bin"
+    (tokens,) = copy.glob("shards/*/train/tokens.bin")
     content = bytearray(tokens.read_bytes())
     content[100] ^= 1
     tokens.write_bytes(content)

@@ -17,23 +17,24 @@ def memory_corpus() -> MakeCorpus:
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
         tokens = np.arange(1, offsets[-1] + 1, dtype=np.uint16)
         meta = CorpusMeta(
-            format_version=1,
+            format_version=3,
             ropepp_version="0",
             name="memory",
             split="train",
             source="",
-            dtype="uint16",
             documents=len(lengths),
             tokens=len(tokens),
             text_bytes=0,
             bad_lines=0,
             empty_documents=0,
+            short_documents=0,
             vocab_size=65536,
             tokenizer="bytes",
             tokenizer_fingerprint="",
             bos_id=None,
             eot_id=0,
-            tokens_sha256="",
+            shards=1,
+            shards_sha256="",
             offsets_sha256="",
         )
         return Corpus(Path("memory"), tokens, offsets, meta)

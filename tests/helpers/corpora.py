@@ -3,15 +3,20 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zstandard
 
 from ropepp.data.prepare.prepare import prepare
 from ropepp.data.tokens.corpus import Corpus
+from ropepp.data.tokens.join_shards import join_shards
+from ropepp.data.tokens.meta import ShardEntry, shard_folder
+from ropepp.data.tokens.tokenizer import BytesTokenizer, Tokenizer
+from ropepp.data.tokens.writer import TokenWriter
 
 FRACTION = 0.2
 
@@ -46,6 +51,32 @@ def documents(folder: Path, split: str) -> list[str]:
     start = 0 if tokenizer.bos_id is None else 1
     assert all(ids[:start] == [tokenizer.bos_id] * start for ids in found)
     return [tokenizer.decode(ids[start:-1]) for ids in found]
+
+
+def write_corpus(
+    folder: Path,
+    documents: Iterable[list[int]],
+    tokenizer: Tokenizer | None = None,
+    split: str = "train",
+    **about: Any,
+) -> Path:
+    """Writes a split of one shard, of ids that need not be those of any text."""
+    tokenizer = tokenizer or BytesTokenizer()
+    place = shard_folder(folder, "toy", split)
+    place.mkdir(parents=True)
+    with TokenWriter(place, tokenizer) as writer:
+        for ids in documents:
+            writer.append(ids, text_bytes=len(ids))
+        writer.sync()
+    entry = ShardEntry("toy", **writer.counts_and_checksums())
+    join_shards(folder, split, [entry], tokenizer, "toy", **about)
+    return folder
+
+
+def random_documents(draw: np.random.Generator, count: int, longest: int) -> list[list[int]]:
+    """Documents of bytes, of 1 to below `longest` of them."""
+    lengths = draw.integers(1, longest, count)
+    return [draw.integers(0, 256, length).tolist() for length in lengths]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

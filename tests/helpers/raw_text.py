@@ -1,9 +1,15 @@
 """Files of raw text for the tests."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import zstandard
+
+from ropepp.data.text.documents import Text
+from ropepp.data.text.readers import Reader
+from ropepp.data.text.sources import Source
 
 TEXTS = [f"Document {n}: it's short,\nbut it has two lines.\n" for n in range(40)]
 
@@ -33,3 +39,8 @@ def write_folder(path: Path) -> str:
     (path / "c.txt").write_bytes(TEXTS[39].encode())
     (path / "read.me").write_text("not this")
     return str(path)
+
+
+def read_texts(source: Source, field: str, *how: Any) -> Iterator[Text]:
+    """The documents of a source."""
+    return Reader(field, *how).texts(source.inputs)

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ropepp import __version__
-from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
 

@@ -10,7 +10,7 @@ from math import ceil
 from random import Random
 from typing import ClassVar
 
-from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.errors import InputError
 
 FULL = 0.985  # share of the length at which a prompt is long enough

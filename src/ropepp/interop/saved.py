@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml  # type: ignore[import-untyped]
 
-from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
+from ropepp.data.tokens.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
 from ropepp.errors import InputError
 from ropepp.files import replacing_file
 from ropepp.model.config import ModelConfig
@@ -60,16 +60,15 @@ class SavedModel:
     @property
     def corpora(self) -> list[str]:
         """Folders of the corpora that it was trained on, if any."""
-        data = self.data_arguments
-        found = [data.get("corpus"), *(data.get("corpora") or ())]
-        return [folder for folder in found if folder is not None]
+        corpus = self.data_arguments.get("corpus") or []
+        return [corpus] if isinstance(corpus, str) else list(corpus)
 
     def tokenizer(self, given: str | Path | None = None) -> Tokenizer:
         """The tokenizer of the model's text.
 
         Args:
-            given: See `ropepp.data.tokenizer.load_tokenizer`; looked for unless given, beside the
-                weights and in the run's corpus.
+            given: See `ropepp.data.tokens.tokenizer.load_tokenizer`; looked for unless given,
+                beside the weights and in the run's corpus.
 
         Raises:
             InputError: There is none, or it has more ids than the model.

@@ -54,7 +54,7 @@ def check(args: list[str]) -> None:
     """What ``fit ARGS`` would refuse before it trains, as far as no device or data is needed."""
     cli = EstimateCLI(["fit", *args])
     data = cli.datamodule
-    there = not isinstance(data, CorpusDataModule) or Path(data.corpus).exists()
+    there = not isinstance(data, CorpusDataModule) or all(Path(f).exists() for f in data.folders)
     cli.check(data_is_there=there)
 
 

@@ -20,7 +20,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ropepp.data.loading.datamodule import (
     CorpusDataModule,
-    MixtureDataModule,
     RowsDataModule,
     check_accumulation,
 )
@@ -185,7 +184,7 @@ def _read_strategy(value: Any, total: int) -> Processes:
 
 
 def _open_rows(data: RowsDataModule) -> Rows | None:
-    if isinstance(data, CorpusDataModule | MixtureDataModule):
+    if isinstance(data, CorpusDataModule):
         if not all(Path(folder).exists() for folder in data.folders):
             return None
         data.verify = False  # that would read everything

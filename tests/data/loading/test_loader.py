@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.corpora import random_documents, write_corpus
 from helpers.rows import NumberRows, assert_same, row_numbers, take
 from ropepp.data.loading.loader import EvalLoader, TrainLoader, permutation
 from ropepp.data.packing.concat import ConcatRows
-from ropepp.data.tokenizer import BytesTokenizer
-from ropepp.data.tokens.corpus import Corpus, CorpusWriter
+from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 
 
@@ -119,10 +119,7 @@ def test_resume_where_no_micro_batch_begins() -> None:
 @pytest.fixture(scope="module")
 def corpus_rows(tmp_path_factory: pytest.TempPathFactory) -> ConcatRows:
     folder = tmp_path_factory.mktemp("corpus")
-    random = np.random.default_rng(0)
-    with CorpusWriter(folder, "train", BytesTokenizer(), "toy") as writer:
-        for length in random.integers(1, 40, 60):
-            writer.append(random.integers(0, 256, length).tolist(), int(length))
+    write_corpus(folder, random_documents(np.random.default_rng(0), 60, 40))
     return ConcatRows(Corpus.open(folder, "train"), 16)
 
 

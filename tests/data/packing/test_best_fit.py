@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.corpora import random_documents, snapshot, write_corpus
 from ropepp.data.loading.loader import EvalLoader
-from ropepp.data.packing import packing_index as bins_module
+from ropepp.data.packing import packing_index
 from ropepp.data.packing.best_fit import BestFit, BestFitRows, Long
 from ropepp.data.packing.concat import IGNORE_INDEX, PADDING_DOCUMENT, PackedRows, Packing
 from ropepp.data.packing.packing_index import NOWHERE, best_fit_decreasing, build_index
-from ropepp.data.tokenizer import BytesTokenizer
-from ropepp.data.tokens.corpus import Corpus, CorpusWriter
+from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 
 MakeCorpus = Callable[[Sequence[int]], Corpus]
@@ -226,10 +226,7 @@ def test_rows_by_hand(memory_corpus: MakeCorpus) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    random = np.random.default_rng(0)
-    with CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy") as writer:
-        for length in random.integers(1, 90, 200):
-            writer.append(random.integers(0, 256, length).tolist(), int(length))
+    write_corpus(tmp_path, random_documents(np.random.default_rng(0), 200, 90))
     return Corpus.open(tmp_path, "train")
 
 
@@ -245,7 +242,7 @@ def test_the_packing_is_kept_beside_the_corpus(
     made = Long().rows(corpus, 64)
     file = corpus.folder / "train" / "best_fit_64_32.index"
     assert [path.name for path in file.parent.glob("*best_fit*")] == [file.name]
-    monkeypatch.setattr(bins_module, "build_index", None)
+    monkeypatch.setattr(packing_index, "build_index", None)
     assert same(Long().rows(corpus, 64), made)
     assert same(pickle.loads(pickle.dumps(made)), made)
     batches = [batch["input_ids"] for batch in EvalLoader(made, 3)]
@@ -254,27 +251,28 @@ def test_the_packing_is_kept_beside_the_corpus(
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "empty", "text"])
-def test_a_file_of_another_packing_or_torn_is_replaced(corpus: Corpus, damage: str) -> None:
+def test_an_index_of_another_packing_or_torn_is_replaced(corpus: Corpus, damage: str) -> None:
     made = BestFit().rows(corpus, 64)
-    file = corpus.folder / "train" / "best_fit_64_1.index"
-    content = file.read_bytes()
-    damaged = {
-        "cut": content[:-64],
-        "other": content.replace(b'"documents": 200', b'"documents": 201'),
-        "empty": b"",
-        "text": b"[1]\nno index",
-    }
-    file.unlink()
-    file.write_bytes(damaged[damage])
+    folder = corpus.folder / "train" / "best_fit_64_1.index"
+    content = snapshot(folder)
+    key, packed = content["key.json"], content["packed.npy"]
+    name, damaged = {
+        "cut": ("packed.npy", packed[:-4]),
+        "other": ("key.json", key.replace(b'"documents": 200', b'"documents": 201')),
+        "empty": ("packed.npy", b""),
+        "text": ("key.json", b"[1]\nno index"),
+    }[damage]
+    (folder / name).unlink()
+    (folder / name).write_bytes(damaged)
     assert same(BestFit().rows(corpus, 64), made)
-    assert file.read_bytes() == content
+    assert snapshot(folder) == content
 
 
 def test_a_folder_that_cannot_be_written(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(bins_module.os, "replace", refuse)
+    monkeypatch.setattr(packing_index, "replacing_folder", refuse)
     rows = BestFit().rows(corpus, 64)
     assert rows.summary()["tokens_lost"] == 0
     assert [path.name for path in (corpus.folder / "train").glob("*best_fit*")] == []
@@ -282,7 +280,7 @@ def test_a_folder_that_cannot_be_written(corpus: Corpus, monkeypatch: pytest.Mon
 
 def test_chunks_change_nothing(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build_index(corpus.offsets, 40)
-    monkeypatch.setattr(bins_module, "CHUNK", 7)
+    monkeypatch.setattr(packing_index, "CHUNK", 7)
     for name, array in vars(build_index(corpus.offsets, 40)).items():
         assert np.array_equal(array, getattr(whole, name))
 

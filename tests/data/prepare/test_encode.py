@@ -18,8 +18,8 @@ from ropepp.data.prepare import safe_cuts as pieces
 from ropepp.data.prepare.prepare import prepare
 from ropepp.data.text import documents as texts
 from ropepp.data.text import sources
-from ropepp.data.tokenizer import load_tokenizer
 from ropepp.data.tokens.corpus import Corpus
+from ropepp.data.tokens.tokenizer import load_tokenizer
 from ropepp.errors import InputError
 
 KINDS = ("bytes", "bpe", "tokenizer.json", "tokenizer.model")
@@ -27,7 +27,7 @@ KINDS = ("bytes", "bpe", "tokenizer.json", "tokenizer.model")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1.5 MB in DCLM's layout with broken lines and copies."""
+    """1.5 MB in DCLM's layout with broken lines."""
     return make_tree(tmp_path_factory.mktemp("dclm") / "tree", 1_500_000, shards=6)
 
 
@@ -68,7 +68,7 @@ def test_processes_do_not_change_a_byte(
     kind: str, tree: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     given = str(tokenizer_folder / kind) if "." in kind else kind
-    options = {"deduplicate": True, "min_tokens": 100, "vocab_size": 400}
+    options = {"min_tokens": 100, "vocab_size": 400}
     one, two = (
         run(tree, tmp_path / str(count), given, processes=count, **options) for count in (1, 2)
     )
@@ -76,36 +76,33 @@ def test_processes_do_not_change_a_byte(
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
 
 
-def test_copies_and_short_documents_are_left_out(tree: Path, tmp_path: Path) -> None:
-    (tree / "zz.jsonl").write_bytes(json_lines(["tiny", *(text for _, text in texts_of(tree))]))
+def test_short_documents_are_left_out(tree: Path, tmp_path: Path) -> None:
+    (tree / "zz.jsonl").write_bytes(json_lines(["tiny", "small"]))
     try:
-        out = run(tree, tmp_path / "out", deduplicate=True, min_tokens=300)
+        out = run(tree, tmp_path / "out", min_tokens=300)
         every = [text for _, text in texts_of(tree)]
     finally:
         (tree / "zz.jsonl").unlink()
-    first = list(dict.fromkeys(every))
-    long = [text for text in first if len(text.encode()) >= 300]
-    assert len(every) > 2 * len(first) - 10
-    assert len(first) > len(long) > 0
+    long = [text for text in every if len(text.encode()) >= 300]
+    assert len(every) > len(long) > 0
     for split, inside in (("train", False), ("validation", True)):
         chosen = [text for text in long if in_validation(text, FRACTION) == inside]
         assert documents(out, split) == chosen
         meta = Corpus.open(out, split).meta
-        assert meta.duplicates == len(every) - len(first)
-        assert meta.short_documents == len(first) - len(long)
-        # The last shard has copies alone: no split lists it.
+        assert meta.short_documents == len(every) - len(long)
+        # The last shard has short ones alone: no split lists it.
         assert meta.shards == 6
 
 
 def test_added_shards_leave_the_others_as_they_are(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree", 300_000, shards=4, broken=0)
-    first = run(tree, tmp_path / "out", deduplicate=True)
+    first = run(tree, tmp_path / "out")
     before = {split: documents(first, split) for split in ("train", "validation")}
     inodes = {path: path.stat().st_ino for path in first.glob("shards/*/*/tokens.bin")}
     (tree / "a").mkdir()
     (tree / "a/new.jsonl").write_bytes(json_lines(TEXTS))
-    (tree / "z.jsonl").write_bytes(json_lines([TEXTS[0], *before["train"][:9], "other"]))
-    second = run(tree, tmp_path / "out", deduplicate=True, overwrite=True)
+    (tree / "z.jsonl").write_bytes(json_lines(["other"]))
+    second = run(tree, tmp_path / "out", overwrite=True)
     for split, texts_before in before.items():
         after = documents(second, split)
         assert [text for text in after if text in set(texts_before)] == texts_before
@@ -113,19 +110,20 @@ def test_added_shards_leave_the_others_as_they_are(tmp_path: Path) -> None:
     assert Corpus.open(second, "train").meta.shards == 6
     # Taken over, not made again; the corpus before had these files too, and they are intact.
     assert {path: path.stat().st_ino for path in inodes} == inodes
-    assert snapshot(second) == snapshot(run(tree, tmp_path / "again", deduplicate=True)) | {
+    assert snapshot(second) == snapshot(run(tree, tmp_path / "again")) | {
         f"{split}/meta.json": (second / split / "meta.json").read_bytes() for split in before
     }
 
 
-def test_a_single_shard_is_laid_out_as_before(tmp_path: Path) -> None:
+def test_a_single_shard_is_a_plain_array(tmp_path: Path) -> None:
     file = tmp_path / "one.jsonl.gz"
     file.write_bytes(gzip.compress(json_lines(TEXTS[:7])) + gzip.compress(json_lines(TEXTS[7:])))
     out = run(file, tmp_path / "out")
-    assert sorted(path.name for path in out.iterdir()) == ["train", "validation"]
+    assert sorted(path.name for path in out.iterdir()) == ["shards", "train", "validation"]
     assert sorted(path.name for path in (out / "train").iterdir()) == [
-        *("meta.json", "offsets.bin", "tokens.bin")
+        *("meta.json", "offsets.bin", "shards.json")
     ]
+    assert len(list((out / "shards").iterdir())) == 1
     assert Corpus.open(out, "train").meta.name == "one"
     assert isinstance(Corpus.open(out, "train").tokens, np.ndarray)
     assert documents(out, "train") == [t for t in TEXTS if not in_validation(t, FRACTION)]
@@ -237,7 +235,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     out = run(tree, tmp_path / "out", str(tmp_path / "tokenizer.model"))
     tokens = Corpus.open(out, "train").tokens
     assert tokens.dtype == np.uint32
-    assert int(tokens[0]) == 66_000
+    assert tokens[:1].tolist() == [66_000]
     documents(out, "train")
 
 

@@ -16,9 +16,9 @@ from ropepp.data.prepare import encode as shards
 from ropepp.data.prepare.prepare import prepare
 from ropepp.data.text import documents as texts
 from ropepp.data.text import readers, sources
-from ropepp.data.tokenizer import load_tokenizer, train_bpe
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.writer import TokenFiles
+from ropepp.data.tokens.tokenizer import load_tokenizer, train_bpe
+from ropepp.data.tokens.writer import TokenWriter
 from ropepp.errors import InputError
 
 
@@ -77,7 +77,7 @@ def test_the_trained_tokenizer_sees_the_train_split_alone(tmp_path: Path) -> Non
     prepare(source, str(tmp_path / "again"), tokenizer=str(out), validation_fraction=0.25)
     for split in ("train", "validation"):
         metas = [Corpus.open(tmp_path / name, split).meta for name in ("out", "again")]
-        assert metas[0].tokens_sha256 == metas[1].tokens_sha256
+        assert metas[0].shards_sha256 == metas[1].shards_sha256
 
 
 def test_added_files_leave_documents_where_they_are(tmp_path: Path) -> None:
@@ -299,14 +299,14 @@ def test_overwrite_replaces_a_corpus_at_the_end(
     file.write_bytes(json_lines(TEXTS))
     prepare(str(file), str(out), tokenizer="bytes", validation_fraction=0.25)
     with monkeypatch.context() as patch:
-        patch.setattr(TokenFiles, "append", _fail)
+        patch.setattr(TokenWriter, "append", _fail)
         with pytest.raises(RuntimeError, match="disk on fire"):
             prepare(str(file), str(out), "bytes", validation_fraction=0, overwrite=True)
     assert set(documents(out, "train") + documents(out, "validation")) == set(TEXTS)
     prepare(str(file), str(out), tokenizer="bytes", validation_fraction=0, overwrite=True)
     assert documents(out, "train") == TEXTS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out"]
-    assert sorted(path.name for path in out.iterdir()) == ["train"]
+    assert sorted(path.name for path in out.iterdir()) == ["shards", "train"]
 
 
 def _fail(*_: object) -> None:
@@ -319,7 +319,7 @@ def test_a_failure_leaves_nothing(
 ) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(json_lines(TEXTS))
-    monkeypatch.setattr(TokenFiles, "append", _fail)
+    monkeypatch.setattr(TokenWriter, "append", _fail)
     with pytest.raises(RuntimeError, match="disk on fire"):
         prepare(str(file), str(tmp_path / "out"), kind, 260, 0.25)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
@@ -328,15 +328,15 @@ def test_a_failure_leaves_nothing(
 KILLED = """
 import sys, time
 from ropepp.data.prepare.prepare import prepare
-from ropepp.data.tokens.writer import TokenFiles
-append = TokenFiles.append
+from ropepp.data.tokens.writer import TokenWriter
+append = TokenWriter.append
 def slow(self, ids, text_bytes):
     append(self, ids, text_bytes)
     if self.documents == 5:
         self._tokens._flush()
         print("ready", flush=True)
         time.sleep(60)
-TokenFiles.append = slow
+TokenWriter.append = slow
 prepare(*sys.argv[1:3], tokenizer="bytes", validation_fraction=0.25)
 """
 

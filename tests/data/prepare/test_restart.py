@@ -35,7 +35,7 @@ if __name__ == "__main__":
 """
 OPTIONS = [
     *("--vocab_size", "400", "--validation_fraction", "0.2", "--on_bad_line", "skip"),
-    *("--processes", "2", "--deduplicate", "true", "--min_tokens", "20", "--sample_mb", "1"),
+    *("--processes", "2", "--min_tokens", "20", "--sample_mb", "1"),
 ]
 
 
@@ -92,8 +92,7 @@ def test_killed_twice_the_result_is_that_of_an_undisturbed_run(tmp_path: Path) -
         os.kill(workers[0], signal.SIGKILL)
         _, message = process.communicate()
     assert process.returncode == 2
-    assert "error: the process that worked on global-shard_0" in message
-    assert "ended with code -9" in message
+    assert "error: a process was killed while these were worked on: global-shard_0" in message
     assert "finished shards are kept: the same command goes on" in message
     assert not any(map(is_alive, workers))
     second = finished(partial)

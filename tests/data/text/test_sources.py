@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from helpers.raw_text import TEXTS, json_lines, write_folder, write_zst
+from helpers.raw_text import TEXTS, json_lines, read_texts, write_folder, write_zst
 from ropepp.data.text import documents as texts
 from ropepp.data.text import readers
-from ropepp.data.text.sources import find_source, read_texts
-from ropepp.data.tokens.corpus import Skipped
+from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.sources import find_source
 from ropepp.errors import InputError
 
 BAD_LINES = [

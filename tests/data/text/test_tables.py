@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from helpers.corpora import documents, in_validation, run, snapshot
-from helpers.raw_text import TEXTS, json_lines
+from helpers.raw_text import TEXTS, json_lines, read_texts
 from ropepp.data.text import sources
 from ropepp.data.text import tables as rows
+from ropepp.data.text.skipped import Skipped
 from ropepp.data.text.sources import find_source
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
@@ -89,7 +90,7 @@ def test_a_saved_dataset(saved: Path, processes: int, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "RANGE_BYTES", 700)
         assert len(find_source(str(saved)).shards()) == 4
-        parts = run(saved, tmp_path / "parts", processes=processes, deduplicate=True)
+        parts = run(saved, tmp_path / "parts", processes=processes)
     assert documents(parts, "train") == documents(whole, "train")
     assert Corpus.open(parts, "train").meta.shards == 4
 
@@ -155,5 +156,5 @@ def test_a_dataset_that_changes(saved: Path, tmp_path: Path) -> None:
     rows._load.cache_clear()
     datasets.Dataset.from_dict({"text": TEXTS[:3]}).save_to_disk(tmp_path / "saved")
     with pytest.raises(InputError, match="saved has changed while it was read; run again"):
-        list(sources.read_texts(source, "text", "fail", sources.Skipped()))
+        list(read_texts(source, "text", "fail", Skipped()))
     assert snapshot(tmp_path / "nothing") == {}

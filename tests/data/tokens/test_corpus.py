@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ropepp.data.tokenizer import BytesTokenizer, train_bpe
+from helpers.corpora import write_corpus
+from ropepp.data.text.skipped import Skipped
 from ropepp.data.tokens import corpus as corpus_module
-from ropepp.data.tokens.corpus import Corpus, CorpusWriter, Skipped
+from ropepp.data.tokens.corpus import Corpus
+from ropepp.data.tokens.tokenizer import BytesTokenizer, train_bpe
 from ropepp.errors import InputError
 
 
@@ -21,17 +23,13 @@ class Wide(BytesTokenizer):
     bos_id = 65536
 
 
+TOKENS = "shards/toy/train/tokens.bin"
 DOCUMENTS = [[1, 2, 3], [], [7], [200, 0, 255, 4]]
 
 
 def write(folder: Path, tokenizer: BytesTokenizer | None = None) -> Path:
     skipped = Skipped(bad_lines=2, empty_documents=1)
-    with CorpusWriter(
-        folder, "train", tokenizer or BytesTokenizer(), "toy", "by hand", skipped
-    ) as writer:
-        for document in DOCUMENTS:
-            writer.append(document, text_bytes=len(document))
-    return folder
+    return write_corpus(folder, DOCUMENTS, tokenizer, source="by hand", skipped=skipped)
 
 
 @pytest.mark.parametrize("tokenizer", [BytesTokenizer(), Wide()])
@@ -54,7 +52,7 @@ def test_what_is_written_is_read(
     assert (meta.documents, meta.tokens) == (4, sum(map(len, expected)))
     assert (meta.text_bytes, meta.bad_lines, meta.empty_documents) == (8, 2, 1)
     assert (meta.tokenizer, meta.eot_id) == ("bytes", 256)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "train"]
 
 
 def test_a_pickled_corpus_is_its_place_and_not_its_content(tmp_path: Path) -> None:
@@ -65,27 +63,6 @@ def test_a_pickled_corpus_is_its_place_and_not_its_content(tmp_path: Path) -> No
     again = pickle.loads(content)
     assert (again.tokens == corpus.tokens).all()
     assert again.meta == corpus.meta
-
-
-def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    writer = CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy")
-    with pytest.raises(InputError, match="gave the id 1048576; ids must be from 0 to"), writer:
-        writer.append([1, 1 << 20], 1)
-    other = CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy")
-    message = r"gave the id 257; .* below 257, its vocab_size \(16 bits in the file"
-    with pytest.raises(InputError, match=message), other:
-        other.append([257], 1)
-    empty = CorpusWriter(tmp_path, "train", BytesTokenizer(), "toy")
-    with pytest.raises(InputError, match="train would have no documents; at least 1"), empty:
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_writer_does_not_replace_a_split(tmp_path: Path) -> None:
-    write(tmp_path)
-    with pytest.raises(InputError, match="train exists"):
-        write(tmp_path)
-    Corpus.open(tmp_path, "train").verify()
 
 
 def truncate(file: Path, by: int) -> None:
@@ -104,18 +81,21 @@ def change_offsets(folder: Path, values: list[int]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda c: (c / "train/tokens.bin").unlink(), "train/tokens.bin is missing"),
+        (lambda c: (c / TOKENS).unlink(), "shards/toy/train/tokens.bin is missing"),
+        (lambda c: (c / "train/shards.json").unlink(), "train/shards.json is missing"),
+        (lambda c: (c / "train/shards.json").write_text("{}"), "has 0 shards, 0 documents and 0"),
+        (lambda c: truncate(c / "train/shards.json", 3), "train/shards.json is no list of shards"),
         (lambda c: (c / "train/offsets.bin").unlink(), "train/offsets.bin is missing"),
         (lambda c: (c / "train/meta.json").unlink(), "train/meta.json is missing"),
         (lambda c: (c / "train").rename(c / "other"), "train is no folder; `ropepp prepare`"),
-        (lambda c: truncate(c / "train/tokens.bin", 1), "has 23 bytes; meta.json says 24"),
+        (lambda c: truncate(c / TOKENS, 1), "has 23 bytes; meta.json says 24"),
         (lambda c: truncate(c / "train/offsets.bin", 8), "has 32 bytes; meta.json says 40"),
         (lambda c: truncate(c / "train/meta.json", 9), "train/meta.json is no JSON"),
-        (lambda c: change_meta(c, format_version=9), "format_version is 9; 1 and 2 can be read"),
+        (lambda c: change_meta(c, format_version=9), "format_version is 9; 3 can be read"),
         (lambda c: change_meta(c, tokens="12"), "tokens is '12'; it must be int"),
         (lambda c: change_meta(c, bos_id="a"), "bos_id is 'a'; it must be int | None"),
         (lambda c: change_meta(c, colour=1), "missing or unknown are ['colour']"),
-        (lambda c: change_meta(c, dtype="int8"), "dtype is 'int8'; allowed are uint16, uint32"),
+        (lambda c: change_meta(c, vocab_size=1 << 33), "vocab_size 8589934592; allowed are up to"),
         (lambda c: change_meta(c, documents=0), "documents is 0; at least 1 is needed"),
         (lambda c: change_offsets(c, [0, 4, 5, 7, 13]), "runs from 0 to 13; expected 0 to 12"),
         (lambda c: change_offsets(c, [1, 4, 5, 7, 12]), "runs from 1 to 12; expected 0 to 12"),
@@ -145,7 +125,8 @@ def test_verify_finds_what_open_does_not(tmp_path: Path) -> None:
     change_offsets(tmp_path, [0, 4, 6, 7, 12])
     with pytest.raises(InputError, match=r"offsets.bin has sha256 \w{64}; meta.json says \w{64}"):
         corpus.verify()
-    file = tmp_path / "train/tokens.bin"
+    change_offsets(tmp_path, [0, 4, 5, 7, 12])
+    file = tmp_path / TOKENS
     file.write_bytes(b"\1" + file.read_bytes()[1:-1] + b"\5")
     with pytest.raises(InputError, match=r"tokens.bin has sha256"):
         Corpus.open(tmp_path, "train").verify()
@@ -153,10 +134,13 @@ def test_verify_finds_what_open_does_not(tmp_path: Path) -> None:
 
 def test_verify_finds_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
     write(tmp_path)
-    file = tmp_path / "train/tokens.bin"
+    file = tmp_path / TOKENS
     content = (257).to_bytes(2, "little") + file.read_bytes()[2:]
     file.write_bytes(content)
-    change_meta(tmp_path, tokens_sha256=hashlib.sha256(content).hexdigest())
+    listing = json.loads((tmp_path / "train/shards.json").read_text())
+    listing[0]["tokens_sha256"] = hashlib.sha256(content).hexdigest()
+    (tmp_path / "train/shards.json").write_text(new := json.dumps(listing))
+    change_meta(tmp_path, shards_sha256=hashlib.sha256(new.encode()).hexdigest())
     with pytest.raises(InputError, match="has the id 257; ids must be below vocab_size 257"):
         Corpus.open(tmp_path, "train").verify()
 
@@ -164,8 +148,7 @@ def test_verify_finds_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
 def test_the_tokenizer_of_a_corpus_is_checked(tmp_path: Path) -> None:
     assert Corpus.open(write(tmp_path / "a"), "train").load_tokenizer().kind == "bytes"
     bpe = train_bpe(["some text"], 260)
-    with CorpusWriter(tmp_path / "b", "train", bpe, "toy") as writer:
-        writer.append([1], 1)
+    write_corpus(tmp_path / "b", [[1]], bpe)
     corpus = Corpus.open(tmp_path / "b", "train")
     with pytest.raises(InputError, match=r"holds neither tokenizer\.json nor"):
         corpus.load_tokenizer()

@@ -102,7 +102,7 @@ class RowsDataModule(pl.LightningDataModule):
         return self.micro_batch_size * self._part()[1]
 
     def _part(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else data_part(self.trainer)
+        return (0, 1) if self.trainer is None else data_rank_and_size(self.trainer)
 
     @property
     def evaluation_names(self) -> list[str]:
@@ -145,7 +145,7 @@ def check_accumulation(given: int, accumulation: int) -> None:
         )
 
 
-def data_part(trainer: pl.Trainer) -> tuple[int, int]:
+def data_rank_and_size(trainer: pl.Trainer) -> tuple[int, int]:
     """Which part of how many this process reads: processes that share rows read the same."""
     strategy = trainer.strategy
     return (
@@ -154,58 +154,107 @@ def data_part(trainer: pl.Trainer) -> tuple[int, int]:
     )
 
 
-class _PreparedDataModule(RowsDataModule):
-    """What is common to rows of prepared corpora; for the arguments see the sub-classes, those in
-    ``sizes`` are `RowsDataModule`'s."""
+class CorpusDataModule(RowsDataModule):
+    """Rows of a corpus made by ``ropepp prepare``, or of several in fixed proportions, see
+    `ropepp.data.loading.mixture`.
+
+    After any number of rows, each of several corpora has had its share to within one row. Each has
+    epochs of its own; the number of rows read is still all that a run needs to go on. All need one
+    tokenizer. Validation is then on as many rows of each corpus's validation split as the
+    proportions allow, and under the name ``validation_FOLDER`` on those of each corpus alone.
+
+    Args:
+        corpus: Folder of the prepared corpus; or the weight of each corpus by its folder. Weights
+            need not sum to 1, and the order of the folders is part of the order of rows.
+        sequence_length: Tokens in a row (T).
+        global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
+        micro_batch_size: Rows in one forward pass of one process.
+        packing: How documents become training rows. Validation is always on ``Concat``, so that
+            losses can be compared between packings.
+        mask_documents: Whether a token sees only its own document; the same for every variant.
+        validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
+        validation_rows: Rows in a validation during training, of all corpora together and of each;
+            all of them unless given.
+        extrapolation: Multiples of the row length at which the trained model is evaluated as well,
+            under the names ``validation_2x`` and so on; not during training.
+        num_workers: Processes that read ahead; 0 is fastest for a memory map.
+        verify: Whether to compare the corpus with its checksums first, which reads all of it.
+        seed: Seed of the order of rows.
+    """
 
     def __init__(
         self,
-        packing: Packing,
-        mask_documents: bool,
-        extrapolation: Sequence[int],
-        verify: bool,
-        **sizes: Any,
+        corpus: str | dict[str, float],
+        sequence_length: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        packing: Packing = Concat(),  # noqa: B008 (frozen)
+        mask_documents: bool = True,
+        validate_every_n_steps: int = 500,
+        validation_rows: int | None = None,
+        extrapolation: Sequence[int] = (),
+        num_workers: int = 0,
+        verify: bool = False,
+        seed: int = 0,
     ) -> None:
-        super().__init__(**sizes)
+        super().__init__(
+            sequence_length,
+            global_batch_size,
+            micro_batch_size,
+            validate_every_n_steps,
+            validation_rows,
+            num_workers,
+            seed,
+        )
         if any(multiple < 2 for multiple in extrapolation):
             raise InputError(
                 f"data.extrapolation is {list(extrapolation)}; its multiples must be at least 2"
             )
+        self.corpus = corpus
         self.packing = packing
         self.mask_documents = mask_documents
         self.extrapolation = list(extrapolation)
         self.verify = verify
-
-    @property
-    def folders(self) -> list[str]:
-        """Folders of the prepared corpora."""
-        raise TypeError(f"{type(self).__name__} has no corpora")
+        weights = {corpus: 1.0} if isinstance(corpus, str) else corpus
+        self.folders = list(weights)
+        self.schedule = Schedule.of(list(weights.values()))
+        self.weights = {Path(folder).name: weight for folder, weight in weights.items()}
+        taken = [*self.weights, *(f"{multiple}x" for multiple in self.extrapolation)]
+        alone = len(weights) == 1
+        if not alone and ("" in taken or len(set(taken)) < len(weights) + len(self.extrapolation)):
+            raise InputError(
+                f"data.corpus is {corpus}; the last parts of the paths name the validation sets"
+                " and must differ from each other and from the names of data.extrapolation"
+            )
 
     @property
     def recipe(self) -> str:
         """How samples are made of the text; by another recipe a sample's number means another."""
-        return f"{self.packing}, rows of {self.sequence_length}"
+        mixture = f", mixture of {self.weights}" if len(self.folders) > 1 else ""
+        return f"{self.packing}, rows of {self.sequence_length}{mixture}"
 
     @property
     def vocab_size(self) -> int:
         return max(corpus.meta.vocab_size for corpus in self._corpora("train"))
 
     def open(self, split: str) -> Rows:
-        corpora = self._corpora(split)
         if self.verify:
-            for corpus in corpora:
+            for corpus in self._corpora(split):
                 corpus.verify()
-        packing = self.packing if split == "train" else Concat()
-        return self._mixed(self._rows(corpora, packing, self.sequence_length), split)
+        return self._rows(split, self.packing if split == "train" else Concat())
+
+    def order(self) -> Order:
+        rows = self.rows["train"]
+        return rows.order(self.seed) if isinstance(rows, MixtureRows) else super().order()
 
     def evaluation_sets(self) -> dict[str, Rows]:
         sets = super().evaluation_sets()
-        if self.trainer is not None and self.trainer.state.fn == "fit":
-            return sets
-        for multiple in self.extrapolation:
-            corpora, length = self._corpora("validation"), multiple * self.sequence_length
-            rows = self._rows(corpora, Concat(), length)
-            sets[f"_{multiple}x"] = self._mixed(rows, "validation")
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            for multiple in self.extrapolation:
+                sets[f"_{multiple}x"] = self._rows("validation", Concat(), multiple)
+        if isinstance(chosen := sets[""], ChosenRows):
+            parts = cast(MixtureRows, chosen.rows).parts
+            sets |= {f"_{name}": rows for name, rows in parts.items()}
         return sets
 
     def state_dict(self) -> dict[str, Any]:
@@ -222,18 +271,16 @@ class _PreparedDataModule(RowsDataModule):
                 f"checkpoint's model was trained with tokenizer {saved[:12]}: prepare the text "
                 "with that one"
             )
-        recipe = state_dict.get("recipe", self.recipe)
-        if recipe != self.recipe:
+        if state_dict["recipe"] != self.recipe:
             pl.utilities.rank_zero_warn(
-                f"data is {self.recipe} here and was {recipe} in the checkpoint: the run goes on "
-                "after as many samples as it had, but these were others"
+                f"data is {self.recipe} here and was {state_dict['recipe']} in the checkpoint: the "
+                "run goes on after as many samples as it had, but these were others"
             )
 
     def _corpora(self, split: str) -> list[Corpus]:
         """The corpora, after checking that one tokenizer made them."""
-        corpora = [Corpus.open(folder, split) for folder in self.folders]
-        first = corpora[0]
-        for other in corpora[1:]:
+        first, *others = corpora = [Corpus.open(folder, split) for folder in self.folders]
+        for other in others:
             a, b = (corpus.meta.tokenizer_fingerprint for corpus in (first, other))
             if a != b:
                 raise InputError(
@@ -242,155 +289,15 @@ class _PreparedDataModule(RowsDataModule):
                 )
         return corpora
 
-    def _rows(self, corpora: list[Corpus], packing: Packing, length: int) -> list[Rows]:
-        return [packing.rows(corpus, length, self.mask_documents) for corpus in corpora]
-
-    def _mixed(self, rows: list[Rows], split: str) -> Rows:
-        """Rows of all corpora together."""
-        return rows[0]
+    def _rows(self, split: str, packing: Packing, multiple: int = 1) -> Rows:
+        """Rows of all corpora together; those of one alone need no second copy of each batch."""
+        length = multiple * self.sequence_length
+        corpora = self._corpora(split)
+        rows: list[Rows] = [packing.rows(own, length, self.mask_documents) for own in corpora]
+        if len(rows) == 1:
+            return rows[0]
+        mixture = MixtureRows(dict(zip(self.weights, rows, strict=True)), self.schedule)
+        return mixture if split == "train" else mixture.in_proportion()
 
     def _tokenizer(self) -> str:
         return self._corpora("train")[0].meta.tokenizer_fingerprint
-
-
-class CorpusDataModule(_PreparedDataModule):
-    """Rows of a corpus made by ``ropepp prepare``.
-
-    Args:
-        corpus: Folder of the prepared corpus.
-        sequence_length: Tokens in a row (T).
-        global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
-        micro_batch_size: Rows in one forward pass of one process.
-        packing: How documents become training rows. Validation is always on ``Concat``, so that
-            losses can be compared between packings.
-        mask_documents: Whether a token sees only its own document; the same for every variant.
-        validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
-        validation_rows: Rows in a validation during training; all of them unless given.
-        extrapolation: Multiples of the row length at which the trained model is evaluated as well,
-            under the names ``validation_2x`` and so on; not during training.
-        num_workers: Processes that read ahead; 0 is fastest for a memory map.
-        verify: Whether to compare the corpus with its checksums first, which reads all of it.
-        seed: Seed of the order of rows.
-    """
-
-    def __init__(
-        self,
-        corpus: str,
-        sequence_length: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        packing: Packing = Concat(),  # noqa: B008 (frozen)
-        mask_documents: bool = True,
-        validate_every_n_steps: int = 500,
-        validation_rows: int | None = None,
-        extrapolation: Sequence[int] = (),
-        num_workers: int = 0,
-        verify: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            packing,
-            mask_documents,
-            extrapolation,
-            verify,
-            sequence_length=sequence_length,
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            validate_every_n_steps=validate_every_n_steps,
-            validation_rows=validation_rows,
-            num_workers=num_workers,
-            seed=seed,
-        )
-        self.corpus = corpus
-
-    @property
-    def folders(self) -> list[str]:
-        return [self.corpus]
-
-
-class MixtureDataModule(_PreparedDataModule):
-    """Rows of several prepared corpora in fixed proportions, see `ropepp.data.loading.mixture`.
-
-    After any number of rows, each corpus has had its share to within one row. Each has epochs of
-    its own; the number of rows read is still all that a run needs to go on. All need one tokenizer.
-
-    Validation is on as many rows of each corpus's validation split as the proportions allow, and
-    under the name ``validation_FOLDER`` on those of each corpus alone.
-
-    Args:
-        corpora: Weight of each corpus by its folder; they need not sum to 1. The order of the
-            folders is part of the order of rows.
-        sequence_length: Tokens in a row (T).
-        global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
-        micro_batch_size: Rows in one forward pass of one process.
-        packing: How documents become training rows. Validation is always on ``Concat``, so that
-            losses can be compared between packings.
-        mask_documents: Whether a token sees only its own document; the same for every variant.
-        validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
-        validation_rows: Rows in a validation during training, of the mixture and of each corpus;
-            all of them unless given.
-        extrapolation: Multiples of the row length at which the trained model is evaluated on the
-            mixture as well, under the names ``validation_2x`` and so on; not during training.
-        num_workers: Processes that read ahead; 0 is fastest for a memory map.
-        verify: Whether to compare the corpora with their checksums first, which reads all of them.
-        seed: Seed of the order of rows.
-    """
-
-    def __init__(
-        self,
-        corpora: dict[str, float],
-        sequence_length: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        packing: Packing = Concat(),  # noqa: B008 (frozen)
-        mask_documents: bool = True,
-        validate_every_n_steps: int = 500,
-        validation_rows: int | None = None,
-        extrapolation: Sequence[int] = (),
-        num_workers: int = 0,
-        verify: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            packing,
-            mask_documents,
-            extrapolation,
-            verify,
-            sequence_length=sequence_length,
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            validate_every_n_steps=validate_every_n_steps,
-            validation_rows=validation_rows,
-            num_workers=num_workers,
-            seed=seed,
-        )
-        self.corpora = corpora
-        self.schedule = Schedule.of(list(corpora.values()))
-        self.names = [Path(folder).name for folder in corpora]
-        taken = [*self.names, *(f"{multiple}x" for multiple in self.extrapolation)]
-        if "" in taken or len(set(taken)) < len(taken):
-            raise InputError(
-                f"data.corpora is {corpora}; the last parts of the paths name the validation sets"
-                " and must differ from each other and from the names of data.extrapolation"
-            )
-
-    @property
-    def folders(self) -> list[str]:
-        return list(self.corpora)
-
-    @property
-    def recipe(self) -> str:
-        weights = dict(zip(self.names, self.corpora.values(), strict=True))
-        return f"{super().recipe}, mixture of {weights}"
-
-    def order(self) -> Order:
-        return cast(MixtureRows, self.rows["train"]).order(self.seed)
-
-    def evaluation_sets(self) -> dict[str, Rows]:
-        sets = super().evaluation_sets()
-        parts = cast(MixtureRows, cast(ChosenRows, sets[""]).rows).parts
-        return sets | {f"_{name}": rows for name, rows in parts.items()}
-
-    def _mixed(self, rows: list[Rows], split: str) -> Rows:
-        mixture = MixtureRows(dict(zip(self.names, rows, strict=True)), self.schedule)
-        return mixture if split == "train" else mixture.in_proportion()

@@ -57,24 +57,24 @@ class BestFitRows(PackedRows):
             `ropepp.data.packing.packing_index`.
         length: Row length T in tokens.
         mask_documents: See `PackedRows`; a piece counts as a document.
-        least: Tokens of a piece from which on it may open a row. Shorter ones fill the rows of
-            others, and are lost where there is no room.
+        min_opening_tokens: Tokens of a piece from which on it may open a row. Shorter ones fill the
+            rows of others, and are lost where there is no room.
 
     Raises:
         InputError: `length` is below 1 or exceeds the corpus, or no piece opens a row.
     """
 
     def __init__(
-        self, corpus: Corpus, length: int, mask_documents: bool = True, least: int = 1
+        self, corpus: Corpus, length: int, mask_documents: bool = True, min_opening_tokens: int = 1
     ) -> None:
         super().__init__(corpus, length, mask_documents)
-        self.least = least
-        self.index = open_index(corpus, length, least)
+        self.min_opening_tokens = min_opening_tokens
+        self.index = open_index(corpus, length, min_opening_tokens)
         self._alone = int(self.index.whole_rows[-1])
         if not len(self):
             raise InputError(
-                f"{corpus.folder} has no document of at least {max(2, least)} tokens in its"
-                f" {corpus.meta.split} split, for rows of {length}"
+                f"{corpus.folder} has no document of at least {max(2, min_opening_tokens)} tokens"
+                f" in its {corpus.meta.split} split, for rows of {length}"
             )
 
     def __len__(self) -> int:
@@ -82,23 +82,23 @@ class BestFitRows(PackedRows):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the index itself: pickling would copy it.
-        return type(self), (self.corpus, self.length, self.mask_documents, self.least)
+        return type(self), (self.corpus, self.length, self.mask_documents, self.min_opening_tokens)
 
     def _read(self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]) -> Ends:
-        of, starts, sizes = self._pieces(rows)
-        first = np.searchsorted(of, np.arange(len(rows)))
+        row_of, starts, sizes = self._pieces(rows)
+        first = np.searchsorted(row_of, np.arange(len(rows)))
         before = np.cumsum(sizes) - sizes
-        columns = before - before[first][of] + sizes
+        columns = before - before[first][row_of] + sizes
         # Each token is copied once from where it may be slow to read.
         both = np.zeros((len(rows), self.length + 1), np.uint32)
         flat, tokens = both.reshape(-1), self.corpus.tokens
-        places = of * (self.length + 1) + columns - sizes
+        places = row_of * (self.length + 1) + columns - sizes
         for at, start, size in zip(places.tolist(), starts.tolist(), sizes.tolist(), strict=True):
             flat[at : at + size] = tokens[start : start + size]
         inputs[:], targets[:] = both[:, :-1], both[:, 1:]
         filled = np.minimum(np.add.reduceat(sizes, first), self.length) if len(rows) else first
         inside = columns <= self.length
-        return Ends(of[inside], columns[inside], filled)
+        return Ends(row_of[inside], columns[inside], filled)
 
     def _count(self, rows: NDArray[np.int64]) -> int:
         return int((self._pieces(rows)[2] - 1).sum())
@@ -114,19 +114,19 @@ class BestFitRows(PackedRows):
         numbers = rows[shared] - self._alone
         begin[shared] = index.packed_rows[numbers]
         counts[shared] = index.packed_rows[numbers + 1] - begin[shared]
-        of = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        row_of = np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
 
-        remainder = rows[of] >= self._alone
+        remainder = rows[row_of] >= self._alone
         whole = rows[rows < self._alone]
         at = np.searchsorted(index.whole_rows, whole, side="right") - 1
-        documents = np.empty_like(of)
-        documents[remainder] = index.packed[(begin[of] + within)[remainder]]
+        documents = np.empty_like(row_of)
+        documents[remainder] = index.packed[(begin[row_of] + within)[remainder]]
         documents[~remainder] = index.whole[at]
         pieces, rest = np.divmod(offsets[documents + 1] - offsets[documents] - 1, T)
         pieces[~remainder] = whole - index.whole_rows[at]
         rest[~remainder] = T
-        return of, offsets[documents] + pieces * T, rest + 1
+        return row_of, offsets[documents] + pieces * T, rest + 1
 
     def _use(self, sizes: NDArray[np.int64]) -> Use:
         index, T = self.index, self.length

@@ -193,10 +193,10 @@ class ConcatRows(PackedRows):
             self._copy_tokens(start + 1, targets[row])
         first, last = self._span(starts)
         counts = last - first
-        of = np.repeat(np.arange(len(starts)), counts)
-        within = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        columns = self.corpus.offsets[first[of] + within] - starts[of]
-        return Ends(of, columns, self._filled(starts))
+        row_of = np.repeat(np.arange(len(starts)), counts)
+        within = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        columns = self.corpus.offsets[first[row_of] + within] - starts[row_of]
+        return Ends(row_of, columns, self._filled(starts))
 
     def _count(self, rows: NDArray[np.int64]) -> int:
         starts = rows * self.length

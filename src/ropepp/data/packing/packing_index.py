@@ -7,14 +7,11 @@ put into rows of T + 1 tokens by best-fit-decreasing bin packing, as in "Fewer T
 Language Modeling" (arXiv 2404.10830).
 """
 
-import hashlib
 import json
 import os
-import secrets
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +20,16 @@ from numpy.typing import NDArray
 
 from ropepp.data.tokens.corpus import CHUNK, Corpus
 from ropepp.errors import InputError
+from ropepp.files import replacing_folder, write_synced
 
-INDEX_VERSION = 1  # of the file and of what the algorithm makes: a new one makes old files void
+INDEX_VERSION = 2  # of the files and of what the algorithm makes: a new one makes old ones void
+KEY_FILE = "key.json"
 NUMBER: np.dtype[Any] = np.dtype("<u4")  # of a document or a row: four bytes of each document
 NOWHERE = np.iinfo(NUMBER).max
-PLACE: np.dtype[Any] = np.dtype("<i8")
-TYPES = {"whole": NUMBER, "whole_rows": PLACE, "packed": NUMBER, "packed_rows": PLACE}
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True, eq=False)
-class BinIndex:
+class PackingIndex:
     """Which documents each row holds: first come the rows of one piece, then those of remainders.
 
     Attributes:
@@ -54,38 +50,41 @@ class BinIndex:
         return int(self.whole_rows[-1]) + len(self.packed_rows) - 1
 
 
-def open_index(corpus: Corpus, length: int, least: int) -> BinIndex:
-    """The index from its file in the split's folder, which is made if needed.
+def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingIndex:
+    """The index from its folder in the split's folder, which is made if needed.
 
-    The file names the documents' offsets by their checksum: another corpus in the same place gets
-    another index. Where the folder cannot be written, the index is in memory alone. Processes that
-    make the file at the same time write the same, each under a name of its own first.
+    It names the documents' offsets by their checksum: another corpus in the same place gets another
+    index. Where the folder cannot be written, the index is in memory alone. Processes that make it
+    at the same time write the same, each under a name of its own first.
 
     Args:
         corpus: What to pack.
         length: Row length T in tokens.
-        least: Tokens of a piece from which on it may open a row; shorter ones go where there is
-            room, and are left out where there is none.
+        min_opening_tokens: Tokens of a piece from which on it may open a row; shorter ones go
+            where there is room, and are left out where there is none.
     """
     folder = corpus.folder / corpus.meta.split
-    path = folder / f"best_fit_{length}_{least}.index"
+    path = folder / f"best_fit_{length}_{min_opening_tokens}.index"
     key = {
         "version": INDEX_VERSION,
         "length": length,
-        "least": least,
+        "min_opening_tokens": min_opening_tokens,
         "documents": len(corpus.offsets) - 1,
-        "offsets_sha256": _digest(corpus.offsets),
+        "offsets_sha256": corpus.meta.offsets_sha256,
     }
     found = _load(path, key)
     if found is None:
-        found = build_index(corpus.offsets, length, least)
-        if folder.is_dir() and _save(path, key, found):
-            # From the file, processes on a machine share it.
-            found = _load(path, key) or found
+        built = build_index(corpus.offsets, length, min_opening_tokens)
+        if folder.is_dir() and _load(path, key) is None:  # no other process was faster
+            _save(path, key, built)
+        # From the files, processes on a machine share it.
+        found = _load(path, key) or built
     return found
 
 
-def build_index(offsets: NDArray[np.int64], length: int, least: int = 1) -> BinIndex:
+def build_index(
+    offsets: NDArray[np.int64], length: int, min_opening_tokens: int = 1
+) -> PackingIndex:
     """Packs documents, see the module and `open_index`; takes O(documents + T log T) operations
     after sorting, and about 25 bytes a document.
 
@@ -95,17 +94,17 @@ def build_index(offsets: NDArray[np.int64], length: int, least: int = 1) -> BinI
     if len(offsets) - 1 >= NOWHERE:
         raise InputError(f"the corpus has {len(offsets) - 1} documents; fewer than {NOWHERE} fit")
     remainders, whole, rows = _cut(offsets, length)
-    bins = best_fit_decreasing(remainders, length + 1, least)
+    bins = best_fit_decreasing(remainders, length + 1, min_opening_tokens)
     del remainders
     order = np.argsort(bins, kind="stable").astype(NUMBER)
     counts = np.bincount(bins[bins != NOWHERE])
     packed_rows = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     whole_rows = np.concatenate(([0], np.cumsum(rows))).astype(np.int64)
-    return BinIndex(whole, whole_rows, order[: packed_rows[-1]], packed_rows)
+    return PackingIndex(whole, whole_rows, order[: packed_rows[-1]], packed_rows)
 
 
 def best_fit_decreasing(
-    sizes: NDArray[Any], capacity: int, least: int = 1
+    sizes: NDArray[Any], capacity: int, min_opening: int = 1
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Puts items into bins: the largest first, each where the least room is left that suffices.
 
@@ -116,7 +115,7 @@ def best_fit_decreasing(
     Args:
         sizes: (n,) sizes of the items, 0 to `capacity`; one of size 0 is in no bin.
         capacity: Size of a bin.
-        least: Smallest size for which a new bin is begun.
+        min_opening: Smallest size for which a new bin is begun.
 
     Returns:
         (n,) the number of each item's bin, or `NOWHERE`.
@@ -136,7 +135,7 @@ def best_fit_decreasing(
             wanted = -(-len(items) // each)
             if room is not None:
                 found = rooms.take(room, wanted)
-            elif size >= least:
+            elif size >= min_opening:
                 room, found = capacity, np.arange(begun, begun + wanted, dtype=NUMBER)
                 begun += wanted
             else:
@@ -205,56 +204,26 @@ def _cut(
     return remainders, np.concatenate(whole), np.concatenate(rows)
 
 
-def _digest(offsets: NDArray[np.int64]) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, len(offsets), CHUNK):
-        digest.update(np.ascontiguousarray(offsets[start : start + CHUNK], "<i8").data)
-    return digest.hexdigest()
+def _save(folder: Path, key: dict[str, Any], index: PackingIndex) -> None:
+    """Writes the key and the arrays, completely or not at all."""
+    # The folder may be read-only, or another process may have been faster.
+    with suppress(OSError, InputError), replacing_folder(folder, overwrite=True) as work:
+        for name, array in vars(index).items():
+            with (work / f"{name}.npy").open("wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+        write_synced(work / KEY_FILE, json.dumps(key).encode())
 
 
-def _save(path: Path, key: dict[str, Any], index: BinIndex) -> bool:
-    """Writes a line of JSON and the arrays, completely or not at all; whether that succeeded."""
-    line = json.dumps(key | {name: len(getattr(index, name)) for name in TYPES}).encode()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(line + b" " * (-(len(line) + 1) % ALIGNMENT) + b"\n")
-            for name, kind in TYPES.items():
-                content = np.ascontiguousarray(getattr(index, name), kind)
-                file.write(content.data)
-                file.write(bytes(-content.nbytes % ALIGNMENT))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        return False
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return True
-
-
-def _load(path: Path, key: dict[str, Any]) -> BinIndex | None:
+def _load(folder: Path, key: dict[str, Any]) -> PackingIndex | None:
     """Maps an index; None where there is none of this key, or not all of it."""
     try:
-        with path.open("rb") as file:
-            line = file.readline(1 << 16)
-        header = json.loads(line)
-        if {name: header.get(name) for name in key} != key:
+        if json.loads((folder / KEY_FILE).read_bytes()) != key:
             return None
-        raw = np.asarray(np.memmap(path, np.uint8, mode="r"))
-        arrays = dict(_arrays(raw, len(line), header))
-    except (OSError, ValueError, KeyError, AttributeError):
+        names = [field.name for field in fields(PackingIndex)]
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names]
+    except (OSError, EOFError, ValueError):
         return None
-    return BinIndex(**arrays)
-
-
-def _arrays(
-    raw: NDArray[np.uint8], at: int, header: dict[str, Any]
-) -> Iterator[tuple[str, NDArray[Any]]]:
-    for name, kind in TYPES.items():
-        size = header[name] * kind.itemsize
-        if at + size > len(raw):
-            raise ValueError(f"{name} is cut off")
-        yield name, raw[at : at + size].view(kind)
-        at += size + -size % ALIGNMENT
+    # Plain arrays over the maps: slicing a map itself is several times slower.
+    return PackingIndex(*map(np.asarray, arrays))

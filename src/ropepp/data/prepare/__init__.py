@@ -1,5 +1,4 @@
 """From raw text to a corpus: `prepare` plans and cuts the work into shards, `workers` does it in
-several processes, `duplicates` finds what was there before, `encode` turns a shard into tokens
-(`safe_cuts` says where a giant document may be cut without a change of its tokens), and
-`join_shards` puts their counts together. `inspect` looks at the result.
+several processes, and `encode` turns a shard into tokens (`safe_cuts` says where a giant document
+may be cut without a change of its tokens). `inspect` looks at the result.
 """

@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ropepp import __version__
 from ropepp.data.prepare.safe_cuts import PIECE, pieces
-from ropepp.data.text.documents import Text, blocks, cut, digest_and_size
+from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen
 from ropepp.data.text.skipped import Skipped
 from ropepp.data.text.sources import Shard
-from ropepp.data.tokenizer import Tokenizer, load_tokenizer, num_threads
 from ropepp.data.tokens.meta import SHARDS_FOLDER
+from ropepp.data.tokens.tokenizer import Tokenizer, load_tokenizer, num_threads
 from ropepp.data.tokens.writer import (
     META_FILE,
     OFFSET_TYPE,
     OFFSETS_FILE,
-    TOKEN_TYPES,
     TOKENS_FILE,
-    TokenFiles,
+    TokenWriter,
     check_size,
     token_type,
 )
@@ -76,24 +74,21 @@ class ShardMeta:
     """The content of a shard's `meta.json`.
 
     `splits` has counts and checksums, `shares` the smallest and largest number that decided on a
-    document's split, `settings_sha256` and `dropped_sha256` are of the `Settings` and of the
-    numbers of the copies that were left out.
+    document's split, `settings_sha256` is of the `Settings`.
     """
 
     name: str
     settings_sha256: str
-    dropped_sha256: str
     inputs: list[dict[str, Any]]
     dtype: str
     bad_lines: int
     empty_documents: int
     short_documents: int
-    duplicates: int
     shares: tuple[float, float]
     splits: dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ShardJob:
     """All that a process needs to know.
 
@@ -103,7 +98,6 @@ class ShardJob:
         settings: How.
         tokenizer: For `load_tokenizer`.
         on_bad_line: Whether a bad line ends the work.
-        dropped: Numbers of the documents that are copies of earlier ones, increasing.
     """
 
     folder: Path
@@ -111,7 +105,6 @@ class ShardJob:
     settings: Settings
     tokenizer: str
     on_bad_line: OnBadLine
-    dropped: NDArray[np.int64]
 
     @property
     def label(self) -> str:
@@ -121,10 +114,6 @@ class ShardJob:
     def place(self) -> Path:
         """The shard's folder."""
         return self.folder / SHARDS_FOLDER / self.shard.name
-
-    @property
-    def dropped_sha256(self) -> str:
-        return hashlib.sha256(self.dropped.astype(OFFSET_TYPE).tobytes()).hexdigest()
 
 
 def encode_shard(job: ShardJob, report: Report) -> None:
@@ -144,15 +133,15 @@ def encode_shard(job: ShardJob, report: Report) -> None:
         files = {}
         for split in job.settings.splits:
             (place / split).mkdir()
-            files[split] = stack.enter_context(TokenFiles(place / split, tokenizer))
+            files[split] = stack.enter_context(TokenWriter(place / split, tokenizer))
         shares = [1.0, 0.0]
         encoder = _Encoder(tokenizer, files, job.settings.min_tokens, skipped, report)
         encoder.run(split_texts(job, reader, shares))
         for split, written in files.items():
             written.sync()
             sync_folder(place / split)
-        facts = {split: written.facts() for split, written in files.items()}
-        _write_meta(place, job, reader, (shares[0], shares[1]), facts, tokenizer)
+        counts = {split: written.counts_and_checksums() for split, written in files.items()}
+        _write_meta(place, job, reader, (shares[0], shares[1]), counts, tokenizer)
 
 
 def _write_meta(
@@ -170,9 +159,8 @@ def _write_meta(
     meta = ShardMeta(
         name=job.shard.name,
         settings_sha256=job.settings.sha256,
-        dropped_sha256=job.dropped_sha256,
         inputs=[asdict(seen) for seen in reader.seen],
-        dtype=token_type(tokenizer.vocab_size),
+        dtype=token_type(tokenizer.vocab_size).name,
         shares=shares,
         splits=splits,
         **left_out,
@@ -189,17 +177,16 @@ def finished_shard(job: ShardJob) -> ShardMeta | None:
     try:
         values = json.loads((job.place / META_FILE).read_bytes())
         meta = ShardMeta(**values | {"shares": tuple(values["shares"])})
-        dtype = TOKEN_TYPES[meta.dtype]
+        dtype = np.dtype(meta.dtype)
         for split in job.settings.splits:
-            facts = meta.splits[split]
-            check_size(job.place / split / TOKENS_FILE, dtype, facts["tokens"])
-            check_size(job.place / split / OFFSETS_FILE, OFFSET_TYPE, facts["documents"] + 1)
+            counts = meta.splits[split]
+            check_size(job.place / split / TOKENS_FILE, dtype, counts["tokens"])
+            check_size(job.place / split / OFFSETS_FILE, OFFSET_TYPE, counts["documents"] + 1)
         seen = [Seen(**item) for item in meta.inputs]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     same = (
         meta.settings_sha256 == job.settings.sha256
-        and meta.dropped_sha256 == job.dropped_sha256
         and (meta.bad_lines == 0 or job.on_bad_line == "skip")
         and len(seen) == len(job.shard.inputs)
         and all(map(_is_same, seen, job.shard.inputs))
@@ -219,26 +206,23 @@ def _is_same(seen: Seen, item: Input) -> bool:
 
 
 def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[SplitText]:
-    """The documents of a shard that are no copies, with the split of each.
+    """The documents of a shard with the split of each.
 
     Args:
         job: Which shard, and how; its tokenizer does not matter.
         reader: What reads it.
         shares: Smallest and largest number that decided on a split, kept up to date.
     """
-    dropped, fraction = set(job.dropped.tolist()), job.settings.validation_fraction
-    for number, text in enumerate(reader.texts(job.shard.inputs)):
-        if number in dropped:
-            reader.skipped.duplicates += 1
-        elif job.settings.only_one and fraction > 0:
+    fraction = job.settings.validation_fraction
+    for text in reader.texts(job.shard.inputs):
+        if job.settings.only_one and fraction > 0:
             for split, part in zip((TRAIN, VALIDATION), cut(text, fraction), strict=True):
-                yield split, part, digest_and_size(part)[1]
+                yield split, part, text_bytes(part)
         else:
-            digest, size = digest_and_size(text)
             # From 0 to 1, by the text alone; validation has the lowest.
-            share = int.from_bytes(digest[:8], "big") / 2**64
+            share = int.from_bytes(text_sha256(text)[:8], "big") / 2**64
             shares[:] = min(shares[0], share), max(shares[1], share)
-            yield (VALIDATION if share < fraction else TRAIN), text, size
+            yield (VALIDATION if share < fraction else TRAIN), text, text_bytes(text)
 
 
 class _Encoder:
@@ -247,7 +231,7 @@ class _Encoder:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        files: dict[str, TokenFiles],
+        files: dict[str, TokenWriter],
         min_tokens: int,
         skipped: Skipped,
         report: Report,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.meta import SHARDS_FOLDER
+from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.data.tokens.writer import META_FILE, OFFSETS_FILE
 from ropepp.errors import InputError
 
@@ -30,7 +30,7 @@ def inspect(folder: str | Path) -> str:
         f"tokenizer {meta.tokenizer}, vocabulary of {meta.vocab_size}, {bits} bits a token,"
         f" fingerprint {meta.tokenizer_fingerprint[:12]}",
         f"left out: {meta.bad_lines:,} bad lines, {meta.empty_documents:,} empty documents,"
-        f" {meta.short_documents:,} short documents, {meta.duplicates:,} duplicates",
+        f" {meta.short_documents:,} short documents",
     ]
     for corpus in corpora:
         lines += ["", *_describe(corpus)]
@@ -50,10 +50,9 @@ def verify(folder: str | Path) -> str:
     for corpus in _open(Path(folder)):
         corpus.verify()
         corpus.load_tokenizer()
-        shards = f" in {corpus.meta.shards:,} shards" if corpus.meta.shards else ""
         lines.append(
             f"{corpus.meta.split}: {corpus.meta.documents:,} documents,"
-            f" {corpus.meta.tokens:,} tokens{shards} are as written"
+            f" {corpus.meta.tokens:,} tokens (shards: {corpus.meta.shards:,}) are as written"
         )
     return "\n".join(lines) + "\n"
 
@@ -71,11 +70,10 @@ def _open(folder: Path) -> list[Corpus]:
 
 def _describe(corpus: Corpus) -> list[str]:
     meta = corpus.meta
-    shards = f", {meta.shards:,} shards in {SHARDS_FOLDER}/" if meta.shards else ""
     return [
         f"{meta.split}: {meta.documents:,} documents, {meta.tokens:,} tokens,"
-        f" {meta.text_bytes:,} bytes of text, {meta.text_bytes / meta.tokens:.2f} bytes a"
-        f" token{shards}",
+        f" {meta.text_bytes:,} bytes of text, {meta.text_bytes / meta.tokens:.2f} bytes a token;"
+        f" shards in {SHARDS_FOLDER}/: {meta.shards:,}",
         *_histogram(corpus),
         *_first_documents(corpus, corpus.load_tokenizer()),
     ]

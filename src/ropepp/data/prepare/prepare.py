@@ -11,12 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ropepp.data.prepare.duplicates import HASHES_FOLDER, HashJob, find_duplicates, hash_shard
 from ropepp.data.prepare.encode import (
     BAD_LINES_FILE,
     TRAIN,
@@ -28,14 +24,15 @@ from ropepp.data.prepare.encode import (
     finished_shard,
     split_texts,
 )
-from ropepp.data.prepare.join_shards import assemble, total_skipped
 from ropepp.data.prepare.safe_cuts import pieces
 from ropepp.data.prepare.workers import Progress, run_jobs
 from ropepp.data.text.documents import blocks
 from ropepp.data.text.readers import OnBadLine, Reader
 from ropepp.data.text.skipped import Skipped
-from ropepp.data.text.sources import Shard, Source, find_source, read_texts
-from ropepp.data.tokenizer import (
+from ropepp.data.text.sources import Shard, Source, find_source
+from ropepp.data.tokens.join_shards import join_shards
+from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry
+from ropepp.data.tokens.tokenizer import (
     BPE_FILE,
     TIKTOKEN_FILE,
     BytesTokenizer,
@@ -44,7 +41,6 @@ from ropepp.data.tokenizer import (
     require_room,
     train_bpe,
 )
-from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta
 from ropepp.data.tokens.writer import META_FILE
 from ropepp.errors import InputError
 from ropepp.files import replacing_folder, require_free, resuming_folder, write_synced
@@ -52,7 +48,6 @@ from ropepp.files import replacing_folder, require_free, resuming_folder, write_
 TRAINING_FILE = "training.json"
 SAMPLED_SHARDS = 64  # that a tokenizer is trained on, at most
 _MB = 1_000_000
-_NONE = np.zeros(0, np.int64)
 
 
 def prepare(
@@ -66,7 +61,6 @@ def prepare(
     overwrite: bool = False,
     processes: int = 1,
     min_tokens: int = 0,
-    deduplicate: bool = False,
     sample_mb: int = 256,
 ) -> Path:
     """Turns raw text into token files that training reads.
@@ -97,8 +91,6 @@ def prepare(
             that would come out the same are taken over.
         processes: Shards that are worked on at a time.
         min_tokens: Leave out documents with fewer tokens, BOS and end-of-text not counted.
-        deduplicate: Leave out documents whose text occurred before, in the order of the shards.
-            The source is read twice.
         sample_mb: MB of text, from up to 64 shards, that `bpe` is trained on at most.
 
     Returns:
@@ -124,11 +116,10 @@ def prepare(
     with resuming_folder(target, overwrite) as folder:
         run = _Run(folder, found, found.shards(), settings, on_bad_line, processes)
         try:
-            dropped = run.duplicates() if deduplicate else [_NONE for _ in run.shards]
-            used = run.use_tokenizer(loaded or (vocab_size, sample_mb), dropped)
-            metas = run.encode(used, dropped, target)
-            corpus = assemble(folder, metas, used, found)
-            run.clear(HASHES_FOLDER, TRAINING_FILE)
+            used = run.use_tokenizer(loaded or (vocab_size, sample_mb))
+            metas = run.encode(used, target)
+            corpus = run.join(metas, used)
+            run.clear(TRAINING_FILE)
         except BaseException as error:
             kept = run.clear_failed()
             if kept and isinstance(error, InputError):
@@ -150,32 +141,20 @@ class _Run:
     on_bad_line: OnBadLine
     processes: int
 
-    def duplicates(self) -> list[NDArray[np.int64]]:
-        """For each shard the numbers of the documents that are copies."""
-        (self.folder / HASHES_FOLDER).mkdir(exist_ok=True)
-        jobs = [HashJob(self.folder, s, self.settings.key, self.on_bad_line) for s in self.shards]
-        self._do("hashes", hash_shard, [job for job in jobs if not job.path.exists()])
-        return find_duplicates([job.path for job in jobs])
-
-    def use_tokenizer(
-        self, given: Tokenizer | tuple[int, int], dropped: list[NDArray[np.int64]]
-    ) -> Tokenizer:
+    def use_tokenizer(self, given: Tokenizer | tuple[int, int]) -> Tokenizer:
         """Saves the given tokenizer, or trains one: (size of its vocabulary, MB of text)."""
         if isinstance(given, tuple):
-            return self._train(*given, dropped)
+            return self._train(*given)
         self.clear(BPE_FILE, TIKTOKEN_FILE, TRAINING_FILE)
         given.save(self.folder)
         return given
 
-    def encode(
-        self, tokenizer: Tokenizer, dropped: list[NDArray[np.int64]], previous: Path
-    ) -> list[ShardMeta]:
+    def encode(self, tokenizer: Tokenizer, previous: Path) -> list[ShardMeta]:
         """Finishes every shard; takes those of a previous corpus that would be the same."""
         settings = replace(self.settings, tokenizer=tokenizer.fingerprint)
         path = "bytes" if tokenizer.kind == "bytes" else str(self.folder)
         jobs = [
-            ShardJob(self.folder, shard, settings, path, self.on_bad_line, numbers)
-            for shard, numbers in zip(self.shards, dropped, strict=True)
+            ShardJob(self.folder, shard, settings, path, self.on_bad_line) for shard in self.shards
         ]
         place = self.folder / SHARDS_FOLDER
         place.mkdir(exist_ok=True)
@@ -183,7 +162,7 @@ class _Run:
         self.clear(
             *(f"{SHARDS_FOLDER}/{p.name}" for p in place.iterdir() if p.name not in expected)
         )
-        self._do("encode", encode_shard, [job for job in jobs if not _is_done(job, previous)])
+        self._encode([job for job in jobs if not _is_done(job, previous)])
         metas = [finished_shard(job) for job in jobs]
         complete = [meta for meta in metas if meta is not None]
         if len(complete) < len(metas):
@@ -196,6 +175,20 @@ class _Run:
             raise
         return complete
 
+    def join(self, metas: list[ShardMeta], tokenizer: Tokenizer) -> dict[str, CorpusMeta]:
+        """Makes the folder a corpus of these shards; the meta of each split."""
+        files = [self.folder / SHARDS_FOLDER / meta.name / BAD_LINES_FILE for meta in metas]
+        lines = b"".join(file.read_bytes() for file in files if file.exists())
+        if lines:
+            write_synced(self.folder / BAD_LINES_FILE, lines)
+        of_all = (tokenizer, self.source.name, self.source.given, _total_skipped(metas))
+        return {
+            split: join_shards(
+                self.folder, split, [ShardEntry(m.name, **m.splits[split]) for m in metas], *of_all
+            )
+            for split in self.settings.splits
+        }
+
     def clear(self, *names: str) -> None:
         """Removes files and folders of these names."""
         for name in names:
@@ -207,32 +200,29 @@ class _Run:
         for half in self.folder.glob("*/.*.partial-*"):
             self.clear(f"{half.parent.name}/{half.name}")
         shards = len(list(self.folder.glob(f"{SHARDS_FOLDER}/*")))
-        hashes = len(self.shards) > 1 and any(self.folder.glob(f"{HASHES_FOLDER}/*"))
-        if not shards and not hashes:
+        if not shards:
             self.clear(*(path.name for path in self.folder.iterdir()))
         return shards
 
-    def _do(self, label: str, work: Any, jobs: Sequence[ShardJob] | Sequence[HashJob]) -> None:
+    def _encode(self, jobs: list[ShardJob]) -> None:
         done = self.source.size - sum(job.shard.size for job in jobs)
-        with Progress(label, self.source.size, done) as progress:
-            failures = run_jobs(work, jobs, self.processes, progress)
+        with Progress("encode", self.source.size, done) as progress:
+            failures = run_jobs(encode_shard, jobs, self.processes, progress)
         if failures:
             for error in failures[1:]:
                 print(f"also: {error}", file=sys.stderr)
             others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
             raise InputError(f"{failures[0]}{others}")
 
-    def _train(
-        self, vocab_size: int, sample_mb: int, dropped: list[NDArray[np.int64]]
-    ) -> Tokenizer:
+    def _train(self, vocab_size: int, sample_mb: int) -> Tokenizer:
         count = min(len(self.shards), SAMPLED_SHARDS)
         chosen = [number * len(self.shards) // count for number in range(count)]
         jobs = [
-            ShardJob(self.folder, self.shards[n], self.settings, "", self.on_bad_line, dropped[n])
+            ShardJob(self.folder, self.shards[n], self.settings, "", self.on_bad_line)
             for n in chosen
         ]
         facts = [vocab_size, sample_mb, self.settings.sha256]
-        facts += [repr((job.shard.inputs, job.dropped_sha256)) for job in jobs]
+        facts += [repr(job.shard.inputs) for job in jobs]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         record = self.folder / TRAINING_FILE
         if record.is_file() and record.read_text() == key:
@@ -288,7 +278,8 @@ def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool
     """
     skipped = Skipped()
     try:
-        first = sum(1 for _ in islice(read_texts(source, field, on_bad_line, skipped), 2))
+        texts = Reader(field, on_bad_line, skipped).texts(source.inputs)
+        first = sum(1 for _ in islice(texts, 2))
     except InputError:
         if len(source.inputs) == 1:
             raise
@@ -303,7 +294,7 @@ def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool
 
 def _require_documents(source: Source, metas: list[ShardMeta], settings: Settings) -> None:
     """Raises an `InputError` if a split has no documents."""
-    fraction, skipped = settings.validation_fraction, total_skipped(metas)
+    fraction, skipped = settings.validation_fraction, _total_skipped(metas)
     low = min(meta.shares[0] for meta in metas)
     high = max(meta.shares[1] for meta in metas)
     kept = {s: sum(meta.splits[s]["documents"] for meta in metas) for s in settings.splits}
@@ -332,13 +323,13 @@ def _require_documents(source: Source, metas: list[ShardMeta], settings: Setting
 def _check_numbers(fraction: float, processes: int, min_tokens: int, sample_mb: int) -> None:
     if not 0 <= fraction < 1:
         raise InputError(f"validation_fraction is {fraction}; allowed are 0 to below 1")
-    for name, value, least in (
+    for name, value, minimum in (
         ("processes", processes, 1),
         ("min_tokens", min_tokens, 0),
         ("sample_mb", sample_mb, 1),
     ):
-        if value < least:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
+        if value < minimum:
+            raise InputError(f"{name} is {value}; it must be at least {minimum}")
 
 
 def _check_target(target: Path, overwrite: bool, source: Source) -> None:
@@ -353,12 +344,19 @@ def _check_target(target: Path, overwrite: bool, source: Source) -> None:
         raise InputError(f"out is {target}, which holds the source {inside[0]}; choose another")
 
 
+def _total_skipped(metas: list[ShardMeta]) -> Skipped:
+    """What was left out of all shards."""
+    return Skipped(
+        bad_lines=sum(meta.bad_lines for meta in metas),
+        empty_documents=sum(meta.empty_documents for meta in metas),
+        short_documents=sum(meta.short_documents for meta in metas),
+    )
+
+
 def _describe(skipped: Skipped) -> str:
     parts = [f"{skipped.empty_documents} empty documents", f"{skipped.bad_lines} bad lines"]
     if skipped.short_documents:
         parts.append(f"{skipped.short_documents} short documents")
-    if skipped.duplicates:
-        parts.append(f"{skipped.duplicates} duplicates")
     return ", ".join(parts)
 
 
@@ -370,7 +368,7 @@ def _report(
             f"{split:<10} {meta.documents:>12,} documents {meta.tokens:>16,} tokens"
             f" {meta.text_bytes / meta.tokens:6.2f} bytes per token"
         )
-    skipped = total_skipped(metas)
+    skipped = _total_skipped(metas)
     where = f", named in {target / BAD_LINES_FILE}" if skipped.bad_lines else ""
     print(f"left out: {_describe(skipped)}{where}")
     empty = [meta for meta in metas if not any(s["documents"] for s in meta.splits.values())]

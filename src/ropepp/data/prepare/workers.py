@@ -4,10 +4,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -17,6 +19,9 @@ from ropepp.files import DiskError
 
 REPORT_SECONDS = 0.2
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
+
+
+_counts: Any = None  # in a process of the pool: what all of them have reported
 
 
 class Job(Protocol):
@@ -92,143 +97,86 @@ def run_jobs(work: Work, jobs: Sequence[Job], processes: int, report: Report) ->
         InputError: A process was killed. What was not finished is to be done again.
     """
     if min(processes, len(jobs)) > 1:
-        return _run_processes(work, jobs, processes, report)
-    failures = []
-    for job in jobs:
-        try:
-            work(job, report)
-        except DiskError:
-            raise
-        except InputError as error:
-            failures.append(error)
-    return failures
+        return _run_processes(work, jobs, min(processes, len(jobs)), report)
+    outcomes = [_outcome(work, job, report) for job in jobs]
+    return [error for error in outcomes if error is not None]
+
+
+def _outcome(work: Work, job: Job, report: Report) -> InputError | None:
+    """Does a job; what was wrong with its input."""
+    try:
+        work(job, report)
+    except DiskError:
+        raise
+    except InputError as error:
+        return error
+    except Exception as error:
+        error.add_note(f"while {job.label} was worked on")
+        raise
+    return None
 
 
 def _run_processes(
     work: Work, jobs: Sequence[Job], processes: int, report: Report
 ) -> list[InputError]:
-    waiting, failures = list(enumerate(jobs))[::-1], {}
-    workers = {}
+    # Spawned: a fork of a process whose libraries have started threads may hang.
+    context = multiprocessing.get_context("spawn")
+    counts: Any = context.Array("q", 3)
+    # Closed when this process ends or gives up, which ends the others.
+    theirs, lifeline = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(processes, context, _begin, (theirs, counts))
+    waiting, outcomes = list(enumerate(jobs))[::-1], {}
+    running: dict[Future[InputError | None], int] = {}
+    reported = [0, 0, 0]
     try:
-        for _ in range(min(processes, len(jobs))):
-            worker = _Worker(work)
-            workers[worker.connection] = worker
-            worker.give(waiting.pop())
-        while workers:
-            for connection in wait(list(workers)):
-                worker = workers[connection]  # type: ignore[index]
-                error = worker.receive(report)
-                if worker.busy:
-                    continue
-                if error is not None:
-                    failures[worker.number] = error
-                if waiting:
-                    worker.give(waiting.pop())
-                else:
-                    del workers[worker.connection]
-                    worker.end()
+        while waiting or running:
+            # No more than there are processes: then it is known what these work on.
+            while waiting and len(running) < processes:
+                number, job = waiting.pop()
+                running[pool.submit(_work, work, job)] = number
+            done = wait(running, REPORT_SECONDS, FIRST_COMPLETED).done
+            current = counts.get_obj()[:]
+            report(*(now - before for now, before in zip(current, reported, strict=True)))
+            reported = current
+            for future in done:
+                outcomes[running[future]] = future.result()
+                del running[future]
+        pool.shutdown()
+    except BrokenProcessPool:
+        labels = ", ".join(jobs[number].label for number in sorted(running.values()))
+        raise InputError(
+            f"a process was killed while these were worked on: {labels}"
+            " (often for want of memory: use fewer --processes)"
+        ) from None
     finally:
-        for worker in workers.values():
-            worker.kill()
-    return [failures[number] for number in sorted(failures)]
+        lifeline.close()
+        pool.shutdown()
+    return [error for _, error in sorted(outcomes.items()) if error is not None]
 
 
-class _Worker:
-    """A process that takes jobs, one at a time."""
-
-    def __init__(self, work: Work) -> None:
-        # Spawned: a fork of a process whose libraries have started threads may hang.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        self.process.start()
-        # Held by that process alone, so that its end is the connection's end.
-        theirs.close()
-        self.busy, self.number, self.label = False, -1, ""
-
-    def give(self, numbered: tuple[int, Job]) -> None:
-        self.number, job = numbered
-        self.busy, self.label = True, job.label
-        try:
-            self.connection.send(job)
-        except ConnectionError:
-            raise self._ended() from None
-
-    def receive(self, report: Report) -> InputError | None:
-        """Takes a message; of the last one of a job, what was wrong with it."""
-        try:
-            kind, content = self.connection.recv()
-        except (EOFError, ConnectionError):
-            raise self._ended() from None
-        if kind == "progress":
-            report(*content)
-            return None
-        self.busy = False
-        if kind == "crash":
-            raise RuntimeError(f"the process that worked on {self.label} failed:\n{content}")
-        if isinstance(content, DiskError):
-            raise content
-        return content
-
-    def _ended(self) -> InputError:
-        self.process.join()
-        return InputError(
-            f"the process that worked on {self.label} ended with code {self.process.exitcode}"
-            " (-9 means killed, often for want of memory: use fewer --processes)"
-        )
-
-    def end(self) -> None:
-        self.connection.close()
-        self.process.join()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-
-
-def _serve(connection: Connection, work: Work) -> None:
-    """The life of a worker: jobs until the other side closes, however that ends."""
+def _begin(lifeline: Connection, counts: Any) -> None:
+    """Prepares a process of the pool."""
     # The parent decides what an interrupt from the keyboard means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One thread for each process: together they use the cores that they were given.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
-    try:
-        while True:
-            job = connection.recv()
-            reporter = _Reporter(connection)
-            connection.send(_result(work, job, reporter))
-    except (EOFError, ConnectionError):
-        # Also where the parent was killed: whoever reports to nobody stops.
-        return
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    global _counts
+    _counts = counts
 
 
-def _result(work: Work, job: Any, reporter: "_Reporter") -> tuple[str, Any]:
-    try:
-        work(job, reporter)
-        reporter.flush()
-    except ConnectionError:
-        raise
-    except InputError as error:
-        return "done", type(error)(*error.args)
-    except Exception:
-        return "crash", traceback.format_exc()
-    return "done", None
+def _end_with(lifeline: Connection) -> None:
+    """Ends this process when the parent ends or lets go, however that comes about."""
+    lifeline.poll(None)
+    os._exit(1)
 
 
-class _Reporter:
-    """Adds progress up and sends it now and then."""
+def _work(work: Work, job: Job) -> InputError | None:
+    return _outcome(work, job, _report)
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._sums, self._sent = [0, 0, 0], time.monotonic()
 
-    def __call__(self, *counts: int) -> None:
-        self._sums = [total + count for total, count in zip(self._sums, counts, strict=True)]
-        if time.monotonic() - self._sent > REPORT_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        self._connection.send(("progress", tuple(self._sums)))
-        self._sums, self._sent = [0, 0, 0], time.monotonic()
+def _report(*counts: int) -> None:
+    with _counts.get_lock():
+        for at, count in enumerate(counts):
+            _counts[at] += count

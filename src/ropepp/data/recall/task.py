@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ropepp.data.loading.datamodule import RowsDataModule
-from ropepp.data.loading.loader import EvalLoader, Rows
+from ropepp.data.loading.loader import Rows
 from ropepp.data.packing.concat import IGNORE_INDEX
 from ropepp.errors import InputError
 
@@ -225,13 +225,6 @@ class RecallDataModule(RowsDataModule):
             self.seed,
             stream,
         )
-
-    def _evaluation(self, limit: int | None) -> list[EvalLoader]:
-        loaders = super()._evaluation(limit)
-        for loader, multiple in zip(loaders, self.lengths, strict=True):
-            # The same tokens in a batch: memory stays what training needs.
-            loader.micro_batch_size = max(1, self.micro_batch_size // multiple)
-        return loaders
 
 
 def _check_sizes(

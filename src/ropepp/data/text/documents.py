@@ -14,38 +14,37 @@ IN_MEMORY = 16 << 20  # bytes of a .txt file up to which it is read whole
 
 @dataclass(frozen=True)
 class LongText:
-    """Bytes `start` to `stop` of a UTF-8 file, with what one reading found out.
+    """Bytes `start` to `stop` of a UTF-8 file.
 
     Attributes:
         path: The file.
         start: First byte.
         stop: One more than the last byte.
-        digest: sha256 of these bytes.
-        blank: Whether there is nothing but white space.
+        length: Number of characters.
+        digest: sha256 of these bytes; None in a part that was cut off.
     """
 
     path: Path
     start: int
     stop: int
-    digest: bytes
-    blank: bool
+    length: int
+    digest: bytes | None
 
 
 Text = str | LongText
 
 
-def scan(path: Path, start: int = 0, stop: int | None = None) -> LongText:
-    """Reads a file, or some bytes of it, once.
+def scan(path: Path) -> LongText:
+    """Reads a file once to know it.
 
     Raises:
         InputError: It is not UTF-8.
     """
-    stop = path.stat().st_size if stop is None else stop
-    digest, blank = hashlib.sha256(), True
-    for block in _decoded(path, start, stop):
+    stop, digest, length = path.stat().st_size, hashlib.sha256(), 0
+    for block in _decoded(path, 0, stop):
         digest.update(block.encode())
-        blank = blank and block.isspace()
-    return LongText(path, start, stop, digest.digest(), blank)
+        length += len(block)
+    return LongText(path, 0, stop, length, digest.digest())
 
 
 def blocks(text: Text) -> Iterator[str]:
@@ -60,17 +59,24 @@ def blocks(text: Text) -> Iterator[str]:
         yield from _decoded(text.path, text.start, text.stop)
 
 
-def digest_and_size(text: Text) -> tuple[bytes, int]:
-    """sha256 and number of bytes of the text in UTF-8."""
+def text_sha256(text: Text) -> bytes:
+    """sha256 of the text in UTF-8."""
     if isinstance(text, str):
-        content = text.encode()
-        return hashlib.sha256(content).digest(), len(content)
-    return text.digest, text.stop - text.start
+        return hashlib.sha256(text.encode()).digest()
+    assert text.digest is not None
+    return text.digest
+
+
+def text_bytes(text: Text) -> int:
+    """Number of bytes of the text in UTF-8."""
+    return len(text.encode()) if isinstance(text, str) else text.stop - text.start
 
 
 def is_blank(text: Text) -> bool:
     """Whether there is nothing but white space."""
-    return (not text or text.isspace()) if isinstance(text, str) else text.blank
+    if isinstance(text, str):
+        return not text or text.isspace()
+    return all(block.isspace() for block in blocks(text))
 
 
 def decode(content: bytes, place: str, offset: int = 0) -> str:
@@ -96,14 +102,15 @@ def cut(text: Text, fraction: float) -> tuple[Text, Text]:
     Raises:
         InputError: A part would be empty.
     """
-    length = sum(len(block) for block in blocks(text))
+    length = len(text) if isinstance(text, str) else text.length
     place = min(int(length * (1 - fraction)), length - 1)
-    at = _line_or_word(text, place, place + (length - place) // 2)
+    at, offset = _line_or_word(text, place, place + (length - place) // 2)
     if isinstance(text, str):
         parts: tuple[Text, Text] = text[:at], text[at:]
     else:
-        middle = text.start + _bytes_of(text, at)
-        parts = scan(text.path, text.start, middle), scan(text.path, middle, text.stop)
+        path, start, middle, stop = text.path, text.start, text.start + offset, text.stop
+        rest = LongText(path, middle, stop, length - at, None)
+        parts = LongText(path, start, middle, at, None), rest
     if any(is_blank(part) for part in parts):
         raise InputError(
             f"the only document has {length} characters, too few to cut off"
@@ -112,27 +119,27 @@ def cut(text: Text, fraction: float) -> tuple[Text, Text]:
     return parts
 
 
-def _line_or_word(text: Text, start: int, end: int) -> int:
-    """After the first line end from character `start` to `end`, or else space, or else `start`."""
-    begin, space = 0, -1
+def _line_or_word(text: Text, start: int, end: int) -> tuple[int, int]:
+    """After the first line end from character `start` to `end`, or else space, or else `start`;
+    the place in characters and in bytes."""
+    characters = offset = 0
+    best: tuple[int, int] | None = None  # without a line end
+    spaced = False
     for block in blocks(text):
-        inside = max(start - begin, 0), max(end - begin, 0)
-        newline = block.find("\n", *inside)
+        inside = max(start - characters, 0), max(end - characters, 0)
+        newline, space = block.find("\n", *inside), block.find(" ", *inside)
         if newline >= 0:
-            return begin + newline + 1
-        if space < 0 and (found := block.find(" ", *inside)) >= 0:
-            space = begin + found
-        begin += len(block)
-    return space + 1 if space >= 0 else start
-
-
-def _bytes_of(text: LongText, characters: int) -> int:
-    """Bytes of the text's first characters."""
-    length = 0
-    for block in blocks(text):
-        length += len(block[:characters].encode())
-        characters = max(characters - len(block), 0)
-    return length
+            return characters + newline + 1, offset + len(block[: newline + 1].encode())
+        if space >= 0 and not spaced:
+            best, spaced = (characters + space + 1, offset + len(block[: space + 1].encode())), True
+        elif best is None and inside[0] < len(block):
+            best = characters + inside[0], offset + len(block[: inside[0]].encode())
+        characters += len(block)
+        offset += len(block.encode())
+        if characters >= end and best is not None:
+            break
+    assert best is not None  # the start lies inside the text
+    return best
 
 
 def _decoded(path: Path, start: int, stop: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ropepp.data.text.documents import BLOCK, IN_MEMORY, Text, decode, is_blank, scan
+from ropepp.data.text.documents import BLOCK, IN_MEMORY, Text, decode, is_blank, scan, text_sha256
 from ropepp.data.text.skipped import Skipped
 from ropepp.data.text.tables import RowRange, read_parquet, read_range
 from ropepp.errors import InputError
@@ -119,14 +119,16 @@ class Reader:
 
     def _txt(self, path: Path, item: Input) -> Texts:
         try:
-            if item.size > IN_MEMORY:
-                yield scan(path)
-            else:
-                yield decode(path.read_bytes(), str(path))
+            big = item.size > IN_MEMORY
+            text: Text = scan(path) if big else decode(path.read_bytes(), str(path))
         except InputError as error:
             self._bad(error, str(path), item.label, "-")
+            digest = _sha256(path)
+        else:
+            yield text
+            digest = text_sha256(text).hex()
         self.progress(item.size)
-        return _sha256(path)
+        return digest
 
     def _parquet(self, path: Path, item: Input) -> Texts:
         for number, value in read_parquet(path, self.key, self.progress):

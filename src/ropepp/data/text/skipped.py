@@ -13,7 +13,6 @@ class Skipped:
     bad_lines: int = 0
     empty_documents: int = 0
     short_documents: int = 0
-    duplicates: int = 0
     reports: list[str] = field(default_factory=list, compare=False)
 
     def bad(self, file: str, line: str, reason: str) -> None:

@@ -2,15 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from ropepp.data.text.documents import Text
-from ropepp.data.text.readers import Input, OnBadLine, Reader
-from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.readers import Input
 from ropepp.data.text.tables import find_rows, is_dataset
 from ropepp.errors import InputError
 
@@ -116,29 +112,6 @@ def find_source(source: str) -> Source:
         if needing:
             require_package(package, extra, str(needing[0]))
     return found
-
-
-def read_texts(
-    source: Source,
-    field: str,
-    on_bad_line: OnBadLine,
-    skipped: Skipped,
-    progress: Callable[[int], Any] = lambda _: None,
-) -> Iterator[Text]:
-    """The documents of a source, in order; those of white space alone are left out.
-
-    Args:
-        source: What to read.
-        field: Key of the text in a JSON line, or column of it.
-        on_bad_line: Whether a bad line is an error or is left out.
-        skipped: Counts what is left out.
-        progress: Called with the bytes read from disk since the last call.
-
-    Raises:
-        InputError: Text is not UTF-8, a file is cut off, or a line is bad (with file and line
-            number).
-    """
-    return Reader(field, on_bad_line, skipped, progress).texts(source.inputs)
 
 
 def require_package(package: str, extra: str, needed_by: str) -> None:

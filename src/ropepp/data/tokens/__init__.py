@@ -1,3 +1,4 @@
-"""Tokens on disk: `writer` has the files of ids and offsets, `meta` the JSON beside them, and
-`corpus` is both together, opened to read or to write.
+"""Tokens and how they lie on disk: `tokenizer` makes ids of text, `writer` has the files of ids and
+offsets of a shard, `join_shards` makes shards a corpus, `meta` is the JSON beside them, and
+`corpus` is all of it, opened to read.
 """

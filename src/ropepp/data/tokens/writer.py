@@ -13,31 +13,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.files import disk_errors
 
 TOKENS_FILE, OFFSETS_FILE, META_FILE = "tokens.bin", "offsets.bin", "meta.json"
-TOKEN_TYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+TOKEN_TYPES: tuple[np.dtype[Any], ...] = np.dtype("<u2"), np.dtype("<u4")
 OFFSET_TYPE: np.dtype[Any] = np.dtype("<i8")
 BUFFER = 1 << 20  # numbers buffered at a time
 # The kernel allows 65530 maps to a process; shards beyond this many are mapped anew in turns.
 MAX_MAPS = 16384
 
 
-def token_type(vocab_size: int) -> str:
-    """Name of the smallest of `TOKEN_TYPES` that holds every id of the vocabulary.
+def token_type(vocab_size: int) -> np.dtype[Any]:
+    """The smallest of `TOKEN_TYPES` that holds every id of the vocabulary.
 
     Raises:
         InputError: None does.
     """
-    for name, dtype in TOKEN_TYPES.items():
+    for dtype in TOKEN_TYPES:
         if vocab_size <= np.iinfo(dtype).max + 1:
-            return name
+            return dtype
     raise InputError(f"the tokenizer has vocab_size {vocab_size}; allowed are up to {2**32}")
 
 
-class TokenFiles:
+class TokenWriter:
     """Writes documents to the token file and the offsets of a folder, in bounded memory; a context
     manager. The files are complete after `sync`.
 
@@ -48,16 +48,15 @@ class TokenFiles:
 
     def __init__(self, place: Path, tokenizer: Tokenizer) -> None:
         self.documents = self.tokens = self.text_bytes = 0
-        self.dtype = token_type(tokenizer.vocab_size)
         self._start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         self._end = [tokenizer.eot_id]
         self._tokens = _NumberFile(
-            place / TOKENS_FILE, TOKEN_TYPES[self.dtype], tokenizer.vocab_size
+            place / TOKENS_FILE, token_type(tokenizer.vocab_size), tokenizer.vocab_size
         )
         self._offsets = _NumberFile(place / OFFSETS_FILE, OFFSET_TYPE)
         self._offsets.append([0])
 
-    def __enter__(self) -> "TokenFiles":
+    def __enter__(self) -> "TokenWriter":
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -93,7 +92,7 @@ class TokenFiles:
         self._tokens.sync()
         self._offsets.sync()
 
-    def facts(self) -> dict[str, Any]:
+    def counts_and_checksums(self) -> dict[str, Any]:
         """Counts and checksums; after `sync`."""
         return {
             "documents": self.documents,
@@ -157,7 +156,7 @@ class _NumberFile:
 
 
 class ShardedTokens:
-    """Token files of many shards as one sequence; no copy, mapped when first read.
+    """Token files of many shards as one sequence to take slices of; mapped when first read.
 
     Slices are plain arrays: a view where they lie in one shard, otherwise a copy.
 
@@ -166,17 +165,13 @@ class ShardedTokens:
         dtype: Type of the numbers.
 
     Attributes:
-        shape: As an array has it: (tokens,).
         dtype: Type of the numbers.
     """
-
-    ndim = 1
 
     def __init__(self, parts: Sequence[tuple[Path, int]], dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
         self._paths = [path for path, _ in parts]
         self._starts = [0, *accumulate(count for _, count in parts)]
-        self.shape = (self._starts[-1],)
         self._maps: dict[int, NDArray[Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -185,38 +180,22 @@ class ShardedTokens:
         return ShardedTokens, (list(zip(self._paths, counts, strict=True)), self.dtype)
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self._starts[-1]
 
-    def __getitem__(self, key: Any) -> Any:
-        """(stop - start,) for a slice; one number for an integer.
+    def __getitem__(self, key: slice) -> NDArray[Any]:
+        """(stop - start,) the tokens of a slice.
 
         Raises:
-            IndexError: The integer is out of range, or the slice's step is below 1.
-            TypeError: The key is neither a slice nor an integer.
+            IndexError: The slice's step is not 1.
         """
-        if not isinstance(key, slice):
-            return self._number(key)
-        start, stop, step = key.indices(self.shape[0])
-        if step < 1:
-            raise IndexError(f"step is {step}; tokens are read forwards")
+        start, stop, step = key.indices(len(self))
+        if step != 1:
+            raise IndexError(f"step is {step}; tokens are read one after another")
         shard = bisect_right(self._starts, start) - 1
-        if step > 1:
-            return self[start:stop][::step]
         if start < stop <= self._starts[shard + 1]:
             first = self._starts[shard]
             return self._map(shard)[start - first : stop - first]
         return self._gather(start, stop, shard)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """Everything in memory: for small corpora and for tests."""
-        if copy is False:
-            raise ValueError("the tokens of many shards cannot become one array without a copy")
-        return np.asarray(self[:], dtype)
-
-    def _number(self, key: Any) -> Any:
-        index = range(self.shape[0])[key]
-        shard = bisect_right(self._starts, index) - 1
-        return self._map(shard)[index - self._starts[shard]]
 
     def _gather(self, start: int, stop: int, shard: int) -> NDArray[Any]:
         row = np.empty(max(stop - start, 0), self.dtype)

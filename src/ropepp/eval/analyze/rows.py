@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
+from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.eval.perplexity import read_text
 from ropepp.interop.saved import SavedModel
@@ -70,7 +70,7 @@ def read_rows(
     if texts:
         return _pieces(texts, saved.tokenizer(tokenizer), rows, wanted)
     name = saved.data_class
-    if name in ("CorpusDataModule", "MixtureDataModule"):
+    if name == "CorpusDataModule":
         return beginnings(saved.corpora[0], rows, wanted, exact=length is not None)
     if name == "RecallDataModule":
         batch = recall_data(saved).evaluation_sets()[""].batch(np.arange(rows))

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from ropepp.data.loading.datamodule import data_part
+from ropepp.data.loading.datamodule import data_rank_and_size
 from ropepp.data.loading.loader import TrainLoader
 from ropepp.errors import InputError, at_least
 from ropepp.model.flops import training_flops
@@ -75,7 +75,7 @@ class Metrics(StepCallback):
         batch_idx: int,
     ) -> None:
         self._loss_sum = self._loss_sum + outputs["loss_sum"]
-        tokens = batch["input_ids"].numel() * data_part(trainer)[1]
+        tokens = batch["input_ids"].numel() * data_rank_and_size(trainer)[1]
         self.tokens += tokens
         self._window_tokens += tokens
         self._window_pairs += _attended_pairs(batch)
@@ -124,7 +124,7 @@ class Metrics(StepCallback):
         rate = self._window_tokens / seconds
         self._rates.append(rate)
         # Processes that share rows have each counted the pairs of all of them.
-        all_pairs = int(pairs) * data_part(trainer)[1] // world
+        all_pairs = int(pairs) * data_rank_and_size(trainer)[1] // world
         flops = training_flops(pl_module.network, self._window_tokens, all_pairs) / seconds
         values |= {
             "utilisation/tokens_per_second": rate,

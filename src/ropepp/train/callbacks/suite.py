@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from ropepp.data.loading.datamodule import RowsDataModule, data_part
+from ropepp.data.loading.datamodule import RowsDataModule, data_rank_and_size
 from ropepp.data.loading.loader import EvalLoader, Rows
 from ropepp.data.packing.concat import Concat
 from ropepp.data.recall.accuracy import STREAM, count, distances, octaves, to_cells
@@ -133,7 +133,7 @@ class SuiteEvaluation(StepCallback):
         assert isinstance(data, RowsDataModule)
         micro = max(1, data.micro_batch_size * data.sequence_length // rows.length)
         device = trainer.strategy.root_device
-        for batch in EvalLoader(rows, micro, *data_part(trainer), limit=self.rows):
+        for batch in EvalLoader(rows, micro, *data_rank_and_size(trainer), limit=self.rows):
             yield {key: value.to(device) for key, value in batch.items()}
 
     def _check_tokenizer(self, corpus: Corpus, data: Any) -> None:
