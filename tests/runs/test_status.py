@@ -9,7 +9,7 @@ import pytest
 
 from ropepp.commands.sweep import main
 from ropepp.errors import InputError
-from ropepp.runs.records import Plan, Trial, write_plan, write_trial
+from ropepp.runs.records import Plan, RunSpec, write_plan, write_spec
 from ropepp.runs.status import Progress, duration, is_locked, progress_of, show, status, table
 
 STATES = ("waiting", "running", "finished", "failed", "preempted", "pruned", "killed")
@@ -37,9 +37,9 @@ def folder(tmp_path: Path) -> Any:
     """A sweep with a run in each state; that of "running" is locked by this process."""
     write_plan(tmp_path, Plan("try", "", "waiting", variants=list(STATES)))
     for state in STATES:
-        trial = Trial(state, 0, {})
-        directory = tmp_path / trial.run
-        write_trial(directory, trial)
+        spec = RunSpec(state, 0, {})
+        directory = tmp_path / spec.run
+        write_spec(directory, spec)
         if state != "waiting":
             begun(directory, 25)
         if state in ("failed", "preempted", "pruned"):

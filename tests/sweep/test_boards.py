@@ -23,7 +23,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from ropepp.errors import InputError
-from ropepp.runs.records import Plan, Trial, write_plan, write_trial
+from ropepp.runs.records import Plan, RunSpec, write_plan, write_spec
 from ropepp.sweep.boards import write_boards
 
 STEPS = range(10, 101, 10)
@@ -65,9 +65,9 @@ def result(variant: str, seed: int) -> dict[str, Any]:
 
 def make(folder: Path, variant: str, seed: int, last: int = 100) -> Path:
     """A run up to a step, finished if it is the last."""
-    trial = Trial(variant, seed, {}, SETTINGS[variant])
-    run = folder / trial.run
-    write_trial(run, trial)
+    spec = RunSpec(variant, seed, {}, SETTINGS[variant])
+    run = folder / spec.run
+    write_spec(run, spec)
     lines = []
     for step in STEPS[: last // 10]:
         value = loss(variant, seed, step)
@@ -97,7 +97,7 @@ def folder(tmp_path: Path) -> Path:
     old = time.time() - 7200
     for file in stopped.iterdir():
         os.utime(file, (old, old))
-    write_trial(folder / "ec/seed-3", Trial("ec", 3, {}, SETTINGS["ec"]))
+    write_spec(folder / "ec/seed-3", RunSpec("ec", 3, {}, SETTINGS["ec"]))
     return folder
 
 
@@ -349,9 +349,9 @@ def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.Monke
     png = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + bytes([0, 0, 0, 7, 0, 0, 0, 5])
 
     def fake(run: Any) -> str | None:
-        if run.trial.variant == "eh":
+        if run.spec.variant == "eh":
             return "it has no complete checkpoint"
-        drawn.append(run.trial.run)
+        drawn.append(run.spec.run)
         (run.directory / "attention.png").write_bytes(png)
         (run.directory / "attention.json").write_text("{}")
         return None

@@ -7,7 +7,7 @@ import pytest
 
 from helpers.sweep_runs import Sweeps
 from ropepp.runs.records import read_plan
-from ropepp.sweep.spec import load
+from ropepp.sweep.config import load
 from ropepp.sweep.study import open_sweep
 
 RANGE = {"model.optimizer.lr": {"low": 0.001, "high": 0.1, "log": True}}
@@ -24,19 +24,23 @@ def test_tpe_runs_each_point_with_all_seeds(sweeps: Sweeps, reported: list[Path]
     names = drawn(sweeps, variants={"ec": {"model.position": {"class_path": "RoPEppEC"}}})
     assert len(names) == len(set(names)) == 4
     assert len(sweeps.finished()) == 2 * 5  # with the row as it is
-    sweep = open_sweep(load(sweeps.folder / "sweep.yaml"))
-    (given,) = [t for t in sweep._study("try/ec").get_trials() if "given" in t.user_attrs]
+    study = open_sweep(load(sweeps.folder / "sweep.yaml"))
+    (row,) = study.config.rows
+    trials = study.drawn(row)
+    assert [trial.name for trial in trials] == names
+    *known, given = study._known(row, trials)  # what Optuna is told
     assert given.params == {"model.optimizer.lr": 0.01}
-    for trial in sweep._drawn(sweep.spec.rows[0]):
-        rate = float(sweep.spec.drawn(sweep.spec.rows[0], trial.params).name.split("=")[1])
-        assert rate == pytest.approx(trial.params["model.optimizer.lr"], rel=1e-3)
-        assert trial.value == pytest.approx(1.0005 + abs(rate - 0.01))
+    assert given.value == pytest.approx(1.0005)
+    for trial, point in zip(trials, known, strict=True):
+        rate = float(trial.name.split("=")[1])
+        assert point.params == trial.params == {"model.optimizer.lr": rate}
+        assert (point.state, point.value) == ("complete", pytest.approx(1.0005 + abs(rate - 0.01)))
+        assert list(point.seen) == [1, 2, 3]
 
-    sweeps.run()
-    (sweeps.logs / "try" / "study.db").unlink()
-    assert sorted(drawn(sweeps, variants=sweep.spec.variants)) == sorted(names)
+    variants = study.config.variants
+    assert drawn(sweeps, variants=variants) == names
     assert all(len(sweeps.starts(run)) == 1 for run in sweeps.finished())
-    more = drawn(sweeps, variants=sweep.spec.variants, trials=6, seeds=[0, 1, 2])
+    more = drawn(sweeps, variants=variants, trials=6, seeds=[0, 1, 2])
     assert len(set(more)) == 6
     assert len(sweeps.finished()) == 3 * 7
     assert all(len(sweeps.starts(run)) == 1 for run in sweeps.finished())
@@ -67,9 +71,9 @@ def test_the_pruner_ends_what_is_worse(sweeps: Sweeps, reported: list[Path]) -> 
     for name in pruned:
         assert sweeps.outcome(f"{name}/seed-0")["state"] == "pruned"
         assert sweeps.starts(f"{name}/seed-1") == []
-    states = sweeps.states("try/ec")
-    assert states.count("PRUNED") == len(pruned)
-    assert states.count("COMPLETE") == 7 - len(pruned)
+    states = sweeps.states()
+    assert states.count("pruned") == len(pruned)
+    assert states.count("complete") == 2 + 6 - len(pruned)
     sweeps.run()
     assert all(len(sweeps.starts(f"{name}/seed-0")) == 1 for name in names)
 
@@ -79,9 +83,8 @@ def test_a_drawn_point_that_failed_is_tried_again(sweeps: Sweeps, reported: list
     sweeps.stand_in.write_text(source.replace("asked = []", "asked = []; rate = 1 / (seed - 1)"))
     sweeps.write(sampler="tpe", trials=2, search=RANGE)
     sweeps.run(code=1)  # all runs with seed 1
-    states = sweeps.states("try/ec")
-    assert states == ["FAIL"] * 2
+    assert sweeps.states() == ["complete", "complete", *["failed"] * 6]
     sweeps.stand_in.write_text(source)
     sweeps.run("--retry-failed")
-    assert sorted(sweeps.states("try/ec")) == ["COMPLETE"] * 2 + ["FAIL"] * 2
+    assert sweeps.states() == ["complete"] * 8
     assert len(sweeps.finished()) == 2 * 2 * 3

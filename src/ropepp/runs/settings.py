@@ -1,8 +1,7 @@
-"""Settings of ``fit`` in a sweep: read from YAML, compared, named, and written as flags."""
+"""Settings of ``fit``: read from YAML, compared, named, and written as flags."""
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from ropepp.errors import InputError
-
-LAUNCHER = "{python} -m ropepp.cli fit {args}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -161,29 +158,3 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
             yield from differences(a, b, f"{at}[{number}]" if len(old) > 1 else at)
     elif old != new:
         yield f"{at} was {json.dumps(old)} and is {json.dumps(new)}"
-
-
-def launch_words(launcher: str, args: Sequence[str], **values: str) -> list[str]:
-    """The command of a run from a launcher's template: ``{args}`` as one word becomes all of
-    ``args``, other placeholders their value."""
-    words: list[str] = []
-    for word in shlex.split(launcher):
-        if word == "{args}":
-            words += args
-            continue
-        for name, value in values.items():
-            word = word.replace(f"{{{name}}}", value)  # noqa: PLW2901
-        words.append(word)
-    return words
-
-
-def check_launcher(launcher: Any, placeholders: Sequence[str]) -> None:
-    """Raises an `InputError` if a launcher's template cannot be filled."""
-    try:
-        words = shlex.split(launcher)
-    except (AttributeError, ValueError) as error:
-        raise InputError(f"launcher is {launcher!r}: {error}") from error
-    unknown = set(re.findall(r"\{(\w*)\}", launcher)) - set(placeholders)
-    if words.count("{args}") != 1 or unknown:
-        names = ", ".join(f"{{{name}}}" for name in placeholders)
-        raise InputError(f"launcher is {launcher!r}; it needs {{args}} as one word; known: {names}")

@@ -142,7 +142,7 @@ def status(folder: Path) -> list[Progress]:
     Raises:
         InputError: It is no sweep's folder.
     """
-    return [progress_of(run.directory, run.trial.run) for run in read_runs(folder)]
+    return [progress_of(run.directory, run.spec.run) for run in read_runs(folder)]
 
 
 def table(folder: Path, runs: Iterable[Progress]) -> str:

@@ -77,8 +77,8 @@ def write_boards(folder: Path, maps: bool = True) -> str:
     old = list(folder.rglob(f"*tfevents*{SUFFIX}"))
     notes = []
     means: dict[str, None] = {}  # tags, in order
-    for variant in dict.fromkeys(run.trial.variant for run in runs if run.state == "done"):
-        done = [run for run in runs if run.state == "done" and run.trial.variant == variant]
+    for variant in dict.fromkeys(run.spec.variant for run in runs if run.done):
+        done = [run for run in runs if run.done and run.spec.variant == variant]
         if maps and (reason := _draw_maps(done[0])):
             notes.append(f"no attention maps of {variant}: {reason}")
         curves = _shared([_curves(run) for run in done])
@@ -147,7 +147,7 @@ def _hparams(plan: Plan, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of each run the name of its variant and its settings; a column has one type: bool, float, or
     text where they differ. Nothing for None."""
     rows = [
-        {"variant": plan.display.get(run.trial.variant, run.trial.variant), **run.trial.settings}
+        {"variant": plan.display.get(run.spec.variant, run.spec.variant), **run.spec.settings}
         for run in runs
     ]
     for name in {key for row in rows for key in row}:
@@ -186,7 +186,7 @@ def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[Outcome]) ->
     All at step 0: what a resumed run tells TensorBoard to forget are later steps.
     """
     begin, end = _times(run)
-    if run.state == "done":
+    if run.done:
         status = api_pb2.STATUS_SUCCESS
     elif time.time() - end < RUNNING_SECONDS:
         status = api_pb2.STATUS_RUNNING
@@ -201,7 +201,7 @@ def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[Outcome]) ->
     )
     values = {f"whole_run/{one.tag}": _value(run.result, one) for one in outcomes}
     scalars = [_scalar(tag, value) for tag, value in values.items() if value is not None]
-    start = summary_v2.hparams_pb(settings, trial_id=run.trial.variant, start_time_secs=begin)
+    start = summary_v2.hparams_pb(settings, trial_id=run.spec.variant, start_time_secs=begin)
     return [(0, summary) for summary in (start, *scalars, ending)]
 
 
