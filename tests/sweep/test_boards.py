@@ -4,8 +4,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -372,12 +370,3 @@ def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.Monke
     os.utime(checkpoint, (time.time() + 5, time.time() + 5))
     write_boards(folder)
     assert drawn[2:] == ["ec/seed-0"]
-
-
-def test_needs_no_torch(folder: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from ropepp.sweep.boards import write_boards;"
-        f"write_boards(Path({str(folder)!r}), maps=False);"
-        "sys.exit('torch' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

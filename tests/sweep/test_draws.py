@@ -8,6 +8,7 @@ import pytest
 from helpers.sweep_runs import Sweeps
 from ropepp.runs.records import read_plan
 from ropepp.sweep.config import load
+from ropepp.sweep.search import Known, is_hopeless
 from ropepp.sweep.study import open_sweep
 
 RANGE = {"model.optimizer.lr": {"low": 0.001, "high": 0.1, "log": True}}
@@ -88,3 +89,43 @@ def test_a_drawn_point_that_failed_is_tried_again(sweeps: Sweeps, reported: list
     sweeps.run("--retry-failed")
     assert sweeps.states() == ["complete"] * 8
     assert len(sweeps.finished()) == 2 * 2 * 3
+
+
+def test_no_more_is_drawn_than_there_is(sweeps: Sweeps, reported: list[Path]) -> None:
+    names = drawn(sweeps, search={"model.optimizer.lr": {"choices": [0.01, 0.02]}}, seeds=[0])
+    assert sorted(names) == ["ec-lr=0.01", "ec-lr=0.02", "rope-lr=0.01", "rope-lr=0.02"]
+    assert sweeps.states() == ["complete"] * 6
+    assert len(reported) == 1
+
+
+def test_a_draw_that_was_cut_short_is_made_whole(sweeps: Sweeps, reported: list[Path]) -> None:
+    """The driver was killed when it had written down the first seed's run alone."""
+    changes: dict[str, Any] = {"sampler": "random", "trials": 1, "search": RANGE}
+    sweeps.write(**changes)
+    study = open_sweep(load(sweeps.folder / "sweep.yaml"))
+    assert study.draw()
+    (trial,) = study.drawn(study.config.rows[0])
+    lost = study.directory(trial.runs[1])
+    (lost / "trial.json").unlink()
+    lost.rmdir()
+    names = drawn(sweeps, **changes)
+    assert names == [trial.name, trial.name.replace("rope", "ec")]
+    assert len(sweeps.finished()) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_only_what_is_worse_is_hopeless(pruner: str, sweeps: Sweeps) -> None:
+    options = {"name": pruner, **({"n_startup_trials": 3} if pruner == "median" else {})}
+    fixed = {"trainer.max_steps": 27}
+    file = sweeps.write(sampler="tpe", trials=9, search=RANGE, pruner=options, set=fixed)
+    config = load(file)
+
+    def point(loss: float, state: str = "complete") -> Known:
+        seen = dict.fromkeys((3, 9, 18), loss)
+        return Known({"model.optimizer.lr": 0.01}, seen, state, loss if state != "open" else None)
+
+    others = [point(1 + number / 10) for number in range(12)]
+    for loss, hopeless in ((0.5, False), (9.0, True)):
+        known = [*others[:6], point(loss, "open"), *others[6:]]
+        assert is_hopeless(config, known, 6, {3, 9, 18}) == hopeless
+        assert not is_hopeless(config, known, 6, set())  # nothing new

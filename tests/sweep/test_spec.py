@@ -93,7 +93,12 @@ def test_bad_yaml(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     with pytest.raises(InputError, match=r"sweep.yaml is neither a sweep's YAML nor"):
         load(file)
-    for text, words in (("a: [", "sweep.yaml"), ("a: 1\na: 2", "'a' stands twice"), ("3", "keys")):
+    for text, words in (
+        ("a: [", "sweep.yaml"),
+        ("a: 1\na: 2", "duplicate key a"),
+        ("3", "int"),
+        ("- 3", "allowed: keys name"),
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match=words):
             load(file)
@@ -248,7 +253,7 @@ def test_a_variant_that_was_trained_cannot_change(sweeps: Sweeps) -> None:
     main(["init", str(sweeps.write(variants=variants))])
     variants["a"]["model.position"]["init_args"]["theta"] = 2.0
     main(["init", str(sweeps.write(variants=variants))])  # not yet
-    assert read_runs(sweeps.logs / "try")[0].trial.settings["theta"] == 2.0
+    assert read_runs(sweeps.logs / "try")[0].spec.settings["theta"] == 2.0
     (sweeps.directory("a/seed-0") / "result.json").write_text('{"validation_loss": 1.0}')
     variants["a"]["model.position"]["init_args"]["theta"] = 3.0
     words = r"model.position.init_args.theta was 2.0 and is 3.0.*choose another name"

@@ -7,39 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ropepp.errors import InputError
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as ``fit`` reads it, where 1e-3 is a number; a key that stands twice is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
 def read_yaml(file: Path) -> Any:
-    """Content of a YAML file.
+    """Content of a YAML file, in which 1e-3 is a number.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: It cannot be read, is neither a list nor a dictionary, or has a key twice.
     """
     try:
-        return yaml.load(file.read_text(), _Loader)
+        return OmegaConf.to_container(OmegaConf.load(file))
     except FileNotFoundError:
         raise InputError(f"{file} is no file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())}") from error
 
 

@@ -3,7 +3,7 @@ with a band, a layout, and attention maps.
 
 Beside the runs' own events this writes files of its own, known by their suffix: into the folder
 (the table's columns, the layout), into each run that has begun (its settings and outcome) and into
-``VARIANT/mean`` (curves). Needs TensorBoard, and torch only where maps are to be drawn.
+``VARIANT/mean`` (curves). Needs TensorBoard and torch.
 """
 
 import json
@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar import metadata as layout_metadata
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -259,46 +257,21 @@ def _mean_events(curves: Mapping[str, Mapping[int, list[float]]]) -> Iterator[St
 
 def _layout(means: Sequence[str], tags: Sequence[str]) -> Any:
     """The custom scalars' tab: means with their band, curves of all runs, utilisation."""
-    margins = [
-        layout_pb2.Chart(
-            title=tag,
-            margin=layout_pb2.MarginChartContent(
-                series=[
-                    layout_pb2.MarginChartContent.Series(
-                        **{part: f"variation/{tag}/{part}" for part in BAND}
-                    )
-                ]
-            ),
-        )
-        for tag in reversed(means)  # TensorBoard shows these charts, unlike others, last first
-    ]
-    lines = [tag for tag in tags if tag.endswith(("/loss", "/accuracy"))]
-    utilisation = [tag for tag in tags if tag.startswith("utilisation/")]
+    from torch.utils.tensorboard.summary import custom_scalars
+
     categories = {
-        "Mean over seeds, with one standard deviation": margins,
-        "All runs": [_lines(tag) for tag in lines],
-        "Utilisation": [_lines(tag) for tag in utilisation],
+        "Mean over seeds, with one standard deviation": {
+            tag: ["Margin", [f"variation/{tag}/{part}" for part in BAND]]
+            for tag in reversed(means)  # TensorBoard shows these charts, unlike others, last first
+        },
+        "All runs": _lines(tag for tag in tags if tag.endswith(("/loss", "/accuracy"))),
+        "Utilisation": _lines(tag for tag in tags if tag.startswith("utilisation/")),
     }
-    layout = layout_pb2.Layout(
-        category=[
-            layout_pb2.Category(title=title, chart=charts, closed=title == "Utilisation")
-            for title, charts in categories.items()
-            if charts
-        ]
-    )
-    content = tensor_pb2.TensorProto(
-        dtype=types_pb2.DT_STRING,
-        string_val=[layout.SerializeToString()],
-        tensor_shape=tensor_shape_pb2.TensorShapeProto(),
-    )
-    return _tensor(
-        layout_metadata.CONFIG_SUMMARY_TAG, layout_metadata.create_summary_metadata(), content
-    )
+    return custom_scalars({title: charts for title, charts in categories.items() if charts})
 
 
-def _lines(tag: str) -> Any:
-    content = layout_pb2.MultilineChartContent(tag=[f"^{tag}$"])
-    return layout_pb2.Chart(title=tag, multiline=content)
+def _lines(tags: Iterable[str]) -> dict[str, list[Any]]:
+    return {tag: ["Multiline", [f"^{tag}$"]] for tag in tags}
 
 
 # Attention maps

@@ -1,7 +1,6 @@
 """What ``fit`` says about a row of a sweep, before anything is trained."""
 
 import inspect
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -93,8 +92,10 @@ def find_class(path: str) -> type | None:
 def defaults(kind: type, key: str, given: dict[str, Any]) -> dict[str, Any]:
     """Plain values of the arguments of a class that are not given."""
     found = {}
-    for name, parameter in plain_parameters(kind):
-        if name in given or (key, name) == ("data", "seed"):  # that one follows seed_everything
+    for name, parameter in inspect.signature(kind).parameters.items():
+        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        follows = (key, name) == ("data", "seed")  # seed_everything
+        if variadic or follows or name in given:
             continue
         if parameter.default is parameter.empty:
             raise InputError(f"{key}: {kind.__name__} needs {name}")
@@ -103,9 +104,3 @@ def defaults(kind: type, key: str, given: dict[str, Any]) -> dict[str, Any]:
         if isinstance(default, str | int | float | list | None):
             found[name] = default
     return found
-
-
-def plain_parameters(kind: type) -> Iterator[tuple[str, inspect.Parameter]]:
-    for name, parameter in inspect.signature(kind).parameters.items():
-        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            yield name, parameter

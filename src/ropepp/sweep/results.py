@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.runs.records import PLAN, Plan, Run, metric_value, read_plan, read_runs
+from ropepp.runs.records import Plan, Run, metric_value, read_plan, read_runs
 from ropepp.statistics import Comparison, Interval, compare
 
-MAKE = "`ropepp sweep run` makes them"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -81,12 +80,10 @@ class SweepResults:
 
 def load(folder: Path) -> SweepResults:
     """Reads a sweep's runs and compares its variants; raises as `write_report`."""
-    if not (folder / PLAN).is_file():
-        raise InputError(f"{folder} is no sweep's folder, {PLAN} is missing; {MAKE}")
     plan, runs = read_plan(folder), read_runs(folder)
     done = [run for run in runs if run.done]
     if not done:
-        raise InputError(f"{folder} holds no finished run; {MAKE}")
+        raise InputError(f"{folder} holds no finished run; `ropepp sweep run` makes them")
     values: dict[str, dict[int, float]] = {name: {} for name in plan.variants}
     diverged = []
     for run in done:

@@ -123,13 +123,11 @@ class Driver:
         mine = {run.spec.run for run in self.running}
         pairs = [(trial, self.next_of(trial)) for trial in self.trials]
         todo = [(trial, spec) for trial, spec in pairs if spec is not None and spec.run not in mine]
-        todo.sort(key=lambda pair: self.kills[pair[1].run])  # what was killed comes last
-        # Orphans first: they take room already.
+        orphans = {s.run for _, s in todo if process.is_orphan(self.study.directory(s))}
+        # Orphans first, they take room already; what was killed comes last.
+        todo.sort(key=lambda pair: (pair[1].run not in orphans, self.kills[pair[1].run]))
         for trial, spec in todo:
-            if process.is_orphan(self.study.directory(spec)) and self.take(trial, spec):
-                return True
-        for trial, spec in todo:
-            if self.left == 0 or self.broken:
+            if spec.run not in orphans and (self.left == 0 or self.broken):
                 return False
             if self.take(trial, spec):
                 return True
@@ -146,7 +144,11 @@ class Driver:
     def draw(self) -> bool:
         """Looks for trials that are not known here; returns whether there are any."""
         known = len(self.trials)
-        self.all_drawn = not self.study.draw()
+        try:
+            self.all_drawn = not self.study.draw()
+        except InputError as error:  # a result lacks the metric
+            self.broken = error
+            return False
         self.trials = self.study.trials()
         return not self.all_drawn or len(self.trials) > known
 
