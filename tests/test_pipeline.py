@@ -181,8 +181,8 @@ def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
     assert decay[0]["train/tokens"] == 31 * 8 * 32
     assert decay[0]["train/learning_rate"] == 0.01 > decay[-2]["train/learning_rate"]
     table = (whole.parent / "pipeline.md").read_text()
-    assert [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| EC")] == [
-        *("pretrain", "decay", "long")
+    assert [line.split()[1] for line in table.splitlines() if line.startswith("| EC")] == [
+        *("EC/pretrain", "EC/decay", "EC/long")
     ]
     long = json.loads((whole / "long" / "result.json").read_text())
     assert long["hyper_parameters"]["position"]["init_args"]["theta"] == 50000.0

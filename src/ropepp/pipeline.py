@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from ropepp.errors import InputError, Preempted
 from ropepp.files import write_text
@@ -30,6 +30,7 @@ from ropepp.runs.process import (
 from ropepp.runs.records import RESULT
 from ropepp.runs.settings import read_yaml
 from ropepp.runs.status import LOG, duration, progress_of
+from ropepp.runs.table import read_result, table
 
 TAKE = {
     "everything": "step, data, weights and optimizer go on as if the stage before had not ended",
@@ -222,40 +223,16 @@ def _watch(run: RunProcess, name: str, stop: StopRequest) -> None:
 
 def write_table(pipeline: Pipeline) -> Path:
     """Writes ``pipeline.md``: a row for each stage of each variant that is done."""
-    lines = [
-        f"# {pipeline.name}",
-        "",
-        "| variant | stage | row | steps | tokens | validation loss | perplexity | longer rows |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    runs = [
+        pipeline.directory(variant, stage.name)
+        for variant in pipeline.variants
+        for stage in pipeline.stages_of(variant)
     ]
-    commits, devices = set(), set()
-    for variant in pipeline.variants:
-        for stage in pipeline.stages_of(variant):
-            file = pipeline.directory(variant, stage.name) / RESULT
-            if not file.exists():
-                continue
-            result = json.loads(file.read_text())
-            commits.add(str(result["commit"]))
-            devices.add(f"{result['world_size']} x {result['device']}")
-            lines.append(_row(variant, stage.name, result))
-    lines += [
-        "",
-        f"Seed {pipeline.seed}, one a variant: a smoke test; differences may be noise.",
-        f"Commit {', '.join(sorted(commits))}; {', '.join(sorted(devices))}.",
+    rows = [
+        read_result(run / RESULT) | {"run": f"{run.parent.name}/{run.name}"}
+        for run in runs
+        if (run / RESULT).exists()
     ]
     path = pipeline.folder / "pipeline.md"
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, f"# {pipeline.name}\n\n{table(rows)}")
     return path
-
-
-def _row(variant: str, stage: str, result: dict[str, Any]) -> str:
-    longer = [
-        f"{key.removeprefix('validation_').removesuffix('/loss')} {value:.3f}"
-        for key, value in result["evaluation"].items()
-        if key.startswith("validation_") and key.endswith("/loss")
-    ]
-    return (
-        f"| {variant} | {stage} | {result['sequence_length']:,} | {result['steps']:,} | "
-        f"{result['tokens']:,} | {result['validation_loss']:.4f} | "
-        f"{result['validation_perplexity']:.2f} | {', '.join(longer)} |"
-    )

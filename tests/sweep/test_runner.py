@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +14,6 @@ from helpers.sweep_runs import Sweeps, finish, is_alive, wait_until
 from ropepp.commands.sweep import slots
 from ropepp.errors import InputError
 from ropepp.runs import process as run_process
-from ropepp.runs.process import RunProcess
 from ropepp.runs.records import read_plan
 from ropepp.sweep.config import load
 from ropepp.sweep.study import open_sweep
@@ -288,31 +285,3 @@ def test_the_metric_must_be_there(sweeps: Sweeps, reported: list[Path]) -> None:
     with pytest.raises(InputError, match="'validation_x4/loss', which rope/seed-0 has not"):
         sweeps.run()
     assert sweeps.finished() == ["rope/seed-0"]
-
-
-# How an attempt ended
-
-
-@pytest.mark.parametrize(
-    ("code", "log", "outcome"),
-    [
-        (75, "stopped at step 3 on request", ("preempted", "asked to end")),
-        (None, "", ("preempted", "its driver was killed")),
-        (-9, "", ("preempted", "killed by signal 9")),
-        (143, "", ("preempted", "killed by signal 15")),
-        (1, "  exitcode  : 75 (pid: 17)", ("preempted", "asked to end")),
-        (1, "  exitcode  : 75 (pid: 17)\n$ again\nerror: no", ("failed", "exit code 1: error: no")),
-        (-11, "a\nb", ("failed", "exit code -11: b")),
-        (76, "20 steps in a row", ("failed", "exit code 76: 20 steps in a row")),
-        (1, "[rank1]: KeyError: x\nChildFailed", ("failed", "exit code 1: [rank1]: KeyError: x")),
-        (1, "", ("failed", "exit code 1: ")),
-    ],
-)  # fmt: skip
-def test_outcomes(code: int | None, log: str, outcome: tuple[str, str], tmp_path: Path) -> None:
-    (tmp_path / "fit.log").write_text(f"error: of an earlier attempt\n$ command\n{log}\n")
-    process: Any = None
-    if code is not None:
-        process = subprocess.Popen(["true"])
-        process.wait()
-        process.returncode = code
-    assert RunProcess(tmp_path, 0, process, 0).outcome() == outcome
