@@ -36,22 +36,22 @@ Step = tuple[int, Any]  # a step and a Summary
 
 
 class Outcome(NamedTuple):
-    """A number of a finished run for the table: its tag, its name for people, and the keys under
-    which ``result.json`` has it."""
+    """A number of a finished run for the table: its tag, its name for people, and its key in
+    ``result.json`` or in the evaluation there."""
 
     tag: str
     name: str
-    keys: tuple[str, ...]
+    key: str
 
 
 OUTCOMES = (
-    Outcome("perplexity", "perplexity", ("validation_perplexity",)),
-    Outcome("accuracy", "accuracy", ("evaluation", "validation/accuracy")),
-    Outcome("parameters", "parameters", ("parameters",)),
-    Outcome("kv_cache_bytes_per_token", "KV cache, bytes/token", ("kv_cache_bytes_per_token",)),
-    Outcome("training_flops_per_token", "FLOPs/token", ("training_flops_per_token",)),
-    Outcome("tokens_per_second", "tokens/s", ("tokens_per_second",)),
-    Outcome("peak_memory_bytes", "peak memory, bytes", ("peak_memory_bytes",)),
+    Outcome("perplexity", "perplexity", "validation_perplexity"),
+    Outcome("accuracy", "accuracy", "validation/accuracy"),
+    Outcome("parameters", "parameters", "parameters"),
+    Outcome("kv_cache_bytes_per_token", "KV cache, bytes/token", "kv_cache_bytes_per_token"),
+    Outcome("training_flops_per_token", "FLOPs/token", "training_flops_per_token"),
+    Outcome("tokens_per_second", "tokens/s", "tokens_per_second"),
+    Outcome("peak_memory_bytes", "peak memory, bytes", "peak_memory_bytes"),
 )
 
 
@@ -82,7 +82,8 @@ def write_boards(folder: Path, maps: bool = True) -> str:
         curves = _shared([_curves(run) for run in done])
         means |= dict.fromkeys(curves)
         _write(folder / variant / "mean", [*_mean_events(curves), *_image(done[0])])
-    outcomes = [_compared(plan), *OUTCOMES, *_other_sets(runs)]
+    compared = Outcome("metric", _words(plan.metric), plan.metric)
+    outcomes = [compared, *OUTCOMES, *_other_sets(runs)]
     hparams = _hparams(plan, runs)
     for run, settings in zip(runs, hparams, strict=True):
         if (run.directory / METRICS).exists():
@@ -113,17 +114,11 @@ def _how_to_open(folder: Path, tags: Collection[str]) -> str:
 # The table
 
 
-def _compared(plan: Plan) -> Outcome:
-    """The sweep's metric, of ``result.json`` or of the evaluation in it."""
-    keys = ("evaluation", plan.metric) if "/" in plan.metric else (plan.metric,)
-    return Outcome("metric", _words(plan.metric), keys)
-
-
 def _other_sets(runs: Iterable[Run]) -> list[Outcome]:
     """Loss and accuracy of the evaluation sets besides the main one."""
     keys = dict.fromkeys(key for run in runs for key in run.result.get("evaluation", {}))
     return [
-        Outcome(key.replace("/", "_"), _words(key), ("evaluation", key))
+        Outcome(key.replace("/", "_"), _words(key), key)
         for key in keys
         if key.endswith(("/loss", "/accuracy")) and not key.startswith("validation/")
     ]
@@ -134,9 +129,7 @@ def _words(key: str) -> str:
 
 
 def _value(result: Mapping[str, Any], outcome: Outcome) -> float | None:
-    found: Any = result
-    for key in outcome.keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
+    found = {**result.get("evaluation", {}), **result}.get(outcome.key)
     # The table cannot carry what is no number.
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 

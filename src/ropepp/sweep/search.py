@@ -81,15 +81,13 @@ def is_hopeless(config: SweepConfig, known: Sequence[Known], at: int, steps: Set
 
 def accepts(config: SweepConfig, params: dict[str, Any]) -> bool:
     """Whether the values are within the YAML's ranges."""
-    for key, how in config.search.items():
-        value = params[key]
+
+    def inside(value: Any, how: dict[str, Any]) -> bool:
         if "choices" in how:
-            inside = value in how["choices"]
-        else:
-            inside = isinstance(value, int | float) and how["low"] <= value <= how["high"]
-        if not inside:
-            return False
-    return True
+            return value in how["choices"]
+        return isinstance(value, int | float) and how["low"] <= value <= how["high"]
+
+    return all(inside(params[key], how) for key, how in config.search.items())
 
 
 def pruner(config: SweepConfig) -> Any:
