@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from ropepp.errors import InputError, Preempted
 from ropepp.files import write_text
-from ropepp.runs.config import Files, FitKeys, RunsConfig, Text, read_config
+from ropepp.runs.config import AnyText, FitFiles, FitKeys, RunsConfig, read_config
 from ropepp.runs.process import (
     POLL,
     RunProcess,
@@ -53,8 +53,8 @@ class Stage:
         variants: Which variants have it; all of them unless given.
     """
 
-    name: Text
-    config: Files = field(default_factory=list)
+    name: AnyText
+    config: FitFiles = field(default_factory=list)
     after: Annotated[str | None, "an earlier stage"] = None
     take: Annotated[Literal["everything", "weights", "moments"], ", ".join(TAKE)] = "weights"
     set: FitKeys = field(default_factory=dict)
@@ -147,7 +147,8 @@ def load(file: Path) -> Pipeline:
     """
     content = read_yaml(file)
     if isinstance(content, dict) and "like" in content:
-        content = read_yaml(file.parent / str(content.pop("like"))) | content
+        under = read_yaml(file.parent / str(content.pop("like")))
+        content = under | content if isinstance(under, dict) else under  # which is refused below
     if isinstance(content, dict) and isinstance(content.get("stages"), list):
         content["stages"] = [
             read_config(Stage, file, given, f"stages[{number}]")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ropepp.runs.records import METRICS, RESULT, Plan, RunSpec, write_plan, write_spec
+from ropepp.runs.records import METRICS, RESULT, RunSpec, SweepPlan, write_plan, write_spec
 
 NAMES = {"rope": "RoPE", "ec": "RoPE++ EC", "eh": "RoPE++ EH", "fope": "FoPE", "alibi": "ALiBi"}
 STEPS, TOKENS_PER_STEP, LENGTH = 300, 2048, 256
@@ -87,7 +87,7 @@ def write_sweep(
         "display": {variant: NAMES.get(variant, variant) for variant in variants},
         **plan,
     }
-    write_plan(folder, Plan(**fields))
+    write_plan(folder, SweepPlan(**fields))
     for variant, own in losses.items():
         for seed, loss in own.items():
             own_changes = (changes or {}).get((variant, seed), {})

@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from ropepp.errors import InputError
-from ropepp.runs.records import Plan, RunSpec, write_plan, write_spec
+from ropepp.runs.records import RunSpec, SweepPlan, write_plan, write_spec
 from ropepp.sweep.boards import write_boards
 
 STEPS = range(10, 101, 10)
@@ -84,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
     """Two seeds and more of three variants; one run is under way, one stopped long ago, one has
     not begun."""
     folder = tmp_path / "demo"
-    plan = Plan("demo", "?", "rope", variants=list(SETTINGS), display={"ec": "RoPE++ EC"})
+    plan = SweepPlan("demo", "?", "rope", variants=list(SETTINGS), display={"ec": "RoPE++ EC"})
     write_plan(folder, plan)
     for variant in SETTINGS:
         for seed in range(2):
@@ -315,7 +315,7 @@ def test_the_text(folder: Path) -> None:
 
 def test_a_sweep_without_a_finished_run(tmp_path: Path) -> None:
     folder = tmp_path / "fresh"
-    write_plan(folder, Plan("fresh", "?", "rope", variants=["rope"]))
+    write_plan(folder, SweepPlan("fresh", "?", "rope", variants=["rope"]))
     write_boards(folder)
     make(folder, "rope", 0, last=40)
     write_boards(folder)
@@ -325,7 +325,9 @@ def test_a_sweep_without_a_finished_run(tmp_path: Path) -> None:
 
 
 def test_the_metric_of_an_evaluation(folder: Path) -> None:
-    plan = Plan("demo", "?", "rope", metric="validation_x2/loss", variants=["rope", "ec", "eh"])
+    plan = SweepPlan(
+        "demo", "?", "rope", metric="validation_x2/loss", variants=["rope", "ec", "eh"]
+    )
     (folder / "sweep.json").write_text(json.dumps(asdict(plan)))
     write_boards(folder, maps=False)
     experiment, groups = hparams(folder)

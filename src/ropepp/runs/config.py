@@ -19,9 +19,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 NAME_RULE = "letters, digits and . _ + -"
 
 T = TypeVar("T")
-Text = Annotated[str, "text"]
+AnyText = Annotated[str, "text"]
 Whole = Annotated[int, "a whole number"]
-Files = Annotated[list[str], "configuration files of fit"]
+FitFiles = Annotated[list[str], "configuration files of fit"]
 FitKeys = Annotated[dict, "keys of fit and values"]
 
 
@@ -44,8 +44,8 @@ class RunsConfig:
     """
 
     file: Path
-    name: Text
-    base: Files
+    name: AnyText
+    base: FitFiles
     variants: Annotated[dict, "names and their keys of fit"]
     set: FitKeys = field(default_factory=dict)
     seed: Whole = 0

@@ -2,7 +2,7 @@
 
 A sweep's folder is ``LOGS/NAME/``::
 
-    sweep.json                     the resolved sweep (see `Plan`)
+    sweep.json                     the resolved sweep (see `SweepPlan`)
     VARIANT/seed-N/trial.json      what a run is (see `RunSpec`), written before it starts
     VARIANT/seed-N/...             the run's own files: config.yaml, metrics.jsonl, result.json
 
@@ -45,7 +45,7 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep as it was asked for.
 
     Attributes:
@@ -93,7 +93,7 @@ class Run:
         return read_metrics(self.directory)
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: SweepPlan) -> None:
     """Writes ``sweep.json``, completely or not at all."""
     write_json(folder / PLAN, asdict(plan))
 
@@ -114,7 +114,7 @@ def read_metrics(directory: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path) -> SweepPlan:
     """The sweep of a folder.
 
     Raises:
@@ -123,7 +123,7 @@ def read_plan(folder: Path) -> Plan:
     file = folder / PLAN
     if not file.is_file():
         raise InputError(f"{folder} is no sweep's folder: {PLAN} is missing")
-    return Plan(**json.loads(file.read_text()))
+    return SweepPlan(**json.loads(file.read_text()))
 
 
 def read_runs(folder: Path) -> list[Run]:

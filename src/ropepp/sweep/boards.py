@@ -23,7 +23,7 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ropepp.runs.records import METRICS, TRIAL, Plan, Run, read_plan, read_runs
+from ropepp.runs.records import METRICS, TRIAL, Run, SweepPlan, read_plan, read_runs
 
 ADDRESS = "http://localhost:6006"  # where TensorBoard listens
 SUFFIX = ".board"  # of this module's event files
@@ -134,7 +134,7 @@ def _value(result: Mapping[str, Any], outcome: Outcome) -> float | None:
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 
-def _hparams(plan: Plan, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _hparams(plan: SweepPlan, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of each run the name of its variant and its settings; a column has one type: bool, float, or
     text where they differ. Nothing for None."""
     rows = [

@@ -10,12 +10,12 @@ from ropepp.data.loading.datamodule import CorpusDataModule
 from ropepp.errors import InputError, user_message
 from ropepp.runs.records import RunSpec
 from ropepp.runs.settings import canonical
-from ropepp.sweep.config import Row, SweepConfig
+from ropepp.sweep.config import SweepConfig, SweepRow
 from ropepp.train.estimate import EstimateCLI, check_module
 from ropepp.train.lightning_cli import BASES, subclasses
 
 
-def check_row(config: SweepConfig, row: Row) -> dict[str, Any]:
+def check_row(config: SweepConfig, row: SweepRow) -> dict[str, Any]:
     """Parses a row's arguments as ``fit`` does and makes its model without memory.
 
     Returns:
@@ -37,7 +37,7 @@ def check_row(config: SweepConfig, row: Row) -> dict[str, Any]:
     return overrides
 
 
-def where(config: SweepConfig, row: Row, message: str) -> str:
+def where(config: SweepConfig, row: SweepRow, message: str) -> str:
     """The part of the YAML that a message most likely speaks of."""
     own = f"variants.{row.variant}"
     parts = {own: config.variants[row.variant] or {}, "set": config.set, "axes": config.axes}

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from ropepp.errors import InputError
 from ropepp.runs import settings
-from ropepp.runs.config import RunsConfig, Text, Whole, read_config
-from ropepp.runs.records import Plan, RunSpec
+from ropepp.runs.config import AnyText, RunsConfig, Whole, read_config
+from ropepp.runs.records import RunSpec, SweepPlan
 
 LEARNING_RATE, MAX_STEPS, CORPUS = "model.optimizer.lr", "trainer.max_steps", "data.corpus"
 METRICS = ("validation_loss", "validation_perplexity", "train_loss")
@@ -26,7 +26,7 @@ PRUNER_RULE = f"{', '.join(PRUNERS)}, or name and options"
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """A row of the table: runs that differ in their seed alone.
 
     Attributes:
@@ -48,13 +48,13 @@ class Row:
         names = settings.short_names(list(flat))
         return {names[key]: settings.plain(value) for key, value in flat.items()}
 
-    def with_values(self, values: Mapping[str, Any], raw: Mapping[str, Any]) -> "Row":
+    def with_values(self, values: Mapping[str, Any], raw: Mapping[str, Any]) -> "SweepRow":
         """The row that differs in some keys; ``raw`` has the values as they are to be named."""
         names = settings.short_names(list(values))
         pairs = [(names[key], settings.label(raw[key])) for key in values]
         name = self.name + "".join(f"-{key}={value}" for key, value in pairs)
         display = self.display + "".join(f", {key} {value}" for key, value in pairs)
-        return Row(name, self.variant, self.asked | dict(values), display)
+        return SweepRow(name, self.variant, self.asked | dict(values), display)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,10 @@ class SweepConfig(RunsConfig):
     """A sweep as its YAML asks for it, checked as far as that is possible without ``fit``;
     docs/sweeps.md says what the keys mean."""
 
-    question: Text = ""
+    question: AnyText = ""
     axes: Annotated[dict, "keys of fit and lists of values"] = field(default_factory=dict)
     seeds: Annotated[list[int], SEEDS] = field(default_factory=lambda: [0, 1, 2])
-    baseline: Text = ""
+    baseline: AnyText = ""
     controls: Annotated[list[str], "a list of variants"] = field(default_factory=list)
     metric: Annotated[str, METRIC_RULE] = METRICS[0]
     sampler: Annotated[Literal["grid", "random", "tpe"], "grid, random, tpe"] = "grid"
@@ -87,13 +87,13 @@ class SweepConfig(RunsConfig):
         return {"name": self.pruner} if isinstance(self.pruner, str) else self.pruner
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SweepRow]:
         """All variants with all combinations of the axes."""
         folder, rows = self.file.parent, []
         for variant, given in self.variants.items():
             own = dict(given or {})
             display = own.pop("display", variant)
-            row = Row(variant, variant, settings.read_files(own, folder), display)
+            row = SweepRow(variant, variant, settings.read_files(own, folder), display)
             for values in itertools.product(*self.axes.values()):
                 raw = dict(zip(self.axes, values, strict=True))
                 rows.append(row.with_values(settings.read_files(raw, folder), raw))
@@ -113,22 +113,22 @@ class SweepConfig(RunsConfig):
         """Content of the base files as they are now."""
         return [settings.read_settings(self.file.parent / file) for file in self.base]
 
-    def drawn(self, row: Row, params: Mapping[str, Any]) -> Row:
+    def drawn(self, row: SweepRow, params: Mapping[str, Any]) -> SweepRow:
         """The row that a sampler's values make of ``row``."""
         values = {key: rounded(params[key], how) for key, how in self.search.items()}
         return row.with_values(values, values)
 
-    def flat(self, row: Row) -> dict[str, Any]:
+    def flat(self, row: SweepRow) -> dict[str, Any]:
         """All settings of a row that the YAML or the base configuration gives."""
         return settings.overlay([*self.fixed["base"], self.fixed["set"], row.asked])
 
-    def plan(self, drawn: Sequence[Row] = ()) -> Plan:
+    def plan(self, drawn: Sequence[SweepRow] = ()) -> SweepPlan:
         """The content of ``sweep.json``."""
         rates = {self.flat(row).get(LEARNING_RATE) for row in self.rows}
         searched = any(settings.canonical(key) == LEARNING_RATE for key in self.search)
         rows = [*self.rows, *drawn]
         baseline = self.baseline or rows[0].variant
-        return Plan(
+        return SweepPlan(
             name=self.name,
             question=self.question,
             baseline=next(r.name for r in rows if baseline in (r.name, r.variant)),

@@ -20,7 +20,15 @@ from ropepp.files import write_text
 from ropepp.runs.records import Run
 from ropepp.statistics import Comparison, decimals
 from ropepp.sweep.plots import Figure, Style, figures, styles
-from ropepp.sweep.results import MINUS, Row, SweepResults, interval, load, number, p_value
+from ropepp.sweep.results import (
+    MINUS,
+    SweepResults,
+    VariantResults,
+    interval,
+    load,
+    number,
+    p_value,
+)
 
 UNITS = {"validation_loss": " (nats per token)"}
 PARAMETERS, CACHE = "parameters", "kv_cache_bytes_per_token"
@@ -29,7 +37,7 @@ EQUAL = ("steps", "tokens", "sequence_length", "commit", "device", "world_size",
 
 
 @dataclass(frozen=True)
-class Table:
+class VariantTable:
     """Cells as text by column, a row a variant, which the first column names."""
 
     columns: dict[str, list[str]]
@@ -41,11 +49,11 @@ class Table:
         return list(zip(*self.columns.values(), strict=True))
 
 
-Columns = Mapping[str, Callable[[Row], str]]  # how a row's cells are written
+Columns = Mapping[str, Callable[[VariantResults], str]]  # how a row's cells are written
 
 
 # A heading, a paragraph, a list, a table or a plot; text may hold `code`.
-Block = tuple[str, str] | list[str] | Table | Figure
+ReportBlock = tuple[str, str] | list[str] | VariantTable | Figure
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -70,7 +78,7 @@ def write_report(folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def _blocks(sweep: SweepResults) -> list[Block]:
+def _blocks(sweep: SweepResults) -> list[ReportBlock]:
     plan = sweep.plan
     metric = plan.metric.replace("_", " ") + UNITS.get(plan.metric, "")
     return [
@@ -162,7 +170,7 @@ def _unequal(done: Sequence[Run], key: str) -> str:
     return f"Not an equal comparison, {key.replace('_', ' ')} differs: {'; '.join(parts)}."
 
 
-def _missing(sweep: SweepResults, row: Row) -> str:
+def _missing(sweep: SweepResults, row: VariantResults) -> str:
     own, reference = set(row.values), set(sweep.baseline.values if sweep.baseline else ())
     if not own or not reference or own == reference:
         return ""
@@ -174,14 +182,14 @@ def _missing(sweep: SweepResults, row: Row) -> str:
     return f"{row.name} has {len(own & reference)} pairs with the baseline: {'; '.join(alone)}."
 
 
-def _table(rows: Sequence[Row], sweep: SweepResults, columns: Columns) -> Table:
+def _table(rows: Sequence[VariantResults], sweep: SweepResults, columns: Columns) -> VariantTable:
     looks = styles(sweep)
     named = {"variant": lambda row: row.name, **columns}
     cells = {name: [text(row) for row in rows] for name, text in named.items()}
-    return Table(cells, [looks[row.variant] for row in rows])
+    return VariantTable(cells, [looks[row.variant] for row in rows])
 
 
-def _results(sweep: SweepResults) -> Table:
+def _results(sweep: SweepResults) -> VariantTable:
     # One number of digits in a column, so that its numbers can be compared by eye.
     groups = [row.group for row in sweep.rows]
     pooled = stats.pooled_sd(groups)
@@ -207,8 +215,8 @@ def _meaning(sweep: SweepResults) -> str:
     )
 
 
-def _power(sweep: SweepResults) -> Table:
-    def of(write: Callable[[Comparison, int], str]) -> Callable[[Row], str]:
+def _power(sweep: SweepResults) -> VariantTable:
+    def of(write: Callable[[Comparison, int], str]) -> Callable[[VariantResults], str]:
         return lambda row: write(row.compared, decimals(row.compared.sd))
 
     return _table([row for row in sweep.rows if row.comparison], sweep, {
@@ -251,15 +259,15 @@ def _difference(one: Comparison | None, digits: int) -> str:
     return f"{mean} {interval(one.interval, digits)}".strip()
 
 
-def _percent(sweep: SweepResults, row: Row, key: str) -> str:
+def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
     own, other = row.fact(key), sweep.baseline.fact(key) if sweep.baseline else None
     if row.comparison is None or own is None or not other:
         return ""
     return f"{100 * (own / other - 1):+.1f}%".replace("-", MINUS)
 
 
-def _costs(sweep: SweepResults) -> Table:
-    def fact(key: str, scale: float, form: str) -> Callable[[Row], str]:
+def _costs(sweep: SweepResults) -> VariantTable:
+    def fact(key: str, scale: float, form: str) -> Callable[[VariantResults], str]:
         return lambda row: "" if (value := row.fact(key)) is None else format(value / scale, form)
 
     return _table(sweep.rows, sweep, {
@@ -302,7 +310,7 @@ def _csv(sweep: SweepResults) -> str:
     return file.getvalue()
 
 
-def _markdown(blocks: Sequence[Block]) -> str:
+def _markdown(blocks: Sequence[ReportBlock]) -> str:
     def safe(text: str) -> str:
         return re.sub("<(?=[a-zA-Z/!])", "&lt;", text.replace("|", "\\|").replace("\n", " "))
 
@@ -310,7 +318,7 @@ def _markdown(blocks: Sequence[Block]) -> str:
     for block in blocks:
         if isinstance(block, list):
             parts.append("\n".join(f"* {safe(item)}" for item in block))
-        elif isinstance(block, Table):
+        elif isinstance(block, VariantTable):
             rule = ["---", *["---:"] * (len(block.columns) - 1)]
             lines = [list(block.columns), rule, *block.lines]
             parts.append("\n".join(f"| {' | '.join(map(safe, line))} |" for line in lines))
@@ -321,7 +329,7 @@ def _markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _html(blocks: Sequence[Block], title: str) -> str:
+def _html(blocks: Sequence[ReportBlock], title: str) -> str:
     """One file; a plot is an image in it, so that nothing in it can clash with another's ids."""
 
     def safe(text: str) -> str:
@@ -331,7 +339,7 @@ def _html(blocks: Sequence[Block], title: str) -> str:
     for block in blocks:
         if isinstance(block, list):
             parts.append("<ul>" + "".join(f"<li>{safe(item)}</li>" for item in block) + "</ul>")
-        elif isinstance(block, Table):
+        elif isinstance(block, VariantTable):
             parts.append(_html_table(block, safe))
         elif isinstance(block, Figure):
             image = base64.b64encode(block.svg.encode()).decode()
@@ -350,7 +358,7 @@ def _html(blocks: Sequence[Block], title: str) -> str:
     return head + "\n".join(parts) + "\n</main></body></html>\n"
 
 
-def _html_table(table: Table, safe: Callable[[str], str]) -> str:
+def _html_table(table: VariantTable, safe: Callable[[str], str]) -> str:
     rows = []
     for (name, *cells), look in zip(table.lines, table.looks, strict=True):
         named = zip(list(table.columns)[1:], cells, strict=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.runs.records import Plan, Run, metric_value, read_plan, read_runs
+from ropepp.runs.records import Run, SweepPlan, metric_value, read_plan, read_runs
 from ropepp.statistics import Comparison, Interval, compare
 
 MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantResults:
     """A variant: its finished runs, the metric by seed, and how it compares (None if baseline)."""
 
     variant: str
@@ -57,14 +57,14 @@ class SweepResults:
     """All that a report is made of; ``diverged`` runs are done, but have no number to compare."""
 
     folder: Path
-    plan: Plan
-    rows: list[Row]
+    plan: SweepPlan
+    rows: list[VariantResults]
     done: list[Run]
     unfinished: list[Run]
     diverged: list[Run]
 
     @property
-    def baseline(self) -> Row | None:
+    def baseline(self) -> VariantResults | None:
         """The baseline's row."""
         return next((row for row in self.rows if row.variant == self.plan.baseline), None)
 
@@ -95,7 +95,7 @@ def load(folder: Path) -> SweepResults:
             diverged.append(run)
     compared = compare(values, plan.baseline)
     rows = [
-        Row(
+        VariantResults(
             variant,
             plan.display.get(variant, variant),
             [run for run in done if run.spec.variant == variant],

@@ -20,7 +20,7 @@ from ropepp.runs.records import PLAN, RESULT, TRIAL, RunSpec
 from ropepp.runs.settings import canonical, differences
 from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, read_json
 from ropepp.sweep import search
-from ropepp.sweep.config import Row, SweepConfig
+from ropepp.sweep.config import SweepConfig, SweepRow
 from ropepp.sweep.search import Known
 
 RESOLVED = "resolved.json"
@@ -86,7 +86,7 @@ class SweepStudy:
         grid = [Trial(run.run, (run,)) for one_seed in zip(*rows, strict=True) for run in one_seed]
         return [*grid, *(trial for row in self.config.rows for trial in self.drawn(row))]
 
-    def drawn(self, row: Row) -> list[Trial]:
+    def drawn(self, row: SweepRow) -> list[Trial]:
         """What was drawn for a row, in that order."""
         found = {}
         for file in self.folder.glob(f"{row.name}-*/*/{TRIAL}") if self.config.search else ():
@@ -130,7 +130,7 @@ class SweepStudy:
                 return search.is_hopeless(self.config, known, at, steps)
         return False
 
-    def _known(self, row: Row, drawn: Sequence[Trial]) -> list[Known]:
+    def _known(self, row: SweepRow, drawn: Sequence[Trial]) -> list[Known]:
         """What Optuna is told of a row: the drawn trials, and the row's own values once they are
         done, if they lie within the bounds."""
         flat = self.config.flat(row)
@@ -149,10 +149,10 @@ class SweepStudy:
             known.append(Known(trial.params, seen, state, value))
         return known
 
-    def _runs(self, row: Row, overrides: dict[str, Any]) -> list[RunSpec]:
+    def _runs(self, row: SweepRow, overrides: dict[str, Any]) -> list[RunSpec]:
         return [RunSpec(row.name, seed, overrides, row.settings) for seed in self.config.seeds]
 
-    def _trial(self, row: Row, params: dict[str, Any]) -> Trial:
+    def _trial(self, row: SweepRow, params: dict[str, Any]) -> Trial:
         drawn = self.config.drawn(row, params)
         values = {key: drawn.asked[key] for key in self.config.search}
         runs = self._runs(drawn, self.overrides[row.name] | values)
