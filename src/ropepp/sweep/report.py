@@ -216,16 +216,16 @@ def _meaning(sweep: SweepResults) -> str:
 
 
 def _power(sweep: SweepResults) -> VariantTable:
-    def of(write: Callable[[Comparison, int], str]) -> Callable[[VariantResults], str]:
-        return lambda row: write(row.compared, decimals(row.compared.sd))
+    def digits(row: VariantResults) -> int:
+        return decimals(row.compared.sd)
 
     return _table([row for row in sweep.rows if row.comparison], sweep, {
-        "pairs": of(lambda one, _: str(one.n)),
-        "sd of differences": of(lambda one, digits: number(one.sd, digits)),
-        "smallest detectable": of(lambda one, digits: number(one.detectable, digits)),
-        "simultaneous interval": of(lambda one, digits: interval(one.simultaneous, digits)),
-        "p": of(lambda one, _: p_value(one.p)),
-        "sign-flip p": of(lambda one, _: p_value(one.p_sign_flip)),
+        "pairs": lambda row: str(row.compared.n),
+        "sd of differences": lambda row: number(row.compared.sd, digits(row)),
+        "smallest detectable": lambda row: number(row.compared.detectable, digits(row)),
+        "simultaneous interval": lambda row: interval(row.compared.simultaneous, digits(row)),
+        "p": lambda row: p_value(row.compared.p),
+        "sign-flip p": lambda row: p_value(row.compared.p_sign_flip),
     })  # fmt: skip
 
 
