@@ -244,13 +244,10 @@ def _paired(variant: str, own: Mapping[int, float], reference: Mapping[int, floa
 
 @cache
 def _needed_shift(n: int, wanted: float) -> float:
-    low, high = 0.0, 1.0
-    while power(high, n) < wanted:
-        high *= 2
-    while high - low > 1e-4 * high:
-        between = (low + high) / 2
-        low, high = (between, high) if power(between, n) < wanted else (low, between)
-    return high
+    _stats()
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
+
+    return float(brentq(lambda shift: power(shift, n) - wanted, 0.0, 1000.0, rtol=1e-4))
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ropepp.runs.records import METRICS, RESULT, Plan, Trial, write_plan, write_trial
+from ropepp.runs.records import METRICS, RESULT, RunSpec, SweepPlan, write_plan, write_spec
 
 NAMES = {"rope": "RoPE", "ec": "RoPE++ EC", "eh": "RoPE++ EH", "fope": "FoPE", "alibi": "ALiBi"}
 STEPS, TOKENS_PER_STEP, LENGTH = 300, 2048, 256
@@ -44,9 +44,9 @@ def result(variant: str, seed: int, loss: float, **changes: Any) -> dict[str, An
 
 def write_run(folder: Path, variant: str, seed: int, content: dict[str, Any] | None = None) -> None:
     """One run, finished with the given result or unfinished without; the loss curve ends there."""
-    trial = Trial(variant, seed, {"seed": seed})
-    run = folder / trial.run
-    write_trial(run, trial)
+    spec = RunSpec(variant, seed, {"seed": seed})
+    run = folder / spec.run
+    write_spec(run, spec)
     end = content["validation_loss"] if content else 5.0
     random = np.random.default_rng(seed)
     lines = []
@@ -87,7 +87,7 @@ def write_sweep(
         "display": {variant: NAMES.get(variant, variant) for variant in variants},
         **plan,
     }
-    write_plan(folder, Plan(**fields))
+    write_plan(folder, SweepPlan(**fields))
     for variant, own in losses.items():
         for seed, loss in own.items():
             own_changes = (changes or {}).get((variant, seed), {})

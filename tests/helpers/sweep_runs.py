@@ -15,7 +15,7 @@ from helpers import warm_python
 from helpers.fit_runs import CONFIG
 from helpers.golden_data import REPOSITORY
 from ropepp.commands.sweep import main
-from ropepp.sweep.spec import load
+from ropepp.sweep.config import load
 from ropepp.sweep.study import open_sweep
 
 # Behaves like `fit` towards a driver. What a run does besides its steps stands in the folder of
@@ -164,10 +164,10 @@ class Sweeps:
     def directory(self, run: str) -> Path:
         return self.logs / "try" / run
 
-    def states(self, study: str = "try") -> list[str]:
-        """States of a study's trials in the database."""
-        sweep = open_sweep(load(self.folder / "sweep.yaml"))
-        return [trial.state.name for trial in sweep._study(study).get_trials()]
+    def states(self) -> list[str]:
+        """States of all trials."""
+        study = open_sweep(load(self.folder / "sweep.yaml"))
+        return [study.state_of(trial) for trial in study.trials()]
 
     def starts(self, run: str) -> list[dict[str, Any]]:
         """How often the stand-in was started for a run, and where."""

@@ -9,8 +9,8 @@ import pytest
 
 from ropepp.commands.sweep import main
 from ropepp.errors import InputError
-from ropepp.runs.records import Plan, Trial, write_plan, write_trial
-from ropepp.runs.status import Progress, duration, is_locked, progress_of, show, status, table
+from ropepp.runs.records import RunSpec, SweepPlan, write_plan, write_spec
+from ropepp.runs.status import RunProgress, duration, is_locked, progress_of, show, status, table
 
 STATES = ("waiting", "running", "finished", "failed", "preempted", "pruned", "killed")
 
@@ -35,11 +35,11 @@ def begun(directory: Path, steps: int, last: int = 40) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Any:
     """A sweep with a run in each state; that of "running" is locked by this process."""
-    write_plan(tmp_path, Plan("try", "", "waiting", variants=list(STATES)))
+    write_plan(tmp_path, SweepPlan("try", "", "waiting", variants=list(STATES)))
     for state in STATES:
-        trial = Trial(state, 0, {})
-        directory = tmp_path / trial.run
-        write_trial(directory, trial)
+        spec = RunSpec(state, 0, {})
+        directory = tmp_path / spec.run
+        write_spec(directory, spec)
         if state != "waiting":
             begun(directory, 25)
         if state in ("failed", "preempted", "pruned"):
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Any:
 def test_states(folder: Path) -> None:
     runs = {run.name.split("/")[0]: run for run in status(folder)}
     assert list(runs) == list(STATES)
-    assert runs["waiting"] == Progress("waiting/seed-0", "waiting")
+    assert runs["waiting"] == RunProgress("waiting/seed-0", "waiting")
     assert {name: run.state for name, run in runs.items()} == {
         **{state: state for state in STATES}, "killed": "preempted"
     }  # fmt: skip
@@ -87,7 +87,7 @@ def test_torn_files(folder: Path) -> None:
     assert (found.state, found.step, found.train_loss) == ("running", 0, None)
     (directory / "metrics.jsonl").unlink()
     (directory / "config.yaml").unlink()
-    assert progress_of(directory, "a") == Progress("a", "running")
+    assert progress_of(directory, "a") == RunProgress("a", "running")
 
 
 def test_long_logs_are_read_from_their_end(folder: Path) -> None:

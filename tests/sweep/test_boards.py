@@ -4,8 +4,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +21,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from ropepp.errors import InputError
-from ropepp.runs.records import Plan, Trial, write_plan, write_trial
+from ropepp.runs.records import RunSpec, SweepPlan, write_plan, write_spec
 from ropepp.sweep.boards import write_boards
 
 STEPS = range(10, 101, 10)
@@ -65,9 +63,9 @@ def result(variant: str, seed: int) -> dict[str, Any]:
 
 def make(folder: Path, variant: str, seed: int, last: int = 100) -> Path:
     """A run up to a step, finished if it is the last."""
-    trial = Trial(variant, seed, {}, SETTINGS[variant])
-    run = folder / trial.run
-    write_trial(run, trial)
+    spec = RunSpec(variant, seed, {}, SETTINGS[variant])
+    run = folder / spec.run
+    write_spec(run, spec)
     lines = []
     for step in STEPS[: last // 10]:
         value = loss(variant, seed, step)
@@ -86,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
     """Two seeds and more of three variants; one run is under way, one stopped long ago, one has
     not begun."""
     folder = tmp_path / "demo"
-    plan = Plan("demo", "?", "rope", variants=list(SETTINGS), display={"ec": "RoPE++ EC"})
+    plan = SweepPlan("demo", "?", "rope", variants=list(SETTINGS), display={"ec": "RoPE++ EC"})
     write_plan(folder, plan)
     for variant in SETTINGS:
         for seed in range(2):
@@ -97,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
     old = time.time() - 7200
     for file in stopped.iterdir():
         os.utime(file, (old, old))
-    write_trial(folder / "ec/seed-3", Trial("ec", 3, {}, SETTINGS["ec"]))
+    write_spec(folder / "ec/seed-3", RunSpec("ec", 3, {}, SETTINGS["ec"]))
     return folder
 
 
@@ -317,7 +315,7 @@ def test_the_text(folder: Path) -> None:
 
 def test_a_sweep_without_a_finished_run(tmp_path: Path) -> None:
     folder = tmp_path / "fresh"
-    write_plan(folder, Plan("fresh", "?", "rope", variants=["rope"]))
+    write_plan(folder, SweepPlan("fresh", "?", "rope", variants=["rope"]))
     write_boards(folder)
     make(folder, "rope", 0, last=40)
     write_boards(folder)
@@ -327,7 +325,9 @@ def test_a_sweep_without_a_finished_run(tmp_path: Path) -> None:
 
 
 def test_the_metric_of_an_evaluation(folder: Path) -> None:
-    plan = Plan("demo", "?", "rope", metric="validation_x2/loss", variants=["rope", "ec", "eh"])
+    plan = SweepPlan(
+        "demo", "?", "rope", metric="validation_x2/loss", variants=["rope", "ec", "eh"]
+    )
     (folder / "sweep.json").write_text(json.dumps(asdict(plan)))
     write_boards(folder, maps=False)
     experiment, groups = hparams(folder)
@@ -349,9 +349,9 @@ def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.Monke
     png = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + bytes([0, 0, 0, 7, 0, 0, 0, 5])
 
     def fake(run: Any) -> str | None:
-        if run.trial.variant == "eh":
+        if run.spec.variant == "eh":
             return "it has no complete checkpoint"
-        drawn.append(run.trial.run)
+        drawn.append(run.spec.run)
         (run.directory / "attention.png").write_bytes(png)
         (run.directory / "attention.json").write_text("{}")
         return None
@@ -372,12 +372,3 @@ def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.Monke
     os.utime(checkpoint, (time.time() + 5, time.time() + 5))
     write_boards(folder)
     assert drawn[2:] == ["ec/seed-0"]
-
-
-def test_needs_no_torch(folder: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from ropepp.sweep.boards import write_boards;"
-        f"write_boards(Path({str(folder)!r}), maps=False);"
-        "sys.exit('torch' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

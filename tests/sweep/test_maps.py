@@ -7,12 +7,12 @@ import pytest
 
 from helpers.fit_runs import fit
 from ropepp.eval.analyze.attention_maps import MEASURES, AttentionMaps, draw
-from ropepp.runs.records import Run, Trial
+from ropepp.runs.records import Run, RunSpec
 from ropepp.sweep.maps import write_maps
 
 
 def run_of(directory: Path) -> Run:
-    return Run(Trial("ec", 0, {}), directory, "done", {})
+    return Run(RunSpec("ec", 0, {}), directory)
 
 
 def test_maps_of_a_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

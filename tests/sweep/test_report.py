@@ -353,7 +353,7 @@ def test_controls_are_shown_where_a_plan_has_them(tmp_path: Path) -> None:
 
 
 def test_refuses_what_is_no_sweep(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"sweep.json is missing; `ropepp sweep run` makes them"):
+    with pytest.raises(InputError, match=r"no sweep's folder: sweep.json is missing"):
         write_report(tmp_path)
     folder = write_sweep(tmp_path / "heads", {}, unfinished=[("rope", 0)])
     with pytest.raises(InputError, match=r"no finished run; `ropepp sweep run` makes them"):

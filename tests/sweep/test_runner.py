@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,10 +14,9 @@ from helpers.sweep_runs import Sweeps, finish, is_alive, wait_until
 from ropepp.commands.sweep import slots
 from ropepp.errors import InputError
 from ropepp.runs import process as run_process
-from ropepp.runs.process import RunProcess
-from ropepp.runs.records import Trial, read_plan
-from ropepp.sweep.spec import load
-from ropepp.sweep.study import Point, open_sweep
+from ropepp.runs.records import read_plan
+from ropepp.sweep.config import load
+from ropepp.sweep.study import open_sweep
 
 RUNS = ["ec/seed-0", "ec/seed-1", "rope/seed-0", "rope/seed-1"]
 SLOW = {"steps": 40, "pause": 0.05}
@@ -35,16 +32,8 @@ def test_everything_runs_once(
     out = capsys.readouterr().out
     assert "[4/4] ec/seed-1 finished: validation_loss 1.0010 in" in out
     assert "rope/seed-0 started; output in" in out
-    sweep = open_sweep(load(sweeps.folder / "sweep.yaml"))
-    trials = sweep._study("try").get_trials()
-    assert [(t.state.name, t.value) for t in trials] == [
-        ("COMPLETE", v) for v in (1, 1, 1.001, 1.001)
-    ]
-
     sweeps.run()  # nothing is left
-    (sweeps.logs / "try" / "study.db").unlink()
-    sweeps.run()
-    assert sweeps.states() == ["COMPLETE"] * 4
+    assert sweeps.states() == ["complete"] * 4
     assert all(len(sweeps.starts(run)) == 1 for run in RUNS)
 
 
@@ -60,17 +49,14 @@ def test_a_crash_leaves_the_others(
     log = sweeps.directory("rope/seed-0") / "fit.log"
     failed = f"rope/seed-0 failed: exit code 1: ValueError: it broke; see {log}"
     assert failed in capsys.readouterr().out
-    assert sweeps.states() == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert sweeps.states() == ["failed", "complete", "complete", "complete"]
     assert len(reported) == 1
 
     sweeps.behave({})
     sweeps.run(code=1)  # not tried again unless asked
-    (sweeps.logs / "try" / "study.db").unlink()
-    sweeps.run(code=1)
     assert len(sweeps.starts("rope/seed-0")) == 1
     sweeps.run("--retry-failed")
     assert sweeps.finished() == RUNS
-    assert sweeps.states() == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert [len(sweeps.starts(run)) for run in RUNS] == [1, 1, 2, 1]
 
 
@@ -124,7 +110,7 @@ def test_a_driver_that_is_asked_to_end_takes_its_runs_along(
         assert not is_alive(sweeps.starts(run)[0]["pid"])
         assert list((sweeps.directory(run) / "checkpoints").iterdir())
     assert sweeps.finished() == []
-    assert sweeps.states() == ["WAITING"] * 4
+    assert sweeps.states() == ["open"] * 4
     sweeps.behave({})
     sweeps.run()
     assert sweeps.finished() == RUNS
@@ -164,7 +150,7 @@ def test_two_drivers_share_a_sweep(sweeps: Sweeps) -> None:
     outs = [finish(driver) for driver in drivers]
     assert len(sweeps.finished()) == 6
     assert all(len(sweeps.starts(run)) == 1 for run in sweeps.finished())
-    assert sweeps.states() == ["COMPLETE"] * 6
+    assert sweeps.states() == ["complete"] * 6
     assert all(" started" in out for out in outs)
     assert all("reported" in out for out in outs)
 
@@ -175,7 +161,7 @@ def test_two_drivers_set_up_one_sweep(sweeps: Sweeps) -> None:
     for out in [finish(driver) for driver in [sweeps.drive(init=False) for _ in range(2)]]:
         assert "Traceback" not in out
     assert sweeps.finished() == ["ec/seed-0", "rope/seed-0"]
-    assert sweeps.states() == ["COMPLETE"] * 2
+    assert sweeps.states() == ["complete"] * 2
 
 
 def test_orphans_are_adopted_and_not_run_twice(sweeps: Sweeps) -> None:
@@ -299,33 +285,3 @@ def test_the_metric_must_be_there(sweeps: Sweeps, reported: list[Path]) -> None:
     with pytest.raises(InputError, match="'validation_x4/loss', which rope/seed-0 has not"):
         sweeps.run()
     assert sweeps.finished() == ["rope/seed-0"]
-
-
-# How an attempt ended
-
-
-@pytest.mark.parametrize(
-    ("code", "log", "outcome"),
-    [
-        (75, "stopped at step 3 on request", ("preempted", "asked to end")),
-        (None, "", ("preempted", "its driver was killed")),
-        (-9, "", ("preempted", "killed by signal 9")),
-        (143, "", ("preempted", "killed by signal 15")),
-        (1, "  exitcode  : 75 (pid: 17)", ("preempted", "asked to end")),
-        (1, "  exitcode  : 75 (pid: 17)\n$ again\nerror: no", ("failed", "exit code 1: error: no")),
-        (-11, "a\nb", ("failed", "exit code -11: b")),
-        (76, "20 steps in a row", ("failed", "exit code 76: 20 steps in a row")),
-        (1, "[rank1]: KeyError: x\nChildFailed", ("failed", "exit code 1: [rank1]: KeyError: x")),
-        (1, "", ("failed", "exit code 1: ")),
-    ],
-)  # fmt: skip
-def test_outcomes(code: int | None, log: str, outcome: tuple[str, str], tmp_path: Path) -> None:
-    (tmp_path / "fit.log").write_text(f"error: of an earlier attempt\n$ command\n{log}\n")
-    process: Any = None
-    if code is not None:
-        process = subprocess.Popen(["true"])
-        process.wait()
-        process.returncode = code
-    trial = Trial("a", 0, {})
-    fit = RunProcess(Point("a/seed-0", "a", (trial,)), trial, tmp_path, 0, 0, process, 0)
-    assert fit.outcome() == outcome

@@ -29,6 +29,6 @@ def main(args: list[str]) -> None:
                 )
                 print(f"ropepp fit {shlex.join(pipeline.arguments(variant, stage))}{after}")
         return
-    pipelines.Runner(pipeline).run(variants)
+    pipelines.run(pipeline, variants)
     path = pipelines.write_table(pipeline)
     print(f"{path.read_text()}\nwritten to {path}")

@@ -47,27 +47,28 @@ def main(args: list[str]) -> None:
 
 
 def _init(options: Namespace) -> None:
-    from ropepp.sweep.spec import load
+    from ropepp.sweep.config import load
     from ropepp.sweep.study import open_sweep
 
-    spec = load(options.file)
-    sweep = open_sweep(spec)
-    runs = sum(len(point.runs) for point in sweep.points())
-    drawn = f", and {spec.trials} points to draw for each row" if spec.search else ""
-    print(f"{spec.folder}: {len(spec.rows)} rows, {runs} runs{drawn}; all accepted by fit")
+    config = load(options.file)
+    runs = sum(len(trial.runs) for trial in open_sweep(config).trials())
+    drawn = f", and {config.trials} points to draw for each row" if config.search else ""
+    print(f"{config.folder}: {len(config.rows)} rows, {runs} runs{drawn}; all accepted by fit")
 
 
 def _run(options: Namespace) -> None:
+    from ropepp.sweep.config import load
     from ropepp.sweep.runner import Driver
-    from ropepp.sweep.spec import load
     from ropepp.sweep.study import exclusive, open_sweep
 
-    spec = load(options.file)
+    config = load(options.file)
     gpus = slots(options.jobs, options.gpus)
-    program = shlex.split(spec.launcher)[0]
+    program = shlex.split(config.launcher)[0]
     if program != "{python}" and shutil.which(program) is None:
-        raise InputError(f"{spec.file}: launcher begins with {program!r}, which is no program here")
-    driver = Driver(open_sweep(spec), gpus, options.retry_failed, options.limit, options.grace)
+        raise InputError(
+            f"{config.file}: launcher begins with {program!r}, which is no program here"
+        )
+    driver = Driver(open_sweep(config), gpus, options.retry_failed, options.limit, options.grace)
     if driver.threads:
         print(f"{len(gpus)} at a time, each with {driver.threads} threads (OMP_NUM_THREADS)")
     try:
@@ -76,14 +77,14 @@ def _run(options: Namespace) -> None:
         print(stop, file=sys.stderr)
         sys.exit(stop.code)
     if not driver.is_complete:
-        print(f"{spec.folder}: not complete; the same command goes on")
+        print(f"{config.folder}: not complete; the same command goes on")
         return
-    states = list(driver.settled.values())
+    states = list(driver.finished.values())
     if "complete" in states:
-        with exclusive(spec.folder):
-            _write_report(spec.folder)
+        with exclusive(config.folder):
+            _write_report(config.folder)
     if "failed" in states:
-        print(f"{states.count('failed')} failed; see `ropepp sweep status {spec.folder}`")
+        print(f"{states.count('failed')} failed; see `ropepp sweep status {config.folder}`")
         sys.exit(1)
 
 
@@ -128,7 +129,7 @@ def _report(options: Namespace) -> None:
 def _folder(path: Path) -> Path:
     if path.is_dir():
         return path
-    from ropepp.sweep.spec import load
+    from ropepp.sweep.config import load
 
     return load(path).folder
 

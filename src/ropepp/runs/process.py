@@ -16,52 +16,45 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from types import FrameType
 
 from ropepp.errors import Preempted
 from ropepp.files import write_json
-from ropepp.runs.records import RESULT, Trial
+from ropepp.runs.records import RESULT
 from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, last_lines, read_json
 
+POLL = 0.3  # seconds
+GRACE = 300.0  # seconds that runs have to write a checkpoint when they are asked to end
 PROMPT = "$ "  # before the command in the log, where an attempt begins
 LINGERING = 10.0  # seconds that processes may outlive the one that was started
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # ask a driver to end
 GENTLE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)  # somebody wanted it
 # torchrun ends with 1 whatever its workers end with, and tells theirs in its summary.
 TORCHRUN_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)\b")
 ERROR = re.compile(r"(\[rank\d+\]:\s*)?(error: .+|[\w.]*(Error|Exception)\b.*)")
 
 
-Point = TypeVar("Point")
-
-
 @dataclass
-class RunProcess(Generic[Point]):
+class RunProcess:
     """A run that this driver cares for.
 
     Attributes:
-        point: What it is run for, such as a point of a sweep.
-        trial: What is run.
         directory: Its folder.
         claim: Descriptor of ``lock``, held.
-        slot: Which of the driver's slots it takes.
         process: None if another driver has started it.
         furthest: Step of the newest checkpoint when it began.
     """
 
-    point: Point
-    trial: Trial
     directory: Path
     claim: int
-    slot: int
     process: subprocess.Popen[bytes] | None
     furthest: int
     began: float = field(default_factory=time.monotonic)
-    is_pruned: bool = False
-    reported: set[int] = field(default_factory=set)  # steps whose evaluation the pruner has seen
     _exited: float | None = None
 
     @property
@@ -84,25 +77,23 @@ class RunProcess(Generic[Point]):
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process group, or if the one that leads it is gone, or is to be
         killed, to all processes that write to the log."""
-        leader = self.process.pid if self.process is not None else self._recorded()
+        recorded = read_json(self.directory / LOCK).get("pid")
+        leader = self.process.pid if self.process is not None else recorded
         alive = self.process is not None and self.process.poll() is None
         found = list(writers(self.log))
-        if leader is not None and (alive or leader in found):
-            signal_group(leader, number)
-            if number != signal.SIGKILL:
-                return  # a launcher passes it on
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if leader is not None and (alive or leader in found):
+                os.killpg(leader, number)
+                if number != signal.SIGKILL:
+                    return  # a launcher passes it on
         for pid in found:
-            signal_process(pid, number)
-
-    def _recorded(self) -> int | None:
-        return read_json(self.directory / LOCK).get("pid")
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
 
     def outcome(self) -> tuple[str, str]:
-        """How it ended, and why: finished, preempted, pruned or failed."""
+        """How it ended, and why: finished, preempted or failed."""
         if (self.directory / RESULT).exists():
             return "finished", ""
-        if self.is_pruned:
-            return "pruned", "no better than others at this step"
         code = None if self.process is None else self.process.returncode
         lines = this_attempt(last_lines(self.log))
         codes = {int(found[1]) for line in lines if (found := TORCHRUN_CODE.search(line))}
@@ -116,9 +107,28 @@ class RunProcess(Generic[Point]):
     def release(self, state: str, reason: str) -> None:
         """Writes down how it ended, and lets go of it."""
         if state != "finished":
-            outcome = {"state": state, "reason": reason, "time": time.time()}
-            write_json(self.directory / OUTCOME, outcome)
+            write_outcome(self.directory, state, reason)
         os.close(self.claim)
+
+
+class StopRequest:
+    """Within its block, takes note of being asked to end; in the main thread alone, elsewhere
+    nothing is noticed."""
+
+    made = False
+
+    def __enter__(self) -> "StopRequest":
+        main = threading.current_thread() is threading.main_thread()
+        numbers = STOP_SIGNALS if main else ()
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.made = True
 
 
 def claim(directory: Path) -> int | None:
@@ -132,16 +142,20 @@ def claim(directory: Path) -> int | None:
     return descriptor
 
 
+def adopt(directory: Path, claimed: int) -> RunProcess | None:
+    """A claimed run that goes on without the driver that started it; None if it does not."""
+    if not is_locked(directory / LOG):
+        return None
+    return RunProcess(directory, claimed, None, newest_step(directory))
+
+
 def start(
     command: list[str],
-    point: Point,
-    trial: Trial,
     directory: Path,
     claimed: int,
-    slot: int,
-    gpus: str | None,
-    threads: int | None,
-) -> RunProcess[Point] | None:
+    gpus: str | None = None,
+    threads: int | None = None,
+) -> RunProcess | None:
     """Starts a claimed run; None if processes of an earlier attempt still live."""
     log = os.open(directory / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -165,7 +179,24 @@ def start(
     note = {"host": socket.gethostname(), "pid": process.pid, "driver": os.getpid(), "gpus": gpus}
     os.ftruncate(claimed, 0)
     os.pwrite(claimed, json.dumps(note).encode(), 0)
-    return RunProcess(point, trial, directory, claimed, slot, process, furthest)
+    return RunProcess(directory, claimed, process, furthest)
+
+
+def end_all(runs: Sequence[RunProcess], grace: float = GRACE) -> None:
+    """Asks runs to end, and waits until they have; after ``grace`` seconds they are killed."""
+    for run in runs:
+        run.send(signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while left := [run for run in runs if not run.has_ended()]:
+        if time.monotonic() > deadline:
+            for run in left:
+                run.send(signal.SIGKILL)
+        time.sleep(POLL)
+
+
+def write_outcome(directory: Path, state: str, reason: str) -> None:
+    """Writes down how an attempt without a result ended."""
+    write_json(directory / OUTCOME, {"state": state, "reason": reason, "time": time.time()})
 
 
 def this_attempt(lines: list[str]) -> list[str]:
@@ -199,13 +230,3 @@ def writers(log: Path) -> Iterator[int]:
                     break
             except OSError:  # gone, or another user's
                 break
-
-
-def signal_group(leader: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, number)
-
-
-def signal_process(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)

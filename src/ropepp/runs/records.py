@@ -2,8 +2,8 @@
 
 A sweep's folder is ``LOGS/NAME/``::
 
-    sweep.json                     the resolved sweep (see `Plan`)
-    VARIANT/seed-N/trial.json      what a run is (see `Trial`), written before it starts
+    sweep.json                     the resolved sweep (see `SweepPlan`)
+    VARIANT/seed-N/trial.json      what a run is (see `RunSpec`), written before it starts
     VARIANT/seed-N/...             the run's own files: config.yaml, metrics.jsonl, result.json
 
 A run's own files are the truth: it is done when ``result.json`` is there.
@@ -23,8 +23,8 @@ PLAN, TRIAL, RESULT, METRICS = "sweep.json", "trial.json", "result.json", "metri
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run of a sweep.
+class RunSpec:
+    """What one run of a sweep is.
 
     Attributes:
         variant: Name of the row it belongs to; runs of one variant differ in their seed alone.
@@ -45,7 +45,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep as it was asked for.
 
     Attributes:
@@ -71,42 +71,50 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """A trial and what has come of it.
+    """A run and what has come of it.
 
     Attributes:
-        trial: What it is.
+        spec: What it is.
         directory: Its folder.
-        state: "done", or "unfinished" for everything that has no result.
         result: Content of ``result.json``, empty unless done.
     """
 
-    trial: Trial
+    spec: RunSpec
     directory: Path
-    state: str
-    result: dict[str, Any]
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has a result."""
+        return bool(self.result)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The complete lines of ``metrics.jsonl``."""
-        file = self.directory / METRICS
-        if not file.exists():
-            return
-        with file.open() as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        return read_metrics(self.directory)
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: SweepPlan) -> None:
     """Writes ``sweep.json``, completely or not at all."""
     write_json(folder / PLAN, asdict(plan))
 
 
-def write_trial(directory: Path, trial: Trial) -> None:
+def write_spec(directory: Path, spec: RunSpec) -> None:
     """Writes a run's ``trial.json``, completely or not at all."""
-    write_json(directory / TRIAL, asdict(trial))
+    write_json(directory / TRIAL, asdict(spec))
 
 
-def read_plan(folder: Path) -> Plan:
+def read_metrics(directory: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a run's ``metrics.jsonl``."""
+    file = directory / METRICS
+    if not file.exists():
+        return
+    with file.open() as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def read_plan(folder: Path) -> SweepPlan:
     """The sweep of a folder.
 
     Raises:
@@ -115,7 +123,7 @@ def read_plan(folder: Path) -> Plan:
     file = folder / PLAN
     if not file.is_file():
         raise InputError(f"{folder} is no sweep's folder: {PLAN} is missing")
-    return Plan(**json.loads(file.read_text()))
+    return SweepPlan(**json.loads(file.read_text()))
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -123,11 +131,10 @@ def read_runs(folder: Path) -> list[Run]:
     order = {name: number for number, name in enumerate(read_plan(folder).variants)}
     runs = []
     for file in folder.rglob(TRIAL):
-        trial = Trial(**json.loads(file.read_text()))
         result = file.parent / RESULT
         content = json.loads(result.read_text()) if result.is_file() else {}
-        runs.append(Run(trial, file.parent, "done" if content else "unfinished", content))
-    return sorted(runs, key=lambda run: (order.get(run.trial.variant, len(order)), run.trial.seed))
+        runs.append(Run(RunSpec(**json.loads(file.read_text())), file.parent, content))
+    return sorted(runs, key=lambda run: (order.get(run.spec.variant, len(order)), run.spec.seed))
 
 
 def metric_value(result: dict[str, Any], metric: str, run: str) -> float:

@@ -1,48 +1,29 @@
-"""Settings of ``fit`` in a sweep: read from YAML, compared, named, and written as flags."""
+"""Settings of ``fit``: read from YAML, compared, named, and written as flags."""
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ropepp.errors import InputError
 
-LAUNCHER = "{python} -m ropepp.cli fit {args}"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as ``fit`` reads it, where 1e-3 is a number; a key that stands twice is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
 
 def read_yaml(file: Path) -> Any:
-    """Content of a YAML file.
+    """Content of a YAML file, in which 1e-3 is a number.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: It cannot be read, is neither a list nor a dictionary, or has a key twice.
     """
     try:
-        return yaml.load(file.read_text(), _Loader)
+        return OmegaConf.to_container(OmegaConf.load(file))
     except FileNotFoundError:
         raise InputError(f"{file} is no file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())}") from error
 
 
@@ -161,29 +142,3 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
             yield from differences(a, b, f"{at}[{number}]" if len(old) > 1 else at)
     elif old != new:
         yield f"{at} was {json.dumps(old)} and is {json.dumps(new)}"
-
-
-def launch_words(launcher: str, args: Sequence[str], **values: str) -> list[str]:
-    """The command of a run from a launcher's template: ``{args}`` as one word becomes all of
-    ``args``, other placeholders their value."""
-    words: list[str] = []
-    for word in shlex.split(launcher):
-        if word == "{args}":
-            words += args
-            continue
-        for name, value in values.items():
-            word = word.replace(f"{{{name}}}", value)  # noqa: PLW2901
-        words.append(word)
-    return words
-
-
-def check_launcher(launcher: Any, placeholders: Sequence[str]) -> None:
-    """Raises an `InputError` if a launcher's template cannot be filled."""
-    try:
-        words = shlex.split(launcher)
-    except (AttributeError, ValueError) as error:
-        raise InputError(f"launcher is {launcher!r}: {error}") from error
-    unknown = set(re.findall(r"\{(\w*)\}", launcher)) - set(placeholders)
-    if words.count("{args}") != 1 or unknown:
-        names = ", ".join(f"{{{name}}}" for name in placeholders)
-        raise InputError(f"launcher is {launcher!r}; it needs {{args}} as one word; known: {names}")

@@ -28,7 +28,7 @@ ENDED = ("finished", "failed", "pruned")
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run has come.
 
     Attributes:
@@ -98,7 +98,7 @@ def last_lines(file: Path) -> list[str]:
         return []
 
 
-def progress_of(directory: Path, name: str) -> Progress:
+def progress_of(directory: Path, name: str) -> RunProgress:
     """How far a run has come, without reading all that it has logged."""
     state = state_of(directory)
     newest: dict[str, Any] = {}
@@ -109,7 +109,7 @@ def progress_of(directory: Path, name: str) -> Progress:
             continue
     result = read_json(directory / RESULT)
     step, last = int(newest.get("step", 0)), _max_steps(directory)
-    return Progress(
+    return RunProgress(
         name,
         state,
         step,
@@ -136,16 +136,16 @@ def _seconds_left(newest: dict[str, Any], step: int, last: int | None) -> float 
     return (last - step) * newest.get("train/tokens", 0.0) / step / rate
 
 
-def status(folder: Path) -> list[Progress]:
+def status(folder: Path) -> list[RunProgress]:
     """How all runs of a sweep stand.
 
     Raises:
         InputError: It is no sweep's folder.
     """
-    return [progress_of(run.directory, run.trial.run) for run in read_runs(folder)]
+    return [progress_of(run.directory, run.spec.run) for run in read_runs(folder)]
 
 
-def table(folder: Path, runs: Iterable[Progress]) -> str:
+def table(folder: Path, runs: Iterable[RunProgress]) -> str:
     """For people: a line a run, and a sum."""
     rows: list[tuple[str, ...]] = [("run", "state", "step", "train loss", "validation", "left")]
     runs = list(runs)

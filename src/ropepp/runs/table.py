@@ -1,7 +1,7 @@
 """Tables of finished runs, read from their ``result.json``."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +42,28 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, one row a run; says how little one seed of a variant can show."""
-    header = (
-        "run", "variant", "seed", "parameters", "KV-cache bytes/token", "validation loss",
-        "perplexity", "tokens/s",
-    )  # fmt: skip
-    cells = [header, ("---", "---", *("---:",) * (len(header) - 2))]
-    for row in rows:
-        rate = row["tokens_per_second"]
-        cells.append(
-            (
-                row["run"],
-                row["variant"],
-                str(row["seed"]),
-                f"{row['parameters']:,}",
-                f"{row['kv_cache_bytes_per_token']:,}",
-                f"{row['validation_loss']:.4f}",
-                f"{row['validation_perplexity']:.2f}",
-                f"{rate:,.0f}" if rate else "",
-            )
-        )
+    """Markdown, one row a run; says how little one seed of a variant can show. Lengths and budgets
+    are columns where they differ, and so are evaluations at more lengths where there are some."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "run": lambda row: row["run"],
+        "variant": lambda row: row["variant"],
+        "seed": lambda row: str(row["seed"]),
+        "parameters": lambda row: f"{row['parameters']:,}",
+        "KV-cache bytes/token": lambda row: f"{row['kv_cache_bytes_per_token']:,}",
+        "row": lambda row: f"{row['sequence_length']:,}",
+        "steps": lambda row: f"{row['steps']:,}",
+        "tokens": lambda row: f"{row['tokens']:,}",
+        "validation loss": lambda row: f"{row['validation_loss']:.4f}",
+        "perplexity": lambda row: f"{row['validation_perplexity']:.2f}",
+        "longer rows": longer_rows,
+        "tokens/s": lambda row: f"{rate:,.0f}" if (rate := row["tokens_per_second"]) else "",
+    }
+    if len(budgets(rows)) < 2:
+        del columns["row"], columns["steps"], columns["tokens"]
+    if not any(map(longer_rows, rows)):
+        del columns["longer rows"]
+    rule = ["---", "---", *["---:"] * (len(columns) - 2)]
+    cells = [list(columns), rule, *([text(row) for text in columns.values()] for row in rows)]
     lines = ["| " + " | ".join(line) + " |" for line in cells]
     lines += ["", *notes(rows)]
     return "\n".join(lines) + "\n"
@@ -78,9 +80,8 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
             "Smoke test: one seed a variant. It shows that training works; "
             "differences of this size may be noise."
         )
-    budgets = {(row["tokens"], row["steps"]) for row in rows}
-    if len(budgets) == 1:
-        tokens, steps = budgets.pop()
+    if len(budgets(rows)) == 1:
+        _, steps, tokens = budgets(rows).pop()
         out.append(f"Each run: {tokens:,} tokens in {steps:,} steps.")
     else:
         out.append("The runs differ in tokens or steps: not an equal comparison.")
@@ -92,3 +93,18 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         + "."
     )
     return out
+
+
+def budgets(rows: list[dict[str, Any]]) -> set[tuple[int, int, int]]:
+    """Tokens in a row, steps, and tokens in all."""
+    return {(row["sequence_length"], row["steps"], row["tokens"]) for row in rows}
+
+
+def longer_rows(row: dict[str, Any]) -> str:
+    """The losses at other lengths than the trained one."""
+    losses = {key: value for key, value in row["evaluation"].items() if key.endswith("/loss")}
+    return ", ".join(
+        f"{key.removeprefix('validation_').removesuffix('/loss')} {value:.3f}"
+        for key, value in losses.items()
+        if key.startswith("validation_")
+    )

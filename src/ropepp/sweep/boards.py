@@ -3,7 +3,7 @@ with a band, a layout, and attention maps.
 
 Beside the runs' own events this writes files of its own, known by their suffix: into the folder
 (the table's columns, the layout), into each run that has begun (its settings and outcome) and into
-``VARIANT/mean`` (curves). Needs TensorBoard, and torch only where maps are to be drawn.
+``VARIANT/mean`` (curves). Needs TensorBoard and torch.
 """
 
 import json
@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar import metadata as layout_metadata
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ropepp.runs.records import METRICS, TRIAL, Plan, Run, read_plan, read_runs
+from ropepp.runs.records import METRICS, TRIAL, Run, SweepPlan, read_plan, read_runs
 
 ADDRESS = "http://localhost:6006"  # where TensorBoard listens
 SUFFIX = ".board"  # of this module's event files
@@ -38,22 +36,22 @@ Step = tuple[int, Any]  # a step and a Summary
 
 
 class Outcome(NamedTuple):
-    """A number of a finished run for the table: its tag, its name for people, and the keys under
-    which ``result.json`` has it."""
+    """A number of a finished run for the table: its tag, its name for people, and its key in
+    ``result.json`` or in the evaluation there."""
 
     tag: str
     name: str
-    keys: tuple[str, ...]
+    key: str
 
 
 OUTCOMES = (
-    Outcome("perplexity", "perplexity", ("validation_perplexity",)),
-    Outcome("accuracy", "accuracy", ("evaluation", "validation/accuracy")),
-    Outcome("parameters", "parameters", ("parameters",)),
-    Outcome("kv_cache_bytes_per_token", "KV cache, bytes/token", ("kv_cache_bytes_per_token",)),
-    Outcome("training_flops_per_token", "FLOPs/token", ("training_flops_per_token",)),
-    Outcome("tokens_per_second", "tokens/s", ("tokens_per_second",)),
-    Outcome("peak_memory_bytes", "peak memory, bytes", ("peak_memory_bytes",)),
+    Outcome("perplexity", "perplexity", "validation_perplexity"),
+    Outcome("accuracy", "accuracy", "validation/accuracy"),
+    Outcome("parameters", "parameters", "parameters"),
+    Outcome("kv_cache_bytes_per_token", "KV cache, bytes/token", "kv_cache_bytes_per_token"),
+    Outcome("training_flops_per_token", "FLOPs/token", "training_flops_per_token"),
+    Outcome("tokens_per_second", "tokens/s", "tokens_per_second"),
+    Outcome("peak_memory_bytes", "peak memory, bytes", "peak_memory_bytes"),
 )
 
 
@@ -77,14 +75,15 @@ def write_boards(folder: Path, maps: bool = True) -> str:
     old = list(folder.rglob(f"*tfevents*{SUFFIX}"))
     notes = []
     means: dict[str, None] = {}  # tags, in order
-    for variant in dict.fromkeys(run.trial.variant for run in runs if run.state == "done"):
-        done = [run for run in runs if run.state == "done" and run.trial.variant == variant]
+    for variant in dict.fromkeys(run.spec.variant for run in runs if run.done):
+        done = [run for run in runs if run.done and run.spec.variant == variant]
         if maps and (reason := _draw_maps(done[0])):
             notes.append(f"no attention maps of {variant}: {reason}")
         curves = _shared([_curves(run) for run in done])
         means |= dict.fromkeys(curves)
         _write(folder / variant / "mean", [*_mean_events(curves), *_image(done[0])])
-    outcomes = [_compared(plan), *OUTCOMES, *_other_sets(runs)]
+    compared = Outcome("metric", _words(plan.metric), plan.metric)
+    outcomes = [compared, *OUTCOMES, *_other_sets(runs)]
     hparams = _hparams(plan, runs)
     for run, settings in zip(runs, hparams, strict=True):
         if (run.directory / METRICS).exists():
@@ -115,17 +114,11 @@ def _how_to_open(folder: Path, tags: Collection[str]) -> str:
 # The table
 
 
-def _compared(plan: Plan) -> Outcome:
-    """The sweep's metric, of ``result.json`` or of the evaluation in it."""
-    keys = ("evaluation", plan.metric) if "/" in plan.metric else (plan.metric,)
-    return Outcome("metric", _words(plan.metric), keys)
-
-
 def _other_sets(runs: Iterable[Run]) -> list[Outcome]:
     """Loss and accuracy of the evaluation sets besides the main one."""
     keys = dict.fromkeys(key for run in runs for key in run.result.get("evaluation", {}))
     return [
-        Outcome(key.replace("/", "_"), _words(key), ("evaluation", key))
+        Outcome(key.replace("/", "_"), _words(key), key)
         for key in keys
         if key.endswith(("/loss", "/accuracy")) and not key.startswith("validation/")
     ]
@@ -136,18 +129,16 @@ def _words(key: str) -> str:
 
 
 def _value(result: Mapping[str, Any], outcome: Outcome) -> float | None:
-    found: Any = result
-    for key in outcome.keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
+    found = {**result.get("evaluation", {}), **result}.get(outcome.key)
     # The table cannot carry what is no number.
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 
-def _hparams(plan: Plan, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _hparams(plan: SweepPlan, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of each run the name of its variant and its settings; a column has one type: bool, float, or
     text where they differ. Nothing for None."""
     rows = [
-        {"variant": plan.display.get(run.trial.variant, run.trial.variant), **run.trial.settings}
+        {"variant": plan.display.get(run.spec.variant, run.spec.variant), **run.spec.settings}
         for run in runs
     ]
     for name in {key for row in rows for key in row}:
@@ -186,7 +177,7 @@ def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[Outcome]) ->
     All at step 0: what a resumed run tells TensorBoard to forget are later steps.
     """
     begin, end = _times(run)
-    if run.state == "done":
+    if run.done:
         status = api_pb2.STATUS_SUCCESS
     elif time.time() - end < RUNNING_SECONDS:
         status = api_pb2.STATUS_RUNNING
@@ -201,7 +192,7 @@ def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[Outcome]) ->
     )
     values = {f"whole_run/{one.tag}": _value(run.result, one) for one in outcomes}
     scalars = [_scalar(tag, value) for tag, value in values.items() if value is not None]
-    start = summary_v2.hparams_pb(settings, trial_id=run.trial.variant, start_time_secs=begin)
+    start = summary_v2.hparams_pb(settings, trial_id=run.spec.variant, start_time_secs=begin)
     return [(0, summary) for summary in (start, *scalars, ending)]
 
 
@@ -259,46 +250,21 @@ def _mean_events(curves: Mapping[str, Mapping[int, list[float]]]) -> Iterator[St
 
 def _layout(means: Sequence[str], tags: Sequence[str]) -> Any:
     """The custom scalars' tab: means with their band, curves of all runs, utilisation."""
-    margins = [
-        layout_pb2.Chart(
-            title=tag,
-            margin=layout_pb2.MarginChartContent(
-                series=[
-                    layout_pb2.MarginChartContent.Series(
-                        **{part: f"variation/{tag}/{part}" for part in BAND}
-                    )
-                ]
-            ),
-        )
-        for tag in reversed(means)  # TensorBoard shows these charts, unlike others, last first
-    ]
-    lines = [tag for tag in tags if tag.endswith(("/loss", "/accuracy"))]
-    utilisation = [tag for tag in tags if tag.startswith("utilisation/")]
+    from torch.utils.tensorboard.summary import custom_scalars
+
     categories = {
-        "Mean over seeds, with one standard deviation": margins,
-        "All runs": [_lines(tag) for tag in lines],
-        "Utilisation": [_lines(tag) for tag in utilisation],
+        "Mean over seeds, with one standard deviation": {
+            tag: ["Margin", [f"variation/{tag}/{part}" for part in BAND]]
+            for tag in reversed(means)  # TensorBoard shows these charts, unlike others, last first
+        },
+        "All runs": _lines(tag for tag in tags if tag.endswith(("/loss", "/accuracy"))),
+        "Utilisation": _lines(tag for tag in tags if tag.startswith("utilisation/")),
     }
-    layout = layout_pb2.Layout(
-        category=[
-            layout_pb2.Category(title=title, chart=charts, closed=title == "Utilisation")
-            for title, charts in categories.items()
-            if charts
-        ]
-    )
-    content = tensor_pb2.TensorProto(
-        dtype=types_pb2.DT_STRING,
-        string_val=[layout.SerializeToString()],
-        tensor_shape=tensor_shape_pb2.TensorShapeProto(),
-    )
-    return _tensor(
-        layout_metadata.CONFIG_SUMMARY_TAG, layout_metadata.create_summary_metadata(), content
-    )
+    return custom_scalars({title: charts for title, charts in categories.items() if charts})
 
 
-def _lines(tag: str) -> Any:
-    content = layout_pb2.MultilineChartContent(tag=[f"^{tag}$"])
-    return layout_pb2.Chart(title=tag, multiline=content)
+def _lines(tags: Iterable[str]) -> dict[str, list[Any]]:
+    return {tag: ["Multiline", [f"^{tag}$"]] for tag in tags}
 
 
 # Attention maps

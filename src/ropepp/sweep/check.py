@@ -1,7 +1,6 @@
 """What ``fit`` says about a row of a sweep, before anything is trained."""
 
 import inspect
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,14 @@ from typing import Any
 import ropepp.train.strategy  # noqa: F401 (makes its short class name known)
 from ropepp.data.loading.datamodule import CorpusDataModule
 from ropepp.errors import InputError, user_message
-from ropepp.runs.records import Trial
+from ropepp.runs.records import RunSpec
 from ropepp.runs.settings import canonical
-from ropepp.sweep.spec import Row, Spec
+from ropepp.sweep.config import SweepConfig, SweepRow
 from ropepp.train.estimate import EstimateCLI
 from ropepp.train.lightning_cli import BASES, subclasses
 
 
-def check_row(spec: Spec, row: Row) -> dict[str, Any]:
+def check_row(config: SweepConfig, row: SweepRow) -> dict[str, Any]:
     """Parses a row's arguments as ``fit`` does and makes its model without memory.
 
     Returns:
@@ -25,24 +24,24 @@ def check_row(spec: Spec, row: Row) -> dict[str, Any]:
     Raises:
         InputError: ``fit`` would refuse them.
     """
-    given = spec.fixed["set"] | row.asked
+    given = config.fixed["set"] | row.asked
     try:
         overrides = {key: complete(value, key) for key, value in given.items()}
-        tried = {key: (how.get("choices") or [how["low"]])[0] for key, how in spec.search.items()}
-        check(spec.arguments(Trial(row.name, spec.seeds[0], overrides | tried)))
+        tried = {key: (how.get("choices") or [how["low"]])[0] for key, how in config.search.items()}
+        check(config.arguments(RunSpec(row.name, config.seeds[0], overrides | tried)))
     except Exception as error:
         message = user_message(error)
         if message is None:
             raise
-        raise InputError(f"{spec.file}: {where(spec, row, message)}: {message}") from error
+        raise InputError(f"{config.file}: {where(config, row, message)}: {message}") from error
     return overrides
 
 
-def where(spec: Spec, row: Row, message: str) -> str:
+def where(config: SweepConfig, row: SweepRow, message: str) -> str:
     """The part of the YAML that a message most likely speaks of."""
     own = f"variants.{row.variant}"
-    parts = {own: spec.variants[row.variant], "set": spec.common, "axes": spec.axes}
-    for part, keys in (parts | {"search": spec.search}).items():
+    parts = {own: config.variants[row.variant] or {}, "set": config.set, "axes": config.axes}
+    for part, keys in (parts | {"search": config.search}).items():
         for key in keys:
             parent, _, last = canonical(key).rpartition(".")
             if key in message or (parent in message and f'key "{last}"' in message):
@@ -93,8 +92,10 @@ def find_class(path: str) -> type | None:
 def defaults(kind: type, key: str, given: dict[str, Any]) -> dict[str, Any]:
     """Plain values of the arguments of a class that are not given."""
     found = {}
-    for name, parameter in plain_parameters(kind):
-        if name in given or (key, name) == ("data", "seed"):  # that one follows seed_everything
+    for name, parameter in inspect.signature(kind).parameters.items():
+        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        follows = (key, name) == ("data", "seed")  # seed_everything
+        if variadic or follows or name in given:
             continue
         if parameter.default is parameter.empty:
             raise InputError(f"{key}: {kind.__name__} needs {name}")
@@ -103,9 +104,3 @@ def defaults(kind: type, key: str, given: dict[str, Any]) -> dict[str, Any]:
         if isinstance(default, str | int | float | list | None):
             found[name] = default
     return found
-
-
-def plain_parameters(kind: type) -> Iterator[tuple[str, inspect.Parameter]]:
-    for name, parameter in inspect.signature(kind).parameters.items():
-        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            yield name, parameter

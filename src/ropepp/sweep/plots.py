@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ropepp.errors import InputError
 from ropepp.runs.records import Run
-from ropepp.sweep.results import Sweep
+from ropepp.sweep.results import SweepResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ class Axis:
     end: float | None = None
 
 
-def styles(sweep: Sweep) -> dict[str, Style]:
+def styles(sweep: SweepResults) -> dict[str, Style]:
     """The look of each variant, by its name in the sweep."""
     looks = cycle([(color, line) for line in LINES for color in PALETTE])
     return {
@@ -76,7 +76,7 @@ def styles(sweep: Sweep) -> dict[str, Style]:
     }
 
 
-def figures(sweep: Sweep, metric: str) -> list[Figure]:
+def figures(sweep: SweepResults, metric: str) -> list[Figure]:
     """All plots for which a sweep's runs have data.
 
     Args:
@@ -131,7 +131,7 @@ def training_curves(runs: Sequence[Run], key: str, smoothing: int = 1) -> Curves
             y = np.array([logged[step] for step in sorted(logged)], dtype=float)
             window = np.ones(min(smoothing, len(y)))
             x, y = (np.convolve(values, window / len(window), "valid") for values in (x, y))
-            curves.setdefault(run.trial.variant, {})[run.trial.seed] = x, y
+            curves.setdefault(run.spec.variant, {})[run.spec.seed] = x, y
     return curves
 
 
@@ -142,7 +142,7 @@ def position_curves(runs: Sequence[Run]) -> dict[str, Curves]:
         for suffix, table in (run.result.get("loss_by_position") or {}).items():
             columns = (np.array(table[key], dtype=float) for key in ("position", "loss", "count"))
             curve = _binned(*columns)
-            found.setdefault(suffix, {}).setdefault(run.trial.variant, {})[run.trial.seed] = curve
+            found.setdefault(suffix, {}).setdefault(run.spec.variant, {})[run.spec.seed] = curve
     longest = max(found, key=lambda suffix: set_length(suffix, 1) or 0, default="")
     return {suffix: found[suffix] for suffix in dict.fromkeys(("", longest)) if suffix in found}
 
@@ -161,7 +161,7 @@ def length_curves(runs: Sequence[Run], quantity: str) -> Curves:
         if len(points) > 1:
             x = np.array(sorted(points), dtype=float)
             y = np.array([points[length] for length in sorted(points)], dtype=float)
-            curves.setdefault(run.trial.variant, {})[run.trial.seed] = x, y
+            curves.setdefault(run.spec.variant, {})[run.spec.seed] = x, y
     return curves
 
 
@@ -293,7 +293,7 @@ def _panel(
         panel.axvline(axis.end, color=GREY, linestyle=":", linewidth=1.2)
 
 
-def _dots(sweep: Sweep, looks: Mapping[str, Style], metric: str) -> Figure:
+def _dots(sweep: SweepResults, looks: Mapping[str, Style], metric: str) -> Figure:
     shown = [row for row in sweep.rows if row.values]
     canvas, (panel,) = _canvas(1.0 + 0.36 * max(2, len(shown)))
     for seed in sorted({seed for row in shown for seed in row.values}):
@@ -312,7 +312,7 @@ def _dots(sweep: Sweep, looks: Mapping[str, Style], metric: str) -> Figure:
     return Figure(f"All runs: {metric}", caption, _svg(canvas))
 
 
-def _differences(sweep: Sweep, looks: Mapping[str, Style], metric: str) -> Figure:
+def _differences(sweep: SweepResults, looks: Mapping[str, Style], metric: str) -> Figure:
     shown = {one.variant: one for one in sweep.comparisons if one.mean is not None}
     canvas, (panel,) = _canvas(1.0 + 0.36 * max(2, len(shown)))
     panel.axvline(0, color=BASELINE, linewidth=1)

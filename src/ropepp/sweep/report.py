@@ -10,7 +10,7 @@ import html
 import io
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from ropepp.files import write_text
 from ropepp.runs.records import Run
 from ropepp.statistics import Comparison, decimals
 from ropepp.sweep.plots import Figure, Style, figures, styles
-from ropepp.sweep.results import MINUS, Row, Sweep, interval, load, number, p_value
+from ropepp.sweep.results import (
+    MINUS,
+    SweepResults,
+    VariantResults,
+    interval,
+    load,
+    number,
+    p_value,
+)
 
 UNITS = {"validation_loss": " (nats per token)"}
 PARAMETERS, CACHE = "parameters", "kv_cache_bytes_per_token"
@@ -29,16 +37,23 @@ EQUAL = ("steps", "tokens", "sequence_length", "commit", "device", "world_size",
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells as text, a row a variant, which the first column names."""
+class VariantTable:
+    """Cells as text by column, a row a variant, which the first column names."""
 
-    header: Sequence[str]
-    cells: Sequence[Sequence[str]]
+    columns: dict[str, list[str]]
     looks: Sequence[Style]
+
+    @property
+    def lines(self) -> list[tuple[str, ...]]:
+        """The cells by row."""
+        return list(zip(*self.columns.values(), strict=True))
+
+
+Columns = Mapping[str, Callable[[VariantResults], str]]  # how a row's cells are written
 
 
 # A heading, a paragraph, a list, a table or a plot; text may hold `code`.
-Block = tuple[str, str] | list[str] | Table | Figure
+ReportBlock = tuple[str, str] | list[str] | VariantTable | Figure
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -63,10 +78,9 @@ def write_report(folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def _blocks(sweep: Sweep) -> list[Block]:
+def _blocks(sweep: SweepResults) -> list[ReportBlock]:
     plan = sweep.plan
     metric = plan.metric.replace("_", " ") + UNITS.get(plan.metric, "")
-    looks = list(styles(sweep).values())
     return [
         ("h1", f"Sweep {plan.name}"),
         ("p", plan.question),
@@ -74,13 +88,13 @@ def _blocks(sweep: Sweep) -> list[Block]:
         ("h2", "Before reading the numbers"),
         _warnings(sweep),
         ("h2", f"Results: {metric}, lower is better"),
-        _results(sweep, looks),
+        _results(sweep),
         ("p", _meaning(sweep)),
         ("h2", "How much the seeds can show"),
-        _power(sweep, looks),
+        _power(sweep),
         _noise(sweep),
         ("h2", "Costs"),
-        _costs(sweep, looks),
+        _costs(sweep),
         ("p", "KV cache at 2 bytes a value. Tokens/s (median over seeds) and peak memory (the "
               "largest) are of machines that may have done other work: they measure no variant."),
         ("h2", "Plots"),
@@ -88,7 +102,7 @@ def _blocks(sweep: Sweep) -> list[Block]:
     ]  # fmt: skip
 
 
-def _facts(sweep: Sweep, metric: str) -> list[str]:
+def _facts(sweep: SweepResults, metric: str) -> list[str]:
     done = sweep.done
     finished = sorted(str(run.result.get("finished"))[:16].replace("T", " ") for run in done)
     return [
@@ -110,7 +124,7 @@ def _listed(runs: Sequence[Run], key: str) -> str:
     return "; ".join(sorted(texts))
 
 
-def _warnings(sweep: Sweep) -> list[str]:
+def _warnings(sweep: SweepResults) -> list[str]:
     """What makes the comparison weaker than it looks, the gravest first."""
     out = [_unequal(sweep.done, key) for key in EQUAL]
     if any(str(run.result.get("commit")).endswith("+") for run in sweep.done):
@@ -135,8 +149,8 @@ def _warnings(sweep: Sweep) -> list[str]:
         (sweep.unfinished, "Not finished, or failed, and left out"),
         (sweep.diverged, "Diverged (no finite value), and left out, which flatters their variants"),
     ):
-        out.append(f"{text}: {', '.join(run.trial.run for run in runs)}." if runs else "")
-    known = {run.trial.variant for run in [*sweep.done, *sweep.unfinished]}
+        out.append(f"{text}: {', '.join(run.spec.run for run in runs)}." if runs else "")
+    known = {run.spec.variant for run in [*sweep.done, *sweep.unfinished]}
     absent = [row.name for row in sweep.rows if row.variant not in known]
     out.append(f"Without any run: {', '.join(absent)}." if absent else "")
     return [line for line in out if line] or ["All runs are finished and alike."]
@@ -146,7 +160,7 @@ def _unequal(done: Sequence[Run], key: str) -> str:
     """A warning if the runs differ in ``key``, with the values and whose they are."""
     runs: dict[Any, list[str]] = {}
     for run in done:
-        runs.setdefault(run.result.get(key), []).append(run.trial.run)
+        runs.setdefault(run.result.get(key), []).append(run.spec.run)
     if len(runs) < 2:
         return ""
     common = max(runs, key=lambda value: len(runs[value]))
@@ -156,7 +170,7 @@ def _unequal(done: Sequence[Run], key: str) -> str:
     return f"Not an equal comparison, {key.replace('_', ' ')} differs: {'; '.join(parts)}."
 
 
-def _missing(sweep: Sweep, row: Row) -> str:
+def _missing(sweep: SweepResults, row: VariantResults) -> str:
     own, reference = set(row.values), set(sweep.baseline.values if sweep.baseline else ())
     if not own or not reference or own == reference:
         return ""
@@ -168,29 +182,30 @@ def _missing(sweep: Sweep, row: Row) -> str:
     return f"{row.name} has {len(own & reference)} pairs with the baseline: {'; '.join(alone)}."
 
 
-def _results(sweep: Sweep, looks: Sequence[Style]) -> Table:
+def _table(rows: Sequence[VariantResults], sweep: SweepResults, columns: Columns) -> VariantTable:
+    looks = styles(sweep)
+    named = {"variant": lambda row: row.name, **columns}
+    cells = {name: [text(row) for row in rows] for name, text in named.items()}
+    return VariantTable(cells, [looks[row.variant] for row in rows])
+
+
+def _results(sweep: SweepResults) -> VariantTable:
     # One number of digits in a column, so that its numbers can be compared by eye.
-    groups = [list(row.values.values()) for row in sweep.rows]
+    groups = [row.group for row in sweep.rows]
     pooled = stats.pooled_sd(groups)
     value = next((group[0] for group in groups if group), 0.0)
     digits = decimals(pooled[0] if pooled else None, value)
-    cells = []
-    for row, group in zip(sweep.rows, groups, strict=True):
-        one = row.comparison
-        cells.append([
-            row.name,
-            str(len(group)),
-            number(statistics.fmean(group) if group else None, digits),
-            number(stats.sample_sd(group), digits),
-            _difference(one, digits),
-            p_value(one.p_holm if one else None),
-            row.verdict,
-        ])  # fmt: skip
-    header = ("variant", "seeds", "mean", "sd", "difference [95%]", "Holm p", "verdict")
-    return Table(header, cells, looks)
+    return _table(sweep.rows, sweep, {
+        "seeds": lambda row: str(len(row.group)),
+        "mean": lambda row: number(row.mean, digits),
+        "sd": lambda row: number(stats.sample_sd(row.group), digits),
+        "difference [95%]": lambda row: _difference(row.comparison, digits),
+        "Holm p": lambda row: p_value(row.compared.p_holm),
+        "verdict": lambda row: row.verdict,
+    })  # fmt: skip
 
 
-def _meaning(sweep: Sweep) -> str:
+def _meaning(sweep: SweepResults) -> str:
     tested = sum(one.p is not None for one in sweep.comparisons)
     return (
         "Differences are variant minus baseline over runs of the same seed, with the plain paired "
@@ -200,47 +215,36 @@ def _meaning(sweep: Sweep) -> str:
     )
 
 
-def _power(sweep: Sweep, looks: Sequence[Style]) -> Table:
-    cells, shown = [], []
-    for row, look in zip(sweep.rows, looks, strict=True):
-        one = row.comparison
-        if one is None:
-            continue
-        digits = decimals(one.sd)
-        shown.append(look)
-        cells.append([
-            row.name,
-            str(one.n),
-            number(one.sd, digits),
-            number(one.detectable, digits),
-            interval(one.simultaneous, digits),
-            p_value(one.p),
-            p_value(one.p_sign_flip),
-        ])  # fmt: skip
-    header = (
-        "variant", "pairs", "sd of differences", "smallest detectable", "simultaneous interval",
-        "p", "sign-flip p",
-    )  # fmt: skip
-    return Table(header, cells, shown)
+def _power(sweep: SweepResults) -> VariantTable:
+    def digits(row: VariantResults) -> int:
+        return decimals(row.compared.sd)
+
+    return _table([row for row in sweep.rows if row.comparison], sweep, {
+        "pairs": lambda row: str(row.compared.n),
+        "sd of differences": lambda row: number(row.compared.sd, digits(row)),
+        "smallest detectable": lambda row: number(row.compared.detectable, digits(row)),
+        "simultaneous interval": lambda row: interval(row.compared.simultaneous, digits(row)),
+        "p": lambda row: p_value(row.compared.p),
+        "sign-flip p": lambda row: p_value(row.compared.p_sign_flip),
+    })  # fmt: skip
 
 
-def _noise(sweep: Sweep) -> list[str]:
+def _noise(sweep: SweepResults) -> list[str]:
     out = [
         "Smallest detectable: the true difference that so many pairs with this sd find with 80% "
         "power, two-sided at 5% before adjustment. What is smaller the sweep would mostly miss.",
         "Simultaneous interval: Bonferroni's, which all hold together with 95%. p: of the paired "
         "t-test, not adjusted. Sign-flip p: exact, without assuming a normal distribution.",
     ]
-    noise = stats.pooled_sd([list(row.values.values()) for row in sweep.rows])
+    noise = stats.pooled_sd([row.group for row in sweep.rows])
     if noise:
         sd, freedom = noise
         out.append(
             f"Noise: runs of one variant have an sd over seeds of {number(sd, decimals(sd))}, "
             f"pooled ({freedom} degrees of freedom)."
         )
-    controls = getattr(sweep.plan, "controls", ())  # of plans that name some
-    known = [one for one in sweep.comparisons if one.variant in controls and one.mean is not None]
-    if known:
+    controls = [one for one in sweep.comparisons if one.variant in sweep.plan.controls]
+    if known := [one for one in controls if one.mean is not None]:
         names = ", ".join(f"{sweep.name(one.variant)} {_difference(one, 4)}" for one in known)
         out.append(f"Controls, equal to the baseline by construction: {names}; this is noise.")
     return out
@@ -255,46 +259,40 @@ def _difference(one: Comparison | None, digits: int) -> str:
     return f"{mean} {interval(one.interval, digits)}".strip()
 
 
-def _percent(sweep: Sweep, row: Row, key: str) -> str:
+def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
     own, other = row.fact(key), sweep.baseline.fact(key) if sweep.baseline else None
     if row.comparison is None or own is None or not other:
         return ""
     return f"{100 * (own / other - 1):+.1f}%".replace("-", MINUS)
 
 
-def _costs(sweep: Sweep, looks: Sequence[Style]) -> Table:
-    cells = []
-    for row in sweep.rows:
-        flops, memory = row.fact(FLOPS), row.fact("peak_memory_bytes")
-        cells.append([
-            row.name,
-            number(row.fact(PARAMETERS), 0),
-            _percent(sweep, row, PARAMETERS),
-            number(row.fact(CACHE), 0),
-            "" if flops is None else f"{flops / 1e9:#.4g}",
-            _percent(sweep, row, FLOPS),
-            number(row.fact("tokens_per_second", statistics.median), 0),
-            "" if memory is None else f"{memory / 1e9:.2f} GB",
-        ])  # fmt: skip
-    header = (
-        "variant", "parameters", "parameters to baseline", "KV-cache bytes/token",
-        "training GFLOP/token", "FLOPs to baseline", "tokens/s", "peak memory",
-    )  # fmt: skip
-    return Table(header, cells, looks)
+def _costs(sweep: SweepResults) -> VariantTable:
+    def fact(key: str, scale: float, form: str) -> Callable[[VariantResults], str]:
+        return lambda row: "" if (value := row.fact(key)) is None else format(value / scale, form)
+
+    return _table(sweep.rows, sweep, {
+        "parameters": fact(PARAMETERS, 1, ",.0f"),
+        "parameters to baseline": lambda row: _percent(sweep, row, PARAMETERS),
+        "KV-cache bytes/token": fact(CACHE, 1, ",.0f"),
+        "training GFLOP/token": fact(FLOPS, 1e9, "#.4g"),
+        "FLOPs to baseline": lambda row: _percent(sweep, row, FLOPS),
+        "tokens/s": lambda row: number(row.fact("tokens_per_second", statistics.median), 0),
+        "peak memory, GB": fact("peak_memory_bytes", 1e9, ".2f"),
+    })  # fmt: skip
 
 
-def _csv(sweep: Sweep) -> str:
+def _csv(sweep: SweepResults) -> str:
     """A row a variant; numbers in full, empty where there is none."""
     records = []
     for row in sweep.rows:
-        one, group = row.comparison or Comparison("", (), "no pairs"), list(row.values.values())
+        one = row.compared
         ends = {"95": one.interval, "simultaneous": one.simultaneous}
         records.append({
             "variant": row.variant,
             "name": row.name,
-            "seeds": len(group),
-            "mean": statistics.fmean(group) if group else None,
-            "sd": stats.sample_sd(group),
+            "seeds": len(row.group),
+            "mean": row.mean,
+            "sd": stats.sample_sd(row.group),
             "pairs": one.n,
             "difference": one.mean,
             "sd_of_differences": one.sd,
@@ -312,7 +310,7 @@ def _csv(sweep: Sweep) -> str:
     return file.getvalue()
 
 
-def _markdown(blocks: Sequence[Block]) -> str:
+def _markdown(blocks: Sequence[ReportBlock]) -> str:
     def safe(text: str) -> str:
         return re.sub("<(?=[a-zA-Z/!])", "&lt;", text.replace("|", "\\|").replace("\n", " "))
 
@@ -320,9 +318,9 @@ def _markdown(blocks: Sequence[Block]) -> str:
     for block in blocks:
         if isinstance(block, list):
             parts.append("\n".join(f"* {safe(item)}" for item in block))
-        elif isinstance(block, Table):
-            rule = ["---", *["---:"] * (len(block.header) - 1)]
-            lines = [block.header, rule, *block.cells]
+        elif isinstance(block, VariantTable):
+            rule = ["---", *["---:"] * (len(block.columns) - 1)]
+            lines = [list(block.columns), rule, *block.lines]
             parts.append("\n".join(f"| {' | '.join(map(safe, line))} |" for line in lines))
         elif isinstance(block, Figure):
             parts.append(f"* {block.title} (in `report.html`)")
@@ -331,7 +329,7 @@ def _markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _html(blocks: Sequence[Block], title: str) -> str:
+def _html(blocks: Sequence[ReportBlock], title: str) -> str:
     """One file; a plot is an image in it, so that nothing in it can clash with another's ids."""
 
     def safe(text: str) -> str:
@@ -341,7 +339,7 @@ def _html(blocks: Sequence[Block], title: str) -> str:
     for block in blocks:
         if isinstance(block, list):
             parts.append("<ul>" + "".join(f"<li>{safe(item)}</li>" for item in block) + "</ul>")
-        elif isinstance(block, Table):
+        elif isinstance(block, VariantTable):
             parts.append(_html_table(block, safe))
         elif isinstance(block, Figure):
             image = base64.b64encode(block.svg.encode()).decode()
@@ -360,15 +358,16 @@ def _html(blocks: Sequence[Block], title: str) -> str:
     return head + "\n".join(parts) + "\n</main></body></html>\n"
 
 
-def _html_table(table: Table, safe: Callable[[str], str]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{safe(cell)}</th>" for cell in table.header) + "</tr>"]
-    for cells, look in zip(table.cells, table.looks, strict=True):
+def _html_table(table: VariantTable, safe: Callable[[str], str]) -> str:
+    rows = []
+    for (name, *cells), look in zip(table.lines, table.looks, strict=True):
+        named = zip(list(table.columns)[1:], cells, strict=True)
+        own = [f'<td data-name="{html.escape(key)}">{safe(cell)}</td>' for key, cell in named]
         mark = f'<i style="background:{look.color}"></i>'
-        own = [f"<th>{mark}{safe(cells[0])}</th>"]
-        for name, cell in zip(table.header[1:], cells[1:], strict=True):
-            own.append(f'<td data-name="{html.escape(name)}">{safe(cell)}</td>')
-        lines.append("<tr>" + "".join(own) + "</tr>")
-    return f"<table><thead>{lines[0]}</thead><tbody>" + "\n".join(lines[1:]) + "</tbody></table>"
+        rows.append(f"<tr><th>{mark}{safe(name)}</th>{''.join(own)}</tr>")
+    head = "".join(f"<th>{safe(name)}</th>" for name in table.columns)
+    body = "\n".join(rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 _CSS = """

@@ -2,21 +2,21 @@
 text."""
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.runs.records import PLAN, Plan, Run, metric_value, read_plan, read_runs
+from ropepp.runs.records import Run, SweepPlan, metric_value, read_plan, read_runs
 from ropepp.statistics import Comparison, Interval, compare
 
-MAKE = "`ropepp sweep run` makes them"
 MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantResults:
     """A variant: its finished runs, the metric by seed, and how it compares (None if baseline)."""
 
     variant: str
@@ -24,6 +24,20 @@ class Row:
     runs: list[Run]
     values: dict[int, float]
     comparison: Comparison | None
+
+    @property
+    def group(self) -> list[float]:
+        """The values without their seeds."""
+        return list(self.values.values())
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values.values()) if self.values else None
+
+    @property
+    def compared(self) -> Comparison:
+        """The comparison; an empty one if this is the baseline."""
+        return self.comparison or Comparison(self.variant, (), "no pairs")
 
     @property
     def verdict(self) -> str:
@@ -39,18 +53,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepResults:
     """All that a report is made of; ``diverged`` runs are done, but have no number to compare."""
 
     folder: Path
-    plan: Plan
-    rows: list[Row]
+    plan: SweepPlan
+    rows: list[VariantResults]
     done: list[Run]
     unfinished: list[Run]
     diverged: list[Run]
 
     @property
-    def baseline(self) -> Row | None:
+    def baseline(self) -> VariantResults | None:
         """The baseline's row."""
         return next((row for row in self.rows if row.variant == self.plan.baseline), None)
 
@@ -64,37 +78,35 @@ class Sweep:
         return self.plan.display.get(variant, variant)
 
 
-def load(folder: Path) -> Sweep:
+def load(folder: Path) -> SweepResults:
     """Reads a sweep's runs and compares its variants; raises as `write_report`."""
-    if not (folder / PLAN).is_file():
-        raise InputError(f"{folder} is no sweep's folder, {PLAN} is missing; {MAKE}")
     plan, runs = read_plan(folder), read_runs(folder)
-    done = [run for run in runs if run.state == "done"]
+    done = [run for run in runs if run.done]
     if not done:
-        raise InputError(f"{folder} holds no finished run; {MAKE}")
+        raise InputError(f"{folder} holds no finished run; `ropepp sweep run` makes them")
     values: dict[str, dict[int, float]] = {name: {} for name in plan.variants}
     diverged = []
     for run in done:
-        value = metric_value(run.result, plan.metric, run.trial.run)
-        own = values.setdefault(run.trial.variant, {})
+        value = metric_value(run.result, plan.metric, run.spec.run)
+        own = values.setdefault(run.spec.variant, {})
         if math.isfinite(value):
-            own[run.trial.seed] = value
+            own[run.spec.seed] = value
         else:
             diverged.append(run)
     compared = compare(values, plan.baseline)
     rows = [
-        Row(
+        VariantResults(
             variant,
             plan.display.get(variant, variant),
-            [run for run in done if run.trial.variant == variant],
+            [run for run in done if run.spec.variant == variant],
             own,
             compared.get(variant),
         )
         for variant, own in values.items()
     ]
     rows.sort(key=lambda row: row.variant != plan.baseline)  # the baseline first
-    unfinished = [run for run in runs if run.state != "done"]
-    return Sweep(folder, plan, rows, done, unfinished, diverged)
+    unfinished = [run for run in runs if not run.done]
+    return SweepResults(folder, plan, rows, done, unfinished, diverged)
 
 
 def number(value: float | None, digits: int) -> str:
