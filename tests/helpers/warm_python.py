@@ -15,10 +15,7 @@ import pytest
 import warm
 
 # What fits and drivers import as they go.
-MODULES = (
-    *("omegaconf.grammar_parser", "torch.distributed.checkpoint.state_dict"),
-    *("alembic", "optuna.storages._rdb.storage", "sqlalchemy.dialects.sqlite"),
-)
+MODULES = ("omegaconf.grammar_parser", "torch.distributed.checkpoint.state_dict")
 
 _server: subprocess.Popen[bytes] | None = None
 _folder: Path | None = None
