@@ -29,7 +29,7 @@ def test_maps_of_a_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     content = json.loads((run / "attention.json").read_text())
     assert content["checkpoint"] == "step-0000005.ckpt"
     assert content["heads"] == {"real": 4, "imaginary": 4}
-    assert (content["rows"], content["length"]) == (3, 32)
+    assert (content["rows"], content["length"]) == (2, 32)
     assert set(content["measures"]["imaginary"]) == set(MEASURES)
     assert len(content["measures"]["real"]["distance"]) == 2
     assert (run / "attention.png").is_file()
