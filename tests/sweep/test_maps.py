@@ -15,9 +15,11 @@ def run_of(directory: Path) -> Run:
     return Run(Trial("ec", 0, {}), directory, "done", {})
 
 
-def test_maps_of_a_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_of_a_run(
+    corpus_with_more_validation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
-    run = fit(corpus, tmp_path, "first", trainer__max_steps=5)
+    run = fit(corpus_with_more_validation, tmp_path, "first", trainer__max_steps=5)
     drawn: list[AttentionMaps] = []
 
     def keep(maps: AttentionMaps, path: Path) -> None:
@@ -29,7 +31,7 @@ def test_maps_of_a_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     content = json.loads((run / "attention.json").read_text())
     assert content["checkpoint"] == "step-0000005.ckpt"
     assert content["heads"] == {"real": 4, "imaginary": 4}
-    assert (content["rows"], content["length"]) == (2, 32)
+    assert (content["rows"], content["length"]) == (3, 32)
     assert set(content["measures"]["imaginary"]) == set(MEASURES)
     assert len(content["measures"]["real"]["distance"]) == 2
     assert (run / "attention.png").is_file()
