@@ -80,7 +80,17 @@ def warm_processes() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small prepared corpus of bytes, vocabulary 257."""
+    """A small prepared corpus of bytes, vocabulary 257, with two documents to validate on."""
+    return _prepare_words(tmp_path_factory, 0.1)
+
+
+@pytest.fixture(scope="session")
+def corpus_with_more_validation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with seven of its documents there."""
+    return _prepare_words(tmp_path_factory, 0.2)
+
+
+def _prepare_words(tmp_path_factory: pytest.TempPathFactory, fraction: float) -> Path:
     from ropepp.data.prepare.prepare import prepare
 
     folder = tmp_path_factory.mktemp("text")
@@ -88,4 +98,4 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = [f"word{(number * 31 + i * i) % 97}" for i in range(20 + 7 * number)]
         (folder / f"{number:03d}.txt").write_text(" ".join(words) + ".\n")
     out = tmp_path_factory.mktemp("corpora") / "words"
-    return prepare(str(folder), str(out), tokenizer="bytes", validation_fraction=0.1)
+    return prepare(str(folder), str(out), tokenizer="bytes", validation_fraction=fraction)

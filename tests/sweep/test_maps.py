@@ -15,9 +15,11 @@ def run_of(directory: Path) -> Run:
     return Run(RunSpec("ec", 0, {}), directory)
 
 
-def test_maps_of_a_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_of_a_run(
+    corpus_with_more_validation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
-    run = fit(corpus, tmp_path, "first", trainer__max_steps=5)
+    run = fit(corpus_with_more_validation, tmp_path, "first", trainer__max_steps=5)
     drawn: list[AttentionMaps] = []
 
     def keep(maps: AttentionMaps, path: Path) -> None:

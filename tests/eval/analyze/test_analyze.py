@@ -31,6 +31,11 @@ RECALL = {
 
 
 @pytest.fixture(scope="module")
+def corpus(corpus_with_more_validation: Path) -> Path:
+    return corpus_with_more_validation
+
+
+@pytest.fixture(scope="module")
 def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(corpus, tmp_path_factory.mktemp("logs"), "ec", trainer__max_steps=3)
 
