@@ -91,7 +91,7 @@ def find_work(options: Namespace) -> Workload:
             require_harness()
         for name, task in TASKS.items() if "short" not in work.left_out else ():
             with work.leaving_out(name):
-                task.source.check(_given(data))
+                task.check(_given(data))
                 work.harness.append(name)
     for suite in GENERATED:
         if suite in suites:
