@@ -141,7 +141,7 @@ def test_perplexity_per_word_is_lm_evals_of_the_same_file(
     )
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
     subject = evaluated.make_subject(tmp_path, pair.model, tokenizer)
-    rows = {row.metric: row.value for row in evaluate_text(subject, Text("t", text), 4000, 9).rows}
+    rows = {row.metric: row.value for row in evaluate_text(subject, Text("t", text), 4000, 9)[0]}
     # Its own model scores BOS behind BOS where the tokenizer adds one.
     monkeypatch.setattr(pair.reference, "add_bos_token", False)
     found = evaluate(pair.reference, tasks.load(["page"]), bootstrap_iters=0)["results"]["page"]

@@ -111,10 +111,10 @@ def evaluate(
     for text in work.texts:
         for length in options.lengths:
             stride = options.stride or max(1, length // 8)
-            found = evaluate_text(subject, text, length, stride)
-            rows += found.rows
+            found, by_position = evaluate_text(subject, text, length, stride)
+            rows += found
             curve = {"model": subject.name, "text": text.name, "length": length}
-            curves.append(curve | found.by_position)
+            curves.append(curve | by_position)
     short = [
         row
         for name in work.harness

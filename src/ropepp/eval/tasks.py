@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
+from ropepp.generate.text import document_ids
 
 FULL = 0.985  # share of the length at which a prompt is long enough
 AIM = 0.995  # share of it that the search for a prompt tries
@@ -141,4 +142,4 @@ class SizedTask(Task):
 
 def count_tokens(tokenizer: Tokenizer, text: str) -> int:
     """Tokens of a prompt: of the text, and one more where the tokenizer has a BOS."""
-    return len(tokenizer.encode_batch([text])[0]) + (tokenizer.bos_id is not None)
+    return len(document_ids(tokenizer, text))

@@ -10,7 +10,7 @@ give.
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -78,17 +78,14 @@ class UnitNoise:
 
 @contextmanager
 def noisy_queries(
-    model: Transformer,
-    std: float,
-    target: Literal["real", "imaginary", "both"],
-    noise: NoiseSource,
+    model: Transformer, std: float, kind: HeadKind, noise: NoiseSource
 ) -> Iterator[None]:
     """Inside the context, adds noise to the queries of the real or imaginary heads of all layers.
 
     Args:
         model: A model whose layout has heads of the kind: phase 0 is real, -90 degrees imaginary.
         std: Standard deviation of the noise, in units of the rotated queries.
-        target: Which heads are disturbed.
+        kind: Which heads are disturbed.
         noise: Source of the noise.
 
     Raises:
@@ -96,19 +93,23 @@ def noisy_queries(
     """
     if not std >= 0:
         raise InputError(f"noise std is {std}; it must be at least 0")
-    wanted: tuple[str, ...] = KINDS if target == "both" else (target,)
-    heads = {kind: own for kind, own in kinds_of(model.layout).items() if kind in wanted}
+    heads = kinds_of(model.layout).get(kind, [])
     if not heads:
-        raise InputError(f"noise target is {target!r}; the model has no heads of that kind")
-    handles = [
-        block.self_attn.position.register_forward_hook(_hook(layer, std, heads, noise))
-        for layer, block in enumerate(model.blocks())
-    ]
-    try:
+        raise InputError(f"noise target is {kind!r}; the model has no heads of that kind")
+
+    def add(
+        layer: int, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        q, k = output[0].clone(), output[1]
+        unit = noise(kind, layer, q[:, :, heads].shape)
+        q[:, :, heads] += (std * unit).to(q.device, q.dtype)
+        return q, k
+
+    with ExitStack() as hooks:
+        for layer, block in enumerate(model.blocks()):
+            hook = partial(add, layer)
+            hooks.enter_context(block.self_attn.position.register_forward_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def noise_study(
@@ -156,20 +157,6 @@ def noise_study(
                 for key, value in found.items():
                     values[key].setdefault((kind, std), {})[draw] = value
     return clean, values
-
-
-def _hook(
-    layer: int, std: float, heads: dict[str, list[int]], noise: NoiseSource
-) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
-    def add(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        q, k = output
-        q = q.clone()
-        for kind, own in heads.items():
-            unit = noise(kind, layer, q[:, :, own].shape)
-            q[:, :, own] += (std * unit).to(q.device, q.dtype)
-        return q, k
-
-    return add
 
 
 @torch.no_grad()
