@@ -50,39 +50,28 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        found = self._score([(context, ids) for _, context, ids in requests])
-        return [(-one.nll, one.greedy) for one in found]
-
-    def _score(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[Likelihood]:
-        """Scores (context, continuation) pairs; those of one context share its prefill."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (context, _) in enumerate(requests):
-            groups.setdefault(tuple(context), []).append(index)
-        contexts, members = list(groups), list(groups.values())
-        room = [
-            len(context) + max(len(requests[i][1]) for i in own)
-            for context, own in zip(contexts, members, strict=True)
-        ]
+        # The continuations of one context share its prefill.
+        groups: dict[tuple[int, ...], list[list[int]]] = {}
+        for _, context, ids in requests:
+            groups.setdefault(tuple(context), []).append(ids)
+        contexts, continuations = list(groups), list(groups.values())
         items = [
-            Item(digest(context, [requests[i][1] for i in own]), tokens)
-            for context, own, tokens in zip(contexts, members, room, strict=True)
+            Item(digest(context, own), len(context) + max(map(len, own)))
+            for context, own in groups.items()
         ]
 
         def run(batch: list[int]) -> list[list[Likelihood]]:
             return score_continuations(
                 self.subject.model,
                 [contexts[g] for g in batch],
-                [[requests[i][1] for i in members[g]] for g in batch],
+                [continuations[g] for g in batch],
                 self.subject.batch_tokens,
             )
 
         values = self.subject.measure(self.task, None, items, run)
-        of = {
-            i: Likelihood(*one)
-            for own, scores in zip(members, values, strict=True)
-            for i, one in zip(own, scores, strict=True)
-        }
-        return [of[i] for i in range(len(requests))]
+        scores = {context: iter(own) for context, own in zip(contexts, values, strict=True)}
+        found = [Likelihood(*next(scores[tuple(context)])) for _, context, _ in requests]
+        return [(-one.nll, one.greedy) for one in found]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = True

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import canvas
 from ropepp.model.transformer import Transformer
@@ -82,8 +82,7 @@ def attention_maps(
     Raises:
         InputError: ``block`` or ``size`` is below 1, or several processes share the model's rows.
     """
-    if block < 1 or size < 1:
-        raise InputError(f"block is {block} and size {size}; both must be at least 1")
+    at_least(1, block=block, size=size)
     if model.sequence is not None:
         raise InputError("attention maps need whole rows; here several processes share them")
     B, T = input_ids.shape

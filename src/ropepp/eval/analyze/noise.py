@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ropepp.data.recall.accuracy import STREAM
 from ropepp.data.recall.task import RecallRows
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import (
@@ -37,11 +37,13 @@ from ropepp.generate.decode import complete
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
 from ropepp.statistics import compare, sample_sd, t_interval
+from ropepp.train.evaluation import model_inputs
 
 # (kind, layer, shape of the queries of that kind (B, T, heads, D)) -> standard normal noise
 NoiseSource = Callable[[str, int, torch.Size], Tensor]
 HeadKind = Literal["real", "imaginary"]
 KINDS: tuple[HeadKind, ...] = ("real", "imaginary")
+NAMES = ("loss", "perplexity", "accuracy")
 Measure = Callable[[], Mapping[str, float]]
 Values = Mapping[tuple[HeadKind, float], Mapping[int, float]]
 UNITS = {
@@ -91,8 +93,7 @@ def noisy_queries(
     Raises:
         InputError: ``std`` is negative, or there are no such heads.
     """
-    if not std >= 0:
-        raise InputError(f"noise std is {std}; it must be at least 0")
+    at_least(0, "noise ", std=std)
     heads = kinds_of(model.layout).get(kind, [])
     if not heads:
         raise InputError(f"noise target is {kind!r}; the model has no heads of that kind")
@@ -160,13 +161,16 @@ def noise_study(
 
 
 @torch.no_grad()
-def mean_loss(model: Transformer, ids: Tensor, targets: Tensor) -> dict[str, float]:
+def mean_loss(
+    model: Transformer, ids: Tensor, targets: Tensor, names: Sequence[str] = NAMES
+) -> dict[str, float]:
     """Mean cross entropy of the targets in nats, its exponential, and their accuracy.
 
     Args:
         model: The model.
         ids: (B, T) int64, each row a document.
         targets: (B, T) int64, or the model's ``ignore_index``.
+        names: Which of them are wanted, in this order.
     """
     device = model.embed_tokens.weight.device
     losses, right, count = 0.0, 0, 0
@@ -177,7 +181,8 @@ def mean_loss(model: Transformer, ids: Tensor, targets: Tensor) -> dict[str, flo
         right += int(hits.sum())
         count += int((wanted != model.ignore_index).sum())
     loss = losses / count
-    return {"loss": loss, "perplexity": float(np.exp(loss)), "accuracy": right / count}
+    found = {"loss": loss, "perplexity": float(np.exp(loss)), "accuracy": right / count}
+    return {name: found[name] for name in names}
 
 
 def text_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
@@ -188,11 +193,7 @@ def text_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[s
             f"{saved.path} was trained on recall, whose filler is random: give --metric recall, or"
             " --text"
         )
-
-    def measure() -> dict[str, float]:
-        found = mean_loss(saved.model, text.ids[:, :-1], text.ids[:, 1:])
-        return {key: found[key] for key in ("loss", "perplexity")}
-
+    measure = partial(mean_loss, saved.model, text.inputs, text.ids[:, 1:], ("loss", "perplexity"))
     rows, length = text.inputs.shape
     return measure, {"text": text.source, "unit": text.unit, "rows": rows, "length": length}
 
@@ -203,11 +204,7 @@ def recall_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict
     length = options.length or data.sequence_length
     rows = RecallRows(length, data.pairs, data.vocab_size, options.rows, None, options.seed, STREAM)
     batch = rows.batch(range(options.rows))
-
-    def measure() -> dict[str, float]:
-        found = mean_loss(saved.model, batch["input_ids"], batch["targets"])
-        return {key: found[key] for key in ("accuracy", "loss")}
-
+    measure = partial(mean_loss, saved.model, *model_inputs(batch)[:2], ("accuracy", "loss"))
     return measure, {"text": "associative recall", "rows": options.rows, "length": length}
 
 
