@@ -166,8 +166,7 @@ def write_report(
 
 
 def _open(path: str, options: Namespace, taken: set[str]) -> EvaluatedModel:
-    dtype = getattr(torch, options.dtype)
-    saved = open_model(path, dtype, options.device)
+    saved = open_model(path, getattr(torch, options.dtype), options.device)
     name = saved.name if saved.name not in taken else str(path)
     return EvaluatedModel(
         name=name,
@@ -175,7 +174,7 @@ def _open(path: str, options: Namespace, taken: set[str]) -> EvaluatedModel:
         tokenizer=saved.tokenizer(options.tokenizer),
         results=ResultCache(options.out / ITEMS),
         batch_tokens=options.batch_tokens,
-        identity=identify(saved, dtype, torch.device(options.device)),
+        identity=identify(saved),
     )
 
 

@@ -24,13 +24,7 @@ from ropepp.data.recall.task import RecallRows
 from ropepp.errors import InputError, at_least
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
-from ropepp.eval.analyze.rows import (
-    BATCH_TOKENS,
-    LENGTH,
-    RECALL_UNIT,
-    read_rows,
-    recall_data,
-)
+from ropepp.eval.analyze.rows import BATCH_TOKENS, LENGTH, RECALL_UNIT, read_rows, recall_data
 from ropepp.eval.generated import encoded_samples
 from ropepp.eval.likelihood import score_continuations
 from ropepp.generate.decode import complete
@@ -43,6 +37,12 @@ from ropepp.train.evaluation import model_inputs
 NoiseSource = Callable[[str, int, torch.Size], Tensor]
 HeadKind = Literal["real", "imaginary"]
 KINDS: tuple[HeadKind, ...] = ("real", "imaginary")
+# What lines of the table have for people, with the ends of its interval.
+ENDS = {
+    "real": ("real_low", "real_high"),
+    "imaginary": ("imaginary_low", "imaginary_high"),
+    "difference": ("low", "high"),
+}
 NAMES = ("loss", "perplexity", "accuracy")
 Measure = Callable[[], Mapping[str, float]]
 Values = Mapping[tuple[HeadKind, float], Mapping[int, float]]
@@ -295,7 +295,7 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
     print("\n".join(summary(saved.name, table, facts)))
     scalars: dict[str, dict[int, float]] = {}
     for line in table:
-        for kind in (*KINDS, "difference"):
+        for kind in ENDS:
             of_kind = scalars.setdefault(f"noise/{line['metric']}/{kind}", {})
             of_kind[round(1000 * line["std"])] = line[kind]
     name = "noise" if options.metric == "perplexity" else f"noise_{options.metric}"
@@ -320,11 +320,7 @@ def summary(name: str, table: Sequence[Mapping[str, Any]], facts: Mapping[str, A
         for line in own:
             cells = [
                 f"{line[key]:+.4g} ({line[low]:+.4g} {line[high]:+.4g})"
-                for key, low, high in (
-                    ("real", "real_low", "real_high"),
-                    ("imaginary", "imaginary_low", "imaginary_high"),
-                    ("difference", "low", "high"),
-                )
+                for key, (low, high) in ENDS.items()
             ]
             columns = " ".join(f"{cell:>30}" for cell in cells)
             lines.append(f"{line['std']:>5g} {columns}  {line['verdict']}")
@@ -337,14 +333,10 @@ def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     x = np.array([line["std"] for line in lines])
     with canvas(path, 15, 6.5) as figure:
         left, right = figure.subplots(1, 2)
-        series = [
-            (left, "real", "real_low", "real_high", COLORS[0], "o-"),
-            (left, "imaginary", "imaginary_low", "imaginary_high", COLORS[1], "s-"),
-            (right, "difference", "low", "high", COLORS[2], "D-"),
-        ]
-        for panel, key, low, high, color, fmt in series:
+        styles = zip((left, left, right), COLORS[:3], ("o-", "s-", "D-"), strict=True)
+        for (key, ends), (panel, color, fmt) in zip(ENDS.items(), styles, strict=True):
             label = f"noise on {key} heads"
-            draw_intervals(panel, x, lines, (key, low, high), fmt=fmt, color=color, label=label)
+            draw_intervals(panel, x, lines, (key, *ends), fmt=fmt, color=color, label=label)
         left.legend()
         left.set_title(f"change of {UNITS[metric]}")
         right.set_title("imaginary $-$ real, same noise")
