@@ -10,21 +10,22 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ropepp.eval.local_data import TASKS, TEXTS, BenchmarkFile
+from ropepp.eval.local_data import BENCHMARKS, Benchmark
 from ropepp.files import write_text
 
 
 def main() -> None:
-    sources = {name: task.source for name, task in TASKS.items()} | TEXTS
     parser = ArgumentParser(description="Fetches what `ropepp evaluate --data DIR` reads.")
     parser.add_argument("data", type=Path, metavar="DIR")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(sources)} (all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (all)"
+    )
     options = parser.parse_args()
-    if unknown := set(options.names) - set(sources):
+    if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     failed = 0
-    for source in dict.fromkeys(sources[name] for name in options.names or sources):
-        file = source.file(options.data)
+    wanted = [BENCHMARKS[name] for name in options.names or BENCHMARKS]
+    for file, source in {one.file(options.data): one for one in wanted}.items():
         if file.exists():
             print(f"{file}: is there")
             continue
@@ -36,7 +37,7 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def fetch(source: BenchmarkFile, file: Path) -> int:
+def fetch(source: Benchmark, file: Path) -> int:
     """Writes a split of a published data set; returns the number of its lines."""
     from datasets import load_dataset
 

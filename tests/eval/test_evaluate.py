@@ -342,19 +342,19 @@ def test_a_runs_numbers_become_its_scalars(tokenizer: Any, tmp_path: Path) -> No
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     model = evaluated.make_model(tokenizer.vocab_size)
-    found = evaluate_text(
+    found, losses = evaluate_text(
         evaluated.make_subject(tmp_path, model, tokenizer), Text("story", "en to tre " * 9), 16, 4
     )
     run = tmp_path / "run"
-    curve = {"text": "story", "length": 16} | found.by_position
-    _to_tensorboard(SavedModel(model, run, run, 30, {}), found.rows, [curve])
+    curve = {"text": "story", "length": 16} | losses
+    _to_tensorboard(SavedModel(model, run, run, 30, {}), found, [curve])
     events = EventAccumulator(str(run))
     events.Reload()
     (scalar,) = events.Scalars("evaluation_perplexity/story_16/per_token_exact")
-    assert (scalar.step, scalar.value) == (30, pytest.approx(found.rows[0].value))
+    assert (scalar.step, scalar.value) == (30, pytest.approx(found[0].value))
     by_position = events.Scalars("loss_by_position/story_16")
     assert [event.step for event in by_position] == [round(p) for p in curve["position"]]
-    _to_tensorboard(SavedModel(model, tmp_path / "folder", None, None, {}), found.rows, [])
+    _to_tensorboard(SavedModel(model, tmp_path / "folder", None, None, {}), found, [])
     assert not (tmp_path / "folder").exists()
 
 

@@ -114,30 +114,14 @@ def test_log_likelihoods_are_those_of_transformers(
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-def test_generates_until_the_stop_as_transformers_does(
-    tokenizer: Any, pair: Pair, tmp_path: Path
-) -> None:
-    from lm_eval.api.instance import Instance
-
+def test_other_kinds_of_requests_are_refused(tokenizer: Any, tmp_path: Path) -> None:
     from ropepp.eval.harness_model import HarnessModel
 
-    subject = evaluated.make_subject(tmp_path, pair.model, tokenizer)
-    ours = HarnessModel(subject, "generate")
-    prompts = ["ban", "den kor lall", "till min"]
-
-    def ask(lm: Any, settings: dict[str, Any]) -> list[str]:
-        return lm.generate_until(
-            [Instance("generate_until", {}, (p, dict(settings)), i) for i, p in enumerate(prompts)]
-        )
-
-    free = {"until": [], "max_gen_toks": 12, "do_sample": False}
-    answers = ask(ours, free)
-    assert answers == ask(pair.reference, free | {"until": ["\x00never"]})
-    stop = answers[1][2:4]
-    cut = ask(ours, free | {"until": [stop]})
-    assert cut == [answer.split(stop)[0] for answer in answers]
-    with pytest.raises(InputError, match="draws its answers"):
-        ask(ours, free | {"do_sample": True})
+    model = evaluated.make_model(tokenizer.vocab_size)
+    ours = HarnessModel(evaluated.make_subject(tmp_path, model, tokenizer), "free")
+    for ask in (ours.generate_until, ours.loglikelihood_rolling):
+        with pytest.raises(InputError, match="allowed are tasks that compare log-likelihoods"):
+            ask([])
 
 
 def test_perplexity_per_word_is_lm_evals_of_the_same_file(
@@ -146,8 +130,6 @@ def test_perplexity_per_word_is_lm_evals_of_the_same_file(
     import lm_eval.tasks
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
-
-    from ropepp.eval.harness_model import HarnessModel
 
     text = evaluated.sentence(Random(3), 120) + "\n\n" + evaluated.sentence(Random(4), 30)
     evaluated.write_lines(tmp_path / "page.jsonl", [{"page": text}])
@@ -159,25 +141,12 @@ def test_perplexity_per_word_is_lm_evals_of_the_same_file(
     )
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
     subject = evaluated.make_subject(tmp_path, pair.model, tokenizer)
-    rows = {row.metric: row.value for row in evaluate_text(subject, Text("t", text), 4000, 9).rows}
+    rows = {row.metric: row.value for row in evaluate_text(subject, Text("t", text), 4000, 9)[0]}
     # Its own model scores BOS behind BOS where the tokenizer adds one.
     monkeypatch.setattr(pair.reference, "add_bos_token", False)
-    for lm in (pair.reference, HarnessModel(subject, "page")):
-        found = evaluate(lm, tasks.load(["page"]), bootstrap_iters=0)["results"]["page"]
-        assert rows["per word"] == pytest.approx(found["word_perplexity,none"], rel=1e-5)
-        assert rows["bits per byte"] == pytest.approx(found["bits_per_byte,none"], rel=1e-5)
-    # In several windows of its own kind: each scores what it reads but its context of one token.
-    ids = [tokenizer.bos_id, *tokenizer.encode_batch([text])[0]]
-    model, total = subject.model, 0.0
-    for start in range(0, len(ids) - 1, 50):
-        stop = min(start + 50, len(ids) - 1)
-        begin = max(0, stop - 50)
-        window = torch.tensor([ids[begin : stop + 1]])
-        nll, _ = model.evaluate(window[:, :-1], window[:, 1:])
-        total += nll[0, start - begin :].sum().item()
-    rolling = HarnessModel(subject, "short windows", window=50)
-    request = type("Request", (), {"args": (text,)})
-    assert rolling.loglikelihood_rolling([request])[0] == pytest.approx(-total, rel=1e-5)
+    found = evaluate(pair.reference, tasks.load(["page"]), bootstrap_iters=0)["results"]["page"]
+    assert rows["per word"] == pytest.approx(found["word_perplexity,none"], rel=1e-5)
+    assert rows["bits per byte"] == pytest.approx(found["bits_per_byte,none"], rel=1e-5)
 
 
 def test_groups_are_means_and_need_all_their_tasks() -> None:

@@ -50,7 +50,7 @@ def test_both_definitions_agree_with_brute_force(
     text = TEXT if kind == "bpe" else Text("short", TEXT.text[-60:])
     model = evaluated.make_model(tokenizer.vocab_size, position)
     subject = evaluated.make_subject(tmp_path, model, tokenizer, batch_tokens=100)
-    found = {row.metric: row for row in evaluate_text(subject, text, window, stride).rows}
+    found = {row.metric: row for row in evaluate_text(subject, text, window, stride)[0]}
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids = bos + tokenizer.encode_batch([text.text])[0]
     losses, by_window = brute_force(model, ids, window, stride)
@@ -73,7 +73,7 @@ def test_loss_by_position_counts_every_prediction_of_every_window(tmp_path: Path
     tokenizer = evaluated.make_tokenizer()
     model = evaluated.make_model(tokenizer.vocab_size)
     subject = evaluated.make_subject(tmp_path, model, tokenizer)
-    found = evaluate_text(subject, TEXT, 30, 10).by_position
+    found = evaluate_text(subject, TEXT, 30, 10)[1]
     ids = [tokenizer.bos_id, *tokenizer.encode_batch([TEXT.text])[0]]
     cut = windows(len(ids), 30, 10)
     by_context: dict[int, list[float]] = {}
@@ -111,7 +111,7 @@ def test_standard_error_is_that_of_repeated_texts(tmp_path: Path) -> None:
     tokenizer = evaluated.make_tokenizer()
     model = evaluated.make_model(tokenizer.vocab_size)
     subject = evaluated.make_subject(tmp_path, model, tokenizer)
-    rows = {row.metric: row for row in evaluate_text(subject, TEXT, 2, 1).rows}
+    rows = {row.metric: row for row in evaluate_text(subject, TEXT, 2, 1)[0]}
     ids = torch.tensor([tokenizer.bos_id, *tokenizer.encode_batch([TEXT.text])[0]])
     nll, _ = model.evaluate(ids[:-1].unsqueeze(1), ids[1:].unsqueeze(1))
     error = nll.double().std().item() / len(nll) ** 0.5

@@ -84,7 +84,7 @@ def write_benchmarks(data: Path, items: int, leave_out: tuple[str, ...] = ()) ->
         if name not in leave_out and name != "truthfulqa_mc2":
             rng = Random(number)
             rows = [ROWS[name](rng) for _ in range(items)]
-            write_lines(task.source.file(data), rows)
+            write_lines(task.file(data), rows)
 
 
 def _choices(rng: Random, n: int) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from argparse import (
     ArgumentDefaultsHelpFormatter,
     ArgumentParser,
     ArgumentTypeError,
-    Namespace,
     _SubParsersAction,
 )
 from importlib import import_module
@@ -51,23 +50,20 @@ def main(args: list[str]) -> None:
     add("--head_dim", type=even, default=128, help="dimensions of a head")
     add("--trained_length", type=positive, default=4096, help="tokens that training has shown")
     add("--length", type=positive, default=32768, help="tokens in use")
-    _run(parser.parse_args(args))
-
-
-def _run(options: Namespace) -> None:
+    options = parser.parse_args(args)
     from ropepp.eval.analyze.output import require_extras
 
     require_extras()
     analysis = import_module(f"ropepp.eval.analyze.{options.command}")
-    if options.command == "curves":
-        options.out = options.out or Path("logs/analyze/curves")
-        return analysis.analyze(options)
-    from ropepp.interop.saved import open_model, placement
+    name, models = options.command, []
+    if "model" in options:
+        from ropepp.interop.saved import open_model, placement
 
-    device, dtype = placement(options.device, options.dtype)
-    saved = open_model(options.model, dtype, device)
-    options.out = options.out or Path("logs/analyze", saved.name.replace("/", "-"))
-    return analysis.analyze(saved, options)
+        device, dtype = placement(options.device, options.dtype)
+        models = [open_model(options.model, dtype, device)]
+        name = models[0].name.replace("/", "-")
+    options.out = options.out or Path("logs/analyze", name)
+    analysis.analyze(*models, options)
 
 
 def _command(commands: "_SubParsersAction[ArgumentParser]", name: str, text: str) -> ArgumentParser:

@@ -91,7 +91,7 @@ def find_work(options: Namespace) -> Workload:
             require_harness()
         for name, task in TASKS.items() if "short" not in work.left_out else ():
             with work.leaving_out(name):
-                task.source.check(_given(data))
+                task.check(_given(data))
                 work.harness.append(name)
     for suite in GENERATED:
         if suite in suites:
@@ -111,10 +111,10 @@ def evaluate(
     for text in work.texts:
         for length in options.lengths:
             stride = options.stride or max(1, length // 8)
-            found = evaluate_text(subject, text, length, stride)
-            rows += found.rows
+            found, by_position = evaluate_text(subject, text, length, stride)
+            rows += found
             curve = {"model": subject.name, "text": text.name, "length": length}
-            curves.append(curve | found.by_position)
+            curves.append(curve | by_position)
     short = [
         row
         for name in work.harness
@@ -166,8 +166,7 @@ def write_report(
 
 
 def _open(path: str, options: Namespace, taken: set[str]) -> EvaluatedModel:
-    dtype = getattr(torch, options.dtype)
-    saved = open_model(path, dtype, options.device)
+    saved = open_model(path, getattr(torch, options.dtype), options.device)
     name = saved.name if saved.name not in taken else str(path)
     return EvaluatedModel(
         name=name,
@@ -175,7 +174,7 @@ def _open(path: str, options: Namespace, taken: set[str]) -> EvaluatedModel:
         tokenizer=saved.tokenizer(options.tokenizer),
         results=ResultCache(options.out / ITEMS),
         batch_tokens=options.batch_tokens,
-        identity=identify(saved, dtype, torch.device(options.device)),
+        identity=identify(saved),
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from ropepp import __version__
@@ -124,13 +123,14 @@ class EvaluatedModel:
         return [self.results[key] for key in keys]
 
 
-def identify(saved: SavedModel, dtype: torch.dtype, device: torch.device) -> str:
+def identify(saved: SavedModel) -> str:
     """A digest of what decides a model's numbers: its files (name, size, time of change) and how it
     computes."""
     path = saved.path.resolve()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return digest(stats, str(dtype), device.type, __version__)
+    weight = saved.model.embed_tokens.weight
+    return digest(stats, str(weight.dtype), weight.device.type, __version__)
 
 
 def digest(*parts: Any) -> str:

@@ -94,8 +94,8 @@ def task_yaml(name: str, data: Path) -> str:
     import lm_eval.tasks
 
     task = TASKS[name]
-    file = task.source.check(data).resolve()
-    split = task.source.split
+    file = task.check(data).resolve()
+    split = task.split
     return yaml.safe_dump(
         {
             "include": str(Path(lm_eval.tasks.__file__).parent / task.yaml),

@@ -3,31 +3,27 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from ropepp.errors import InputError
 from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.likelihood import Likelihood, score_continuations
-from ropepp.generate.decode import complete
 
-GENERATED = 256  # tokens unless a task says otherwise; lm-eval's own number
+ALLOWED = "allowed are tasks that compare log-likelihoods, as all of the suite short do"
 
 
 class HarnessModel(TemplateLM):
-    """Answers lm-eval's requests; no context is ever cut.
+    """Answers lm-eval's requests for log-likelihoods; no context is ever cut.
 
     Args:
         subject: The model.
         task: What the results calls the requests.
-        window: Tokens that `loglikelihood_rolling` reads at a time.
     """
 
-    def __init__(self, subject: EvaluatedModel, task: str, window: int = 4096) -> None:
+    def __init__(self, subject: EvaluatedModel, task: str) -> None:
         super().__init__()
         self.subject = subject
         self.task = task
-        self.window = window
 
     @property
     def eot_token_id(self) -> int:
@@ -54,82 +50,33 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        found = self._score([(context, ids) for _, context, ids in requests])
-        return [(-one.nll, one.greedy) for one in found]
-
-    def _score(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[Likelihood]:
-        """Scores (context, continuation) pairs; those of one context share its prefill."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (context, _) in enumerate(requests):
-            groups.setdefault(tuple(context), []).append(index)
-        contexts, members = list(groups), list(groups.values())
-        room = [
-            len(context) + max(len(requests[i][1]) for i in own)
-            for context, own in zip(contexts, members, strict=True)
-        ]
+        # The continuations of one context share its prefill.
+        groups: dict[tuple[int, ...], list[list[int]]] = {}
+        for _, context, ids in requests:
+            groups.setdefault(tuple(context), []).append(ids)
+        contexts, continuations = list(groups), list(groups.values())
         items = [
-            Item(digest(context, [requests[i][1] for i in own]), tokens)
-            for context, own, tokens in zip(contexts, members, room, strict=True)
+            Item(digest(context, own), len(context) + max(map(len, own)))
+            for context, own in groups.items()
         ]
 
         def run(batch: list[int]) -> list[list[Likelihood]]:
             return score_continuations(
                 self.subject.model,
                 [contexts[g] for g in batch],
-                [[requests[i][1] for i in members[g]] for g in batch],
+                [continuations[g] for g in batch],
                 self.subject.batch_tokens,
             )
 
         values = self.subject.measure(self.task, None, items, run)
-        of = {
-            i: Likelihood(*one)
-            for own, scores in zip(members, values, strict=True)
-            for i, one in zip(own, scores, strict=True)
-        }
-        return [of[i] for i in range(len(requests))]
+        scores = {context: iter(own) for context, own in zip(contexts, values, strict=True)}
+        found = [Likelihood(*next(scores[tuple(context)])) for _, context, _ in requests]
+        return [(-one.nll, one.greedy) for one in found]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = True
     ) -> list[float]:
-        pieces, owners = [], []
-        for number, (text,) in enumerate(request.args for request in requests):
-            ids = self.tok_encode(text, add_special_tokens=False)
-            for window in utils.get_rolling_token_windows(
-                ids, self.prefix_token_id, self.window, context_len=1
-            ):
-                pieces.append(utils.make_disjoint_window(window))
-                owners.append(number)
-        totals = [0.0] * len(requests)
-        for owner, one in zip(owners, self._score(pieces), strict=True):
-            totals[owner] -= one.nll
-        return totals
+        raise InputError(f"{self.task} reads whole texts; {ALLOWED}")
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        contexts = [self.tok_encode(request.args[0]) for request in requests]
-        settings = [request.args[1] for request in requests]
-        for wanted in settings:
-            if wanted.get("do_sample"):
-                raise InputError(f"{self.task} draws its answers; only greedy ones can be had")
-        limits = [int(wanted.get("max_gen_toks", GENERATED)) for wanted in settings]
-        room = [len(ids) + limit for ids, limit in zip(contexts, limits, strict=True)]
-        items = [
-            Item(digest(ids, limit), tokens)
-            for ids, limit, tokens in zip(contexts, limits, room, strict=True)
-        ]
-
-        def run(batch: list[int]) -> list[list[int]]:
-            most = max(limits[i] for i in batch)
-            own = [contexts[i] for i in batch]
-            return complete(self.subject.model, own, most, self.eot_token_id)
-
-        found = self.subject.measure(self.task, None, items, run)
-        return [
-            _until(self.subject.tokenizer.decode(ids[:limit]), wanted.get("until") or [])
-            for ids, limit, wanted in zip(found, limits, settings, strict=True)
-        ]
-
-
-def _until(text: str, stops: str | Sequence[str]) -> str:
-    for stop in [stops] if isinstance(stops, str) else stops:
-        text = text.split(stop)[0] if stop else text
-    return text
+        raise InputError(f"{self.task} takes written answers; {ALLOWED}")

@@ -12,10 +12,12 @@ from typing import NamedTuple
 from ropepp.errors import InputError
 
 
-class BenchmarkFile(NamedTuple):
-    """A benchmark's data.
+class Benchmark(NamedTuple):
+    """A benchmark's data, a text for perplexity or a task of lm-eval.
 
     Attributes:
+        group: That of the paper's average which it belongs to; "" for a text.
+        yaml: Of a task, below ``lm_eval/tasks``.
         folder: Below ``--data``.
         split: Name of the file, and of the split where it is published.
         columns: What each line must have.
@@ -23,11 +25,13 @@ class BenchmarkFile(NamedTuple):
         name: Its configuration there, or None.
     """
 
+    group: str
+    yaml: str
     folder: str
     split: str
     columns: tuple[str, ...]
     path: str
-    name: str | None = None
+    name: str | None
 
     def file(self, data: Path) -> Path:
         """Where it lies."""
@@ -57,32 +61,21 @@ class BenchmarkFile(NamedTuple):
         return path
 
 
-class HarnessTask(NamedTuple):
-    """A task of lm-eval: its YAML below ``lm_eval/tasks``, its data, and the group of the paper's
-    average that it belongs to."""
-
-    yaml: str
-    source: BenchmarkFile
-    group: str
-
-
-def _read_table() -> tuple[dict[str, BenchmarkFile], dict[str, HarnessTask]]:
-    """Texts for perplexity, which have no group, and tasks of lm-eval."""
-    texts, tasks = {}, {}
+def _read_table() -> dict[str, Benchmark]:
+    found = {}
     with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             folder, _, split = row["file"].rpartition("/")
-            columns = tuple(row["columns"].split(";"))
-            name = row["configuration"] or None
-            source = BenchmarkFile(folder, split, columns, row["published"], name)
-            if row["group"]:
-                tasks[row["task"]] = HarnessTask(row["yaml"], source, row["group"])
-            else:
-                texts[row["task"]] = source
-    return texts, tasks
+            columns, name = tuple(row["columns"].split(";")), row["configuration"] or None
+            found[row["task"]] = Benchmark(
+                row["group"], row["yaml"], folder, split, columns, row["published"], name
+            )
+    return found
 
 
-TEXTS, TASKS = _read_table()
+BENCHMARKS = _read_table()
+TEXTS = {name: one for name, one in BENCHMARKS.items() if not one.group}
+TASKS = {name: one for name, one in BENCHMARKS.items() if one.group}
 
 # The nine groups of the paper's average, which are the harness' own but for TruthfulQA.
 GROUPS = {

@@ -17,7 +17,6 @@ same weight.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,26 +26,15 @@ from torch import Tensor
 from ropepp.errors import InputError
 from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.scores import Score, mean_of, ratio_of
-from ropepp.generate.text import column
+from ropepp.generate.text import column, document_ids
 from ropepp.train.evaluation import context_bins
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A text and what tables call it."""
 
     name: str
     text: str
-
-    @property
-    def words(self) -> int:
-        """Words as lm-eval counts them."""
-        return len(re.split(r"\s+", self.text))
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of UTF-8."""
-        return len(self.text.encode())
 
 
 class Window(NamedTuple):
@@ -94,26 +82,22 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
     return out
 
 
-class Perplexity(NamedTuple):
-    """Results of a text: rows of the table, and mean loss by number of tokens before, over all
-    windows, in bins that grow with it, four an octave."""
-
-    rows: list[Score]
-    by_position: dict[str, list[float]]
-
-
-def evaluate_text(subject: EvaluatedModel, text: Text, window: int, stride: int) -> Perplexity:
+def evaluate_text(
+    subject: EvaluatedModel, text: Text, window: int, stride: int
+) -> tuple[list[Score], dict[str, list[float]]]:
     """Perplexity of a text; see the top of this file for its two definitions.
 
     Besides, what compares models with different tokenizers: perplexity per word, the exponential of
     the summed loss over words, and bits per byte. Standard errors take windows as independent.
 
+    Returns:
+        Rows of the table, and mean loss by number of tokens before, over all windows, in bins that
+        grow with it, four an octave.
+
     Raises:
         InputError: See `windows`.
     """
-    tokenizer = subject.tokenizer
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = torch.tensor(bos + tokenizer.encode_batch([text.text])[0])
+    ids = torch.tensor(document_ids(subject.tokenizer, text.text))
     cut = windows(len(ids), window, stride)
     items = [Item(digest(ids[w.start : w.end].tolist(), w.scored), w.end - w.start) for w in cut]
     size = max(1, subject.batch_tokens // window)
@@ -134,7 +118,7 @@ def evaluate_text(subject: EvaluatedModel, text: Text, window: int, stride: int)
     values = subject.measure(f"perplexity {text.name}", window, items, run, batches)
     sums, counts = [value["nll"] for value in values], [w.scored for w in cut]
     rows = _rows(subject.name, text, window, sums, counts)
-    return Perplexity(rows, _by_position([value["by_position"] for value in values], cut))
+    return rows, _by_position([value["by_position"] for value in values], cut)
 
 
 def _rows(
@@ -149,13 +133,14 @@ def _rows(
     losses = {
         "per token, exact": (mean, error),
         "per token, paper": mean_of([s / n for s, n in zip(sums, counts, strict=True)]),
-        "per word": scaled(total / text.words),
+        # Words as lm-eval counts them.
+        "per word": scaled(total / len(re.split(r"\s+", text.text))),
     }
     numbers = {
         metric: (_exp(loss), None if stderr is None else _exp(loss) * stderr)
         for metric, (loss, stderr) in losses.items()
     }
-    numbers["bits per byte"] = scaled(total / text.bytes / math.log(2))
+    numbers["bits per byte"] = scaled(total / len(text.text.encode()) / math.log(2))
     return [
         Score(model, "perplexity", text.name, window, metric, *both, len(sums))
         for metric, both in numbers.items()
@@ -169,8 +154,8 @@ def _exp(loss: float) -> float:
 def _binned(loss_T: Tensor) -> list[float]:
     """Sums of a window's losses in the bins that have tokens."""
     bins = context_bins(len(loss_T))
-    sums = torch.zeros(int(bins[-1]) + 1, dtype=torch.float64).index_add(0, bins, loss_T)
-    return [float(sums[b]) for b in bins.unique()]
+    found: list[float] = bins.bincount(loss_T)[bins.unique()].tolist()
+    return found
 
 
 def _by_position(sums: Sequence[Sequence[float]], cut: Sequence[Window]) -> dict[str, list[float]]:
@@ -182,7 +167,7 @@ def _by_position(sums: Sequence[Sequence[float]], cut: Sequence[Window]) -> dict
         counts[filled] += sizes
     some = counts > 0
     return {
-        "position": [float(1 + (bins == b).nonzero().double().mean()) for b in bins.unique()],
+        "position": (bins.bincount(1.0 + torch.arange(len(bins))) / bins.bincount())[some].tolist(),
         "loss": (losses / counts)[some].tolist(),
         "count": counts[some].tolist(),
     }

@@ -4,14 +4,14 @@ A sample is drawn from (seed, task, index) alone: the same whatever the number o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from random import Random
 from typing import ClassVar
 
 from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.errors import InputError
+from ropepp.generate.text import document_ids
 
 FULL = 0.985  # share of the length at which a prompt is long enough
 AIM = 0.995  # share of it that the search for a prompt tries
@@ -69,14 +69,14 @@ class SizedTask(Task):
 
     Attributes:
         smallest: The least size.
-        largest: The greatest size, or None. A prompt of this size may be shorter than asked.
+        largest: The greatest size. A prompt of this size may be shorter than asked.
     """
 
     smallest: ClassVar[int] = 1
 
     @property
-    def largest(self) -> int | None:
-        return None
+    def largest(self) -> float:
+        return inf
 
     @abstractmethod
     def draft(self, rng: Random, size: int, length: int) -> Sample:
@@ -96,7 +96,7 @@ class SizedTask(Task):
 
     def _rate(self, tokenizer: Tokenizer, length: int) -> tuple[int, float]:
         """Tokens of a smallest sample, and about how many come with each unit of size."""
-        step = 100 if self.largest is None else min(100, self.largest - self.smallest)
+        step = int(min(100, self.largest - self.smallest))
         prompts = [
             self.draft(Random("rate"), size, length).prompt
             for size in (self.smallest, self.smallest + step)
@@ -110,46 +110,36 @@ class SizedTask(Task):
         """Size, tokens and sample."""
         for attempt in range(ATTEMPTS):
             rng_seed = f"{self.suite}/{self.name}/{key}/{attempt}"
-
-            def measure(size: int, rng_seed: str = rng_seed) -> tuple[int, Sample]:
-                sample = self.draft(Random(rng_seed), size, length)
-                return count_tokens(tokenizer, sample.prompt) + self.max_new_tokens, sample
-
-            found = _fit(measure, length, self.smallest, self.largest, size, slope)
+            found = self._fit(tokenizer, length, rng_seed, size, slope)
             if found is not None:
                 return found
         raise InputError(
             f"length is {length}; {self.suite} {self.name} needs more, counted with this tokenizer"
         )
 
-
-def _fit(
-    measure: Callable[[int], tuple[int, Sample]],
-    length: int,
-    smallest: int,
-    largest: int | None,
-    size: int,
-    slope: float,
-) -> tuple[int, int, Sample] | None:
-    """Size, tokens and sample of a prompt of `FULL` to 1 times the length, or of the greatest size
-    that fits; None if none does."""
-    low, high = smallest - 1, None if largest is None else largest + 1
-    found = None
-    while high is None or low + 1 < high:
-        size = max(size, low + 1) if high is None else min(max(size, low + 1), high - 1)
-        tokens, sample = measure(size)
-        if tokens > length:
-            high = size
-            size -= ceil((tokens - length) / slope)
-        else:
-            found = size, tokens, sample
-            if tokens >= FULL * length:
-                break
-            low = size
-            size += int((AIM * length - tokens) / slope)
-    return found
+    def _fit(
+        self, tokenizer: Tokenizer, length: int, rng_seed: str, size: int, slope: float
+    ) -> tuple[int, int, Sample] | None:
+        """Size, tokens and sample of a prompt of `FULL` to 1 times the length, or of the greatest
+        size that fits; None if none does."""
+        low, high = self.smallest - 1, self.largest + 1
+        found = None
+        while low + 1 < high:
+            size = int(min(max(size, low + 1), high - 1))
+            sample = self.draft(Random(rng_seed), size, length)
+            tokens = count_tokens(tokenizer, sample.prompt) + self.max_new_tokens
+            if tokens > length:
+                high = size
+                size -= ceil((tokens - length) / slope)
+            else:
+                found = size, tokens, sample
+                if tokens >= FULL * length:
+                    break
+                low = size
+                size += int((AIM * length - tokens) / slope)
+        return found
 
 
 def count_tokens(tokenizer: Tokenizer, text: str) -> int:
     """Tokens of a prompt: of the text, and one more where the tokenizer has a BOS."""
-    return len(tokenizer.encode_batch([text])[0]) + (tokenizer.bos_id is not None)
+    return len(document_ids(tokenizer, text))

@@ -88,27 +88,21 @@ def stream(
     if cache is None:
         cache = KVCache(len(model.layers), input_ids.shape[1] + max_new_tokens)
     ends = torch.tensor(sorted(stop_ids), device=input_ids.device)
-
-    def steps(
-        tokens: Tensor, positions: Tensor | None, document_ids: Tensor | None
-    ) -> Iterator[Tensor]:
-        ended = torch.zeros_like(tokens[:, :1], dtype=torch.bool)
-        for _ in range(max_new_tokens):
-            # A generator must not leave its caller in inference mode.
-            with torch.inference_mode():
-                last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
-                chosen = sampling.choose(model.lm_head(last), generator)
-                chosen = torch.where(ended, tokens[:, -1:], chosen)
-            yield chosen
-            if len(ends):
-                ended |= torch.isin(chosen, ends)
-                if bool(ended.all()):
-                    return
-            tokens = chosen
-            positions = positions[:, -1:] + 1 if positions is not None else None
-            document_ids = document_ids[:, -1:] if document_ids is not None else None
-
-    return steps(input_ids, positions, document_ids)
+    tokens, ended = input_ids, torch.zeros_like(input_ids[:, :1], dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        # A generator must not leave its caller in inference mode.
+        with torch.inference_mode():
+            last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
+            chosen = sampling.choose(model.lm_head(last), generator)
+            chosen = torch.where(ended, tokens[:, -1:], chosen)
+        yield chosen
+        if len(ends):
+            ended |= torch.isin(chosen, ends)
+            if bool(ended.all()):
+                return
+        tokens = chosen
+        positions = positions[:, -1:] + 1 if positions is not None else None
+        document_ids = document_ids[:, -1:] if document_ids is not None else None
 
 
 def read(

@@ -132,14 +132,19 @@ def column(path: Path, content: str, key: str) -> list[str]:
     return found
 
 
+def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The beginning of a document, with BOS if the tokenizer has one."""
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return begin + tokenizer.encode_batch([text])[0]
+
+
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """A prompt as the beginning of a document.
 
     Raises:
         InputError: It is empty, and the tokenizer has no token that begins a document.
     """
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = begin + tokenizer.encode_batch([prompt])[0]
+    ids = document_ids(tokenizer, prompt)
     if not ids:
         raise InputError("a prompt is empty, and the tokenizer has no begin-of-text token")
     return ids

@@ -11,23 +11,10 @@ from typing import Any
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
-from ropepp.model.folders.published import (
-    FOURIER_SETTINGS,
-    IMAGINARY_MODES,
-    OWN_TYPE,
-    position,
-)
+from ropepp.model.folders.published import FOURIER_SETTINGS, IMAGINARY_MODES, OWN_TYPE, position
 from ropepp.model.heads import HeadLayout
 from ropepp.model.plain import to_plain
-from ropepp.model.positions import (
-    PI,
-    ALiBi,
-    FoPE,
-    Position,
-    Pythia,
-    RoPE,
-    YaRN,
-)
+from ropepp.model.positions import PI, ALiBi, FoPE, Position, Pythia, RoPE, YaRN
 from ropepp.model.transformer import Transformer
 
 AUTO_MAP = {

@@ -38,7 +38,7 @@ def write_maps(run: Run, rows: int = 8, most_tokens: int = 16384) -> str | None:
     draw(maps, run.directory / IMAGE)
     content = {
         "checkpoint": checkpoint.name,
-        "rows": maps.rows,
+        "rows": len(maps.by_head),
         "length": maps.length,
         "heads": maps.heads,
         "measures": maps.measures,

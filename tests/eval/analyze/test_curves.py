@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from ropepp.eval.analyze.curves import (
-    ValueRanges,
     characteristic,
     cos_range,
     coverage,
     covered,
     limit,
+    ranges_met,
     seen,
     sin_range,
     table_of,
@@ -73,7 +73,7 @@ def test_values_met_by_a_grid(angle: float) -> None:
         "both a": [np.cos(grid), np.sin(grid)],
         "both b": [np.sin(grid), -np.cos(grid)],
     }
-    for key, ranges in ValueRanges.until(angle).values().items():
+    for key, ranges in ranges_met(angle).items():
         met = np.concatenate(values[key])
         share = len(np.unique(np.floor((met + 1) / 2 * cells).clip(0, cells - 1))) / cells
         assert covered(ranges) / 2 == pytest.approx(share, abs=3 / cells)
@@ -90,7 +90,7 @@ def test_imaginary_heads_widen_what_is_seen() -> None:
     """With both kinds, b_n has met all of [-1, 1] after a quarter turn instead of three, and both
     signs from the start."""
     for angle in np.linspace(0.01, 7, 300):
-        values = {key: covered(r) for key, r in ValueRanges.until(angle).values().items()}
+        values = {key: covered(r) for key, r in ranges_met(angle).items()}
         assert values["both a"] >= values["real a"]
         assert values["both b"] >= values["real b"]
         assert (values["both b"] > 2 - 1e-9) == (angle >= math.pi / 2)
@@ -116,14 +116,14 @@ def test_coverage() -> None:
     within = seen(frequencies(RoPE(scaling=PI(8))), 8 * 4095 + 1)
     assert all(s["known"] == pytest.approx(1, abs=1e-6) for s in coverage(trained, within).values())
     # By hand, for one slow pair: trained up to 0.5, used up to 1.
-    one = coverage([ValueRanges.until(0.5)], [ValueRanges.until(1.0)])
+    one = coverage([ranges_met(0.5)], [ranges_met(1.0)])
     assert one["real b"]["known"] == pytest.approx(math.sin(0.5) / math.sin(1.0))
     assert one["real a"]["known"] == pytest.approx((1 - math.cos(0.5)) / (1 - math.cos(1.0)))
 
 
 def test_table() -> None:
     f = frequencies(RoPE(), 8)
-    table = table_of("x", f, seen(f, 100))
+    table = table_of("x", f, f * 99)
     assert [line["pair"] for line in table] == [0, 1, 2, 3]
     assert table[1]["trained_angle"] == pytest.approx(0.1 * 99, rel=1e-6)
     assert (table[3]["cos_low"], table[3]["sin_high"]) == pytest.approx(

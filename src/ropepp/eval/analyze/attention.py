@@ -18,13 +18,7 @@ import numpy as np
 from ropepp.errors import InputError
 from ropepp.eval.analyze.attention_maps import MEASURES, AttentionMaps, attention_maps, draw
 from ropepp.eval.analyze.heads import head_pairs, kinds_of
-from ropepp.eval.analyze.output import (
-    COLORS,
-    Floats,
-    canvas,
-    draw_intervals,
-    save,
-)
+from ropepp.eval.analyze.output import COLORS, Floats, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import read_rows
 from ropepp.interop.saved import SavedModel
 from ropepp.model.heads import HeadLayout

@@ -4,20 +4,17 @@ The weights are computed beside the kernel, from the queries and keys that it ge
 queries: memory grows with the length, not with its square. The model's output stays what it was.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import canvas
-from ropepp.model.kernels import Backend, Request, attention
-from ropepp.model.kernels.backend import never
 from ropepp.model.transformer import Transformer
 
 MEASURES = ("distance", "entropy", "first_token", "same_token")
@@ -52,11 +49,6 @@ class AttentionMaps:
         return {kind: len(heads) for kind, heads in self.kinds.items()}
 
     @property
-    def rows(self) -> int:
-        """Rows of tokens that were read."""
-        return len(self.by_head)
-
-    @property
     def measures(self) -> dict[str, dict[str, list[float]]]:
         """By kind and name, means over rows and heads in each layer."""
         return {
@@ -82,7 +74,7 @@ def attention_maps(
     row at a time.
 
     Args:
-        model: Any variant; its backends stay as they are.
+        model: Any variant.
         input_ids: (B, T) int64.
         block: Queries whose weights are in memory at a time.
         size: Most bins of a map in each direction.
@@ -90,15 +82,16 @@ def attention_maps(
     Raises:
         InputError: ``block`` or ``size`` is below 1, or several processes share the model's rows.
     """
-    if block < 1 or size < 1:
-        raise InputError(f"block is {block} and size {size}; both must be at least 1")
+    at_least(1, block=block, size=size)
     if model.sequence is not None:
         raise InputError("attention maps need whole rows; here several processes share them")
     B, T = input_ids.shape
     width = -(-T // size)
     kinds = kinds_of(model.layout)
     sums = [_Sums(kinds, T, width, block) for _ in model.blocks()]
-    with _recording(model, sums):
+    with ExitStack() as hooks:
+        for module, own in zip(model.blocks(), sums, strict=True):
+            hooks.enter_context(module.self_attn.position.register_forward_hook(own.add))
         for row in input_ids.split(1):
             model.hidden(row)
     by_head = torch.stack([torch.stack(one.measures) for one in sums], dim=1) / T
@@ -119,23 +112,17 @@ class _Sums:
         self.maps = {kind: torch.zeros(n, n, dtype=torch.float64) for kind in kinds}
         self.measures: list[Tensor] = []  # of each row, (heads, measures)
 
-    def run(self, request: Request, inner: str | Backend) -> Tensor:
-        """Adds what the heads of one row attend to; another backend does the work."""
-        T = request.q.shape[1]
+    def add(self, layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """A hook of a position layer: adds what the heads of one row attend to."""
+        q_THD, k_SKD = (x[0].float() for x in output)
+        slopes, T = layer.alibi_slopes(args[2]), len(q_THD)
         blocks = [
-            self._add_block(_weights(request, start, min(start + self.block, T)), start)
+            self._add_block(
+                _weights(q_THD[start : start + self.block], k_SKD, start, slopes), start
+            )
             for start in range(0, T, self.block)
         ]
         self.measures.append(torch.stack(blocks).sum(0))
-        return attention(
-            request.q,
-            request.k,
-            request.v,
-            causal=request.causal,
-            alibi_slopes=request.alibi_slopes,
-            scale=request.scale,
-            backend=inner,
-        )
 
     def _add_block(self, weights_HtS: Tensor, start: int) -> Tensor:
         """Adds to the maps; returns the measures' sums over these queries, (heads, measures)."""
@@ -156,17 +143,15 @@ class _Sums:
         return torch.stack(values, dim=-1).double().sum(1).cpu()
 
 
-def _weights(request: Request, start: int, stop: int) -> Tensor:
-    """Attention weights (H, stop - start, stop) of some queries of the row: float32, as
+def _weights(q_tHD: Tensor, k_SKD: Tensor, start: int, slopes_H: Tensor | None) -> Tensor:
+    """Attention weights (H, t, start + t) of the row's queries from ``start`` on, float32, as
     `ropepp.model.kernels.definition` has them."""
-    K = request.k.shape[2]
-    q = request.q[0, start:stop].float().unflatten(1, (K, -1))
-    k = request.k[0, :stop].float()
-    scores = torch.einsum("tkgd,skd->kgts", q, k).flatten(0, 1) * request.scale
-    index = torch.arange(stop, device=k.device)
+    q, k = q_tHD.unflatten(1, (k_SKD.shape[1], -1)), k_SKD[: start + len(q_tHD)]
+    scores = torch.einsum("tkgd,skd->kgts", q, k).flatten(0, 1) * q.shape[-1] ** -0.5
+    index = torch.arange(len(k), device=k.device)
     distance = index[start:, None] - index[None, :]
-    if request.alibi_slopes is not None:
-        scores = scores - request.alibi_slopes.float()[:, None, None] * distance.abs()
+    if slopes_H is not None:
+        scores = scores - slopes_H.float()[:, None, None] * distance.abs()
     return scores.masked_fill(distance < 0, -torch.inf).softmax(-1)
 
 
@@ -178,21 +163,6 @@ def _visible_pairs(T: int, width: int) -> Tensor:
     keys = (query[:, None] + 1 - width * torch.arange(n)).clamp(0, width).double()
     pairs = torch.zeros(n, n, dtype=torch.float64).index_add_(0, query // width, keys)
     return pairs.masked_fill(pairs == 0, torch.nan)
-
-
-@contextmanager
-def _recording(model: Transformer, sums: list[_Sums]) -> Iterator[None]:
-    """Inside the context, each layer has a backend of its own, which shows the request to the
-    layer's sums and leaves the work to the backend that was there."""
-    layers = [block.self_attn for block in model.blocks()]
-    before = [layer.backend for layer in layers]
-    try:
-        for layer, own, inner in zip(layers, sums, before, strict=True):
-            layer.backend = Backend("recording", never, partial(own.run, inner=inner))
-        yield
-    finally:
-        for layer, inner in zip(layers, before, strict=True):
-            layer.backend = inner
 
 
 def draw(maps: AttentionMaps, path: Path) -> None:

@@ -12,14 +12,13 @@ average, the heads weigh a distance by c_re(d) = mean_n cos(f_n d) and c_im(d) =
 Within a trained length, f_n d runs from 0 to x_n = f_n (length - 1). A real head alone multiplies
 a_n by cos over that range and b_n by sin. Where a real and an imaginary head share a query, a_n
 meets sin too, and b_n meets -cos: the paper says that this exposes queries and keys to a wider
-range of positional information. `ValueRanges` has these ranges; they are those of real angles
+range of positional information. `ranges_met` has these ranges; they are those of real angles
 between the ends, not of whole distances alone.
 """
 
 import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ropepp.eval.analyze.output import COLORS, Floats, canvas, save
 from ropepp.model.positions import PI, RoPE, YaRN
 
 Range = tuple[float, float]
+ValueRanges = dict[str, list[Range]]
 FULL = 2.0 - 1e-12  # length of [-1, 1], less rounding
 POINTS = 400  # of a curve
 NAMES = {
@@ -90,46 +90,24 @@ def covered(ranges: Sequence[Range]) -> float:
     return total
 
 
-@dataclass(frozen=True)
-class ValueRanges:
-    """What a pair of dimensions is multiplied with at all distances up to a length.
-
-    Attributes:
-        angle: Largest angle, f_n (length - 1).
-        cos: Range of cos, by which a real head multiplies a_n.
-        sin: Range of sin, by which a real head multiplies b_n, and an imaginary one a_n.
-    """
-
-    angle: float
-    cos: Range
-    sin: Range
-
-    @classmethod
-    def until(cls, angle: float) -> "ValueRanges":
-        """What angles from 0 to this one show."""
-        return cls(angle, cos_range(angle), sin_range(angle))
-
-    def values(self) -> dict[str, list[Range]]:
-        """Values by which a_n and b_n are multiplied: by a real head alone, and by a real and an
-        imaginary head that share the query."""
-        negative = (-self.cos[1], -self.cos[0])
-        return {
-            "real a": [self.cos],
-            "real b": [self.sin],
-            "both a": [self.cos, self.sin],
-            "both b": [self.sin, negative],
-        }
+def ranges_met(angle: float) -> ValueRanges:
+    """Values by which a_n and b_n are multiplied at angles from 0 to ``angle`` >= 0: by a real head
+    alone ("real a", "real b"), and by a real and an imaginary head that share the query ("both a",
+    "both b")."""
+    cos, sin = cos_range(angle), sin_range(angle)
+    negative = (-cos[1], -cos[0])
+    return {"real a": [cos], "real b": [sin], "both a": [cos, sin], "both b": [sin, negative]}
 
 
 def seen(frequencies: Floats, length: int) -> list[ValueRanges]:
     """What each pair of dimensions sees in ``length`` tokens."""
-    return [ValueRanges.until(float(f) * (length - 1)) for f in frequencies]
+    return [ranges_met(float(f) * (length - 1)) for f in frequencies]
 
 
 def coverage(
     trained: Sequence[ValueRanges], reached: Sequence[ValueRanges]
 ) -> dict[str, dict[str, float]]:
-    """How wide a range training shows, for each key of `ValueRanges.values`.
+    """How wide a range training shows, for each key of `ranges_met`.
 
     Args:
         trained: Of each pair of dimensions in training.
@@ -141,9 +119,9 @@ def coverage(
         reached values that training has shown.
     """
     found = {}
-    for key in ValueRanges.until(0.0).values():
-        ours = [one.values()[key] for one in trained]
-        theirs = [one.values()[key] for one in reached]
+    for key in trained[0]:
+        ours = [one[key] for one in trained]
+        theirs = [one[key] for one in reached]
         widths = np.array([covered(ranges) for ranges in ours])
         reach = np.array([covered(ranges) for ranges in theirs])
         union = np.array([covered([*a, *b]) for a, b in zip(ours, theirs, strict=True)])
@@ -158,27 +136,18 @@ def coverage(
     return found
 
 
-def table_of(
-    name: str, frequencies: Floats, trained: Sequence[ValueRanges]
-) -> list[dict[str, Any]]:
-    """A line of a table for each pair of dimensions."""
-    return [
-        {
-            "setting": name,
-            "pair": n,
-            "frequency": float(f),
-            "trained_angle": one.angle,
-            "cos_low": one.cos[0],
-            "cos_high": one.cos[1],
-            "sin_low": one.sin[0],
-            "sin_high": one.sin[1],
-            **{
-                f"share_{key.replace(' ', '_')}": covered(ranges) / 2
-                for key, ranges in one.values().items()
-            },
-        }
-        for n, (f, one) in enumerate(zip(frequencies, trained, strict=True))
-    ]
+def table_of(name: str, frequencies: Floats, trained: Floats) -> list[dict[str, Any]]:
+    """A line of a table for each pair of dimensions, with its largest trained angle."""
+    table = []
+    for n, (f, angle) in enumerate(zip(frequencies.tolist(), trained.tolist(), strict=True)):
+        met = ranges_met(angle)
+        line = {"setting": name, "pair": n, "frequency": f, "trained_angle": angle}
+        line["cos_low"], line["cos_high"] = met["real a"][0]
+        line["sin_low"], line["sin_high"] = met["real b"][0]
+        for key, ranges in met.items():
+            line[f"share_{key.replace(' ', '_')}"] = covered(ranges) / 2
+        table.append(line)
+    return table
 
 
 def settings(options: Namespace) -> dict[str, RoPE]:
@@ -227,7 +196,7 @@ def analyze(options: Namespace) -> None:
         curves[name] = characteristic(frequencies, d)
         trained[name] = seen(plain, options.trained_length)
         shares[name] = coverage(trained[name], seen(frequencies, options.length))
-        lines += table_of(name, frequencies, trained[name])
+        lines += table_of(name, frequencies, plain * (options.trained_length - 1))
     limits = {f"theta {theta:g}": limit(theta, d[1:]) for theta in options.theta}
     facts = {
         "head_dim": options.head_dim,
@@ -306,7 +275,7 @@ def draw_seen(trained: Mapping[str, Sequence[ValueRanges]], path: Path) -> None:
             for panel, factor in zip(line, "ab", strict=True):
                 for key, color, width in ((f"both {factor}", COLORS[1], 0.9),
                                           (f"real {factor}", COLORS[0], 0.45)):  # fmt: skip
-                    bars = [(n, r) for n, one in enumerate(pairs) for r in one.values()[key]]
+                    bars = [(n, r) for n, one in enumerate(pairs) for r in one[key]]
                     bottoms = [low for _, (low, _) in bars]
                     heights = [high - low for _, (low, high) in bars]
                     panel.bar([n for n, _ in bars], heights, width, bottoms, color=color,

@@ -10,7 +10,7 @@ give.
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,27 +21,29 @@ from torch import Tensor, nn
 
 from ropepp.data.recall.accuracy import STREAM
 from ropepp.data.recall.task import RecallRows
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
-from ropepp.eval.analyze.rows import (
-    BATCH_TOKENS,
-    LENGTH,
-    RECALL_UNIT,
-    read_rows,
-    recall_data,
-)
+from ropepp.eval.analyze.rows import BATCH_TOKENS, LENGTH, RECALL_UNIT, read_rows, recall_data
 from ropepp.eval.generated import encoded_samples
 from ropepp.eval.likelihood import score_continuations
 from ropepp.generate.decode import complete
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
 from ropepp.statistics import compare, sample_sd, t_interval
+from ropepp.train.evaluation import model_inputs
 
 # (kind, layer, shape of the queries of that kind (B, T, heads, D)) -> standard normal noise
 NoiseSource = Callable[[str, int, torch.Size], Tensor]
 HeadKind = Literal["real", "imaginary"]
 KINDS: tuple[HeadKind, ...] = ("real", "imaginary")
+# What lines of the table have for people, with the ends of its interval.
+ENDS = {
+    "real": ("real_low", "real_high"),
+    "imaginary": ("imaginary_low", "imaginary_high"),
+    "difference": ("low", "high"),
+}
+NAMES = ("loss", "perplexity", "accuracy")
 Measure = Callable[[], Mapping[str, float]]
 Values = Mapping[tuple[HeadKind, float], Mapping[int, float]]
 UNITS = {
@@ -78,37 +80,37 @@ class UnitNoise:
 
 @contextmanager
 def noisy_queries(
-    model: Transformer,
-    std: float,
-    target: Literal["real", "imaginary", "both"],
-    noise: NoiseSource,
+    model: Transformer, std: float, kind: HeadKind, noise: NoiseSource
 ) -> Iterator[None]:
     """Inside the context, adds noise to the queries of the real or imaginary heads of all layers.
 
     Args:
         model: A model whose layout has heads of the kind: phase 0 is real, -90 degrees imaginary.
         std: Standard deviation of the noise, in units of the rotated queries.
-        target: Which heads are disturbed.
+        kind: Which heads are disturbed.
         noise: Source of the noise.
 
     Raises:
         InputError: ``std`` is negative, or there are no such heads.
     """
-    if not std >= 0:
-        raise InputError(f"noise std is {std}; it must be at least 0")
-    wanted: tuple[str, ...] = KINDS if target == "both" else (target,)
-    heads = {kind: own for kind, own in kinds_of(model.layout).items() if kind in wanted}
+    at_least(0, "noise ", std=std)
+    heads = kinds_of(model.layout).get(kind, [])
     if not heads:
-        raise InputError(f"noise target is {target!r}; the model has no heads of that kind")
-    handles = [
-        block.self_attn.position.register_forward_hook(_hook(layer, std, heads, noise))
-        for layer, block in enumerate(model.blocks())
-    ]
-    try:
+        raise InputError(f"noise target is {kind!r}; the model has no heads of that kind")
+
+    def add(
+        layer: int, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        q, k = output[0].clone(), output[1]
+        unit = noise(kind, layer, q[:, :, heads].shape)
+        q[:, :, heads] += (std * unit).to(q.device, q.dtype)
+        return q, k
+
+    with ExitStack() as hooks:
+        for layer, block in enumerate(model.blocks()):
+            hook = partial(add, layer)
+            hooks.enter_context(block.self_attn.position.register_forward_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def noise_study(
@@ -158,28 +160,17 @@ def noise_study(
     return clean, values
 
 
-def _hook(
-    layer: int, std: float, heads: dict[str, list[int]], noise: NoiseSource
-) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
-    def add(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        q, k = output
-        q = q.clone()
-        for kind, own in heads.items():
-            unit = noise(kind, layer, q[:, :, own].shape)
-            q[:, :, own] += (std * unit).to(q.device, q.dtype)
-        return q, k
-
-    return add
-
-
 @torch.no_grad()
-def mean_loss(model: Transformer, ids: Tensor, targets: Tensor) -> dict[str, float]:
+def mean_loss(
+    model: Transformer, ids: Tensor, targets: Tensor, names: Sequence[str] = NAMES
+) -> dict[str, float]:
     """Mean cross entropy of the targets in nats, its exponential, and their accuracy.
 
     Args:
         model: The model.
         ids: (B, T) int64, each row a document.
         targets: (B, T) int64, or the model's ``ignore_index``.
+        names: Which of them are wanted, in this order.
     """
     device = model.embed_tokens.weight.device
     losses, right, count = 0.0, 0, 0
@@ -190,7 +181,8 @@ def mean_loss(model: Transformer, ids: Tensor, targets: Tensor) -> dict[str, flo
         right += int(hits.sum())
         count += int((wanted != model.ignore_index).sum())
     loss = losses / count
-    return {"loss": loss, "perplexity": float(np.exp(loss)), "accuracy": right / count}
+    found = {"loss": loss, "perplexity": float(np.exp(loss)), "accuracy": right / count}
+    return {name: found[name] for name in names}
 
 
 def text_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
@@ -201,11 +193,7 @@ def text_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[s
             f"{saved.path} was trained on recall, whose filler is random: give --metric recall, or"
             " --text"
         )
-
-    def measure() -> dict[str, float]:
-        found = mean_loss(saved.model, text.ids[:, :-1], text.ids[:, 1:])
-        return {key: found[key] for key in ("loss", "perplexity")}
-
+    measure = partial(mean_loss, saved.model, text.inputs, text.ids[:, 1:], ("loss", "perplexity"))
     rows, length = text.inputs.shape
     return measure, {"text": text.source, "unit": text.unit, "rows": rows, "length": length}
 
@@ -216,11 +204,7 @@ def recall_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict
     length = options.length or data.sequence_length
     rows = RecallRows(length, data.pairs, data.vocab_size, options.rows, None, options.seed, STREAM)
     batch = rows.batch(range(options.rows))
-
-    def measure() -> dict[str, float]:
-        found = mean_loss(saved.model, batch["input_ids"], batch["targets"])
-        return {key: found[key] for key in ("accuracy", "loss")}
-
+    measure = partial(mean_loss, saved.model, *model_inputs(batch)[:2], ("accuracy", "loss"))
     return measure, {"text": "associative recall", "rows": options.rows, "length": length}
 
 
@@ -311,7 +295,7 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
     print("\n".join(summary(saved.name, table, facts)))
     scalars: dict[str, dict[int, float]] = {}
     for line in table:
-        for kind in (*KINDS, "difference"):
+        for kind in ENDS:
             of_kind = scalars.setdefault(f"noise/{line['metric']}/{kind}", {})
             of_kind[round(1000 * line["std"])] = line[kind]
     name = "noise" if options.metric == "perplexity" else f"noise_{options.metric}"
@@ -336,11 +320,7 @@ def summary(name: str, table: Sequence[Mapping[str, Any]], facts: Mapping[str, A
         for line in own:
             cells = [
                 f"{line[key]:+.4g} ({line[low]:+.4g} {line[high]:+.4g})"
-                for key, low, high in (
-                    ("real", "real_low", "real_high"),
-                    ("imaginary", "imaginary_low", "imaginary_high"),
-                    ("difference", "low", "high"),
-                )
+                for key, (low, high) in ENDS.items()
             ]
             columns = " ".join(f"{cell:>30}" for cell in cells)
             lines.append(f"{line['std']:>5g} {columns}  {line['verdict']}")
@@ -353,14 +333,10 @@ def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     x = np.array([line["std"] for line in lines])
     with canvas(path, 15, 6.5) as figure:
         left, right = figure.subplots(1, 2)
-        series = [
-            (left, "real", "real_low", "real_high", COLORS[0], "o-"),
-            (left, "imaginary", "imaginary_low", "imaginary_high", COLORS[1], "s-"),
-            (right, "difference", "low", "high", COLORS[2], "D-"),
-        ]
-        for panel, key, low, high, color, fmt in series:
+        styles = zip((left, left, right), COLORS[:3], ("o-", "s-", "D-"), strict=True)
+        for (key, ends), (panel, color, fmt) in zip(ENDS.items(), styles, strict=True):
             label = f"noise on {key} heads"
-            draw_intervals(panel, x, lines, (key, low, high), fmt=fmt, color=color, label=label)
+            draw_intervals(panel, x, lines, (key, *ends), fmt=fmt, color=color, label=label)
         left.legend()
         left.set_title(f"change of {UNITS[metric]}")
         right.set_title("imaginary $-$ real, same noise")

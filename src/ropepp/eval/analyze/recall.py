@@ -16,6 +16,7 @@ from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import BATCH_TOKENS, recall_data
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
+from ropepp.train.evaluation import model_inputs
 
 MULTIPLES = (1, 2, 4, 8)  # of the trained length
 
@@ -66,12 +67,7 @@ def recall_accuracy(
             for start in range(0, rows, step):
                 batch = made[n, T].batch(range(start, min(start + step, rows)))
                 batch = {key: value.to(device) for key, value in batch.items()}
-                _, hits = model.evaluate(
-                    batch["input_ids"],
-                    batch["targets"],
-                    batch.get("positions"),
-                    batch.get("document_ids"),
-                )
+                _, hits = model.evaluate(*model_inputs(batch))
                 sums += count(hits, model.local_part(distances(batch, n)), bins).cpu()
         cells += to_cells(sums, n)
     return cells

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.tokenizer import Tokenizer
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.eval.perplexity import read_text
 from ropepp.interop.saved import SavedModel
 
@@ -64,8 +64,7 @@ def read_rows(
     Raises:
         InputError: There is no such text, or none long enough; the numbers are below 1.
     """
-    if rows < 1 or (length is not None and length < 1):
-        raise InputError(f"rows is {rows}, length {length}; both must be at least 1")
+    at_least(1, rows=rows, length=length)
     wanted = length or saved.data_arguments.get("sequence_length", LENGTH)
     if texts:
         return _pieces(texts, saved.tokenizer(tokenizer), rows, wanted)

@@ -1,5 +1,6 @@
 """BABILong (arXiv 2406.10149): facts of bAbI among other sentences, at any length."""
 
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from random import Random
 
 from ropepp.errors import InputError
 from ropepp.eval.babilong.original import FOLDER, read_stories
-from ropepp.eval.babilong.prompts import PROMPTS
 from ropepp.eval.babilong.scoring import scores
 from ropepp.eval.babilong.stories import STORIES, Story
 from ropepp.eval.ruler.background import given, sentences, speech_files
 from ropepp.eval.tasks import Sample, SizedTask, Task
 
+# What stands before the context, by task.
+PROMPTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
 BOOKS = "pg19"
 MIN_WORDS = 8  # of a sentence of the background; the original has 10 tokens of GPT-2
 # Share of a simulated task's most frequent answer; of 20,000 stories where it is no fraction.
@@ -45,7 +47,8 @@ class FactQuestions(SizedTask):
         places = sorted(rng.choices(range(len(pieces) + 1), k=len(story.facts)))
         for place, fact in reversed(list(zip(places, story.facts, strict=True))):
             pieces.insert(place, fact)
-        prompt = PROMPTS[self.name].text(" ".join(pieces), story.question)
+        context = f"<context>\n{' '.join(pieces)}\n</context>"
+        prompt = f"{PROMPTS[self.name]}\n\n{context}\n\nQuestion: {story.question}"
         return Sample(prompt, (story.answer,), story.question)
 
     def _background(self, rng: Random, size: int) -> list[str]:

@@ -1,6 +1,5 @@
 """The 13 tasks of RULER (arXiv 2404.06654), at any length and with any tokenizer."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from ropepp.eval.ruler.niah import Needles
 from ropepp.eval.ruler.pools import (
     HOTPOT,
     SQUAD,
-    Pool,
     read_hotpot,
     read_squad,
     speech_presidents,
@@ -37,8 +35,9 @@ def ruler_tasks(data: Path | None) -> list[Task]:
     essay, squad, hotpot = (given(data, name) for name in (ESSAYS, SQUAD, HOTPOT))
     if essay is None or squad is None or hotpot is None:
         speech_files()
-    if essay is not None:
-        essay_words(essay)
+    for path, read in ((essay, essay_words), (squad, read_squad), (hotpot, read_hotpot)):
+        if path is not None:
+            read(path)  # and keeps it
 
     hidden = partial(Needles, haystack="essay", essay=essay, official=essay is not None)
     return [
@@ -53,17 +52,10 @@ def ruler_tasks(data: Path | None) -> list[Task]:
         VariableTracking(),
         CommonWords(),
         FrequentWords(),
-        DocumentQuestions("qa_1", _loader(squad, read_squad, speech_years), squad is not None),
         DocumentQuestions(
-            "qa_2", _loader(hotpot, read_hotpot, speech_presidents), hotpot is not None
+            "qa_1", partial(read_squad, squad) if squad else speech_years, bool(squad)
+        ),
+        DocumentQuestions(
+            "qa_2", partial(read_hotpot, hotpot) if hotpot else speech_presidents, bool(hotpot)
         ),
     ]
-
-
-def _loader(
-    path: Path | None, read: Callable[[Path], Pool], stand_in: Callable[[], Pool]
-) -> Callable[[], Pool]:
-    if path is None:
-        return stand_in
-    pool = read(path)
-    return lambda: pool

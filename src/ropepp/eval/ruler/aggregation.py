@@ -1,7 +1,6 @@
 """Common and frequent words. RULER (arXiv 2404.06654), section 3.3."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from math import pi
 from random import Random
@@ -29,19 +28,16 @@ LETTERS = 6
 TOKENS_A_WORD = 50  # of the prompt's length for each word of the coded vocabulary
 
 
-@dataclass(frozen=True)
 class CommonWords(RulerTask, SizedTask):
     """Ten words are listed 30 times, the others 3 times, after one solved example; a size is a
     number of different words."""
 
-    name: str = "cwe"
-    official: bool = True
-
+    name = "cwe"
     max_new_tokens = 120
     smallest = NUM_COMMON + 1
 
     @property
-    def largest(self) -> int:
+    def largest(self) -> float:
         return len(_all_words())
 
     def draft(self, rng: Random, size: int, length: int) -> Sample:
@@ -68,14 +64,11 @@ def _all_words() -> tuple[str, ...]:
     return tuple(sorted({word for kind in ("noun", "adjective", "verb") for word in words(kind)}))
 
 
-@dataclass(frozen=True)
 class FrequentWords(RulerTask, SizedTask):
     """Coded words with the frequencies of a zeta distribution, the first of them dots; a size is
     its number of words before rounding down."""
 
-    name: str = "fwe"
-    official: bool = True
-
+    name = "fwe"
     max_new_tokens = 50
     smallest = 100
 

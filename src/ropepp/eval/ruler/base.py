@@ -14,6 +14,7 @@ class RulerTask(Task):
     `any_answer`, 1 if it holds one of them."""
 
     suite = "ruler"
+    official = True
     baseline = 0.0
     any_answer = False
 

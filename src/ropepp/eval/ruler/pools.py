@@ -43,6 +43,7 @@ class Pool:
     baseline: float = 0.0
 
 
+@cache
 def read_squad(path: Path) -> Pool:
     """The development set of SQuAD 2.0; questions without an answer are left out.
 
@@ -68,6 +69,7 @@ def read_squad(path: Path) -> Pool:
     return _checked(Pool(documents, questions), path)
 
 
+@cache
 def read_hotpot(path: Path) -> Pool:
     """The development set of HotpotQA with distractors.
 

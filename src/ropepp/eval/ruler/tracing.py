@@ -1,6 +1,5 @@
 """Variable tracking: a chain of assignments in noise. RULER (arXiv 2404.06654), section 3.2."""
 
-from dataclasses import dataclass
 from random import Random
 from string import ascii_uppercase
 
@@ -19,14 +18,11 @@ HOPS = 4
 EXAMPLE_NOISE = 10  # what the original's rule, at most 500 tokens in steps of 5, comes to
 
 
-@dataclass(frozen=True)
 class VariableTracking(RulerTask, SizedTask):
     """Asks for all variables that come to hold a value, after one solved example; a size is a
     number of repetitions of the noise."""
 
-    name: str = "vt"
-    official: bool = True
-
+    name = "vt"
     max_new_tokens = 30
     smallest = HOPS + 2
 
