@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ropepp.model.kernels.request import HALF, Request
 
-Check = Callable[[Request], str | None]
-
 
 @dataclass(frozen=True)
 class Backend:
@@ -20,23 +18,14 @@ class Backend:
 
     Args:
         name: As in `BACKENDS`.
-        refuse: Says in words why this backend cannot serve a request here, or None if it can.
+        refuse: Says in words why this backend cannot serve a request here, or None if it can. The
+            reasons below are asked in turn: a package is imported only where it could serve.
         run: (B, T, H, D) in the queries' dtype for a request that is not refused.
     """
 
     name: str
-    refuse: Check
+    refuse: Callable[[Request], str | None]
     run: Callable[[Request], Tensor]
-
-
-def first_of(*checks: Check) -> Check:
-    """The first reason that any of ``checks`` has; later ones are not asked, so that a package is
-    imported only where it could serve."""
-
-    def refuse(request: Request) -> str | None:
-        return next((reason for check in checks if (reason := check(request)) is not None), None)
-
-    return refuse
 
 
 def never(request: Request) -> str | None:
@@ -44,57 +33,39 @@ def never(request: Request) -> str | None:
     return None
 
 
-def half_on_cuda(*checks: Check, slopes: bool = False) -> Check:
-    """What a kernel for half precision on a GPU refuses, with or without ALiBi, and then
-    ``checks``."""
-
-    def refuse(request: Request) -> str | None:
-        if not request.q.is_cuda:
-            return f"it needs CUDA tensors, and these are on {request.q.device}"
-        if request.q.dtype not in HALF:
-            dtype = str(request.q.dtype).removeprefix("torch.")
-            return f"it needs bfloat16 or float16, and this is {dtype}"
-        if request.alibi_slopes is not None and not slopes:
-            return "it has no ALiBi slopes"
-        return document_ids(request)
-
-    return first_of(refuse, *checks)
+def half_on_cuda(request: Request, slopes: bool = False) -> str | None:
+    """What a kernel for half precision on a GPU refuses, with or without ALiBi."""
+    if not request.q.is_cuda:
+        return f"it needs CUDA tensors, and these are on {request.q.device}"
+    if request.q.dtype not in HALF:
+        dtype = str(request.q.dtype).removeprefix("torch.")
+        return f"it needs bfloat16 or float16, and this is {dtype}"
+    if request.alibi_slopes is not None and not slopes:
+        return "it has no ALiBi slopes"
+    return document_ids(request)
 
 
 def document_ids(request: Request) -> str | None:
     return None if request.document_ids is None else "it takes no document ids of single keys"
 
 
-def head_size(multiple: int, most: int) -> Check:
+def head_size(request: Request, multiple: int, most: int) -> str | None:
     """Refuses heads whose size is not a multiple or too large."""
-
-    def refuse(request: Request) -> str | None:
-        size = request.q.shape[-1]
-        if size % multiple == 0 and size <= most:
-            return None
-        return f"it needs a head size in multiples of {multiple} up to {most}, and this is {size}"
-
-    return refuse
+    size = request.q.shape[-1]
+    if size % multiple == 0 and size <= most:
+        return None
+    return f"it needs a head size in multiples of {multiple} up to {most}, and this is {size}"
 
 
-def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a GPU."""
-    return torch.cuda.get_device_capability(device)
-
-
-def older_than(major: int, name: str) -> Check:
+def older_than(request: Request, major: int, name: str) -> str | None:
     """Refuses GPUs of a lower compute capability than that of generation ``name``."""
-
-    def refuse(request: Request) -> str | None:
-        found = capability(request.q.device)
-        if found[0] >= major:
-            return None
-        return (
-            f"it needs a GPU of compute capability {major}.0 ({name}) or newer, and this has "
-            f"{found[0]}.{found[1]}"
-        )
-
-    return refuse
+    found = torch.cuda.get_device_capability(request.q.device)
+    if found[0] >= major:
+        return None
+    return (
+        f"it needs a GPU of compute capability {major}.0 ({name}) or newer, and this has "
+        f"{found[0]}.{found[1]}"
+    )
 
 
 @functools.cache

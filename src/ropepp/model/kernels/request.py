@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,26 +43,12 @@ def _identity(tensor: Tensor) -> tuple[int, int]:
     return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
-class Lengths(NamedTuple):
-    """Lengths of documents, known to the host.
-
-    Attributes:
-        sizes: Of each document.
-        total: Their sum.
-        longest: Their maximum.
-    """
-
-    sizes: tuple[int, ...]
-    total: int
-    longest: int
+_LENGTHS: Recent[tuple[int, ...]] = Recent()
 
 
-_LENGTHS: Recent[Lengths] = Recent()
-
-
-def lengths(cu_seqlens: Tensor) -> Lengths:
-    """Lengths from boundaries (documents + 1,); on a GPU this waits for the device, once for all
-    layers.
+def lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
+    """Lengths of documents from boundaries (documents + 1,), known to the host; on a GPU this waits
+    for the device, once for all layers.
 
     Raises:
         InputError: They do not begin at 0, or fall.
@@ -70,7 +56,7 @@ def lengths(cu_seqlens: Tensor) -> Lengths:
     return _LENGTHS.get((cu_seqlens,), lambda: _lengths(cu_seqlens))
 
 
-def _lengths(cu_seqlens: Tensor) -> Lengths:
+def _lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
     bounds = cu_seqlens.tolist()
     sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
     if not sizes or bounds[0] != 0 or min(sizes) < 0:
@@ -78,29 +64,7 @@ def _lengths(cu_seqlens: Tensor) -> Lengths:
             f"boundaries of documents are {bounds[:8]}{'...' if len(bounds) > 8 else ''}; "
             "they must begin at 0 and never fall"
         )
-    return Lengths(sizes, bounds[-1], max(sizes))
-
-
-class Flattened(NamedTuple):
-    """A request as rows without padding.
-
-    Attributes:
-        q: (N, H, D), N the number of queries.
-        k: (M, K, D), M the number of keys.
-        v: (M, K, D).
-        cu_seqlens: (documents + 1,) int32, from 0 to N.
-        cu_seqlens_k: (documents + 1,) int32, from 0 to M.
-        longest: Most queries of a document.
-        longest_k: Most keys of a document.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    cu_seqlens: Tensor
-    cu_seqlens_k: Tensor
-    longest: int
-    longest_k: int
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -123,13 +87,19 @@ class Request:
         """Whether a backward pass may follow."""
         return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v))
 
-    def flattened(self) -> Flattened:
-        """This request flattened; rows that are not packed become documents of equal length."""
+    def flattened(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
+        """As kernels of documents take it; rows that are not packed become documents of equal
+        length.
+
+        Returns:
+            Queries (B * T, H, D), keys and values (B * S, K, D), boundaries of the documents in the
+            queries and in the keys, int32, and the most queries and keys of a document.
+        """
         q, k, v = (x.flatten(0, 1) for x in (self.q, self.k, self.v))
         if self.cu_seqlens is not None and self.cu_seqlens_k is not None:
             bounds, bounds_k = self.cu_seqlens, self.cu_seqlens_k
-            longest, longest_k = lengths(bounds).longest, lengths(bounds_k).longest
-            return Flattened(q, k, v, bounds.int(), bounds_k.int(), longest, longest_k)
+            longest, longest_k = max(lengths(bounds)), max(lengths(bounds_k))
+            return q, k, v, bounds.int(), bounds_k.int(), longest, longest_k
         B, T, S = *self.q.shape[:2], self.k.shape[1]
         rows = torch.arange(B + 1, dtype=torch.int32, device=q.device)
-        return Flattened(q, k, v, rows * T, rows * S, T, S)
+        return q, k, v, rows * T, rows * S, T, S

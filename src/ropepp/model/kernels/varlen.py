@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ropepp.model.kernels import backend as refusals
-from ropepp.model.kernels.backend import Backend
+from ropepp.model.kernels.backend import Backend, half_on_cuda, head_size, older_than
 from ropepp.model.kernels.request import Request
 
 
@@ -28,8 +27,8 @@ def varlen(request: Request) -> Tensor:
     return out.view(request.q.shape)
 
 
-VARLEN = Backend(
-    "varlen",
-    refusals.half_on_cuda(refusals.head_size(8, 256), refusals.older_than(8, "Ampere")),
-    varlen,
-)
+def _refuse(request: Request) -> str | None:
+    return half_on_cuda(request) or head_size(request, 8, 256) or older_than(request, 8, "Ampere")
+
+
+VARLEN = Backend("varlen", _refuse, varlen)
