@@ -9,12 +9,11 @@ from ropepp.errors import InputError
 from ropepp.model.attention import Attention, Linear, RMSNorm
 from ropepp.model.cache import KVCache, LayerCache
 from ropepp.model.config import ModelConfig
-from ropepp.model.documents import find_documents
 from ropepp.model.init import initialize
 from ropepp.model.kernels import Backend
 from ropepp.model.loss import IGNORE_INDEX, cross_entropy_sum, token_losses
 from ropepp.model.positions.base import Position, Table
-from ropepp.model.scope import CAUSAL, AttentionScope, ContextParallelScope
+from ropepp.model.scope import CAUSAL, AttentionScope, ContextParallelScope, find_documents
 from ropepp.model.sequence import SequenceGroup, check_length
 
 

@@ -8,7 +8,7 @@ for the backward pass is counted.
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from ropepp.errors import InputError, at_least
 from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
 from ropepp.model.kernels import BACKENDS, attention
-from ropepp.model.loss import default_chunk_rows
+from ropepp.model.loss import chunk_rows
 from ropepp.model.scope import AttentionScope
 from ropepp.model.sequence import check_length
 from ropepp.model.transformer import Block, Embedding, Transformer
@@ -79,29 +79,16 @@ class PlannedRun:
     processes: Processes
     max_steps: int
     accumulation: int
-    dtype: torch.dtype
     on_gpu: bool
     rows: Rows | None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.network.compute_dtype or torch.float32
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run needs, in plain values.
 
-    Attributes:
-        model: Sizes; FLOPs are those of full rows without document boundaries, an upper bound.
-        memory: Bytes on one device. Of ``loss`` and ``recomputed`` (one block's activations under
-            activation checkpointing), which do not meet, ``total`` has the larger one.
-        run: Steps, tokens, and hours of training alone.
-        checkpoints: Weights and optimizer state; while one is written there is one more.
-        data: What is read; ``epochs`` is None where the corpus is not there yet.
-    """
-
-    model: dict[str, Any]
-    memory: dict[str, int]
-    run: dict[str, Any]
-    checkpoints: dict[str, int]
-    data: dict[str, Any]
+# A run's needs in plain values, see `estimate`.
+Estimate = dict[str, dict[str, Any]]
 
 
 class EstimateCLI(RopeppCLI):
@@ -154,9 +141,8 @@ def plan_run(args: list[str], devices: int | None = None, nodes: int | None = No
     loader = TrainLoader(sized, data.global_batch_size, data.micro_batch_size, 0, parts)
     check_accumulation(trainer.accumulate_grad_batches, loader.accumulation)
     cli.check(data_is_there=rows is not None)
-    dtype, on_gpu = cli.model.network.compute_dtype, trainer.accelerator != "cpu"
     plan = (cli.model, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
-    return PlannedRun(*plan, dtype, on_gpu, rows)
+    return PlannedRun(*plan, trainer.accelerator != "cpu", rows)
 
 
 def _count_devices(value: int | str | list[int]) -> int:
@@ -198,6 +184,14 @@ def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> E
     Args:
         mfu: Share of the peak that training reaches, in model FLOPs: recomputed ones do not count.
         peak_tflops: Peak of one device in TFLOP/s; an `InputError` names what is out of range.
+
+    Returns:
+        ``model``: sizes, and FLOPs of full rows without document boundaries, an upper bound;
+        ``memory``: bytes on one device, of whose ``loss`` and ``recomputed`` (one block's
+        activations under activation checkpointing), which do not meet, ``total`` has the larger;
+        ``run``: steps, tokens, and hours of training alone;
+        ``checkpoints``: weights and optimizer state; while one is written there is one more;
+        ``data``: what is read; ``epochs`` is None where the corpus is not there yet.
     """
     if not 0 < mfu <= 1 or not peak_tflops > 0:
         raise InputError(f"mfu is {mfu} of {peak_tflops} TFLOP/s; allowed: 0 to 1 of more than 0")
@@ -227,8 +221,13 @@ def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> E
         "hours": rows * flops_per_row / (mfu * peak_tflops * 1e12 * processes.total) / 3600,
     }
     epochs = None if plan.rows is None else rows / len(plan.rows)
-    data = {"rows": rows, "tokens": rows * T, "epochs": epochs}
-    return Estimate(model, _memory(plan), run, _checkpoints(plan), data)
+    return {
+        "model": model,
+        "memory": _memory(plan),
+        "run": run,
+        "checkpoints": _checkpoints(plan),
+        "data": {"rows": rows, "tokens": rows * T, "epochs": epochs},
+    }
 
 
 def _parameters(network: Transformer) -> tuple[int, int]:
@@ -286,7 +285,7 @@ def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
     cast_layer = size * V * M if size < 4 else 0
     if network.loss_backend == "naive":
         return 12 * tokens * V + cast_layer
-    rows = min(tokens, default_chunk_rows(plan.on_gpu))
+    rows = min(tokens, chunk_rows(plan.on_gpu))
     return max(8 * rows, size * (rows + M)) * V + size * tokens * M + 4 * V * M + cast_layer
 
 
@@ -349,7 +348,7 @@ def kept(function: Callable[[], Tensor], parameters: Iterable[Tensor]) -> dict[i
 def table(found: Estimate) -> str:
     """For people, without what is 0; GB are 10^9 bytes."""
     lines, formats = [], {int: ",", float: ",.4g", str: ""}
-    for section, values in asdict(found).items():
+    for section, values in found.items():
         lines.append(section)
         for key, value in values.items():
             text = "unknown" if value is None else format(value, formats[type(value)])
