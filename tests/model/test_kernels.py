@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from ropepp.errors import InputError
 from ropepp.model.kernels import attention, flex, fused
-from ropepp.model.kernels.request import Recent, lengths
+from ropepp.model.kernels.backend import Recent, lengths
 
 FAST = ["sdpa"]
 HEADS = [(4, 4), (4, 2), (8, 1), (6, 3)]

@@ -23,19 +23,17 @@ class LayerCache:
         self._buffer: Tensor | None = None  # keys and values: (2, B, K, capacity, D)
 
     @property
-    def keys(self) -> Tensor | None:
-        """(B, S, K, D), a view of the buffer; None before anything was read."""
-        return None if self._buffer is None else self._used(self._buffer[0])
-
-    @property
-    def values(self) -> Tensor | None:
-        """(B, S, K, D), as `keys`."""
-        return None if self._buffer is None else self._used(self._buffer[1])
+    def held(self) -> tuple[Tensor, ...]:
+        """Keys and values, (B, S, K, D) each, views of the buffer; nothing before anything was
+        read."""
+        if self._buffer is None:
+            return ()
+        return self._buffer[:, :, :, : self.length].transpose(2, 3).unbind()
 
     @property
     def bytes(self) -> int:
         """Bytes of the keys and values that are held."""
-        return sum(x.nbytes for x in (self.keys, self.values) if x is not None)
+        return sum(x.nbytes for x in self.held)
 
     @torch.no_grad()
     def append(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,9 +46,8 @@ class LayerCache:
         for own, x in zip(buffer, (k_BTKD, v_BTKD), strict=True):
             own[:, :, start:end] = x.transpose(1, 2)
         self.length = end
-        if start == 0:
-            return k_BTKD, v_BTKD
-        return self._used(buffer[0]), self._used(buffer[1])
+        k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if start == 0 else self.held
+        return k_BSKD, v_BSKD
 
     def crop(self, length: int) -> None:
         """Forgets all tokens after the first ``length``."""
@@ -60,9 +57,6 @@ class LayerCache:
         """Goes on with other rows of the batch, (new B,) int64."""
         if self._buffer is not None:
             self._buffer = self._buffer.index_select(1, rows)
-
-    def _used(self, buffer: Tensor) -> Tensor:
-        return buffer[:, :, : self.length].transpose(1, 2)
 
     def _reserve(self, like_BTKD: Tensor, end: int) -> Tensor:
         """A buffer with room for ``end`` tokens; what is held stays."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ropepp.model.cache import LayerCache
@@ -111,6 +112,4 @@ def find_documents(document_ids_BT: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _starts(ids_BT: Tensor) -> Tensor:
-    starts = torch.ones_like(ids_BT, dtype=torch.bool)
-    starts[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
-    return starts
+    return F.pad(ids_BT.diff(dim=1) != 0, (1, 0), value=True)

@@ -17,17 +17,6 @@ from ropepp.model.scope import CAUSAL, AttentionScope, ContextParallelScope, fin
 from ropepp.model.sequence import SequenceGroup, check_length
 
 
-class Embedding(nn.Module):
-    """A table of one vector a token id."""
-
-    def __init__(self, vocab_size: int, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, size))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
-
-
 class SwiGLU(nn.Module):
     """Gated feed-forward layer, down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
@@ -99,7 +88,8 @@ class Transformer(nn.Module):
         self.z_loss = 0.0
         self.loss_backend = "chunked"
         self.sequence: SequenceGroup | None = None  # the processes that share rows, if any
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        table = torch.empty(config.vocab_size, config.hidden_size)  # drawn below
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(
             Block(config, position, index) for index in range(config.num_layers)
         )

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from jsonargparse import Namespace
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -32,7 +32,7 @@ from ropepp.model.kernels import BACKENDS, attention
 from ropepp.model.loss import chunk_rows
 from ropepp.model.scope import AttentionScope
 from ropepp.model.sequence import check_length
-from ropepp.model.transformer import Block, Embedding, Transformer
+from ropepp.model.transformer import Block, Transformer
 from ropepp.runs.machine import PEAK_TFLOPS
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.lightning_cli import RopeppCLI
@@ -79,12 +79,9 @@ class PlannedRun:
     processes: Processes
     max_steps: int
     accumulation: int
+    dtype: torch.dtype
     on_gpu: bool
     rows: Rows | None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.module.network.compute_dtype or torch.float32
 
 
 # A run's needs in plain values, see `estimate`.
@@ -142,7 +139,8 @@ def plan_run(args: list[str], devices: int | None = None, nodes: int | None = No
     check_accumulation(trainer.accumulate_grad_batches, loader.accumulation)
     cli.check(data_is_there=rows is not None)
     plan = (cli.model, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
-    return PlannedRun(*plan, trainer.accelerator != "cpu", rows)
+    dtype, on_gpu = cli.model.network.compute_dtype, trainer.accelerator != "cpu"
+    return PlannedRun(*plan, dtype, on_gpu, rows)
 
 
 def _count_devices(value: int | str | list[int]) -> int:
@@ -322,7 +320,7 @@ def trace_activations(plan: PlannedRun) -> tuple[int, int]:
         scope = AttentionScope() if context == 1 else GatheredScope(context)
         in_block = kept(lambda: block(x, table, scope), block.parameters())
         shared = sum(in_block.pop(id(part.untyped_storage()), 0) for part in table)
-        embed = Embedding(config.vocab_size, config.hidden_size)
+        embed = nn.Embedding(config.vocab_size, config.hidden_size)
         norm = RMSNorm(config.hidden_size, config.norm_eps)
         at_ends = kept(lambda: norm(embed(ids).to(dtype)), [embed.weight, norm.weight])
         return sum(in_block.values()), shared + sum(at_ends.values())

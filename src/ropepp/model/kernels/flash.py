@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropepp.model.kernels.backend import Backend, half_on_cuda, head_size, load, older_than
-from ropepp.model.kernels.request import Request
+from ropepp.model.kernels.backend import Backend, Request, half_on_cuda, head_size, load, older_than
 
 FLASH2_PACKAGE = ("flash_attn", "flash-attn", "flash", "flash_attn_varlen_func")
 FLASH4_PACKAGE = ("flash_attn.cute", "flash-attn-4", "flash4", "flash_attn_varlen_func")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ropepp.model.kernels.backend import Backend, document_ids, older_than
-from ropepp.model.kernels.request import Recent, Request
+from ropepp.model.kernels.backend import Backend, Recent, Request, document_ids, older_than
 
 if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or two
     from torch.nn.attention.flex_attention import BlockMask

@@ -1,7 +1,10 @@
-"""torch's own fused attention, on any device, and its cuDNN kernel alone."""
+"""torch's own fused attention, on any device, its cuDNN kernel alone, and its flash attention over
+documents of any lengths in one call."""
 
+import inspect
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +12,16 @@ from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ropepp.model.kernels.backend import Backend, half_on_cuda, never
-from ropepp.model.kernels.request import HALF, Request, lengths
+from ropepp.model.kernels.backend import (
+    HALF,
+    Backend,
+    Request,
+    half_on_cuda,
+    head_size,
+    lengths,
+    never,
+    older_than,
+)
 
 # Queries whose mask exists at a time, where there is one.
 CHUNK = 1024
@@ -26,6 +37,24 @@ def sdpa(request: Request) -> Tensor:
 def cudnn(request: Request) -> Tensor:
     """The same with the cuDNN kernel alone, which compiles for each new length of documents."""
     return _by_runs(request, _dense_cudnn)
+
+
+def varlen(request: Request) -> Tensor:
+    """`torch.nn.attention.varlen.varlen_attn`; its causality is aligned at the last query and the
+    last key of each document."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v, bounds, bounds_k, longest, longest_k = request.flattened()
+    options: dict[str, Any] = {
+        "scale": request.scale,
+        "window_size": (-1, 0) if request.causal else (-1, -1),
+    }
+    # Versions without the option take grouped heads as they are.
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    out = varlen_attn(q, k, v, bounds, bounds_k, longest, longest_k, **options)
+    assert isinstance(out, Tensor)
+    return out.view(request.q.shape)
 
 
 def _by_runs(request: Request, dense: Dense) -> Tensor:
@@ -184,5 +213,10 @@ def _refuse_cudnn(request: Request) -> str | None:
     return "cuDNN has no kernel for these shapes on this GPU"
 
 
+def _refuse_varlen(request: Request) -> str | None:
+    return half_on_cuda(request) or head_size(request, 8, 256) or older_than(request, 8, "Ampere")
+
+
 SDPA = Backend("sdpa", never, sdpa)
 CUDNN = Backend("cudnn", _refuse_cudnn, cudnn)
+VARLEN = Backend("varlen", _refuse_varlen, varlen)

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.model.kernels.backend import Backend
+from ropepp.model.kernels.backend import HALF, Backend, Request, lengths
 from ropepp.model.kernels.definition import REFERENCE
 from ropepp.model.kernels.flash import FLASH2, FLASH4
 from ropepp.model.kernels.flex import FLEX
-from ropepp.model.kernels.fused import CUDNN, SDPA
-from ropepp.model.kernels.request import HALF, Request, lengths
-from ropepp.model.kernels.varlen import VARLEN
+from ropepp.model.kernels.fused import CUDNN, SDPA, VARLEN
 
 log = logging.getLogger("ropepp.model.kernels")
 
@@ -95,18 +93,15 @@ def choose(request: Request) -> str:
     installed, else to flex, which would compile anew for each length of a cache and is not for one
     query a row. Anything else goes to sdpa.
     """
-    name = next((n for n in _preferred(request) if BACKENDS[n].refuse(request) is None), "sdpa")
+    packed, preferred = request.cu_seqlens is not None, []
+    if request.q.is_cuda and request.q.dtype in HALF and request.document_ids is None:
+        if request.alibi_slopes is not None:
+            preferred = ["flash2", "flex"] if packed or request.q.shape[1] > 1 else ["flash2"]
+        elif packed:
+            preferred = ["varlen"]
+    name = next((n for n in preferred if BACKENDS[n].refuse(request) is None), "sdpa")
     _announce(name, _kind(request))
     return name
-
-
-def _preferred(request: Request) -> tuple[str, ...]:
-    if not request.q.is_cuda or request.q.dtype not in HALF or request.document_ids is not None:
-        return ()
-    packed = request.cu_seqlens is not None
-    if request.alibi_slopes is not None:
-        return ("flash2", "flex") if packed or request.q.shape[1] > 1 else ("flash2",)
-    return ("varlen",) if packed else ()
 
 
 @functools.cache
