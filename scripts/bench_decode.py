@@ -73,7 +73,7 @@ def attend(model: Transformer, cache: KVCache, rows: int) -> Step:
     @torch.inference_mode()
     def step() -> None:
         for layer in cache.layers:
-            attention(q, layer.keys, layer.values)
+            attention(q, *layer.held)
 
     return step
 

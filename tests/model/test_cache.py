@@ -36,7 +36,7 @@ def test_chunks_through_the_cache_equal_one_pass(position: Position, data: st.Da
         parts.append(model(ids[:, part], *given, cache=cache))
     seen = torch.ones(2, T, dtype=torch.bool) if documents is None else documents >= 0
     assert cache.length == T
-    assert cache.layers[0].keys.shape == (2, T, model.layout.num_kv_heads, 8)
+    assert cache.layers[0].held[0].shape == (2, T, model.layout.num_kv_heads, 8)
     torch.testing.assert_close(torch.cat(parts, 1)[seen], want[seen], atol=5e-5, rtol=0)
 
 
@@ -76,17 +76,17 @@ def test_buffers_hold_what_was_appended(chunks: list[int], capacity: int) -> Non
     keys, values = (torch.cat(parts, 1) for parts in zip(*added, strict=True))
     assert torch.equal(k, keys)
     assert torch.equal(v, values)
-    assert torch.equal(cache.keys, keys)
+    assert torch.equal(cache.held[0], keys)
     assert cache.bytes == 2 * keys.nbytes
 
 
 def test_room_that_was_asked_for_is_taken_once() -> None:
     cache = LayerCache(500)
     cache.append(torch.zeros(1, 3, 1, 4), torch.zeros(1, 3, 1, 4))
-    place = cache.keys.data_ptr()
+    place = cache.held[0].data_ptr()
     for _ in range(497):
         cache.append(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
-    assert cache.keys.data_ptr() == place
+    assert cache.held[0].data_ptr() == place
 
 
 @pytest.mark.parametrize(("position", "share"), [(RoPEppEC(), 1.0), (RoPEppEH(), 0.5)])

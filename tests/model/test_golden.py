@@ -82,7 +82,7 @@ def test_cache(folder: str) -> None:
     model = load_pretrained(ROOT / folder)
     cache = KVCache(len(model.layers))
     model(tensor(want["input_ids"])[:, : int(want["prompt_len"])], cache=cache)
-    keys, values = (x.transpose(1, 2) for x in (cache.layers[0].keys, cache.layers[0].values))
+    keys, values = (x.transpose(1, 2) for x in cache.layers[0].held)
     assert list(keys.shape) == list(want["cache_key_shape"])
     assert list(values.shape) == list(want["cache_value_shape"])
     if "cache_key_layer0" in want:

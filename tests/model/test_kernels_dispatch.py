@@ -29,7 +29,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         def load(module: str, package: str, extra: str, function: str) -> Any:
             return SimpleNamespace() if package in packages else f"{package} is missing"
 
-        monkeypatch.setattr(refusals, "capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(flash, "load", load)
         monkeypatch.setattr(flex, "has_triton", lambda: triton)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ropepp.errors import InputError
+from ropepp.model import loss as loss_module
 from ropepp.model.loss import (
     LOSSES,
     cross_entropy_sum,
@@ -23,8 +24,13 @@ LIGER = "liger_kernel.transformers.functional"
 @pytest.mark.parametrize("ignored", [(), (0, 5, 6), tuple(range(21))])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_loss_and_gradients(
-    rows: int, dtype: torch.dtype, ignored: tuple[int, ...], z_loss: float
+    rows: int,
+    dtype: torch.dtype,
+    ignored: tuple[int, ...],
+    z_loss: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda on_gpu: rows)
     hidden = torch.randn(3, 7, 16).to(dtype).requires_grad_()
     weight = torch.randn(40, 16, requires_grad=True)
     targets = torch.randint(40, (3, 7))
@@ -32,7 +38,7 @@ def test_loss_and_gradients(
     results = []
     for loss in (
         cross_entropy_sum_naive(hidden, weight, targets, z_loss=z_loss),
-        cross_entropy_sum(hidden, weight, targets, chunk_rows=rows, z_loss=z_loss),
+        cross_entropy_sum(hidden, weight, targets, z_loss=z_loss),
     ):
         assert loss.dtype == torch.float32
         results.append((loss, *torch.autograd.grad(loss / 5, (hidden, weight))))
@@ -77,11 +83,12 @@ def test_value_does_not_depend_on_z_loss() -> None:
         assert torch.equal(plain, with_z)
 
 
-def test_gradients_agree_with_finite_differences() -> None:
+def test_gradients_agree_with_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda on_gpu: 2)
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 5, -100, 2, 3])
-    loss = cross_entropy_sum(hidden, weight, targets, chunk_rows=2)
+    loss = cross_entropy_sum(hidden, weight, targets)
     for x, grad in zip((hidden, weight), torch.autograd.grad(loss, (hidden, weight)), strict=True):
         direction = torch.randn_like(x)
         step = 1e-3
@@ -112,12 +119,13 @@ def test_targets_outside_the_vocabulary_raise(target: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [2, 64])
-def test_evaluation_counts_hits(rows: int) -> None:
+def test_evaluation_counts_hits(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda on_gpu: rows)
     hidden, weight = torch.randn(3, 7, 16), torch.randn(40, 16)
     likeliest = (hidden @ weight.T).argmax(-1)
     targets = likeliest.where(torch.arange(21).view(3, 7) % 3 == 0, torch.zeros(()).long())
     targets[0] = -100
-    losses, hits = token_losses(hidden, weight, targets, chunk_rows=rows)
+    losses, hits = token_losses(hidden, weight, targets)
     assert torch.equal(hits, (likeliest == targets) & (targets >= 0))
     naive = cross_entropy_sum_naive(hidden, weight, targets)
     assert losses.sum().item() == pytest.approx(naive.item(), rel=1e-5)
@@ -130,8 +138,6 @@ def test_what_is_not_allowed_is_named() -> None:
         cross_entropy_sum(hidden, weight, targets, backend="fast")
     with pytest.raises(InputError, match="z_loss is -1"):
         cross_entropy_sum(hidden, weight, targets, z_loss=-1.0)
-    with pytest.raises(InputError, match="chunk_rows is for the loss backend chunked alone"):
-        cross_entropy_sum(hidden, weight, targets, chunk_rows=1, backend="naive")
     assert list(LOSSES) == ["chunked", "naive", "liger"]
 
 

@@ -160,7 +160,7 @@ def test_published_sizes(size: str, name: str, position: Position) -> None:
     assert num_parameters(model) == want["params"]
     for projection in ("q_proj", "k_proj", "o_proj"):
         assert list(getattr(attention, projection).weight.shape) == want[projection]
-    assert kv_cache_bytes_per_token(model, 1) == want["kv_values_per_token"]
+    assert kv_cache_bytes_per_token(model) == 2 * want["kv_values_per_token"]
     paper = {
         ("376m", "rope"): 375_931_904, ("376m", "eh"): 367_543_296, ("376m", "ec"): 384_320_512,
         ("776m", "rope"): 776_246_784, ("776m", "eh"): 747_935_232, ("776m", "ec"): 804_558_336,

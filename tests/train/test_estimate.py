@@ -45,18 +45,18 @@ def published(*args: str, devices: int = 8, nodes: int | None = None, **kwargs: 
 
 def test_the_published_model_by_hand() -> None:
     found = published()
-    assert found.model["parameters"] == PARAMETERS == L * BLOCK + 2 * V * M + M
-    assert found.model["parameters_per_block"] == BLOCK
-    assert found.model["parameters_outside_blocks"] == 2 * V * M + M
-    assert found.model["kv_cache_bytes_per_token"] == 2 * L * K * D * 2
-    memory = found.memory
+    assert found["model"]["parameters"] == PARAMETERS == L * BLOCK + 2 * V * M + M
+    assert found["model"]["parameters_per_block"] == BLOCK
+    assert found["model"]["parameters_outside_blocks"] == 2 * V * M + M
+    assert found["model"]["kv_cache_bytes_per_token"] == 2 * L * K * D * 2
+    memory = found["memory"]
     assert memory["weights"] == memory["gradients"] == 1_537_282_048
     assert memory["gradient_buckets"] == 1_537_282_048
     assert memory["optimizer"] == 3_074_564_096
     assert memory["gathered"] == memory["recomputed"] == 0
     assert memory["loss"] == 8 * 2048 * V + 2 * 8 * 4096 * M + 4 * V * M + 2 * V * M
     assert memory["total"] == sum(memory.values()) - memory["total"]
-    assert found.checkpoints == {
+    assert found["checkpoints"] == {
         "written": 90,
         "kept": 2,
         "bytes_each": 4_611_846_144,  # 12 bytes a parameter
@@ -66,21 +66,25 @@ def test_the_published_model_by_hand() -> None:
 
 def test_the_published_run_by_hand() -> None:
     found = published(mfu=0.5, peak_tflops=100.0)
-    run = found.run
+    run = found["run"]
     assert (run["devices"], run["data_parallel"], run["micro_batches_per_step"]) == (8, 8, 2)
     assert run["tokens_per_step"] == 4096 * 128
-    assert run["tokens"] == 90_000 * 4096 * 128 == found.data["tokens"]
-    assert found.data["rows"] == 90_000 * 128
-    assert found.data["epochs"] is None
+    assert run["tokens"] == 90_000 * 4096 * 128 == found["data"]["tokens"]
+    assert found["data"]["rows"] == 90_000 * 128
+    assert found["data"]["epochs"] is None
     weights = L * (BLOCK - 2 * M) + M * V
     per_token = 6 * weights + 6 * L * H * D * 4097
-    assert found.model["training_flops_per_token"] == per_token == pytest.approx(1.9206e9, rel=1e-4)
+    assert (
+        found["model"]["training_flops_per_token"] == per_token == pytest.approx(1.9206e9, rel=1e-4)
+    )
     assert run["hours"] == pytest.approx(run["tokens"] * per_token / (0.5 * 100e12 * 8) / 3600)
-    assert published(devices=4, nodes=4).run["hours"] == pytest.approx(published().run["hours"] / 2)
+    assert published(devices=4, nodes=4)["run"]["hours"] == pytest.approx(
+        published()["run"]["hours"] / 2
+    )
 
 
 def test_sharding_divides_what_lasts() -> None:
-    whole, ddp = published(FSDP2).memory, published().memory
+    whole, ddp = published(FSDP2)["memory"], published()["memory"]
     for item, each in (("weights", 4), ("gradients", 4), ("optimizer", 8)):
         assert whole[item] == each * PARAMETERS // 8
     assert whole["gradient_buckets"] == 0
@@ -88,28 +92,28 @@ def test_sharding_divides_what_lasts() -> None:
     assert whole["gathered"] == (2 * 2 + 4) * BLOCK + 2 * 4 * outside
     # Parameters come in bfloat16: no copies of them are kept for the backward pass.
     assert ddp["activations"] - whole["activations"] == 2 * L * BLOCK
-    hybrid = published(FSDP2, "--trainer.strategy.shard_size=4").memory
+    hybrid = published(FSDP2, "--trainer.strategy.shard_size=4")["memory"]
     assert hybrid["weights"] == PARAMETERS
-    staying = published(FSDP2, "--trainer.strategy.reshard_after_forward=false").memory
+    staying = published(FSDP2, "--trainer.strategy.reshard_after_forward=false")["memory"]
     assert staying["gathered"] - whole["gathered"] == (L - 2) * 2 * BLOCK
 
 
 def test_processes_that_share_rows() -> None:
     n, size = 2, 2
     shared = published(FSDP2, f"--trainer.strategy.context_parallel_size={n}")
-    assert (shared.run["data_parallel"], shared.run["micro_batches_per_step"]) == (4, 4)
-    half = published(FSDP2, "--data.sequence_length=2048").memory["activations"]
+    assert (shared["run"]["data_parallel"], shared["run"]["micro_batches_per_step"]) == (4, 4)
+    half = published(FSDP2, "--data.sequence_length=2048")["memory"]["activations"]
     tokens = 8 * 4096 // n
     others = (n - 1) * 2 * tokens * K * D * size  # their keys and values
     output = tokens * H * D * size  # of two pieces, put together
-    assert shared.memory["activations"] == half + L * (others + output)
+    assert shared["memory"]["activations"] == half + L * (others + output)
 
 
 def test_muon_keeps_one_moment_of_the_matrices_in_blocks() -> None:
     found = published(f"--model.optimizer={REPOSITORY}/configs/optimizer/muon.yaml")
     saved = 4 * L * (BLOCK - 2 * M)
-    assert found.memory["optimizer"] == 8 * PARAMETERS - saved
-    assert found.checkpoints["bytes_each"] == 12 * PARAMETERS - saved
+    assert found["memory"]["optimizer"] == 8 * PARAMETERS - saved
+    assert found["checkpoints"]["bytes_each"] == 12 * PARAMETERS - saved
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_muon_keeps_one_moment_of_the_matrices_in_blocks() -> None:
     ],
 )
 def test_checkpoints(args: list[str], written: int, kept: int) -> None:
-    found = published("--model.schedule.warmup_steps=0", *args).checkpoints
+    found = published("--model.schedule.warmup_steps=0", *args)["checkpoints"]
     assert (found["written"], found["kept"]) == (written, kept)
 
 
@@ -165,12 +169,12 @@ def test_activations_are_those_of_a_real_model(
     changes = {"model__position": position, "model__compute_dtype": dtype}
     args = small(corpus, tmp_path, **changes)
     real = saved_by_a_real_model(args)
-    assert estimate(plan_run(args)).memory["activations"] == pytest.approx(real, rel=0.01)
+    assert estimate(plan_run(args))["memory"]["activations"] == pytest.approx(real, rel=0.01)
 
 
 def test_recomputing_blocks_keep_their_input() -> None:
     full, half, all_ = (
-        published(f"--model.activation_checkpointing={n}").memory for n in (0, 2, 1)
+        published(f"--model.activation_checkpointing={n}")["memory"] for n in (0, 2, 1)
     )
     in_block, elsewhere = trace_activations(plan_run(PUBLISHED, 8))
     block_input = 8 * 4096 * M * 2
@@ -180,7 +184,7 @@ def test_recomputing_blocks_keep_their_input() -> None:
     assert (full["recomputed"], half["recomputed"], all_["recomputed"]) == (0, 0, in_block)
     assert all_["total"] < half["total"] < full["total"]
     # Nothing is computed again while the loss is: the total has the larger of both.
-    long = published("--model.activation_checkpointing=1", "--data.sequence_length=8192").memory
+    long = published("--model.activation_checkpointing=1", "--data.sequence_length=8192")["memory"]
     assert long["recomputed"] > long["loss"]
     assert long["total"] == sum(long.values()) - long["total"] - long["loss"]
 
@@ -223,7 +227,7 @@ def test_what_is_alive_after_a_real_forward_pass(every: int, corpus: Path, tmp_p
         loss, _ = network.loss(ids, ids, positions)
     assert loss.requires_grad
     of_loss = 4 * 4 * 256 * 32 + 4 * 257 * 32
-    found = estimate(plan).memory["activations"]
+    found = estimate(plan)["memory"]["activations"]
     assert found + of_loss == pytest.approx(real.live, rel=0.03)
 
 
@@ -248,11 +252,11 @@ def test_the_loss_takes_what_it_really_takes(
 def test_epochs_of_a_corpus_and_nothing_is_written(corpus: Path, tmp_path: Path) -> None:
     found = estimate(plan_run(small(corpus, tmp_path)))
     rows = -(-(Corpus.open(corpus, "train").meta.tokens - 1) // 32)
-    assert found.data["epochs"] == pytest.approx(20 * 8 / rows)
-    assert found.run["strategy"] == "single"
+    assert found["data"]["epochs"] == pytest.approx(20 * 8 / rows)
+    assert found["run"]["strategy"] == "single"
     missing = estimate(plan_run(small(tmp_path / "absent", tmp_path)))
-    assert missing.data == {**found.data, "epochs": None}
-    assert missing.memory == found.memory
+    assert missing["data"] == {**found["data"], "epochs": None}
+    assert missing["memory"] == found["memory"]
     assert not list(tmp_path.iterdir())
 
 

@@ -3,7 +3,6 @@
 import json
 import sys
 from argparse import ArgumentParser
-from dataclasses import asdict
 from itertools import takewhile
 from typing import NoReturn
 
@@ -36,7 +35,7 @@ def main(args: list[str]) -> None:
     own, rest = parser.parse_known_args(args[len(configs) :])
     plan = plan_run([*(f"--config={c}" for c in configs), *rest], own.devices, own.nodes)
     found = estimate(plan, own.mfu, own.peak_tflops)
-    print(json.dumps(asdict(found), indent=2) if own.json else table(found))
-    need = found.memory["total"] / 1e9
+    print(json.dumps(found, indent=2) if own.json else table(found))
+    need = found["memory"]["total"] / 1e9
     if own.device_memory_gb is not None and need > own.device_memory_gb:
         print(f"warning: {need:.2f} GB exceed {own.device_memory_gb:g} GB", file=sys.stderr)

@@ -20,22 +20,20 @@ class LayerCache:
     def __init__(self, capacity: int = 0) -> None:
         self.length = 0
         self._capacity = capacity
-        self._buffers: tuple[Tensor, Tensor] | None = None  # keys, values: (B, K, capacity, D)
+        self._buffer: Tensor | None = None  # keys and values: (2, B, K, capacity, D)
 
     @property
-    def keys(self) -> Tensor | None:
-        """(B, S, K, D), a view of the buffer; None before anything was read."""
-        return None if self._buffers is None else self._used(self._buffers[0])
-
-    @property
-    def values(self) -> Tensor | None:
-        """(B, S, K, D), as `keys`."""
-        return None if self._buffers is None else self._used(self._buffers[1])
+    def held(self) -> tuple[Tensor, ...]:
+        """Keys and values, (B, S, K, D) each, views of the buffer; nothing before anything was
+        read."""
+        if self._buffer is None:
+            return ()
+        return self._buffer[:, :, :, : self.length].transpose(2, 3).unbind()
 
     @property
     def bytes(self) -> int:
         """Bytes of the keys and values that are held."""
-        return sum(x.nbytes for x in (self.keys, self.values) if x is not None)
+        return sum(x.nbytes for x in self.held)
 
     @torch.no_grad()
     def append(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,13 +42,12 @@ class LayerCache:
         No gradient reaches tokens that earlier calls have added.
         """
         start, end = self.length, self.length + k_BTKD.shape[1]
-        buffers = self._reserve(k_BTKD, end)
-        for buffer, x in zip(buffers, (k_BTKD, v_BTKD), strict=True):
-            buffer[:, :, start:end] = x.transpose(1, 2)
+        buffer = self._reserve(k_BTKD, end)
+        for own, x in zip(buffer, (k_BTKD, v_BTKD), strict=True):
+            own[:, :, start:end] = x.transpose(1, 2)
         self.length = end
-        if start == 0:
-            return k_BTKD, v_BTKD
-        return self._used(buffers[0]), self._used(buffers[1])
+        k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if start == 0 else self.held
+        return k_BSKD, v_BSKD
 
     def crop(self, length: int) -> None:
         """Forgets all tokens after the first ``length``."""
@@ -58,30 +55,24 @@ class LayerCache:
 
     def select(self, rows: Tensor) -> None:
         """Goes on with other rows of the batch, (new B,) int64."""
-        if self._buffers is not None:
-            k, v = self._buffers
-            self._buffers = (k.index_select(0, rows), v.index_select(0, rows))
+        if self._buffer is not None:
+            self._buffer = self._buffer.index_select(1, rows)
 
-    def _used(self, buffer: Tensor) -> Tensor:
-        return buffer[:, :, : self.length].transpose(1, 2)
-
-    def _reserve(self, like_BTKD: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """Buffers with room for ``end`` tokens; what they hold stays."""
+    def _reserve(self, like_BTKD: Tensor, end: int) -> Tensor:
+        """A buffer with room for ``end`` tokens; what is held stays."""
         B, _, K, D = like_BTKD.shape
-        old = self._buffers
-        if old is not None and old[0].shape[0] != B:
-            raise InputError(f"the cache holds {old[0].shape[0]} rows; found {B} rows of tokens")
-        if old is not None and old[0].shape[2] >= end:
+        old = self._buffer
+        if old is not None and old.shape[1] != B:
+            raise InputError(f"the cache holds {old.shape[1]} rows; found {B} rows of tokens")
+        if old is not None and old.shape[3] >= end:
             return old
         room = -(-max(end, self._capacity) // BLOCK) * BLOCK
-        # Not bound to a context of inference, so that any later call may write into them.
+        # Not bound to a context of inference, so that any later call may write into it.
         with torch.inference_mode(False):
-            k, v = (like_BTKD.new_empty((B, K, room, D)) for _ in range(2))
+            self._buffer = like_BTKD.new_empty((2, B, K, room, D))
         if old is not None:
-            for new, before in zip((k, v), old, strict=True):
-                new[:, :, : self.length] = before[:, :, : self.length]
-        self._buffers = (k, v)
-        return self._buffers
+            self._buffer[:, :, :, : self.length] = old[:, :, :, : self.length]
+        return self._buffer
 
 
 class KVCache:

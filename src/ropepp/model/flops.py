@@ -8,10 +8,10 @@ def num_parameters(model: Transformer) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def kv_cache_bytes_per_token(model: Transformer, bytes_per_value: int = 2) -> int:
-    """Keys and values of one token in all layers; 2 bytes a value is bfloat16."""
+def kv_cache_bytes_per_token(model: Transformer) -> int:
+    """Keys and values of one token in all layers, in bfloat16."""
     config = model.config
-    return 2 * config.num_layers * model.layout.num_kv_heads * config.head_dim * bytes_per_value
+    return 2 * 2 * config.num_layers * model.layout.num_kv_heads * config.head_dim
 
 
 def training_flops(model: Transformer, tokens: int, attended_pairs: int) -> int:

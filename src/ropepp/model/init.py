@@ -20,21 +20,16 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
     (norms are ones, an encoding may have coefficients); all others are normal with standard
     deviation ``std``, times the module's own ``std`` if it has one.
     """
-    done: set[int] = set()
-    for module_name, module in model.named_modules():
-        draw = getattr(module, "initial_value", None)
-        for name, tensor in chain(
-            module.named_parameters(recurse=False), module.named_buffers(recurse=False)
-        ):
-            if id(tensor) in done:  # tied embeddings keep the name they are registered under first
-                continue
-            done.add(id(tensor))
-            generator = named_generator(seed, f"{module_name}.{name}")
-            if draw is not None:
-                value = draw(name, tensor.shape, generator)
-            else:
-                value = normal(tensor.shape, std * getattr(module, "std", 1.0), generator)
-            tensor.copy_(as_sharded(tensor, value))
+    # Tied embeddings come once, under the name they are registered under first.
+    for full_name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        module_name, _, name = full_name.rpartition(".")
+        module = model.get_submodule(module_name)
+        generator = named_generator(seed, f"{module_name}.{name}")
+        if (draw := getattr(module, "initial_value", None)) is not None:
+            value = draw(name, tensor.shape, generator)
+        else:
+            value = normal(tensor.shape, std * getattr(module, "std", 1.0), generator)
+        tensor.copy_(as_sharded(tensor, value))
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:

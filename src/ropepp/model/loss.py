@@ -22,7 +22,6 @@ def cross_entropy_sum(
     weight: Tensor,
     targets: Tensor,
     ignore_index: int = IGNORE_INDEX,
-    chunk_rows: int | None = None,
     z_loss: float = 0.0,
     backend: str = "chunked",
 ) -> Tensor:
@@ -40,8 +39,6 @@ def cross_entropy_sum(
         weight: (V, M), cast to ``hidden``'s dtype.
         targets: (...) int64, ids in 0..V-1 or ``ignore_index``.
         ignore_index: Target that does not count.
-        chunk_rows: Rows whose logits exist at a time, for the backend chunked alone; by default
-            what suits the device.
         z_loss: Coefficient of the squared logsumexp; PaLM's is 1e-4.
         backend: One of `LOSSES`.
 
@@ -49,17 +46,14 @@ def cross_entropy_sum(
         Scalar, float32, differentiable once in ``hidden`` and ``weight``.
 
     Raises:
-        InputError: The backend is unknown or does not run here, or an option does not suit it.
+        InputError: The backend is unknown or does not run here, or ``z_loss`` is negative.
     """
     if backend not in LOSSES:
         raise InputError(f"loss backend is {backend!r}; allowed: {', '.join(LOSSES)}")
     at_least(0, z_loss=z_loss)
     if backend == "chunked":
-        flat, rows = hidden.flatten(0, -2), chunk_rows or default_chunk_rows(hidden.is_cuda)
-        ids = targets.flatten()
+        flat, ids, rows = hidden.flatten(0, -2), targets.flatten(), chunk_rows(hidden.is_cuda)
         return _ChunkedCrossEntropy.apply(flat, weight, ids, ignore_index, rows, z_loss)
-    if chunk_rows is not None:
-        raise InputError(f"chunk_rows is for the loss backend chunked alone, not for {backend}")
     other = cross_entropy_sum_naive if backend == "naive" else cross_entropy_sum_liger
     return other(hidden, weight, targets, ignore_index, z_loss)
 
@@ -124,11 +118,7 @@ def cross_entropy_sum_liger(
 
 @torch.no_grad()
 def token_losses(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    ignore_index: int = IGNORE_INDEX,
-    chunk_rows: int | None = None,
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX
 ) -> tuple[Tensor, Tensor]:
     """For evaluation: each token's cross entropy, and whether its target is the likeliest token.
 
@@ -136,7 +126,7 @@ def token_losses(
         (...) float32 in nats and (...) bool; 0 and False where there is no target.
     """
     flat, ids, w = hidden.flatten(0, -2), targets.flatten(), weight.to(hidden.dtype)
-    rows = chunk_rows or default_chunk_rows(hidden.is_cuda)
+    rows = chunk_rows(hidden.is_cuda)
     losses, hits = [], []
     for h, target in zip(flat.split(rows), ids.split(rows), strict=True):
         logits = F.linear(h, w).float()
@@ -145,8 +135,9 @@ def token_losses(
     return torch.cat(losses).view(targets.shape), torch.cat(hits).view(targets.shape)
 
 
-def default_chunk_rows(on_gpu: bool) -> int:
-    """Enough rows to keep the device busy, few enough to keep their logits small."""
+def chunk_rows(on_gpu: bool) -> int:
+    """Rows whose logits exist at a time: enough to keep the device busy, few enough to keep their
+    logits small."""
     return 2048 if on_gpu else 256
 
 

@@ -19,25 +19,27 @@ def to_plain(spec: Any) -> Any:
     return spec
 
 
-def from_plain(value: Any) -> Any:
+def from_plain(value: Any, root: str = "ropepp.") -> Any:
     """The spec that `to_plain` was given; what is no such mapping is returned as it is.
 
+    Args:
+        value: Plain data that anybody may have written.
+        root: What the names of allowed modules begin with: nothing else is called.
+
     Raises:
-        InputError: The class is no dataclass of this package.
+        InputError: A class is no dataclass of these modules.
     """
     if not isinstance(value, dict):
-        return tuple(from_plain(item) for item in value) if isinstance(value, list) else value
+        return tuple(from_plain(x, root) for x in value) if isinstance(value, list) else value
     module, _, name = value["class_path"].rpartition(".")
-    if not module.startswith("ropepp."):
-        raise InputError(
-            f"class_path is {value['class_path']!r}; a checkpoint may name ropepp's own"
-        )
+    if not f"{module}.".startswith(root):
+        raise InputError(f"class_path is {value['class_path']!r}; allowed are classes of {root}*")
     kind = _find(module, name)
     # Modules import classes of others too, and making one of these may do anything.
-    own = getattr(kind, "__module__", "").startswith("ropepp.")
+    own = getattr(kind, "__module__", "").startswith(root)
     if not own or not isinstance(kind, type) or not is_dataclass(kind):
         raise InputError(f"class_path is {value['class_path']!r}, which is no spec of ropepp")
-    return kind(**{key: from_plain(item) for key, item in value["init_args"].items()})
+    return kind(**{key: from_plain(item, root) for key, item in value["init_args"].items()})
 
 
 def _find(module: str, name: str) -> Any:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ropepp.model.cache import LayerCache
@@ -86,3 +87,29 @@ class ContextParallelScope(AttentionScope):
             k, v = k_BSKD[:, :end], v_BSKD[:, :end]
             outs.append(attention(q, k, v, cu_seqlens=bounds, cu_seqlens_k=bounds_k, **options))
         return torch.cat(outs, dim=1)
+
+
+def find_documents(document_ids_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Finds the documents of each row; equal ids in different rows are different documents.
+
+    Padding (-1) forms documents of its own, so that nothing else sees it. Ids may come in any
+    order: where a document is interrupted by another, an order brings its tokens together and keeps
+    their sequence.
+
+    Returns:
+        Boundaries of the documents in the flattened rows, (documents + 1,) int32, from 0 to B * T,
+        and for each row the order of tokens (B, T) in which its documents are contiguous, or None
+        if they are already.
+    """
+    runs = _starts(document_ids_BT)
+    in_order, order = document_ids_BT.sort(dim=1, stable=True)
+    sorted_runs = _starts(in_order)
+    contiguous = bool(runs.sum() == sorted_runs.sum())
+    starts = (runs if contiguous else sorted_runs).flatten().nonzero().flatten()
+    end = starts.new_tensor([document_ids_BT.numel()])
+    cu_seqlens = torch.cat((starts, end)).to(torch.int32)
+    return cu_seqlens, None if contiguous else order
+
+
+def _starts(ids_BT: Tensor) -> Tensor:
+    return F.pad(ids_BT.diff(dim=1) != 0, (1, 0), value=True)

@@ -9,24 +9,12 @@ from ropepp.errors import InputError
 from ropepp.model.attention import Attention, Linear, RMSNorm
 from ropepp.model.cache import KVCache, LayerCache
 from ropepp.model.config import ModelConfig
-from ropepp.model.documents import find_documents
 from ropepp.model.init import initialize
 from ropepp.model.kernels import Backend
 from ropepp.model.loss import IGNORE_INDEX, cross_entropy_sum, token_losses
 from ropepp.model.positions.base import Position, Table
-from ropepp.model.scope import CAUSAL, AttentionScope, ContextParallelScope
+from ropepp.model.scope import CAUSAL, AttentionScope, ContextParallelScope, find_documents
 from ropepp.model.sequence import SequenceGroup, check_length
-
-
-class Embedding(nn.Module):
-    """A table of one vector a token id."""
-
-    def __init__(self, vocab_size: int, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, size))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
 
 
 class SwiGLU(nn.Module):
@@ -100,7 +88,8 @@ class Transformer(nn.Module):
         self.z_loss = 0.0
         self.loss_backend = "chunked"
         self.sequence: SequenceGroup | None = None  # the processes that share rows, if any
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        table = torch.empty(config.vocab_size, config.hidden_size)  # drawn below
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(
             Block(config, position, index) for index in range(config.num_layers)
         )

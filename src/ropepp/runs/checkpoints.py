@@ -5,19 +5,20 @@ shards of each process, an index (``.metadata``) and everything else (``meta.pt`
 """
 
 import json
-import os
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from itertools import count
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ropepp.errors import InputError
+from ropepp.files import replacing_file
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 METADATA = "meta.pt"
@@ -159,29 +160,28 @@ def consolidate(directory: Path, file: Path) -> None:
         raise InputError(f"{directory} is one file already")
     if file.exists():
         raise InputError(f"{file} exists; choose another name")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    dcp_to_torch_save(directory, temporary)
-    tensors = torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
-    content["state_dict"] = tensors["state_dict"]
-    content["optimizer_states"] = [
-        _numbered(tensors[f"optimizer_{index}"])
-        for index in range(sum(key.startswith("optimizer_") for key in tensors))
-    ]
-    whole = file.with_name(file.name + ".whole.tmp")
-    torch.save(content, whole)
-    temporary.unlink()
-    os.replace(whole, file)
+    with replacing_file(file) as whole, TemporaryDirectory(dir=file.parent) as scratch:
+        dcp_to_torch_save(directory, Path(scratch, "tensors"))
+        tensors = torch.load(
+            Path(scratch, "tensors"), map_location="cpu", weights_only=True, mmap=True
+        )
+        content["state_dict"] = tensors["state_dict"]
+        content["optimizer_states"] = [
+            _numbered(tensors[f"optimizer_{index}"])
+            for index in range(sum(key.startswith("optimizer_") for key in tensors))
+        ]
+        torch.save(content, whole)
 
 
 def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
     """An optimizer's state by parameter numbers, as optimizers keep it, from one by names."""
-    numbers, groups = count(), []
-    names: dict[str, int] = {}
-    for group in state["param_groups"]:
-        names.update({name: next(numbers) for name in group["params"]})
-        groups.append({**group, "params": [names[name] for name in group["params"]]})
-    by_number = {names[name]: values for name, values in state["state"].items()}
+    names = chain.from_iterable(group["params"] for group in state["param_groups"])
+    numbers = {name: number for number, name in enumerate(names)}
+    groups = [
+        {**group, "params": [numbers[name] for name in group["params"]]}
+        for group in state["param_groups"]
+    ]
+    by_number = {numbers[name]: values for name, values in state["state"].items()}
     return {"state": dict(sorted(by_number.items())), "param_groups": groups}
 
 

@@ -8,13 +8,13 @@ for the backward pass is counted.
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jsonargparse import Namespace
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -28,10 +28,10 @@ from ropepp.errors import InputError, at_least
 from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
 from ropepp.model.kernels import BACKENDS, attention
-from ropepp.model.loss import default_chunk_rows
+from ropepp.model.loss import chunk_rows
 from ropepp.model.scope import AttentionScope
 from ropepp.model.sequence import check_length
-from ropepp.model.transformer import Block, Embedding, Transformer
+from ropepp.model.transformer import Block, Transformer
 from ropepp.runs.machine import PEAK_TFLOPS
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.lightning_cli import RopeppCLI
@@ -83,24 +83,8 @@ class PlannedRun:
     rows: Rows | None
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run needs, in plain values.
-
-    Attributes:
-        model: Sizes; FLOPs are those of full rows without document boundaries, an upper bound.
-        memory: Bytes on one device. Of ``loss`` and ``recomputed`` (one block's activations under
-            activation checkpointing), which do not meet, ``total`` has the larger one.
-        run: Steps, tokens, and hours of training alone.
-        checkpoints: Weights and optimizer state; while one is written there is one more.
-        data: What is read; ``epochs`` is None where the corpus is not there yet.
-    """
-
-    model: dict[str, Any]
-    memory: dict[str, int]
-    run: dict[str, Any]
-    checkpoints: dict[str, int]
-    data: dict[str, Any]
+# A run's needs in plain values, see `estimate`.
+Estimate = dict[str, dict[str, Any]]
 
 
 class EstimateCLI(RopeppCLI):
@@ -153,8 +137,8 @@ def plan_run(args: list[str], devices: int | None = None, nodes: int | None = No
     loader = TrainLoader(sized, data.global_batch_size, data.micro_batch_size, 0, parts)
     check_accumulation(trainer.accumulate_grad_batches, loader.accumulation)
     cli.check(data_is_there=rows is not None)
-    dtype, on_gpu = cli.model.network.compute_dtype, trainer.accelerator != "cpu"
     plan = (cli.model, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
+    dtype, on_gpu = cli.model.network.compute_dtype, trainer.accelerator != "cpu"
     return PlannedRun(*plan, dtype, on_gpu, rows)
 
 
@@ -197,6 +181,14 @@ def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> E
     Args:
         mfu: Share of the peak that training reaches, in model FLOPs: recomputed ones do not count.
         peak_tflops: Peak of one device in TFLOP/s; an `InputError` names what is out of range.
+
+    Returns:
+        ``model``: sizes, and FLOPs of full rows without document boundaries, an upper bound;
+        ``memory``: bytes on one device, of whose ``loss`` and ``recomputed`` (one block's
+        activations under activation checkpointing), which do not meet, ``total`` has the larger;
+        ``run``: steps, tokens, and hours of training alone;
+        ``checkpoints``: weights and optimizer state; while one is written there is one more;
+        ``data``: what is read; ``epochs`` is None where the corpus is not there yet.
     """
     if not 0 < mfu <= 1 or not peak_tflops > 0:
         raise InputError(f"mfu is {mfu} of {peak_tflops} TFLOP/s; allowed: 0 to 1 of more than 0")
@@ -226,8 +218,13 @@ def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> E
         "hours": rows * flops_per_row / (mfu * peak_tflops * 1e12 * processes.total) / 3600,
     }
     epochs = None if plan.rows is None else rows / len(plan.rows)
-    data = {"rows": rows, "tokens": rows * T, "epochs": epochs}
-    return Estimate(model, _memory(plan), run, _checkpoints(plan), data)
+    return {
+        "model": model,
+        "memory": _memory(plan),
+        "run": run,
+        "checkpoints": _checkpoints(plan),
+        "data": {"rows": rows, "tokens": rows * T, "epochs": epochs},
+    }
 
 
 def _parameters(network: Transformer) -> tuple[int, int]:
@@ -285,7 +282,7 @@ def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
     cast_layer = size * V * M if size < 4 else 0
     if network.loss_backend == "naive":
         return 12 * tokens * V + cast_layer
-    rows = min(tokens, default_chunk_rows(plan.on_gpu))
+    rows = min(tokens, chunk_rows(plan.on_gpu))
     return max(8 * rows, size * (rows + M)) * V + size * tokens * M + 4 * V * M + cast_layer
 
 
@@ -322,7 +319,7 @@ def trace_activations(plan: PlannedRun) -> tuple[int, int]:
         scope = AttentionScope() if context == 1 else GatheredScope(context)
         in_block = kept(lambda: block(x, table, scope), block.parameters())
         shared = sum(in_block.pop(id(part.untyped_storage()), 0) for part in table)
-        embed = Embedding(config.vocab_size, config.hidden_size)
+        embed = nn.Embedding(config.vocab_size, config.hidden_size)
         norm = RMSNorm(config.hidden_size, config.norm_eps)
         at_ends = kept(lambda: norm(embed(ids).to(dtype)), [embed.weight, norm.weight])
         return sum(in_block.values()), shared + sum(at_ends.values())
@@ -348,7 +345,7 @@ def kept(function: Callable[[], Tensor], parameters: Iterable[Tensor]) -> dict[i
 def table(found: Estimate) -> str:
     """For people, without what is 0; GB are 10^9 bytes."""
     lines, formats = [], {int: ",", float: ",.4g", str: ""}
-    for section, values in asdict(found).items():
+    for section, values in found.items():
         lines.append(section)
         for key, value in values.items():
             text = "unknown" if value is None else format(value, formats[type(value)])

@@ -55,17 +55,12 @@ class Evaluation:
         sums, counts, _ = (part.cpu().double() for part in self._totals())
         position = torch.arange(len(sums), dtype=torch.float64)
         bin_of = context_bins(len(sums))
-        binned = [
-            torch.zeros(int(bin_of.max()) + 1, dtype=torch.float64).index_add(0, bin_of, values)
-            for values in (position * counts, sums, counts)
-        ]
-        filled = binned[2] > 0
-        total = binned[2][filled]
-        return {
-            "position": (binned[0][filled] / total).tolist(),
-            "loss": (binned[1][filled] / total).tolist(),
-            "count": total.tolist(),
-        }
+        places, losses, total = (
+            bin_of.bincount(values) for values in (position * counts, sums, counts)
+        )
+        filled = total > 0
+        found = {"position": places / total, "loss": losses / total, "count": total}
+        return {key: values[filled].tolist() for key, values in found.items()}
 
     def _totals(self) -> tuple[Tensor, ...]:
         """Losses, targets and hits of all processes, each (T,)."""

@@ -25,16 +25,14 @@ from ropepp.model.positions import Position, Scaling
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.callbacks.metrics import Metrics
-from ropepp.train.callbacks.predictions import PredictionWriter
 from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
-from ropepp.train.callbacks.run_files import RunFiles
+from ropepp.train.callbacks.run_files import PredictionWriter, RunFiles, describe_run
 from ropepp.train.callbacks.suite import SuiteEvaluation
 from ropepp.train.guard import StepGuard
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import OptimizerSpec
-from ropepp.train.result import describe_run
 from ropepp.train.schedules import Schedule
 
 TRAINER_DEFAULTS = {
@@ -143,15 +141,13 @@ class RopeppCLI(LightningCLI):
         self.begun_from, folder = options.get("ckpt_path"), self.directory / "checkpoints"
         if options.resume:
             self._leave_if_finished()
+        if options.resume or self.begun_from == "last":
             found = newest_complete(folder)
-            options.ckpt_path = str(found) if found else self.begun_from
-        elif self.begun_from == "last":
-            found = newest_complete(folder)
-            if found is None:
+            if found is None and not options.resume:
                 raise InputError(
                     f"ckpt_path is 'last', but {folder} holds no complete checkpoint (step-N.ckpt)"
                 )
-            options.ckpt_path = str(found)
+            options.ckpt_path = str(found) if found else self.begun_from
         if options.init_optimizer and not options.init_from:
             raise InputError("init_optimizer is true, but there is no init_from to take it from")
         ckpt_path = options.get("ckpt_path")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from ropepp.errors import InputError, at_least
@@ -167,19 +167,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
             # `load_state_dict` made new groups and a new state.
             part.state = self.state
             part.param_groups = [group for group in self.param_groups if group["part"] == name]
-            if name == "muon" and any(
-                isinstance(p, DTensor) for group in part.param_groups for p in group["params"]
-            ):
-                self._step_shards(part.param_groups)
+            members = [(p, group) for group in part.param_groups for p in group["params"]]
+            if name == "muon" and any(isinstance(p, DTensor) for p, _ in members):
+                for parameter, group in members:
+                    if parameter.grad is not None:
+                        step_shard(parameter, group, self.state[parameter])
             else:
                 part.step()
         return loss
-
-    def _step_shards(self, groups: list[dict[str, Any]]) -> None:
-        for group in groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    step_shard(parameter, group, self.state[parameter])
 
 
 def step_shard(parameter: DTensor, group: dict[str, Any], state: dict[str, Any]) -> None:
@@ -194,6 +189,8 @@ def step_shard(parameter: DTensor, group: dict[str, Any], state: dict[str, Any])
         group: Its group's settings.
         state: Its state, changed in place.
     """
+    from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalize
+
     grad: Any = parameter.grad  # a DTensor, which torch's annotations do not say
     if "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(grad)
@@ -208,28 +205,3 @@ def step_shard(parameter: DTensor, group: dict[str, Any], state: dict[str, Any])
     # match_rms_adamw (arXiv 2502.16982)
     size = 0.2 * math.sqrt(max(parameter.shape))
     parameter.add_(change.redistribute(placements=parameter.placements), alpha=-group["lr"] * size)
-
-
-def orthogonalize(
-    matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Tensor:
-    """Brings all singular values near 1 by a quintic Newton-Schulz iteration (Jordan et al. 2024).
-
-    Args:
-        matrix: (out, in) bfloat16.
-        coefficients: Of the odd polynomial a x + b x^3 + c x^5.
-        steps: Number of iterations.
-        eps: Least norm that is divided by.
-
-    Returns:
-        (out, in) bfloat16, bit for bit what `torch.optim.Muon` computes.
-    """
-    a, b, c = coefficients
-    tall = matrix.size(0) > matrix.size(1)
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.addmm(x, polynomial, x, beta=a)
-    return x.T if tall else x

@@ -58,8 +58,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         timeout_minutes: float = 30.0,
     ) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
-        sizes = {"shard_size": shard_size, "context_parallel_size": context_parallel_size}
-        at_least(1, "trainer.strategy.", **sizes)
+        at_least(1, "trainer.strategy.", shard_size=shard_size)
+        at_least(1, "trainer.strategy.", context_parallel_size=context_parallel_size)
         self.shard_size = shard_size
         self.context_parallel_size = context_parallel_size
         self.reshard_after_forward = reshard_after_forward
@@ -86,13 +86,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         shard = self.shard_size or world
         check_sizes(world, shard, self.context_parallel_size)
         device = self.root_device.type
-        if shard == world:
-            self._device_mesh = init_device_mesh(device, (world,), mesh_dim_names=("shard",))
-        else:
-            names = ("replicate", "shard")
-            self._device_mesh = init_device_mesh(
-                device, (world // shard, shard), mesh_dim_names=names
-            )
+        shape = (world,) if shard == world else (world // shard, shard)
+        names = ("replicate", "shard")[-len(shape) :]
+        self._device_mesh = init_device_mesh(device, shape, mesh_dim_names=names)
         if self.context_parallel_size > 1:
             # Neighbours share rows: they are on one node, where links are fastest.
             sizes = (self.data_size, self.context_parallel_size)

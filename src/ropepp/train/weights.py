@@ -6,8 +6,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from ropepp.errors import InputError
 from ropepp.model.folders.published import check_shapes, load_pretrained
@@ -43,7 +48,7 @@ def load_weights(network: Transformer, path: str | Path) -> None:
     check_shapes(expected, shapes(path), path)
     wanted = {f"network.{name}": tensor for name, tensor in own.items()}
     if path.is_dir():
-        _load_shards(path, {"state_dict": wanted})
+        _load_shards({"state_dict": wanted}, path)
     else:
         load_tensors(wanted, content["state_dict"])
 
@@ -90,26 +95,15 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
     content = read_metadata(path)
     try:
         if path.is_dir():
-            _load_sharded(module, optimizer, path)
+            states = {"optimizer_0": get_optimizer_state_dict(module, optimizer)}
+            _load_shards(states, path)
+            set_optimizer_state_dict(module, optimizer, states["optimizer_0"])
         else:
             load_optimizer(optimizer, content["optimizer_states"][0])
     except (KeyError, ValueError, IndexError, CheckpointException) as error:
         raise InputError(f"{path}: its optimizer's state does not fit this one: {error}") from error
 
 
-def _load_sharded(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    from torch.distributed.checkpoint.state_dict import (
-        get_optimizer_state_dict,
-        set_optimizer_state_dict,
-    )
-
-    wanted = {"optimizer_0": get_optimizer_state_dict(module, optimizer)}
-    _load_shards(path, wanted)
-    set_optimizer_state_dict(module, optimizer, wanted["optimizer_0"])
-
-
-def _load_shards(path: Path, wanted: dict[str, Any]) -> None:
+def _load_shards(wanted: dict[str, Any], path: Path) -> None:
     """Fills the tensors in ``wanted``; without processes too."""
-    import torch.distributed.checkpoint as dcp
-
     dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())

@@ -2,7 +2,7 @@
 this project's own exports."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 
 OWN_TYPE = "ropepp"  # model_type of our own exports
-SPECS = "ropepp.model.positions"
+SPECS = "ropepp.model.positions."
 
 IMAGINARY_MODES: dict[str, Callable[..., RoPE]] = {
     "imag1": RoPEppEH,
@@ -74,7 +74,10 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
         model = Transformer(config, spec, ignore_index=ignore_index(settings))
     tensors = {our_name(name): tensor for name, tensor in read_tensors(folder).items()}
     take_slopes(model, tensors, folder)
-    check_tensors(model, tensors, folder)
+    if config.tied_embeddings:
+        tensors.setdefault("lm_head.weight", tensors.get("embed_tokens.weight", torch.empty(0)))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_shapes(expected, {name: tuple(x.shape) for name, x in tensors.items()}, folder)
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     factors = query_key_factors(settings, spec)
     for name, tensor in tensors.items():
@@ -121,26 +124,11 @@ def architecture(settings: dict[str, Any], path: Path) -> tuple[ModelConfig, Pos
 
 
 def own_position(plain: dict[str, Any]) -> Position:
-    """A position encoding from plain values that anybody may have written: nothing else of this
-    package is called."""
-    for path in class_paths(plain):
-        if not path.startswith(f"{SPECS}."):
-            raise InputError(f"class_path is {path!r}; allowed are classes of {SPECS}")
-    found = from_plain(plain)
+    """A position encoding from plain values that anybody may have written."""
+    found = from_plain(plain, SPECS)
     if not isinstance(found, Position):
         raise InputError(f"class_path is {plain['class_path']!r}, which is no position encoding")
     return found
-
-
-def class_paths(plain: Any) -> Iterator[str]:
-    """All classes that plain values name, at any depth."""
-    if isinstance(plain, dict):
-        if "class_path" in plain:
-            yield str(plain["class_path"])
-        plain = list(plain.values())
-    if isinstance(plain, list):
-        for item in plain:
-            yield from class_paths(item)
 
 
 def model_config(settings: dict[str, Any]) -> ModelConfig:
@@ -263,15 +251,6 @@ def take_slopes(model: Transformer, tensors: dict[str, Tensor], path: Path) -> N
         found = tensors.pop(name).float().flatten()
         if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2):
             raise InputError(f"{path}: {name!r} is {found.tolist()}; expected {expected.tolist()}")
-
-
-def check_tensors(model: Transformer, tensors: dict[str, Tensor], path: Path) -> None:
-    """Raises an `InputError` that names the first tensor which is missing, left over or
-    misshapen."""
-    if model.config.tied_embeddings:
-        tensors.setdefault("lm_head.weight", tensors.get("embed_tokens.weight", torch.empty(0)))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
 
 
 def check_shapes(

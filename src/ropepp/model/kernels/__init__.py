@@ -5,14 +5,11 @@ contiguous per kv head: attention head h uses kv head ``h // G``, so real and im
 projection share keys and values in a single call, and no backend but the reference repeats them in
 memory.
 
-`registry` has the function, `request` what a backend is asked for, `definition` the plain formula
-that every backend is tested against; the other files are the backends.
+`registry` has the function, `backend` what a backend is and is asked for, `definition` the plain
+formula that every backend is tested against; the other files are the backends.
 """
 
-from ropepp.model.kernels.backend import Backend
-from ropepp.model.kernels.definition import reference
-from ropepp.model.kernels.fused import sdpa
+from ropepp.model.kernels.backend import Backend, Request
 from ropepp.model.kernels.registry import BACKENDS, attention, choose
-from ropepp.model.kernels.request import Request
 
-__all__ = ["BACKENDS", "Backend", "Request", "attention", "choose", "reference", "sdpa"]
+__all__ = ["BACKENDS", "Backend", "Request", "attention", "choose"]

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from ropepp.model.kernels.backend import Backend, never
-from ropepp.model.kernels.request import Request
+from ropepp.model.kernels.backend import Backend, Request, never
 
 
 def reference(request: Request) -> Tensor:

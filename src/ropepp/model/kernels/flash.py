@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropepp.model.kernels import backend as refusals
-from ropepp.model.kernels.backend import Backend, load
-from ropepp.model.kernels.request import Request
+from ropepp.model.kernels.backend import Backend, Request, half_on_cuda, head_size, load, older_than
 
 FLASH2_PACKAGE = ("flash_attn", "flash-attn", "flash", "flash_attn_varlen_func")
 FLASH4_PACKAGE = ("flash_attn.cute", "flash-attn-4", "flash4", "flash_attn_varlen_func")
@@ -36,67 +34,42 @@ def _run(package: Any, request: Request, **options: Any) -> Tensor:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     if request.cu_seqlens is None:
-        return _only(package.flash_attn_func(request.q, request.k, request.v, **options))
-    flat = request.flattened()
-    out = package.flash_attn_varlen_func(
-        flat.q,
-        flat.k,
-        flat.v,
-        cu_seqlens_q=flat.cu_seqlens,
-        cu_seqlens_k=flat.cu_seqlens_k,
-        max_seqlen_q=flat.longest,
-        max_seqlen_k=flat.longest_k,
-        **options,
+        out = package.flash_attn_func(request.q, request.k, request.v, **options)
+    else:
+        q, k, v, bounds, bounds_k, longest, longest_k = request.flattened()
+        options |= {"cu_seqlens_q": bounds, "cu_seqlens_k": bounds_k}
+        options |= {"max_seqlen_q": longest, "max_seqlen_k": longest_k}
+        out = package.flash_attn_varlen_func(q, k, v, **options)
+    # flash-attn-4 always returns the log-sum-exp too.
+    out = out[0] if isinstance(out, tuple) else out
+    return out.view(request.q.shape)
+
+
+def _missing(package: tuple[str, str, str, str]) -> str | None:
+    found = load(*package)
+    return found if isinstance(found, str) else None
+
+
+def _refuse_flash2(request: Request) -> str | None:
+    return (
+        half_on_cuda(request, slopes=True)
+        or head_size(request, 1, 256)
+        or older_than(request, 8, "Ampere")
+        or _missing(FLASH2_PACKAGE)
     )
-    return _only(out).view(request.q.shape)
 
 
-def _only(result: Any) -> Tensor:
-    """Without the log-sum-exp that flash-attn-4 always returns."""
-    return result[0] if isinstance(result, tuple) else result
+def _refuse_flash4(request: Request) -> str | None:
+    if reason := half_on_cuda(request) or older_than(request, 9, "Hopper"):
+        return reason
+    D, (major, _) = request.q.shape[-1], torch.cuda.get_device_capability(request.q.device)
+    if D % 8 or not (D <= 128 or D == 256 or (major == 9 and D <= 256)):
+        sizes = "up to 256" if major == 9 else "up to 128, or 256"
+        return f"it needs a head size in multiples of 8 {sizes} on this GPU, and this is {D}"
+    if torch.are_deterministic_algorithms_enabled() and request.needs_grad and major >= 12:
+        return "its backward pass is not deterministic on this GPU"
+    return _missing(FLASH4_PACKAGE)
 
 
-def _missing(package: tuple[str, str, str, str]) -> refusals.Check:
-    def refuse(request: Request) -> str | None:
-        found = load(*package)
-        return found if isinstance(found, str) else None
-
-    return refuse
-
-
-def _flash4_head_size(request: Request) -> str | None:
-    D, (major, _) = request.q.shape[-1], refusals.capability(request.q.device)
-    if D % 8 == 0 and (D <= 128 or D == 256 or (major == 9 and D <= 256)):
-        return None
-    sizes = "up to 256" if major == 9 else "up to 128, or 256"
-    return f"it needs a head size in multiples of 8 {sizes} on this GPU, and this is {D}"
-
-
-def _flash4_not_deterministic(request: Request) -> str | None:
-    deterministic = torch.are_deterministic_algorithms_enabled() and request.needs_grad
-    if not deterministic or refusals.capability(request.q.device)[0] < 12:
-        return None
-    return "its backward pass is not deterministic on this GPU"
-
-
-FLASH2 = Backend(
-    "flash2",
-    refusals.half_on_cuda(
-        refusals.head_size(1, 256),
-        refusals.older_than(8, "Ampere"),
-        _missing(FLASH2_PACKAGE),
-        slopes=True,
-    ),
-    flash2,
-)
-
-FLASH4 = Backend(
-    "flash4",
-    refusals.half_on_cuda(
-        refusals.older_than(9, "Hopper"),
-        _flash4_head_size,
-        _flash4_not_deterministic,
-        _missing(FLASH4_PACKAGE),
-    ),
-    flash4,
-)
+FLASH2 = Backend("flash2", _refuse_flash2, flash2)
+FLASH4 = Backend("flash4", _refuse_flash4, flash4)

@@ -5,14 +5,12 @@ import functools
 import importlib.util
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ropepp.model.kernels import backend as refusals
-from ropepp.model.kernels.backend import Backend, first_of
-from ropepp.model.kernels.request import Recent, Request
+from ropepp.model.kernels.backend import Backend, Recent, Request, document_ids, older_than
 
 if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or two
     from torch.nn.attention.flex_attention import BlockMask
@@ -20,23 +18,7 @@ if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or 
 BLOCK = 128
 
 
-class VisibleKeys(NamedTuple):
-    """Which keys each query sees: a range, because documents are contiguous.
-
-    Attributes:
-        position: (T,) int32, index of the query's own token among the keys.
-        first: (T,) int32, its first visible key; does not fall from one query to the next.
-        last: (T,) int32, its last visible key; does not fall either.
-        mask: The same by blocks of queries and keys.
-    """
-
-    position: Tensor
-    first: Tensor
-    last: Tensor
-    mask: "BlockMask"
-
-
-_SEEN: Recent[VisibleKeys] = Recent(4)
+_SEEN: Recent[tuple[Tensor, "BlockMask"]] = Recent(4)
 
 
 def flex(request: Request) -> Tensor:
@@ -45,14 +27,14 @@ def flex(request: Request) -> Tensor:
     q, k, v = request.q, request.k, request.v
     if request.cu_seqlens is not None:
         q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
-    seen = _seen(request)
+    position, mask = _seen(request)
     kernel = _compiled() if q.is_cuda else _uncompiled
     out = kernel(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        score_mod=_alibi(request.alibi_slopes, seen.position),
-        block_mask=seen.mask,
+        score_mod=_alibi(request.alibi_slopes, position),
+        block_mask=mask,
         scale=request.scale,
         enable_gqa=q.shape[2] != k.shape[2],
     )
@@ -70,14 +52,16 @@ def _alibi(slopes: Tensor | None, position: Tensor) -> Callable[..., Tensor] | N
     return lower
 
 
-def _seen(request: Request) -> VisibleKeys:
-    """Of all queries together if documents are packed, else of one row; once for all layers."""
+def _seen(request: Request) -> tuple[Tensor, "BlockMask"]:
+    """Of each query the index (T,) of its own token among the keys, and the keys that it sees, by
+    blocks: of all queries together if documents are packed, else of one row; once for all
+    layers."""
     T, S, device = request.q.shape[1], request.k.shape[1], request.q.device
     bounds, bounds_k = request.cu_seqlens, request.cu_seqlens_k
     if bounds is not None:
         T, S = request.q.shape[0] * T, request.k.shape[0] * S
 
-    def make() -> VisibleKeys:
+    def make() -> tuple[Tensor, "BlockMask"]:
         # Kept for later calls, which may want gradients although this one does not.
         with torch.inference_mode(False), torch.no_grad():
             index = torch.arange(T, device=device)
@@ -88,14 +72,15 @@ def _seen(request: Request) -> VisibleKeys:
                 first, end = bounds_k.to(index)[document], bounds_k.to(index)[document + 1]
                 position = index - bounds.to(index)[document + 1] + end
             last = position if request.causal else end - 1
-            return _with_blocks(position.int(), first.int(), last.int(), S)
+            return position.int(), _blocks(first.int(), last.int(), S)
 
     return _SEEN.get((bounds, bounds_k, T, S, request.causal, device), make)
 
 
-def _with_blocks(position: Tensor, first: Tensor, last: Tensor, S: int) -> VisibleKeys:
-    """Adds the mask by blocks, from the ranges at the blocks' edges: torch's own function would
-    look at every query and key."""
+def _blocks(first: Tensor, last: Tensor, S: int) -> "BlockMask":
+    """The mask by blocks, from the first and last of S keys that each query sees: a range, because
+    documents are contiguous, and neither falls from one query to the next. Only the ranges at the
+    blocks' edges count; torch's own function would look at every query and key."""
     from torch.nn.attention.flex_attention import BlockMask
 
     T, device = len(first), first.device
@@ -110,14 +95,13 @@ def _with_blocks(position: Tensor, first: Tensor, last: Tensor, S: int) -> Visib
     def shows(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (first[i] <= j) & (j <= last[i])
 
-    mask = BlockMask.from_kv_blocks(
+    return BlockMask.from_kv_blocks(
         *_listed(some & ~whole),
         *_listed(whole),
         BLOCK_SIZE=BLOCK,
         mask_mod=shows,
         seq_lengths=(T, S),
     )
-    return VisibleKeys(position, first, last, mask)
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,16 +134,18 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _not_here(request: Request) -> str | None:
+def _refuse(request: Request) -> str | None:
+    if request.document_ids is not None:
+        return document_ids(request)
     if request.q.is_cuda:
         if not has_triton():
             return "the package triton is missing, which comes with the CUDA builds of torch"
         if request.q.shape[-1] < 16:
             return f"it needs a head size of at least 16, and this is {request.q.shape[-1]}"
-        return refusals.older_than(8, "Ampere")(request)
+        return older_than(request, 8, "Ampere")
     if request.q.device.type != "cpu":
         return f"it needs tensors on CUDA or the CPU, and these are on {request.q.device}"
     return "on the CPU it has no gradient" if request.needs_grad else None
 
 
-FLEX = Backend("flex", first_of(refusals.document_ids, _not_here), flex)
+FLEX = Backend("flex", _refuse, flex)

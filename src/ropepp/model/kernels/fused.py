@@ -1,6 +1,10 @@
-"""torch's own fused attention, on any device, and its cuDNN kernel alone."""
+"""torch's own fused attention, on any device, its cuDNN kernel alone, and its flash attention over
+documents of any lengths in one call."""
 
+import inspect
 from collections.abc import Callable
+from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +12,16 @@ from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ropepp.model.kernels import backend as refusals
-from ropepp.model.kernels.backend import Backend, never
-from ropepp.model.kernels.request import HALF, Request, lengths
+from ropepp.model.kernels.backend import (
+    HALF,
+    Backend,
+    Request,
+    half_on_cuda,
+    head_size,
+    lengths,
+    never,
+    older_than,
+)
 
 # Queries whose mask exists at a time, where there is one.
 CHUNK = 1024
@@ -26,6 +37,24 @@ def sdpa(request: Request) -> Tensor:
 def cudnn(request: Request) -> Tensor:
     """The same with the cuDNN kernel alone, which compiles for each new length of documents."""
     return _by_runs(request, _dense_cudnn)
+
+
+def varlen(request: Request) -> Tensor:
+    """`torch.nn.attention.varlen.varlen_attn`; its causality is aligned at the last query and the
+    last key of each document."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v, bounds, bounds_k, longest, longest_k = request.flattened()
+    options: dict[str, Any] = {
+        "scale": request.scale,
+        "window_size": (-1, 0) if request.causal else (-1, -1),
+    }
+    # Versions without the option take grouped heads as they are.
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    out = varlen_attn(q, k, v, bounds, bounds_k, longest, longest_k, **options)
+    assert isinstance(out, Tensor)
+    return out.view(request.q.shape)
 
 
 def _by_runs(request: Request, dense: Dense) -> Tensor:
@@ -50,14 +79,8 @@ def _runs(request: Request) -> list[tuple[int, int, int]]:
     one run."""
     assert request.cu_seqlens is not None
     assert request.cu_seqlens_k is not None
-    runs: list[tuple[int, int, int]] = []
-    sizes, sizes_k = lengths(request.cu_seqlens).sizes, lengths(request.cu_seqlens_k).sizes
-    for size in zip(sizes, sizes_k, strict=True):
-        if runs and runs[-1][1:] == size:
-            runs[-1] = (runs[-1][0] + 1, *size)
-        else:
-            runs.append((1, *size))
-    return runs
+    sizes = zip(lengths(request.cu_seqlens), lengths(request.cu_seqlens_k), strict=True)
+    return [(len(list(run)), *size) for size, run in groupby(sizes)]
 
 
 def _dense(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -118,7 +141,7 @@ def _one_query(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q.squeeze(1).unflatten(1, (K, -1)),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=None if mask is None else _suited(mask, q),
+        attn_mask=mask,
         scale=request.scale,
     )
     return out.flatten(1, 2).unsqueeze(1)
@@ -147,14 +170,13 @@ def _in_chunks(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         start, end = end, end + part.shape[1]
         seen = end if request.causal else S
         mask = _mask(request, torch.arange(start, end, device=q.device), seen, start - (S - T))
-        mask = None if mask is None else _suited(mask, q)
         outs.append(_call(request, part, k[:, :seen], v[:, :seen], mask))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
 def _mask(request: Request, position: Tensor, seen: int, first: int = 0) -> Tensor | None:
     """What the queries at some ``position`` (T,) among the keys see of the first ``seen``: bool, or
-    float32 to be added to the scores if there are slopes; (B or 1, H or 1, T, seen).
+    numbers to be added to the scores if there are slopes; (B or 1, H or 1, T, seen).
 
     Args:
         request: Slopes, causality and document ids.
@@ -173,22 +195,17 @@ def _mask(request: Request, position: Tensor, seen: int, first: int = 0) -> Tens
     if request.alibi_slopes is None:
         return shown
     bias = -request.alibi_slopes.float()[None, :, None, None] * distance.abs()
-    return bias if shown is None else bias.masked_fill(~shown, -torch.inf)
+    bias = bias if shown is None else bias.masked_fill(~shown, -torch.inf)
+    # Fused kernels of a GPU take the queries' dtype; those of the CPU add float32 to any scores.
+    return bias.to(request.q.dtype) if request.q.is_cuda else bias
 
 
-def _suited(mask: Tensor, q: Tensor) -> Tensor:
-    """In a dtype that the fused kernels take; those of the CPU add float32 to any scores."""
-    return mask if mask.dtype == torch.bool or not q.is_cuda else mask.to(q.dtype)
-
-
-def _not_square(request: Request) -> str | None:
+def _refuse_cudnn(request: Request) -> str | None:
+    if reason := half_on_cuda(request):
+        return reason
     square = request.q.shape[1] == request.k.shape[1]
-    if not request.causal or (square and request.cu_seqlens is request.cu_seqlens_k):
-        return None
-    return "its causality is aligned for as many queries as keys"
-
-
-def _no_cudnn_kernel(request: Request) -> str | None:
+    if request.causal and not (square and request.cu_seqlens is request.cu_seqlens_k):
+        return "its causality is aligned for as many queries as keys"
     q, k, v = (x.transpose(1, 2) for x in (request.q, request.k, request.v))
     grouped = q.shape[1] != k.shape[1]
     if can_use_cudnn_attention(SDPAParams(q, k, v, None, 0.0, request.causal, grouped)):
@@ -196,6 +213,10 @@ def _no_cudnn_kernel(request: Request) -> str | None:
     return "cuDNN has no kernel for these shapes on this GPU"
 
 
-SDPA = Backend("sdpa", never, sdpa)
+def _refuse_varlen(request: Request) -> str | None:
+    return half_on_cuda(request) or head_size(request, 8, 256) or older_than(request, 8, "Ampere")
 
-CUDNN = Backend("cudnn", refusals.half_on_cuda(_not_square, _no_cudnn_kernel), cudnn)
+
+SDPA = Backend("sdpa", never, sdpa)
+CUDNN = Backend("cudnn", _refuse_cudnn, cudnn)
+VARLEN = Backend("varlen", _refuse_varlen, varlen)

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.model.kernels.backend import Backend
+from ropepp.model.kernels.backend import HALF, Backend, Request, lengths
 from ropepp.model.kernels.definition import REFERENCE
 from ropepp.model.kernels.flash import FLASH2, FLASH4
 from ropepp.model.kernels.flex import FLEX
-from ropepp.model.kernels.fused import CUDNN, SDPA
-from ropepp.model.kernels.request import HALF, Request, lengths
-from ropepp.model.kernels.varlen import VARLEN
+from ropepp.model.kernels.fused import CUDNN, SDPA, VARLEN
 
 log = logging.getLogger("ropepp.model.kernels")
 
@@ -67,11 +65,10 @@ def attention(
         InputError: Shapes do not fit, or the backend is unknown or cannot serve this; says which
             can.
     """
-    _check(q, k, v, cu_seqlens, cu_seqlens_k, document_ids)
-    if cu_seqlens_k is None:
-        cu_seqlens_k = cu_seqlens
+    cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     request = Request(q, k, v, causal, cu_seqlens, cu_seqlens_k, alibi_slopes, document_ids, scale)
+    _check_shapes(request)
     _check_documents(request)
     if backend == "auto":
         return BACKENDS[choose(request)].run(request)
@@ -96,18 +93,15 @@ def choose(request: Request) -> str:
     installed, else to flex, which would compile anew for each length of a cache and is not for one
     query a row. Anything else goes to sdpa.
     """
-    name = next((n for n in _preferred(request) if BACKENDS[n].refuse(request) is None), "sdpa")
+    packed, preferred = request.cu_seqlens is not None, []
+    if request.q.is_cuda and request.q.dtype in HALF and request.document_ids is None:
+        if request.alibi_slopes is not None:
+            preferred = ["flash2", "flex"] if packed or request.q.shape[1] > 1 else ["flash2"]
+        elif packed:
+            preferred = ["varlen"]
+    name = next((n for n in preferred if BACKENDS[n].refuse(request) is None), "sdpa")
     _announce(name, _kind(request))
     return name
-
-
-def _preferred(request: Request) -> tuple[str, ...]:
-    if not request.q.is_cuda or request.q.dtype not in HALF or request.document_ids is not None:
-        return ()
-    packed = request.cu_seqlens is not None
-    if request.alibi_slopes is not None:
-        return ("flash2", "flex") if packed or request.q.shape[1] > 1 else ("flash2",)
-    return ("varlen",) if packed else ()
 
 
 @functools.cache
@@ -125,36 +119,29 @@ def _kind(request: Request) -> str:
     return f"{what} in {str(request.q.dtype).removeprefix('torch.')} on {request.q.device.type}"
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    document_ids: tuple[Tensor, Tensor] | None,
-) -> None:
-    """Shapes alone."""
-    B, T, H, D = q.shape
-    S, K = k.shape[1:3]
-    fits = k.shape == (B, S, K, D) and v.shape == k.shape and H % K == 0
-    if not fits or (S < T and cu_seqlens_k is None):
+def _check_shapes(request: Request) -> None:
+    (B, T, H, D), (S, K) = request.q.shape, request.k.shape[1:3]
+    bounds, bounds_k = request.cu_seqlens, request.cu_seqlens_k
+    shape, shape_v = request.k.shape, request.v.shape
+    fits = shape == (B, S, K, D) and shape_v == shape and H % K == 0
+    if not fits or (S < T and bounds is bounds_k):
         raise InputError(
-            f"attention got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: "
+            f"attention got q {(B, T, H, D)}, k {tuple(shape)}, v {tuple(shape_v)}: "
             "needs (B, T, H, D) and twice (B, S, K, D) with S >= T and K dividing H"
         )
-    if cu_seqlens_k is not None and (cu_seqlens is None or cu_seqlens.shape != cu_seqlens_k.shape):
-        found = "missing" if cu_seqlens is None else f"{tuple(cu_seqlens.shape)}"
+    if bounds_k is not None and (bounds is None or bounds.shape != bounds_k.shape):
+        found = "missing" if bounds is None else f"{tuple(bounds.shape)}"
         raise InputError(
-            f"cu_seqlens_k is {tuple(cu_seqlens_k.shape)} and cu_seqlens {found}; they bound the "
+            f"cu_seqlens_k is {tuple(bounds_k.shape)} and cu_seqlens {found}; they bound the "
             "same documents"
         )
-    if cu_seqlens is not None and cu_seqlens_k is None and S != T:
+    if bounds is not None and bounds is bounds_k and S != T:
         raise InputError(
             f"cu_seqlens needs as many keys as queries or cu_seqlens_k, found {S} and {T}"
         )
-    if document_ids is not None:
-        shapes = tuple(tuple(ids.shape) for ids in document_ids)
-        if cu_seqlens is not None or shapes != ((B, T), (B, S)):
+    if request.document_ids is not None:
+        shapes = tuple(tuple(ids.shape) for ids in request.document_ids)
+        if bounds is not None or shapes != ((B, T), (B, S)):
             raise InputError(
                 f"document_ids are {shapes}; they must be {((B, T), (B, S))}, without cu_seqlens"
             )
@@ -164,19 +151,19 @@ def _check_documents(request: Request) -> None:
     """Boundaries against the tensors and each other."""
     if request.cu_seqlens is None or request.cu_seqlens_k is None:
         return
-    for name, bounds, x in (
-        ("cu_seqlens", request.cu_seqlens, request.q),
-        ("cu_seqlens_k", request.cu_seqlens_k, request.k),
+    sizes, sizes_k = lengths(request.cu_seqlens), lengths(request.cu_seqlens_k)
+    for name, found, x in (
+        ("cu_seqlens", sum(sizes), request.q),
+        ("cu_seqlens_k", sum(sizes_k), request.k),
     ):
         total = x.shape[0] * x.shape[1]
-        if lengths(bounds).total != total:
+        if found != total:
             raise InputError(
-                f"{name} ends at {lengths(bounds).total}; it must end at the number of tokens in "
+                f"{name} ends at {found}; it must end at the number of tokens in "
                 f"the flattened rows, {total}"
             )
-    if request.cu_seqlens is request.cu_seqlens_k:
+    if sizes is sizes_k:  # nothing to compare, once a layer
         return
-    sizes, sizes_k = lengths(request.cu_seqlens).sizes, lengths(request.cu_seqlens_k).sizes
     for number, (size, size_k) in enumerate(zip(sizes, sizes_k, strict=True)):
         if size and size_k < (size if request.causal else 1):
             raise InputError(

@@ -52,10 +52,8 @@ class RotaryLayer(PositionLayer):
         step = self.layout.num_projections * len(period) // self.layout.num_heads
         rotated, rest = q.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
         wide_a, wide_b = (half.unflatten(-2, (-1, step)) for half in rotate(rotated, cos, sin))
-        narrow = (
-            wide_a.to(q.dtype),
-            wide_b.to(q.dtype),
-        )  # copies are cast once, not once for each head
+        # Copies are cast once, not once for each head.
+        narrow = wide_a.to(q.dtype), wide_b.to(q.dtype)
         rest = rest.unflatten(-2, (-1, step))
         pieces: list[Tensor] = []
         for head in period:

@@ -1,4 +1,4 @@
 """What cuts across a step (`step` calls it): `metrics` logs, `suite` evaluates on other text,
-`progress` shows, `profile` traces, `checkpoint` saves, `run_files` describes the run, `predictions`
-writes losses of tokens.
+`progress` shows, `profile` traces, `checkpoint` saves, `run_files` describes the run and writes
+predictions.
 """

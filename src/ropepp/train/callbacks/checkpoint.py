@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +15,6 @@ from ropepp.errors import Preempted, Stopped, at_least
 from ropepp.runs.checkpoints import list_checkpoints
 from ropepp.train.callbacks.step import StepCallback
 from ropepp.train.guard import StepGuard
-from ropepp.train.signals import StopSignals
 from ropepp.train.strategy import FSDP2Strategy
 
 ROWS = "rows_per_batch"
@@ -26,8 +28,8 @@ class StepCheckpoint(StepCallback, Checkpoint):
     no torn one under a final name. Where a validation follows a step, it is saved after the
     validation, which then is not repeated.
 
-    A run that is asked to end (SIGTERM, SIGUSR1), or that skipped too many steps, saves after the
-    present step and raises `Stopped`.
+    A run that is asked to end (SIGTERM; SIGUSR1, as SLURM sends it before the time is up), or that
+    skipped too many steps, saves after the present step and raises `Stopped`.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints; 0 saves at the end alone.
@@ -40,7 +42,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.directory: Path | None = None  # set by whoever knows the run directory
-        self._signals = StopSignals()
+        self._signalled = False
         self._stop: Stopped | None = None
         self._saved_step = -1
         self._unfinished: Path | None = None  # written in the background, not yet renamed
@@ -48,11 +50,17 @@ class StepCheckpoint(StepCallback, Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._saved_step = trainer.global_step  # nothing is due right after a resume
-        self._signals.install()
+        # Lightning's own handler exchanges messages inside the handler, which deadlocks processes
+        # that are at different places; it puts the handlers from before back when a run is over.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, self._note)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
-        self._rename_if_written(trainer)
-        if self._signals.agreed(trainer):
+        pending = _pending_save(trainer)
+        if pending is not None and pending.done():
+            self._finish(trainer)
+        if trainer.strategy.reduce_boolean_decision(self._signalled, all=False):
             self._stop = Preempted(
                 f"stopped at step {trainer.global_step} on request; the same command with "
                 "--resume auto goes on"
@@ -70,7 +78,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
-        self._wait(trainer)
+        self._finish(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -91,54 +99,50 @@ class StepCheckpoint(StepCallback, Checkpoint):
             for key, value in counts.items():
                 counts[key] = begun * checkpoint[ROWS] // here - (begun - value)
 
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """Processes agree on it once a step."""
+        self._signalled = True
+
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
         if self._stop or (self.every_n_steps > 0 and step % self.every_n_steps == 0):
             self._save(trainer)
         if self._stop:
-            self._wait(trainer)
+            self._finish(trainer)
             raise self._stop
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self._saved_step or self.directory is None:
             return
-        self._wait(trainer)
+        self._finish(trainer)
         self._saved_step = trainer.global_step
         path = self.directory / f"step-{trainer.global_step:07d}.ckpt"
         trainer.save_checkpoint(path.with_suffix(".tmp"), weights_only=False)
         self._unfinished = path
-        if self._pending(trainer) is None:
-            self._rename(trainer)
+        if _pending_save(trainer) is None:
+            self._finish(trainer)
             trainer.strategy.barrier("checkpoint renamed")
 
-    def _rename_if_written(self, trainer: pl.Trainer) -> None:
-        pending = self._pending(trainer)
-        if self._unfinished is not None and pending is not None and pending.done():
-            self._wait(trainer)
-
-    def _wait(self, trainer: pl.Trainer) -> None:
-        if self._unfinished is not None:
-            assert isinstance(trainer.strategy, FSDP2Strategy)
-            trainer.strategy.wait_for_save()
-            self._rename(trainer)
-
-    def _pending(self, trainer: pl.Trainer) -> Any:
-        strategy = trainer.strategy
-        return strategy.pending_save if isinstance(strategy, FSDP2Strategy) else None
-
-    def _rename(self, trainer: pl.Trainer) -> None:
+    def _finish(self, trainer: pl.Trainer) -> None:
+        """Waits for what is being written, if anything is, and gives it its name."""
         path, self._unfinished = self._unfinished, None
-        assert path is not None
-        assert self.directory is not None
+        if path is None:
+            return
+        if isinstance(trainer.strategy, FSDP2Strategy):
+            trainer.strategy.wait_for_save()
         if not trainer.is_global_zero:
             return
         if path.exists():  # a torn one, or one of another way to get here
             _delete(path)
         os.replace(path.with_suffix(".tmp"), path)
         # Later ones, which a run that went back has left behind, do not count.
-        so_far = [old for old in list_checkpoints(self.directory) if old.name <= path.name]
+        so_far = [old for old in list_checkpoints(path.parent) if old.name <= path.name]
         for old in so_far[: -self.keep] if self.keep else []:
             _delete(old)
+
+
+def _pending_save(trainer: pl.Trainer) -> Any:
+    return getattr(trainer.strategy, "pending_save", None)
 
 
 def _delete(path: Path) -> None:

@@ -111,7 +111,8 @@ class Metrics(StepCallback):
         assert isinstance(pl_module, LanguageModel)
         assert pl_module.grad_norm is not None
         seconds = time.perf_counter() - self._window_start
-        loss_sum, pairs, waited = self._sum_over_processes(trainer)
+        gathered = self._gather(trainer)
+        loss_sum, pairs, waited, _ = gathered.sum(dim=0).tolist()
         values = {
             "train/loss": loss_sum / max(1, batch["num_targets"]),
             "train/grad_norm": float(pl_module.grad_norm),
@@ -131,7 +132,7 @@ class Metrics(StepCallback):
             "utilisation/tokens_per_second_per_device": rate / world,
             "utilisation/model_tflops_per_second": flops / 1e12,
             "utilisation/data_wait_share": waited / world / seconds,
-            "utilisation/peak_memory_gb": _peak_memory(trainer) / 1e9,
+            "utilisation/peak_memory_gb": float(gathered[:, 3].max()) / 1e9,
         }
         device = trainer.strategy.root_device
         peak = self.peak_tflops * 1e12 if self.peak_tflops else peak_flops(device)
@@ -139,20 +140,17 @@ class Metrics(StepCallback):
             values["utilisation/mfu"] = flops / (peak * world)
         self._write(trainer, values)
 
-    def _sum_over_processes(self, trainer: pl.Trainer) -> list[float]:
-        """Loss, visible pairs and seconds spent waiting for data since the last entry."""
-        loader = trainer.train_dataloader
+    def _gather(self, trainer: pl.Trainer) -> Tensor:
+        """Of each process (processes, 4) float64 on the host: loss, visible pairs and seconds spent
+        waiting for data since the last entry, and its peak memory in bytes."""
+        loader, device = trainer.train_dataloader, trainer.strategy.root_device
         total = loader.seconds_waited if isinstance(loader, TrainLoader) else 0.0
         waited, self._waited = total - self._waited, total
-        own = [float(self._loss_sum), float(self._window_pairs), waited]
+        values = [float(self._loss_sum), float(self._window_pairs), waited]
+        own = torch.tensor([*values, peak_memory_bytes(device)], dtype=torch.float64)
         if trainer.world_size == 1:
-            return own
-        device = trainer.strategy.root_device
-        summed = trainer.strategy.reduce(
-            torch.tensor(own, dtype=torch.float64, device=device), reduce_op="sum"
-        )
-        assert isinstance(summed, Tensor)
-        return summed.tolist()
+            return own[None]
+        return trainer.strategy.all_gather(own.to(device)).cpu()
 
     def _write(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
         self.latest.update(values)
@@ -173,14 +171,3 @@ def _attended_pairs(batch: Any) -> Tensor | int:
         B, T = batch["input_ids"].shape
         return B * T * (T + 1) // 2
     return (positions + 1).sum()
-
-
-def _peak_memory(trainer: pl.Trainer) -> float:
-    """Bytes, of the process with the most."""
-    own = float(peak_memory_bytes(trainer.strategy.root_device))
-    if trainer.world_size == 1:
-        return own
-    # Lightning reduces by sum or mean alone.
-    peak = torch.tensor(own, dtype=torch.float64, device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
-    return float(peak)

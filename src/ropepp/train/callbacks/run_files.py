@@ -1,14 +1,20 @@
-"""What a run leaves in its folder before it trains: its configuration, and a line for people."""
+"""What a run leaves in its folder: its configuration before it trains, with a line for people, and
+what it came to or predicted."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import yaml  # type: ignore[import-untyped]
+from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ropepp.files import write_text
-from ropepp.model.flops import num_parameters
-from ropepp.runs.machine import device_name
+from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
+from ropepp.runs.machine import device_name, peak_memory_bytes, provenance
+from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.module import LanguageModel
 
 
@@ -67,3 +73,62 @@ def _gathering(module: LanguageModel, trainer: pl.Trainer) -> str:
         f"rows shared by {network.sequence.size} processes: each receives "
         f"{size * config.num_layers:,} bytes of keys and values in a forward pass"
     )
+
+
+def describe_run(
+    trainer: pl.Trainer,
+    module: LanguageModel,
+    metrics: Metrics,
+    evaluation: dict[str, float],
+    sequence_length: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The content of ``result.json``, for programs and tables; sizes in bytes, losses in nats per
+    token, times in seconds."""
+    network, T = module.network, sequence_length
+    return {
+        "variant": type(network.position).__name__,
+        "hyper_parameters": dict(module.hparams),
+        "seed": module.seed,
+        "steps": trainer.global_step,
+        "tokens": metrics.tokens,
+        "parameters": num_parameters(network),
+        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(network),
+        "training_flops_per_token": training_flops(network, T, T * (T + 1) // 2) / T,
+        "sequence_length": T,
+        "train_loss": metrics.latest.get("train/loss"),
+        "validation_loss": evaluation["validation/loss"],
+        "validation_perplexity": evaluation["validation/perplexity"],
+        "evaluation": evaluation,
+        "loss_by_position": module.loss_by_position,
+        "tokens_per_second": metrics.tokens_per_second,
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
+        "device": device_name(trainer.strategy.root_device),
+        "world_size": trainer.world_size,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **provenance(),
+    }
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes what ``ropepp predict`` computes: one ``rank-R-batch-N.npz`` for each batch, with
+    input_ids, targets and nll, each (B, T)."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(write_interval="batch")
+        self.directory = directory
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        arrays = {key: value.cpu().numpy() for key, value in prediction.items()}
+        np.savez(self.directory / f"rank-{trainer.global_rank}-batch-{batch_idx:06d}.npz", **arrays)

@@ -14,7 +14,7 @@ from ropepp.data.packing.concat import Concat
 from ropepp.data.recall.accuracy import STREAM, count, distances, octaves, to_cells
 from ropepp.data.recall.task import RecallDataModule, RecallRows
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.step import StepCallback
 from ropepp.train.evaluation import Evaluation, Sums, model_inputs
@@ -47,11 +47,8 @@ class SuiteEvaluation(StepCallback):
         rows: int = 64,
         recall_pairs: Sequence[int] = (),
     ) -> None:
-        if every_n_steps < 0 or rows < 1:
-            raise InputError(
-                f"suite.every_n_steps is {every_n_steps} and suite.rows {rows}; allowed are numbers"
-                " from 0 and from 1 on"
-            )
+        at_least(0, "suite.", every_n_steps=every_n_steps)
+        at_least(1, "suite.", rows=rows)
         if every_n_steps and (not lengths or min(lengths) < 1):
             raise InputError(
                 f"suite.lengths is {list(lengths)}; give the lengths of the rows, in tokens"
