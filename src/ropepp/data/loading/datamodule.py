@@ -11,7 +11,7 @@ from ropepp.data.loading.loader import EpochOrder, EvalLoader, Order, Rows, Trai
 from ropepp.data.loading.mixture import ChosenRows, MixtureRows, Schedule
 from ropepp.data.packing.concat import Concat, Packing
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 
 class RowsDataModule(pl.LightningDataModule):
@@ -41,14 +41,13 @@ class RowsDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        sizes = {
-            "sequence_length": sequence_length,
-            "global_batch_size": global_batch_size,
-            "micro_batch_size": micro_batch_size,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise InputError(f"data.{name} is {value}; it must be at least 1")
+        at_least(
+            1,
+            "data.",
+            sequence_length=sequence_length,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+        )
         self.sequence_length = sequence_length
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size

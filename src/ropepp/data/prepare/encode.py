@@ -29,7 +29,7 @@ from ropepp.data.tokens.writer import (
     token_type,
 )
 from ropepp.errors import InputError
-from ropepp.files import disk_errors, replacing_folder, sync_folder, write_synced
+from ropepp.files import disk_errors, file_sha256, replacing_folder, sync_folder, write_synced
 
 TRAIN, VALIDATION = "train", "validation"
 BAD_LINES_FILE = "bad_lines.tsv"
@@ -199,10 +199,9 @@ def _is_same(seen: Seen, item: Input) -> bool:
         return False
     if item.rows is not None:
         return seen.sha256 == item.rows.fingerprint
-    if seen.mtime_ns == item.mtime_ns or item.path is None:
-        return True
-    with item.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == seen.sha256
+    return (
+        seen.mtime_ns == item.mtime_ns or item.path is None or file_sha256(item.path) == seen.sha256
+    )
 
 
 def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[SplitText]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ropepp.data.loading.datamodule import RowsDataModule
 from ropepp.data.loading.loader import Rows
 from ropepp.data.packing.concat import IGNORE_INDEX
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 SMALLEST_VOCABULARY = 6  # with fewer ids there is one value, and nothing to recall
 TRAIN_STREAM = 0  # validation rows of m times the length are in stream m
@@ -174,15 +174,13 @@ class RecallDataModule(RowsDataModule):
             num_workers=num_workers,
             seed=seed,
         )
-        sizes = {
-            "train_rows": train_rows,
-            "validation_rows_per_length": validation_rows_per_length,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise InputError(f"data.{name} is {value}; it must be at least 1")
-        if seed < 0:
-            raise InputError(f"data.seed is {seed}; it must be at least 0")
+        at_least(
+            1,
+            "data.",
+            train_rows=train_rows,
+            validation_rows_per_length=validation_rows_per_length,
+        )
+        at_least(0, "data.", seed=seed)
         if 1 not in lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
             raise InputError(
                 f"data.lengths is {list(lengths)}; it must be 1 and other multiples of the length"

@@ -12,6 +12,7 @@ from ropepp.data.text.documents import BLOCK, IN_MEMORY, Text, decode, is_blank,
 from ropepp.data.text.skipped import Skipped
 from ropepp.data.text.tables import RowRange, read_parquet, read_range
 from ropepp.errors import InputError
+from ropepp.files import file_sha256
 
 # `json` needs a line in memory, decodes a copy of it, and returns another copy of its text: up to
 # 9 times the line's bytes, at 4 bytes a character. Longer lines are bad ones.
@@ -123,7 +124,7 @@ class Reader:
             text: Text = scan(path) if big else decode(path.read_bytes(), str(path))
         except InputError as error:
             self._bad(error, str(path), item.label, "-")
-            digest = _sha256(path)
+            digest = file_sha256(path)
         else:
             yield text
             digest = text_sha256(text).hex()
@@ -133,7 +134,7 @@ class Reader:
     def _parquet(self, path: Path, item: Input) -> Texts:
         for number, value in read_parquet(path, self.key, self.progress):
             yield from self._row(value, str(path), item.label, number)
-        return _sha256(path)
+        return file_sha256(path)
 
     def _lines(self, path: Path, item: Input) -> Texts:
         digest = hashlib.sha256()
@@ -169,11 +170,6 @@ class Reader:
         if self.on_bad_line == "fail":
             raise InputError(f"{error}; or pass --on_bad_line skip") from error
         self.skipped.bad(label, line, str(error).removeprefix(f"{place}: "))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _share_of(size: int, number: int, total: int) -> int:

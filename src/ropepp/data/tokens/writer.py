@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -191,21 +191,15 @@ class ShardedTokens:
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise IndexError(f"step is {step}; tokens are read one after another")
-        shard = bisect_right(self._starts, start) - 1
-        if start < stop <= self._starts[shard + 1]:
-            first = self._starts[shard]
-            return self._map(shard)[start - first : stop - first]
-        return self._gather(start, stop, shard)
-
-    def _gather(self, start: int, stop: int, shard: int) -> NDArray[Any]:
-        row = np.empty(max(stop - start, 0), self.dtype)
-        filled = 0
-        while filled < len(row):
-            part = self._map(shard)[start + filled - self._starts[shard] :][: len(row) - filled]
-            row[filled : filled + len(part)] = part
-            filled += len(part)
-            shard += 1
-        return row
+        stop = max(start, stop)
+        shards = range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop))
+        parts = [
+            self._map(shard)[max(start - self._starts[shard], 0) : stop - self._starts[shard]]
+            for shard in shards
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def _map(self, shard: int) -> NDArray[Any]:
         found = self._maps.get(shard)
