@@ -27,11 +27,9 @@ from ropepp.data.prepare.encode import (
 from ropepp.data.prepare.safe_cuts import pieces
 from ropepp.data.prepare.workers import Progress, run_jobs
 from ropepp.data.text.documents import blocks
-from ropepp.data.text.readers import OnBadLine, Reader
-from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.readers import OnBadLine, Reader, Skipped
 from ropepp.data.text.sources import Shard, Source, find_source
-from ropepp.data.tokens.join_shards import join_shards
-from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry
+from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry, join_shards
 from ropepp.data.tokens.tokenizer import (
     BPE_FILE,
     TIKTOKEN_FILE,

@@ -4,12 +4,11 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ropepp.data.text.documents import BLOCK, IN_MEMORY, Text, decode, is_blank, scan, text_sha256
-from ropepp.data.text.skipped import Skipped
 from ropepp.data.text.tables import RowRange, read_parquet, read_range
 from ropepp.errors import InputError
 from ropepp.files import file_sha256
@@ -19,6 +18,8 @@ from ropepp.files import file_sha256
 LINE_LIMIT = 64 << 20
 # Compressed bytes handed over at a time. zstd may make 128 kB of 4 of them.
 COMPRESSED = 1 << 13
+
+REPORTED = 1000  # bad lines of a shard that are named; all are counted
 
 OnBadLine = Literal["fail", "skip"]
 Progress = Callable[[int], Any]  # takes the bytes read since the last call
@@ -52,6 +53,23 @@ class Seen:
     size: int
     mtime_ns: int
     sha256: str
+
+
+@dataclass
+class Skipped:
+    """What was left out of raw text; `reports` has "file, line, reason" of the first bad lines,
+    between tabs."""
+
+    bad_lines: int = 0
+    empty_documents: int = 0
+    short_documents: int = 0
+    reports: list[str] = field(default_factory=list, compare=False)
+
+    def bad(self, file: str, line: str, reason: str) -> None:
+        """Counts a bad line and keeps why it is one."""
+        self.bad_lines += 1
+        if len(self.reports) < REPORTED:
+            self.reports.append("\t".join((file, line, " ".join(reason.split()))))
 
 
 class Reader:
