@@ -108,7 +108,7 @@ class PackedRows(ABC):
         Raises:
             IndexError: There is no such row.
         """
-        numbers = self._checked(indices)
+        numbers = row_numbers(indices, len(self))
         # One allocation: four of this size cost up to three times as much in page faults.
         arrays = np.empty((len(KEYS), len(numbers), self.length), np.int64)
         inputs, targets, documents, positions = arrays
@@ -134,7 +134,7 @@ class PackedRows(ABC):
         Raises:
             IndexError: There is no such row.
         """
-        return int((self._pieces(self._checked(indices)).sizes - 1).sum())
+        return int((self._pieces(row_numbers(indices, len(self))).sizes - 1).sum())
 
     def summary(self) -> dict[str, Any]:
         """What the packing costs, as plain values.
@@ -193,12 +193,6 @@ class PackedRows(ABC):
         inside = columns <= self.length
         return row_of[inside], columns[inside], filled
 
-    def _checked(self, indices: Indices) -> NDArray[np.int64]:
-        rows = np.asarray(indices, dtype=np.int64)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        return rows
-
 
 class ConcatRows(PackedRows):
     """Rows of T = `length` tokens, cut from all documents one after another.
@@ -246,6 +240,18 @@ class Concat(Packing):
 
     def rows(self, corpus: Corpus, length: int, mask_documents: bool = True) -> PackedRows:
         return ConcatRows(corpus, length, mask_documents)
+
+
+def row_numbers(indices: Indices, size: int) -> NDArray[np.int64]:
+    """Row numbers as an array.
+
+    Raises:
+        IndexError: One is not below `size`, or negative.
+    """
+    rows = np.asarray(indices, dtype=np.int64)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < size:
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of {size}")
+    return rows
 
 
 def spread(begins: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

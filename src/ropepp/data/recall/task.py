@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ropepp.data.loading.datamodule import RowsDataModule
 from ropepp.data.loading.loader import Rows
-from ropepp.data.packing.concat import IGNORE_INDEX
+from ropepp.data.packing.concat import IGNORE_INDEX, Indices, row_numbers
 from ropepp.errors import InputError, at_least
 
 SMALLEST_VOCABULARY = 6  # with fewer ids there is one value, and nothing to recall
@@ -75,7 +75,7 @@ class RecallRows:
     def __len__(self) -> int:
         return self.size
 
-    def batch(self, indices: NDArray[np.int64] | Sequence[int]) -> dict[str, Tensor]:
+    def batch(self, indices: Indices) -> dict[str, Tensor]:
         """The rows of these numbers.
 
         Args:
@@ -88,9 +88,7 @@ class RecallRows:
         Raises:
             IndexError: There is no such row.
         """
-        rows = np.asarray(indices, dtype=np.int64)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        rows = row_numbers(indices, len(self))
         n, T = self.pairs, self.length
         counts = [self.part, self.places, n, T]
         random = self._random(rows, sum(counts))
@@ -111,7 +109,7 @@ class RecallRows:
             "positions": torch.arange(T).repeat(len(rows), 1),
         }
 
-    def num_targets(self, indices: NDArray[np.int64] | Sequence[int]) -> int:
+    def num_targets(self, indices: Indices) -> int:
         """Number of answers in these rows."""
         return len(indices) * self.pairs
 

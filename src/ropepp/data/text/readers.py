@@ -229,8 +229,13 @@ def _text_of_line(line: bytes | None, length: int, key: str, place: str, offset:
         keys = ", ".join(sorted(values)[:10]) or "none"
         raise InputError(f"{place}: no field {key!r}; fields are {keys}")
     text = _require_text(values[key], key, place)
-    if b"\\ud" in line or b"\\uD" in line:
-        _require_pairs(text, key, place)
+    if b"\\ud" in line or b"\\uD" in line:  # only escapes can make half a pair, which is no text
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{place}: field {key!r} has half a surrogate pair; allowed is Unicode text"
+            ) from error
     return text
 
 
@@ -238,16 +243,6 @@ def _require_text(text: Any, key: str, place: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"{place}: field {key!r} is {type(text).__name__}; allowed is a string")
     return text
-
-
-def _require_pairs(text: str, key: str, place: str) -> None:
-    """Only escapes can make half a surrogate pair, which is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{place}: field {key!r} has half a surrogate pair; allowed is Unicode text"
-        ) from error
 
 
 def _blocks(path: Path, progress: Progress, digest: Any) -> Iterator[bytes]:
