@@ -245,7 +245,7 @@ def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[s
             job.settings.key, job.on_bad_line, Skipped(), lambda count: report(count, 0, 0)
         )
         left = size
-        for split, text, _ in split_texts(job, reader, [1.0, 0.0]):
+        for split, text in split_texts(job, reader, [1.0, 0.0]):
             if split != TRAIN:
                 continue
             for piece in pieces(blocks(text), BytesTokenizer()):

@@ -72,6 +72,7 @@ class Skipped:
             self.reports.append("\t".join((file, line, " ".join(reason.split()))))
 
 
+@dataclass(frozen=True)
 class Reader:
     """Reads documents; those of white space alone are left out.
 
@@ -85,16 +86,11 @@ class Reader:
         seen: The inputs that were read to their end, in order.
     """
 
-    def __init__(
-        self,
-        key: str,
-        on_bad_line: OnBadLine,
-        skipped: Skipped,
-        progress: Progress = lambda _: None,
-    ) -> None:
-        self.key, self.on_bad_line = key, on_bad_line
-        self.skipped, self.progress = skipped, progress
-        self.seen: list[Seen] = []
+    key: str
+    on_bad_line: OnBadLine
+    skipped: Skipped
+    progress: Progress = lambda _: None
+    seen: list[Seen] = field(default_factory=list, init=False)
 
     def texts(self, inputs: tuple[Input, ...]) -> Iterator[Text]:
         """The documents of the inputs, in order.

@@ -6,6 +6,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ class ShardedTokens:
         self.dtype = dtype
         self._paths = [path for path, _ in parts]
         self._starts = [0, *accumulate(count for _, count in parts)]
-        self._maps: dict[int, NDArray[Any]] = {}
+        self._map = lru_cache(MAX_MAPS)(self._open)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself: pickling an array would copy it.
@@ -201,14 +202,9 @@ class ShardedTokens:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
-    def _map(self, shard: int) -> NDArray[Any]:
-        found = self._maps.get(shard)
-        if found is None:
-            if len(self._maps) >= MAX_MAPS:
-                self._maps.clear()
-            count = self._starts[shard + 1] - self._starts[shard]
-            found = self._maps[shard] = map_numbers(self._paths[shard], self.dtype, count)
-        return found
+    def _open(self, shard: int) -> NDArray[Any]:
+        count = self._starts[shard + 1] - self._starts[shard]
+        return map_numbers(self._paths[shard], self.dtype, count)
 
 
 def map_numbers(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
