@@ -31,8 +31,7 @@ from ropepp.data.loading.loader import Rows, TrainLoader
 from ropepp.data.loading.mixture import MixtureRows, Schedule
 from ropepp.data.packing.concat import ConcatRows
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.join_shards import join_shards
-from ropepp.data.tokens.meta import ShardEntry, shard_folder
+from ropepp.data.tokens.meta import ShardEntry, join_shards, shard_folder
 from ropepp.data.tokens.tokenizer import load_tokenizer
 from ropepp.data.tokens.writer import TokenWriter
 from ropepp.model import Transformer

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -115,7 +116,12 @@ def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     work = final.with_name(f".{final.name}.partial")
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    with _locked(work, target):
+    with _opened(work) as handle:
+        try:
+            # Let go by the system when the process ends, however it does.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{target} is being written by another process") from error
         try:
             yield work
             require_free(final, overwrite)
@@ -135,6 +141,12 @@ def write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_free(target: Path, overwrite: bool) -> None:
@@ -165,23 +177,14 @@ def _rename_over(work: Path, final: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Waits until the disk has the names in a folder."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with _opened(folder) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
-def _locked(folder: Path, target: Path) -> Iterator[None]:
+def _opened(folder: Path) -> Iterator[int]:
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # Let go by the system when the process ends, however it does.
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise InputError(f"{target} is being written by another process") from error
-    try:
-        yield
+        yield handle
     finally:
         os.close(handle)

@@ -13,8 +13,7 @@ import zstandard
 
 from ropepp.data.prepare.prepare import prepare
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.join_shards import join_shards
-from ropepp.data.tokens.meta import ShardEntry, shard_folder
+from ropepp.data.tokens.meta import ShardEntry, join_shards, shard_folder
 from ropepp.data.tokens.tokenizer import BytesTokenizer, Tokenizer
 from ropepp.data.tokens.writer import TokenWriter
 

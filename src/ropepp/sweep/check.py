@@ -89,10 +89,18 @@ def find_class(path: str) -> type | None:
     return next((k for base in BASES for k in subclasses(base) if k.__name__ == name), None)
 
 
+def parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """The arguments of a class, and those that it hands on to the class that it extends."""
+    own = dict(inspect.signature(kind).parameters)
+    if kind.__base__ and any(one.kind is one.VAR_KEYWORD for one in own.values()):
+        return parameters(kind.__base__) | own
+    return own
+
+
 def defaults(kind: type, key: str, given: dict[str, Any]) -> dict[str, Any]:
     """Plain values of the arguments of a class that are not given."""
     found = {}
-    for name, parameter in inspect.signature(kind).parameters.items():
+    for name, parameter in parameters(kind).items():
         variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         follows = (key, name) == ("data", "seed")  # seed_everything
         if variadic or follows or name in given:

@@ -223,7 +223,7 @@ def test_a_file_that_changes_while_it_is_read(
     file = sorted(tree.rglob("*.zst"))[1]
     real = shards._Encoder._encode
 
-    def encode(self: shards._Encoder, batch: list[tuple[str, str, int]]) -> None:
+    def encode(self: shards._Encoder, batch: list[tuple[str, str]]) -> None:
         real(self, batch)
         if any(text in second for _, text, _ in batch):
             change(file)
@@ -294,7 +294,7 @@ def test_two_runs_do_not_work_on_the_same_folder(
     tree = make_tree(tmp_path / "tree", 60_000, shards=2, broken=0)
     real = shards._Encoder._encode
 
-    def encode(self: shards._Encoder, batch: list[tuple[str, str, int]]) -> None:
+    def encode(self: shards._Encoder, batch: list[tuple[str, str]]) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(shards._Encoder, "_encode", real)
             with pytest.raises(InputError, match="out is being written by another process"):

@@ -8,7 +8,7 @@ import zstandard
 from helpers.raw_text import TEXTS, json_lines, read_texts, write_folder, write_zst
 from ropepp.data.text import documents as texts
 from ropepp.data.text import readers
-from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.readers import Skipped
 from ropepp.data.text.sources import find_source
 from ropepp.errors import InputError
 

@@ -10,7 +10,7 @@ from helpers.corpora import documents, in_validation, run, snapshot
 from helpers.raw_text import TEXTS, json_lines, read_texts
 from ropepp.data.text import sources
 from ropepp.data.text import tables as rows
-from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.readers import Skipped
 from ropepp.data.text.sources import find_source
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError

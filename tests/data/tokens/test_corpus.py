@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.corpora import write_corpus
-from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.readers import Skipped
 from ropepp.data.tokens import corpus as corpus_module
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.tokenizer import BytesTokenizer, train_bpe

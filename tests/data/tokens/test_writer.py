@@ -40,9 +40,9 @@ def test_slices_are_those_of_one_array(
     maps: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    tokens, whole = sharded(tmp_path_factory.mktemp("parts"), counts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_files, "MAX_MAPS", maps)
+        tokens, whole = sharded(tmp_path_factory.mktemp("parts"), counts)
         found = tokens[start:stop]
         assert found.dtype == DTYPE
         assert found.tolist() == whole[start:stop].tolist()

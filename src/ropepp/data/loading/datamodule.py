@@ -11,7 +11,7 @@ from ropepp.data.loading.loader import EpochOrder, EvalLoader, Order, Rows, Trai
 from ropepp.data.loading.mixture import ChosenRows, MixtureRows, Schedule
 from ropepp.data.packing.concat import Concat, Packing
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 
 class RowsDataModule(pl.LightningDataModule):
@@ -23,12 +23,13 @@ class RowsDataModule(pl.LightningDataModule):
     Args:
         sequence_length: Tokens in a row (T).
         global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
-        micro_batch_size: Rows in one forward pass of one process.
+        micro_batch_size: Rows in one forward pass of one process; of longer rows as many fewer.
         validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
-        validation_rows: Rows in a validation during training; all of them unless given.
         num_workers: Processes that read ahead; 0 is fastest for a memory map.
         seed: Seed of the order of rows.
     """
+
+    validation_rows: int | None = None  # in a validation during training; all of them unless given
 
     def __init__(
         self,
@@ -36,24 +37,21 @@ class RowsDataModule(pl.LightningDataModule):
         global_batch_size: int,
         micro_batch_size: int,
         validate_every_n_steps: int = 500,
-        validation_rows: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        sizes = {
-            "sequence_length": sequence_length,
-            "global_batch_size": global_batch_size,
-            "micro_batch_size": micro_batch_size,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise InputError(f"data.{name} is {value}; it must be at least 1")
+        at_least(
+            1,
+            "data.",
+            sequence_length=sequence_length,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+        )
         self.sequence_length = sequence_length
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.validate_every_n_steps = validate_every_n_steps
-        self.validation_rows = validation_rows
         self.num_workers = num_workers
         self.seed = seed
         self.rows: dict[str, Rows] = {}
@@ -166,46 +164,29 @@ class CorpusDataModule(RowsDataModule):
     Args:
         corpus: Folder of the prepared corpus; or the weight of each corpus by its folder. Weights
             need not sum to 1, and the order of the folders is part of the order of rows.
-        sequence_length: Tokens in a row (T).
-        global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
-        micro_batch_size: Rows in one forward pass of one process.
         packing: How documents become training rows. Validation is always on ``Concat``, so that
             losses can be compared between packings.
         mask_documents: Whether a token sees only its own document; the same for every variant.
-        validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
         validation_rows: Rows in a validation during training, of all corpora together and of each;
             all of them unless given.
         extrapolation: Multiples of the row length at which the trained model is evaluated as well,
             under the names ``validation_2x`` and so on; not during training.
-        num_workers: Processes that read ahead; 0 is fastest for a memory map.
         verify: Whether to compare the corpus with its checksums first, which reads all of it.
-        seed: Seed of the order of rows.
+        sizes: See `RowsDataModule`.
     """
 
     def __init__(
         self,
         corpus: str | dict[str, float],
-        sequence_length: int,
-        global_batch_size: int,
-        micro_batch_size: int,
         packing: Packing = Concat(),  # noqa: B008 (frozen)
         mask_documents: bool = True,
-        validate_every_n_steps: int = 500,
         validation_rows: int | None = None,
         extrapolation: Sequence[int] = (),
-        num_workers: int = 0,
         verify: bool = False,
-        seed: int = 0,
+        **sizes: Any,
     ) -> None:
-        super().__init__(
-            sequence_length,
-            global_batch_size,
-            micro_batch_size,
-            validate_every_n_steps,
-            validation_rows,
-            num_workers,
-            seed,
-        )
+        super().__init__(**sizes)
+        self.validation_rows = validation_rows
         if any(multiple < 2 for multiple in extrapolation):
             raise InputError(
                 f"data.extrapolation is {list(extrapolation)}; its multiples must be at least 2"

@@ -9,16 +9,16 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ropepp.data.packing.concat import IGNORE_INDEX, PADDING_DOCUMENT
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 
 # What a row that is there for its shape alone holds; a row of padding has no target and is seen by
 # nobody.
@@ -177,33 +177,31 @@ class TrainLoader:
         self._samples = samples
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        begin = self._samples
-        counts = range(begin, self._end(begin), self.micro_batch_size * self.world_size)
+        size, together = self.global_batch_size, self.micro_batch_size * self.world_size
+        epoch = len(self) * together
+        counts = range(self._samples, (self._samples // epoch + 1) * epoch, together)
         step, num_targets = -1, 0
         batches = self._batches(counts)
         for before in counts:
             start = time.perf_counter()
             batch = next(batches)
-            if before // self.global_batch_size != step:
-                step = before // self.global_batch_size
-                num_targets = self.rows.num_targets(self._rows_of_step(step))
+            if before // size != step:
+                step = before // size
+                rows = self.order.rows(step * size, (step + 1) * size)
+                num_targets = self.rows.num_targets(rows)
             self.seconds_waited += time.perf_counter() - start
             # Before the batch is handed out: whoever has a batch has consumed it.
-            self._samples = before + self.micro_batch_size * self.world_size
+            self._samples = before + together
             yield {**batch, "num_targets": num_targets, "samples": self._samples}
-
-    def _end(self, samples: int) -> int:
-        epoch = len(self) * self.micro_batch_size * self.world_size
-        return (samples // epoch + 1) * epoch
 
     def _batches(self, counts: range) -> Iterator[dict[str, Tensor]]:
         indices = (self._rows_of_micro_batch(before) for before in counts)
         if self.num_workers == 0:
             return map(self.rows.batch, indices)
         loader: Iterable[dict[str, Tensor]] = DataLoader(
-            _BatchDataset(self.rows),
-            sampler=indices,
-            batch_size=None,
+            cast(Any, range(len(self.rows))),  # a row is its number until they are put together
+            batch_sampler=cast(Any, indices),
+            collate_fn=cast(Any, self.rows.batch),
             num_workers=self.num_workers,
             # Without one of its own it would draw from the global generator, and change the run's
             # other draws.
@@ -214,9 +212,6 @@ class TrainLoader:
     def _rows_of_micro_batch(self, before: int) -> NDArray[np.int64]:
         begin = before + self.rank * self.micro_batch_size
         return self.order.rows(begin, begin + self.micro_batch_size)
-
-    def _rows_of_step(self, step: int) -> NDArray[np.int64]:
-        return self.order.rows(step * self.global_batch_size, (step + 1) * self.global_batch_size)
 
 
 class EvalLoader:
@@ -283,21 +278,10 @@ def permutation(seed: int, epoch: int, size: int, stream: int = 0) -> NDArray[np
     return order
 
 
-class _BatchDataset(Dataset[dict[str, Tensor]]):
-    """Whole batches for worker processes: an item's key is the array of its row numbers."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-
-    def __getitem__(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        return self._rows.batch(indices)
-
-
 def _check_sizes(rows: Rows, micro_batch_size: int, rank: int, world_size: int) -> None:
     if len(rows) < 1:
         raise InputError("the data has 0 rows; at least 1 is needed")
-    if micro_batch_size < 1:
-        raise InputError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
+    at_least(1, micro_batch_size=micro_batch_size)
     if not 0 <= rank < world_size:
         raise InputError(
             f"rank is {rank}; with world_size {world_size} allowed are 0 to below that"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ropepp.data.loading.loader import EpochOrder, Rows
-from ropepp.data.packing.concat import KEYS, Indices, PackedRows
+from ropepp.data.packing.concat import KEYS, Indices, PackedRows, row_numbers
 from ropepp.errors import InputError
 
 MAX_PERIOD = 1 << 16
@@ -100,9 +100,8 @@ class MixtureRows:
         Raises:
             IndexError: There is no such row.
         """
-        rows = np.asarray(indices, np.int64)
-        out = np.empty((len(KEYS), len(rows), self.length), np.int64)
-        for part, at, numbers in self._by_part(rows):
+        out = np.empty((len(KEYS), len(indices), self.length), np.int64)
+        for part, at, numbers in self._by_part(indices):
             batch = part.batch(numbers)
             for key, own in zip(KEYS, out, strict=True):
                 own[at] = batch[key].numpy()
@@ -110,8 +109,7 @@ class MixtureRows:
 
     def num_targets(self, indices: Indices) -> int:
         """Number of targets other than -100 in these rows."""
-        rows = np.asarray(indices, np.int64)
-        return sum(part.num_targets(numbers) for part, _, numbers in self._by_part(rows))
+        return sum(part.num_targets(numbers) for part, _, numbers in self._by_part(indices))
 
     def order(self, seed: int) -> "MixtureOrder":
         """The order in which training reads these rows."""
@@ -134,12 +132,9 @@ class MixtureRows:
             for share, (name, rows) in zip(shares, self.parts.items(), strict=True)
         }
 
-    def _by_part(
-        self, rows: NDArray[np.int64]
-    ) -> list[tuple[Rows, NDArray[Any], NDArray[np.int64]]]:
+    def _by_part(self, indices: Indices) -> list[tuple[Rows, NDArray[Any], NDArray[np.int64]]]:
         """Rows of each corpus that has any of these, the places of these, and their numbers."""
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        rows = row_numbers(indices, len(self))
         corpora = np.searchsorted(self._begins, rows, side="right") - 1
         found = []
         for corpus, part in enumerate(self.parts.values()):

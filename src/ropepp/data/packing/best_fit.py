@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.data.packing.concat import Ends, PackedRows, Packing, Use
+from ropepp.data.packing.concat import PackedRows, Packing, Pieces, Use, spread
 from ropepp.data.packing.packing_index import open_index
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
@@ -84,49 +84,25 @@ class BestFitRows(PackedRows):
         # Another process maps the index itself: pickling would copy it.
         return type(self), (self.corpus, self.length, self.mask_documents, self.min_opening_tokens)
 
-    def _read(self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]) -> Ends:
-        row_of, starts, sizes = self._pieces(rows)
-        first = np.searchsorted(row_of, np.arange(len(rows)))
-        before = np.cumsum(sizes) - sizes
-        columns = before - before[first][row_of] + sizes
-        # Each token is copied once from where it may be slow to read.
-        both = np.zeros((len(rows), self.length + 1), np.uint32)
-        flat, tokens = both.reshape(-1), self.corpus.tokens
-        places = row_of * (self.length + 1) + columns - sizes
-        for at, start, size in zip(places.tolist(), starts.tolist(), sizes.tolist(), strict=True):
-            flat[at : at + size] = tokens[start : start + size]
-        inputs[:], targets[:] = both[:, :-1], both[:, 1:]
-        filled = np.minimum(np.add.reduceat(sizes, first), self.length) if len(rows) else first
-        inside = columns <= self.length
-        return Ends(row_of[inside], columns[inside], filled)
-
-    def _count(self, rows: NDArray[np.int64]) -> int:
-        return int((self._pieces(rows)[2] - 1).sum())
-
-    def _pieces(
-        self, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The pieces in these rows, one row after another: which of these rows, first token, number
-        of tokens."""
+    def _pieces(self, rows: NDArray[np.int64]) -> Pieces:
         index, T, offsets = self.index, self.length, self.corpus.offsets
         counts, begin = np.ones_like(rows), np.zeros_like(rows)
         shared = np.flatnonzero(rows >= self._alone)
         numbers = rows[shared] - self._alone
         begin[shared] = index.packed_rows[numbers]
         counts[shared] = index.packed_rows[numbers + 1] - begin[shared]
-        row_of = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        row_of, places = spread(begin, counts)
 
         remainder = rows[row_of] >= self._alone
         whole = rows[rows < self._alone]
         at = np.searchsorted(index.whole_rows, whole, side="right") - 1
         documents = np.empty_like(row_of)
-        documents[remainder] = index.packed[(begin[row_of] + within)[remainder]]
+        documents[remainder] = index.packed[places[remainder]]
         documents[~remainder] = index.whole[at]
         pieces, rest = np.divmod(offsets[documents + 1] - offsets[documents] - 1, T)
         pieces[~remainder] = whole - index.whole_rows[at]
         rest[~remainder] = T
-        return row_of, offsets[documents] + pieces * T, rest + 1
+        return Pieces(row_of, offsets[documents] + pieces * T, rest + 1)
 
     def _use(self, sizes: NDArray[np.int64]) -> Use:
         index, T = self.index, self.length

@@ -25,18 +25,18 @@ PERCENTILES = (0, 10, 25, 50, 75, 90, 100)
 Indices = NDArray[np.int64] | Sequence[int]
 
 
-class Ends(NamedTuple):
-    """Where documents end in some rows.
+class Pieces(NamedTuple):
+    """The pieces of documents in some rows, one row after another.
 
     Attributes:
-        rows: (E,) which of these rows each end is in, in ascending order.
-        columns: (E,) the place after the document's last token, 1 to T, ascending inside a row.
-        filled: (B,) number of inputs of each row that are no padding.
+        rows: (P,) which of these rows each piece is in, ascending.
+        starts: (P,) a piece's first token in the corpus.
+        sizes: (P,) its number of tokens, at least 1; up to T + 1 in a row.
     """
 
-    rows: NDArray[Any]
-    columns: NDArray[Any]
-    filled: NDArray[Any]
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
 
 
 class Use(NamedTuple):
@@ -87,13 +87,8 @@ class PackedRows(ABC):
         """Number of rows."""
 
     @abstractmethod
-    def _read(self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]) -> Ends:
-        """Writes the tokens of these rows as inputs (B, T) and, one further on, as targets (B, T);
-        inputs after a row's last token are 0."""
-
-    @abstractmethod
-    def _count(self, rows: NDArray[np.int64]) -> int:
-        """Number of targets other than -100 in these rows."""
+    def _pieces(self, rows: NDArray[np.int64]) -> Pieces:
+        """What these rows hold; none is empty."""
 
     @abstractmethod
     def _use(self, sizes: NDArray[np.int64]) -> Use:
@@ -113,7 +108,7 @@ class PackedRows(ABC):
         Raises:
             IndexError: There is no such row.
         """
-        numbers = self._checked(indices)
+        numbers = row_numbers(indices, len(self))
         # One allocation: four of this size cost up to three times as much in page faults.
         arrays = np.empty((len(KEYS), len(numbers), self.length), np.int64)
         inputs, targets, documents, positions = arrays
@@ -139,7 +134,7 @@ class PackedRows(ABC):
         Raises:
             IndexError: There is no such row.
         """
-        return self._count(self._checked(indices))
+        return int((self._pieces(row_numbers(indices, len(self))).sizes - 1).sum())
 
     def summary(self) -> dict[str, Any]:
         """What the packing costs, as plain values.
@@ -167,11 +162,36 @@ class PackedRows(ABC):
             "document_lengths": length_percentiles(sizes[used]),
         }
 
-    def _checked(self, indices: Indices) -> NDArray[np.int64]:
-        rows = np.asarray(indices, dtype=np.int64)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        return rows
+    def _read(
+        self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Writes the tokens of these rows as inputs (B, T) and, one further on, as targets (B, T);
+        inputs after a row's last token are 0.
+
+        Returns:
+            (E,) which row each end of a piece is in, ascending; (E,) the place after the piece's
+            last token, 1 to T; (B,) number of inputs of each row that are no padding.
+        """
+        row_of, starts, sizes = self._pieces(rows)
+        first = np.searchsorted(row_of, np.arange(len(rows)))
+        ends = np.append(0, np.cumsum(sizes))
+        columns = ends[1:] - ends[first][row_of]
+        # Each token is copied once from where it may be slow to read, neighbours together.
+        apart = np.ones(len(row_of), np.bool_)
+        apart[1:] = (np.diff(row_of) > 0) | (starts[1:] != starts[:-1] + sizes[:-1])
+        begins = np.flatnonzero(apart)
+        counts = np.diff(ends[np.append(begins, len(sizes))])
+        places = (row_of * (self.length + 1) + columns - sizes)[begins]
+        both = np.zeros((len(rows), self.length + 1), np.uint32)
+        flat, tokens = both.reshape(-1), self.corpus.tokens
+        for at, start, count in zip(
+            places.tolist(), starts[begins].tolist(), counts.tolist(), strict=True
+        ):
+            flat[at : at + count] = tokens[start : start + count]
+        inputs[:], targets[:] = both[:, :-1], both[:, 1:]
+        filled = np.minimum(np.diff(ends[np.append(first, len(sizes))]), self.length)
+        inside = columns <= self.length
+        return row_of[inside], columns[inside], filled
 
 
 class ConcatRows(PackedRows):
@@ -186,22 +206,13 @@ class ConcatRows(PackedRows):
         """ceil((N - 1) / T) for N tokens."""
         return math.ceil((len(self.corpus.tokens) - 1) / self.length)
 
-    def _read(self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]) -> Ends:
-        starts = rows * self.length
-        for row, start in enumerate(starts.tolist()):
-            self._copy_tokens(start, inputs[row])
-            self._copy_tokens(start + 1, targets[row])
-        first, last = self._span(starts)
-        counts = last - first
-        row_of = np.repeat(np.arange(len(starts)), counts)
-        within = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        columns = self.corpus.offsets[first[row_of] + within] - starts[row_of]
-        return Ends(row_of, columns, self._filled(starts))
-
-    def _count(self, rows: NDArray[np.int64]) -> int:
-        starts = rows * self.length
-        first, last = self._span(starts)
-        return int((self._filled(starts) - (last - first)).sum())
+    def _pieces(self, rows: NDArray[np.int64]) -> Pieces:
+        offsets, starts = self.corpus.offsets, rows * self.length
+        stops = np.minimum(starts + self.length + 1, len(self.corpus.tokens))
+        first = np.searchsorted(offsets, starts, side="right") - 1
+        row_of, documents = spread(first, np.searchsorted(offsets, stops) - first)
+        begins = np.maximum(offsets[documents], starts[row_of])
+        return Pieces(row_of, begins, np.minimum(offsets[documents + 1], stops[row_of]) - begins)
 
     def _use(self, sizes: NDArray[np.int64]) -> Use:
         tokens, starts = len(self.corpus.tokens), self.corpus.offsets[:-1]
@@ -211,24 +222,6 @@ class ConcatRows(PackedRows):
         split = starts // self.length != last_input // self.length
         lost = int(even and sizes[-1] == 1)
         return Use(lost, tokens - even, slice(None), split)
-
-    def _filled(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.minimum(self.length, len(self.corpus.tokens) - starts)
-
-    def _span(self, starts: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Range of the entries of `offsets` after a row's first token, up to T tokens after it.
-
-        The corpus's end counts: like a document's start, it is no target for the token before.
-        """
-        offsets = self.corpus.offsets
-        first = np.searchsorted(offsets, starts, side="right")
-        last = np.searchsorted(offsets, starts + self.length, side="right")
-        return first, last
-
-    def _copy_tokens(self, start: int, row: NDArray[np.int64]) -> None:
-        tokens = self.corpus.tokens[start : start + self.length]
-        row[: len(tokens)] = tokens
-        row[len(tokens) :] = 0
 
 
 # No dataclass itself: the command line's parser would then take it for the only class allowed.
@@ -247,6 +240,26 @@ class Concat(Packing):
 
     def rows(self, corpus: Corpus, length: int, mask_documents: bool = True) -> PackedRows:
         return ConcatRows(corpus, length, mask_documents)
+
+
+def row_numbers(indices: Indices, size: int) -> NDArray[np.int64]:
+    """Row numbers as an array.
+
+    Raises:
+        IndexError: One is not below `size`, or negative.
+    """
+    rows = np.asarray(indices, dtype=np.int64)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < size:
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of {size}")
+    return rows
+
+
+def spread(begins: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The numbers begin, begin + 1, ... of several ranges, one range after another, and which range
+    each is of, which comes first."""
+    range_of = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(range_of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return range_of, begins[range_of] + within
 
 
 def length_percentiles(sizes: NDArray[np.int64]) -> dict[str, dict[str, int]]:

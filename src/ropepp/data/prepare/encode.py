@@ -14,8 +14,7 @@ import numpy as np
 from ropepp import __version__
 from ropepp.data.prepare.safe_cuts import PIECE, pieces
 from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
-from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen
-from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen, Skipped
 from ropepp.data.text.sources import Shard
 from ropepp.data.tokens.meta import SHARDS_FOLDER
 from ropepp.data.tokens.tokenizer import Tokenizer, load_tokenizer, num_threads
@@ -29,7 +28,7 @@ from ropepp.data.tokens.writer import (
     token_type,
 )
 from ropepp.errors import InputError
-from ropepp.files import disk_errors, replacing_folder, sync_folder, write_synced
+from ropepp.files import disk_errors, file_sha256, replacing_folder, sync_folder, write_synced
 
 TRAIN, VALIDATION = "train", "validation"
 BAD_LINES_FILE = "bad_lines.tsv"
@@ -37,7 +36,7 @@ BAD_LINES_FILE = "bad_lines.tsv"
 BATCH_CHARACTERS, BATCH_CHARACTERS_ALONE = 1 << 21, 1 << 16
 
 Report = Callable[[int, int, int], Any]  # bytes read, documents and tokens since the last call
-SplitText = tuple[str, Text, int]  # name of the split, text, its UTF-8 bytes
+SplitText = tuple[str, Text]  # name of the split
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class ShardMeta:
     bad_lines: int
     empty_documents: int
     short_documents: int
-    shares: tuple[float, float]
+    shares: list[float]
     splits: dict[str, dict[str, Any]]
 
 
@@ -141,32 +140,21 @@ def encode_shard(job: ShardJob, report: Report) -> None:
             written.sync()
             sync_folder(place / split)
         counts = {split: written.counts_and_checksums() for split, written in files.items()}
-        _write_meta(place, job, reader, (shares[0], shares[1]), counts, tokenizer)
-
-
-def _write_meta(
-    place: Path,
-    job: ShardJob,
-    reader: Reader,
-    shares: tuple[float, float],
-    splits: dict[str, dict[str, Any]],
-    tokenizer: Tokenizer,
-) -> None:
-    left_out = asdict(reader.skipped)
-    reports = left_out.pop("reports")
-    if reports:
-        write_synced(place / BAD_LINES_FILE, ("\n".join(reports) + "\n").encode())
-    meta = ShardMeta(
-        name=job.shard.name,
-        settings_sha256=job.settings.sha256,
-        inputs=[asdict(seen) for seen in reader.seen],
-        dtype=token_type(tokenizer.vocab_size).name,
-        shares=shares,
-        splits=splits,
-        **left_out,
-    )
-    write_synced(place / META_FILE, (json.dumps(asdict(meta), indent=2) + "\n").encode())
-    sync_folder(place)
+        left_out = asdict(skipped)
+        reports = left_out.pop("reports")
+        if reports:
+            write_synced(place / BAD_LINES_FILE, ("\n".join(reports) + "\n").encode())
+        meta = ShardMeta(
+            name=job.shard.name,
+            settings_sha256=job.settings.sha256,
+            inputs=[asdict(seen) for seen in reader.seen],
+            dtype=token_type(tokenizer.vocab_size).name,
+            shares=shares,
+            splits=counts,
+            **left_out,
+        )
+        write_synced(place / META_FILE, (json.dumps(asdict(meta), indent=2) + "\n").encode())
+        sync_folder(place)
 
 
 def finished_shard(job: ShardJob) -> ShardMeta | None:
@@ -176,7 +164,7 @@ def finished_shard(job: ShardJob) -> ShardMeta | None:
     """
     try:
         values = json.loads((job.place / META_FILE).read_bytes())
-        meta = ShardMeta(**values | {"shares": tuple(values["shares"])})
+        meta = ShardMeta(**values)
         dtype = np.dtype(meta.dtype)
         for split in job.settings.splits:
             counts = meta.splits[split]
@@ -199,10 +187,9 @@ def _is_same(seen: Seen, item: Input) -> bool:
         return False
     if item.rows is not None:
         return seen.sha256 == item.rows.fingerprint
-    if seen.mtime_ns == item.mtime_ns or item.path is None:
-        return True
-    with item.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == seen.sha256
+    return (
+        seen.mtime_ns == item.mtime_ns or item.path is None or file_sha256(item.path) == seen.sha256
+    )
 
 
 def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[SplitText]:
@@ -216,75 +203,70 @@ def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[
     fraction = job.settings.validation_fraction
     for text in reader.texts(job.shard.inputs):
         if job.settings.only_one and fraction > 0:
-            for split, part in zip((TRAIN, VALIDATION), cut(text, fraction), strict=True):
-                yield split, part, text_bytes(part)
+            yield from zip((TRAIN, VALIDATION), cut(text, fraction), strict=True)
         else:
             # From 0 to 1, by the text alone; validation has the lowest.
             share = int.from_bytes(text_sha256(text)[:8], "big") / 2**64
             shares[:] = min(shares[0], share), max(shares[1], share)
-            yield (VALIDATION if share < fraction else TRAIN), text, text_bytes(text)
+            yield (VALIDATION if share < fraction else TRAIN), text
 
 
+@dataclass(frozen=True)
 class _Encoder:
     """Texts to token files, in batches; long ones piece by piece."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        files: dict[str, TokenWriter],
-        min_tokens: int,
-        skipped: Skipped,
-        report: Report,
-    ) -> None:
-        self._tokenizer, self._files, self._min_tokens = tokenizer, files, min_tokens
-        self._skipped, self._report = skipped, report
+    tokenizer: Tokenizer
+    files: dict[str, TokenWriter]
+    min_tokens: int
+    skipped: Skipped
+    report: Report
 
     def run(self, found: Iterator[SplitText]) -> None:
-        batch: list[tuple[str, str, int]] = []
+        batch: list[tuple[str, str]] = []
         characters = 0
         limit = BATCH_CHARACTERS if num_threads() > 1 else BATCH_CHARACTERS_ALONE
-        for split, text, size in found:
+        for split, text in found:
             if not isinstance(text, str) or len(text) > PIECE:
                 self._encode(batch)
-                self._encode_long(split, text, size)
+                self._encode_long(split, text)
                 batch, characters = [], 0
                 continue
-            batch.append((split, text, size))
+            batch.append((split, text))
             characters += len(text)
             if characters >= limit:
                 self._encode(batch)
                 batch, characters = [], 0
         self._encode(batch)
 
-    def _encode(self, batch: list[tuple[str, str, int]]) -> None:
-        encoded = self._tokenizer.encode_batch([text for _, text, _ in batch])
+    def _encode(self, batch: list[tuple[str, str]]) -> None:
+        encoded = self.tokenizer.encode_batch([text for _, text in batch])
         tokens = 0
-        for (split, _, size), ids in zip(batch, encoded, strict=True):
-            if len(ids) < self._min_tokens:
-                self._skipped.short_documents += 1
+        for (split, text), ids in zip(batch, encoded, strict=True):
+            if len(ids) < self.min_tokens:
+                self.skipped.short_documents += 1
             else:
-                self._files[split].append(ids, size)
+                self.files[split].append(ids, text_bytes(text))
                 tokens += len(ids)
-        self._report(0, len(batch), tokens)
+        self.report(0, len(batch), tokens)
 
-    def _encode_long(self, split: str, text: Text, size: int) -> None:
-        out, begun = self._files[split], False
+    def _encode_long(self, split: str, text: Text) -> None:
+        out, begun = self.files[split], False
         ids: list[int] = []
-        for piece in pieces(blocks(text), self._tokenizer):
+        for piece in pieces(blocks(text), self.tokenizer):
             # Held back until the document is known to be long enough.
-            ids += self._tokenizer.encode_batch([piece])[0]
-            if len(ids) >= self._min_tokens and not begun:
+            ids += self.tokenizer.encode_batch([piece])[0]
+            if len(ids) >= self.min_tokens and not begun:
                 begun = True
                 out.begin()
             if begun:
                 out.extend(ids)
-                self._report(0, 0, len(ids))
+                self.report(0, 0, len(ids))
                 ids = []
         if begun:
-            out.finish(size)
+            out.finish(text_bytes(text))
         else:
-            self._skipped.short_documents += 1
-        self._report(0, 1, 0)
+            self.skipped.short_documents += 1
+        self.report(0, 1, 0)
 
 
 @lru_cache(maxsize=1)

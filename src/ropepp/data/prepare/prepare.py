@@ -27,11 +27,9 @@ from ropepp.data.prepare.encode import (
 from ropepp.data.prepare.safe_cuts import pieces
 from ropepp.data.prepare.workers import Progress, run_jobs
 from ropepp.data.text.documents import blocks
-from ropepp.data.text.readers import OnBadLine, Reader
-from ropepp.data.text.skipped import Skipped
+from ropepp.data.text.readers import OnBadLine, Reader, Skipped
 from ropepp.data.text.sources import Shard, Source, find_source
-from ropepp.data.tokens.join_shards import join_shards
-from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry
+from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry, join_shards
 from ropepp.data.tokens.tokenizer import (
     BPE_FILE,
     TIKTOKEN_FILE,
@@ -42,7 +40,7 @@ from ropepp.data.tokens.tokenizer import (
     train_bpe,
 )
 from ropepp.data.tokens.writer import META_FILE
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.files import replacing_folder, require_free, resuming_folder, write_synced
 
 TRAINING_FILE = "training.json"
@@ -100,7 +98,10 @@ def prepare(
         InputError: An argument or a file is not as described; nothing is written under the name
             of the folder.
     """
-    _check_numbers(validation_fraction, processes, min_tokens, sample_mb)
+    if not 0 <= validation_fraction < 1:
+        raise InputError(f"validation_fraction is {validation_fraction}; allowed are 0 to below 1")
+    at_least(1, processes=processes, sample_mb=sample_mb)
+    at_least(0, min_tokens=min_tokens)
     if on_bad_line not in get_args(OnBadLine):
         raise InputError(f"on_bad_line is {on_bad_line!r}; allowed are {get_args(OnBadLine)}")
     if tokenizer == "bpe":
@@ -244,7 +245,7 @@ def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[s
             job.settings.key, job.on_bad_line, Skipped(), lambda count: report(count, 0, 0)
         )
         left = size
-        for split, text, _ in split_texts(job, reader, [1.0, 0.0]):
+        for split, text in split_texts(job, reader, [1.0, 0.0]):
             if split != TRAIN:
                 continue
             for piece in pieces(blocks(text), BytesTokenizer()):
@@ -318,18 +319,6 @@ def _require_documents(source: Source, metas: list[ShardMeta], settings: Setting
                 f"source {source.given!r} has no documents for {split} (left out:"
                 f" {_describe(skipped)}); at least 1 is needed"
             )
-
-
-def _check_numbers(fraction: float, processes: int, min_tokens: int, sample_mb: int) -> None:
-    if not 0 <= fraction < 1:
-        raise InputError(f"validation_fraction is {fraction}; allowed are 0 to below 1")
-    for name, value, minimum in (
-        ("processes", processes, 1),
-        ("min_tokens", min_tokens, 0),
-        ("sample_mb", sample_mb, 1),
-    ):
-        if value < minimum:
-            raise InputError(f"{name} is {value}; it must be at least {minimum}")
 
 
 def _check_target(target: Path, overwrite: bool, source: Source) -> None:

@@ -57,47 +57,27 @@ def pieces(
     Yields:
         Parts that make up the text; none for an empty text.
     """
-    window = _Window(blocks)
-    while True:
-        length = size
-        while window.has(length + 1):
-            window.has(length + around)
-            cut = _find(window.text, length, tokenizer, around)
-            if cut is None and length >= limit:
-                cut = length
-            if cut is not None:
-                yield window.take(cut)
-                break
+    rest, text, length = iter(blocks), "", size
+    while len(text := _read_on(text, rest, length + around)) > length:
+        cut = _find(text, length, tokenizer, around)
+        if cut is None and length < limit:
             length = min(2 * length, limit)
-        else:
-            # At the end of the text: the rest is one piece, even where it was made longer.
-            if window.text:
-                yield window.text
-            return
+            continue
+        cut = cut or length
+        yield text[:cut]
+        text, length = text[cut:], size
+    # At the end of the text: the rest is one piece, even where it was made longer.
+    if text:
+        yield text
 
 
-class _Window:
-    """The part of the text that is in memory; its start is what was not taken yet."""
-
-    def __init__(self, blocks: Iterable[str]) -> None:
-        self._blocks = iter(blocks)
-        self.text = ""
-
-    def has(self, length: int) -> bool:
-        """Whether there are that many characters; reads on until there are."""
-        parts, found = [self.text], len(self.text)
-        while found < length:
-            block = next(self._blocks, None)
-            if block is None:
-                break
-            parts.append(block)
-            found += len(block)
-        self.text = "".join(parts) if len(parts) > 1 else self.text
-        return found >= length
-
-    def take(self, length: int) -> str:
-        head, self.text = self.text[:length], self.text[length:]
-        return head
+def _read_on(text: str, blocks: Iterator[str], length: int) -> str:
+    """The text and what follows it, at least `length` characters unless it ends before."""
+    parts, found = [text], len(text)
+    while found < length and (block := next(blocks, None)) is not None:
+        parts.append(block)
+        found += len(block)
+    return "".join(parts)
 
 
 def _find(text: str, length: int, tokenizer: Tokenizer, around: int) -> int | None:

@@ -14,6 +14,7 @@ keys of a row are distinct; its values are drawn independently.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from ropepp.data.loading.datamodule import RowsDataModule
 from ropepp.data.loading.loader import Rows
-from ropepp.data.packing.concat import IGNORE_INDEX
-from ropepp.errors import InputError
+from ropepp.data.packing.concat import IGNORE_INDEX, Indices, row_numbers
+from ropepp.errors import InputError, at_least
 
 SMALLEST_VOCABULARY = 6  # with fewer ids there is one value, and nothing to recall
 TRAIN_STREAM = 0  # validation rows of m times the length are in stream m
@@ -74,7 +75,7 @@ class RecallRows:
     def __len__(self) -> int:
         return self.size
 
-    def batch(self, indices: NDArray[np.int64] | Sequence[int]) -> dict[str, Tensor]:
+    def batch(self, indices: Indices) -> dict[str, Tensor]:
         """The rows of these numbers.
 
         Args:
@@ -87,9 +88,7 @@ class RecallRows:
         Raises:
             IndexError: There is no such row.
         """
-        rows = np.asarray(indices, dtype=np.int64)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        rows = row_numbers(indices, len(self))
         n, T = self.pairs, self.length
         counts = [self.part, self.places, n, T]
         random = self._random(rows, sum(counts))
@@ -110,7 +109,7 @@ class RecallRows:
             "positions": torch.arange(T).repeat(len(rows), 1),
         }
 
-    def num_targets(self, indices: NDArray[np.int64] | Sequence[int]) -> int:
+    def num_targets(self, indices: Indices) -> int:
         """Number of answers in these rows."""
         return len(indices) * self.pairs
 
@@ -136,53 +135,34 @@ class RecallDataModule(RowsDataModule):
     ``validation_2x/accuracy`` and so on.
 
     Args:
-        sequence_length: Tokens in a row (T).
         pairs: Key-value pairs in a row.
         vocab_size: Number of token ids; a third are keys and a third are values.
-        global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
-        micro_batch_size: Rows in one forward pass of one process; of longer rows as many fewer.
         max_distance: How far at most a key is asked behind its pair; anywhere in the row unless
             given.
         train_rows: Number of distinct training rows, an epoch.
         validation_rows_per_length: Rows of each length in a validation.
         lengths: Lengths of the validation's rows as multiples of `sequence_length`.
-        validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
-        num_workers: Processes that make rows ahead.
-        seed: Seed of the rows and of their order.
+        sizes: See `RowsDataModule`; the seed is also that of the rows.
     """
 
     def __init__(
         self,
-        sequence_length: int,
         pairs: int,
         vocab_size: int,
-        global_batch_size: int,
-        micro_batch_size: int,
         max_distance: int | None = None,
         train_rows: int = 1_000_000,
         validation_rows_per_length: int = 256,
         lengths: Sequence[int] = (1, 2, 4, 8),
-        validate_every_n_steps: int = 500,
-        num_workers: int = 0,
-        seed: int = 0,
+        **sizes: Any,
     ) -> None:
-        super().__init__(
-            sequence_length,
-            global_batch_size,
-            micro_batch_size,
-            validate_every_n_steps,
-            num_workers=num_workers,
-            seed=seed,
+        super().__init__(**sizes)
+        at_least(
+            1,
+            "data.",
+            train_rows=train_rows,
+            validation_rows_per_length=validation_rows_per_length,
         )
-        sizes = {
-            "train_rows": train_rows,
-            "validation_rows_per_length": validation_rows_per_length,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise InputError(f"data.{name} is {value}; it must be at least 1")
-        if seed < 0:
-            raise InputError(f"data.seed is {seed}; it must be at least 0")
+        at_least(0, "data.", seed=self.seed)
         if 1 not in lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
             raise InputError(
                 f"data.lengths is {list(lengths)}; it must be 1 and other multiples of the length"

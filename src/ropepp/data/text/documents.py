@@ -74,8 +74,6 @@ def text_bytes(text: Text) -> int:
 
 def is_blank(text: Text) -> bool:
     """Whether there is nothing but white space."""
-    if isinstance(text, str):
-        return not text or text.isspace()
     return all(block.isspace() for block in blocks(text))
 
 
@@ -123,23 +121,19 @@ def _line_or_word(text: Text, start: int, end: int) -> tuple[int, int]:
     """After the first line end from character `start` to `end`, or else space, or else `start`;
     the place in characters and in bytes."""
     characters = offset = 0
-    best: tuple[int, int] | None = None  # without a line end
-    spaced = False
+    found: dict[str, tuple[int, int]] = {}  # the first place after each mark
     for block in blocks(text):
         inside = max(start - characters, 0), max(end - characters, 0)
-        newline, space = block.find("\n", *inside), block.find(" ", *inside)
-        if newline >= 0:
-            return characters + newline + 1, offset + len(block[: newline + 1].encode())
-        if space >= 0 and not spaced:
-            best, spaced = (characters + space + 1, offset + len(block[: space + 1].encode())), True
-        elif best is None and inside[0] < len(block):
-            best = characters + inside[0], offset + len(block[: inside[0]].encode())
+        for mark in ("\n", " ", ""):
+            at = block.find(mark, *inside)
+            if at >= 0 and mark not in found:
+                head = block[: at + len(mark)]
+                found[mark] = characters + len(head), offset + len(head.encode())
         characters += len(block)
         offset += len(block.encode())
-        if characters >= end and best is not None:
+        if "\n" in found or characters >= end:
             break
-    assert best is not None  # the start lies inside the text
-    return best
+    return found.get("\n") or found.get(" ") or found[""]  # the start lies inside the text
 
 
 def _decoded(path: Path, start: int, stop: int) -> Iterator[str]:

@@ -4,20 +4,22 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ropepp.data.text.documents import BLOCK, IN_MEMORY, Text, decode, is_blank, scan, text_sha256
-from ropepp.data.text.skipped import Skipped
 from ropepp.data.text.tables import RowRange, read_parquet, read_range
 from ropepp.errors import InputError
+from ropepp.files import file_sha256
 
 # `json` needs a line in memory, decodes a copy of it, and returns another copy of its text: up to
 # 9 times the line's bytes, at 4 bytes a character. Longer lines are bad ones.
 LINE_LIMIT = 64 << 20
 # Compressed bytes handed over at a time. zstd may make 128 kB of 4 of them.
 COMPRESSED = 1 << 13
+
+REPORTED = 1000  # bad lines of a shard that are named; all are counted
 
 OnBadLine = Literal["fail", "skip"]
 Progress = Callable[[int], Any]  # takes the bytes read since the last call
@@ -53,6 +55,24 @@ class Seen:
     sha256: str
 
 
+@dataclass
+class Skipped:
+    """What was left out of raw text; `reports` has "file, line, reason" of the first bad lines,
+    between tabs."""
+
+    bad_lines: int = 0
+    empty_documents: int = 0
+    short_documents: int = 0
+    reports: list[str] = field(default_factory=list, compare=False)
+
+    def bad(self, file: str, line: str, reason: str) -> None:
+        """Counts a bad line and keeps why it is one."""
+        self.bad_lines += 1
+        if len(self.reports) < REPORTED:
+            self.reports.append("\t".join((file, line, " ".join(reason.split()))))
+
+
+@dataclass(frozen=True)
 class Reader:
     """Reads documents; those of white space alone are left out.
 
@@ -66,16 +86,11 @@ class Reader:
         seen: The inputs that were read to their end, in order.
     """
 
-    def __init__(
-        self,
-        key: str,
-        on_bad_line: OnBadLine,
-        skipped: Skipped,
-        progress: Progress = lambda _: None,
-    ) -> None:
-        self.key, self.on_bad_line = key, on_bad_line
-        self.skipped, self.progress = skipped, progress
-        self.seen: list[Seen] = []
+    key: str
+    on_bad_line: OnBadLine
+    skipped: Skipped
+    progress: Progress = lambda _: None
+    seen: list[Seen] = field(default_factory=list, init=False)
 
     def texts(self, inputs: tuple[Input, ...]) -> Iterator[Text]:
         """The documents of the inputs, in order.
@@ -123,7 +138,7 @@ class Reader:
             text: Text = scan(path) if big else decode(path.read_bytes(), str(path))
         except InputError as error:
             self._bad(error, str(path), item.label, "-")
-            digest = _sha256(path)
+            digest = file_sha256(path)
         else:
             yield text
             digest = text_sha256(text).hex()
@@ -133,7 +148,7 @@ class Reader:
     def _parquet(self, path: Path, item: Input) -> Texts:
         for number, value in read_parquet(path, self.key, self.progress):
             yield from self._row(value, str(path), item.label, number)
-        return _sha256(path)
+        return file_sha256(path)
 
     def _lines(self, path: Path, item: Input) -> Texts:
         digest = hashlib.sha256()
@@ -169,11 +184,6 @@ class Reader:
         if self.on_bad_line == "fail":
             raise InputError(f"{error}; or pass --on_bad_line skip") from error
         self.skipped.bad(label, line, str(error).removeprefix(f"{place}: "))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _share_of(size: int, number: int, total: int) -> int:
@@ -215,8 +225,13 @@ def _text_of_line(line: bytes | None, length: int, key: str, place: str, offset:
         keys = ", ".join(sorted(values)[:10]) or "none"
         raise InputError(f"{place}: no field {key!r}; fields are {keys}")
     text = _require_text(values[key], key, place)
-    if b"\\ud" in line or b"\\uD" in line:
-        _require_pairs(text, key, place)
+    if b"\\ud" in line or b"\\uD" in line:  # only escapes can make half a pair, which is no text
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{place}: field {key!r} has half a surrogate pair; allowed is Unicode text"
+            ) from error
     return text
 
 
@@ -224,16 +239,6 @@ def _require_text(text: Any, key: str, place: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"{place}: field {key!r} is {type(text).__name__}; allowed is a string")
     return text
-
-
-def _require_pairs(text: str, key: str, place: str) -> None:
-    """Only escapes can make half a surrogate pair, which is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{place}: field {key!r} has half a surrogate pair; allowed is Unicode text"
-        ) from error
 
 
 def _blocks(path: Path, progress: Progress, digest: Any) -> Iterator[bytes]:

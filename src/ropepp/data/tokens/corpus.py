@@ -14,7 +14,6 @@ The ids of a split are those of its shards one after another. Every document is 
 the tokenizer has one] + ids + [end-of-text].
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from ropepp.data.tokens.writer import (
     token_type,
 )
 from ropepp.errors import InputError
+from ropepp.files import file_sha256
 
 CHUNK = 1 << 22  # numbers looked at at a time
 
@@ -144,9 +144,7 @@ class Corpus:
 def _check_sha256(path: Path, expected: str) -> None:
     if not path.is_file():
         raise InputError(f"{path} is missing")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if (found := file_sha256(path)) != expected:
         raise InputError(f"{path} has sha256 {found}; {META_FILE} says {expected}")
 
 

@@ -4,8 +4,9 @@ import hashlib
 import os
 import sys
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ class ShardedTokens:
         self.dtype = dtype
         self._paths = [path for path, _ in parts]
         self._starts = [0, *accumulate(count for _, count in parts)]
-        self._maps: dict[int, NDArray[Any]] = {}
+        self._map = lru_cache(MAX_MAPS)(self._open)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself: pickling an array would copy it.
@@ -191,30 +192,19 @@ class ShardedTokens:
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise IndexError(f"step is {step}; tokens are read one after another")
-        shard = bisect_right(self._starts, start) - 1
-        if start < stop <= self._starts[shard + 1]:
-            first = self._starts[shard]
-            return self._map(shard)[start - first : stop - first]
-        return self._gather(start, stop, shard)
+        stop = max(start, stop)
+        shards = range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop))
+        parts = [
+            self._map(shard)[max(start - self._starts[shard], 0) : stop - self._starts[shard]]
+            for shard in shards
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
-    def _gather(self, start: int, stop: int, shard: int) -> NDArray[Any]:
-        row = np.empty(max(stop - start, 0), self.dtype)
-        filled = 0
-        while filled < len(row):
-            part = self._map(shard)[start + filled - self._starts[shard] :][: len(row) - filled]
-            row[filled : filled + len(part)] = part
-            filled += len(part)
-            shard += 1
-        return row
-
-    def _map(self, shard: int) -> NDArray[Any]:
-        found = self._maps.get(shard)
-        if found is None:
-            if len(self._maps) >= MAX_MAPS:
-                self._maps.clear()
-            count = self._starts[shard + 1] - self._starts[shard]
-            found = self._maps[shard] = map_numbers(self._paths[shard], self.dtype, count)
-        return found
+    def _open(self, shard: int) -> NDArray[Any]:
+        count = self._starts[shard + 1] - self._starts[shard]
+        return map_numbers(self._paths[shard], self.dtype, count)
 
 
 def map_numbers(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
