@@ -20,8 +20,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
+from helpers.sweep_files import write_plan, write_spec
 from ropepp.errors import InputError
-from ropepp.runs.records import RunSpec, SweepPlan, write_plan, write_spec
+from ropepp.runs.records import RunSpec, SweepPlan
 from ropepp.sweep.boards import write_boards
 
 STEPS = range(10, 101, 10)

@@ -364,7 +364,7 @@ def test_refuses_what_is_no_sweep(tmp_path: Path) -> None:
         write_report(folder)
 
 
-@pytest.mark.parametrize("name", ["scipy.stats", "matplotlib", "markdown"])
+@pytest.mark.parametrize("name", ["scipy.stats", "matplotlib"])
 def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     folder = write_sweep(tmp_path / "heads", LOSSES)
     monkeypatch.setitem(sys.modules, name, None)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markdown import markdown  # type: ignore[import-untyped]
+
 from ropepp import statistics as stats
-from ropepp.errors import InputError
 from ropepp.files import write_text
 from ropepp.runs.records import Run
 from ropepp.runs.table import escaped, markdown_table
@@ -44,7 +45,7 @@ def write_report(folder: Path) -> list[Path]:
 
     Raises:
         InputError: The folder holds no sweep, or no finished run of one, or no run has the metric;
-            or a package of the extra is missing.
+            or scipy or matplotlib is missing.
     """
     sweep = load(folder)
     metric = sweep.plan.metric.replace("_", " ") + UNITS.get(sweep.plan.metric, "")
@@ -296,7 +297,7 @@ def _csv(sweep: SweepResults) -> str:
 
 def _page(text: str, sweep: SweepResults, plots: Sequence[Figure]) -> str:
     """One file; a plot is an image in it, so that nothing in it can clash with another's ids."""
-    body = _to_html(text)
+    body = markdown(text, extensions=["tables"])
     for variant, style in styles(sweep).items():
         cell = f">{html.escape(sweep.name(variant), quote=False)}</td>"
         body = body.replace(cell, f'><i style="background:{style.color}"></i>{cell[1:]}')
@@ -312,14 +313,6 @@ def _page(text: str, sweep: SweepResults, plots: Sequence[Figure]) -> str:
         f"<title>{html.escape(sweep.plan.name)}</title><style>{_CSS}</style></head><body><main>\n"
         f"{body}\n</main></body></html>\n"
     )
-
-
-def _to_html(text: str) -> str:
-    try:
-        import markdown  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise InputError(f"{error}; install the extra: pip install 'ropepp[sweep]'") from error
-    return str(markdown.markdown(text, extensions=["tables"]))
 
 
 _CSS = """

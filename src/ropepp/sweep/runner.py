@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from ropepp.errors import InputError, Preempted
 from ropepp.runs import process
@@ -19,7 +20,7 @@ from ropepp.runs.records import RESULT, RunSpec
 from ropepp.runs.settings import overlay
 from ropepp.runs.status import LOCK, OUTCOME, duration, read_json
 from ropepp.sweep.config import CORPUS
-from ropepp.sweep.study import SweepStudy, Trial, evaluations, mean
+from ropepp.sweep.study import SweepStudy, Trial
 
 POLL = 0.3  # seconds
 REREAD = 10.0  # seconds between looks for trials that other drivers have drawn
@@ -260,7 +261,7 @@ class Driver:
         """Asks a drawn trial's first run to end if the pruner says so."""
         if run.is_pruned or not run.trial.params or run.spec != run.trial.runs[0]:
             return
-        new = evaluations(run.process.directory, self.config.metric).keys() - run.seen
+        new = self.study.evaluations(run.spec).keys() - run.seen
         if new and self.study.is_hopeless(run.trial, new):
             run.is_pruned = True
             run.process.send(signal.SIGTERM)
@@ -294,7 +295,7 @@ class Driver:
         missing = 0 if self.all_drawn else max(0, missing) * len(self.config.seeds)
         left = ""
         if self.seconds:
-            each, now = mean(self.seconds), time.monotonic()
+            each, now = fmean(self.seconds), time.monotonic()
             begun = sum(max(0.0, each - (now - run.process.began)) for run in self.running)
             ended = {s.run for t in self.trials if t.name in self.finished for s in t.runs}
             known = ended | done | {run.spec.run for run in self.running}
