@@ -151,8 +151,8 @@ def test_a_row_a_variant_with_means_over_seeds(folder: Path) -> None:
         found = metrics_of(groups[variant])
         results = [result(variant, seed) for seed in seeds]
         mean = statistics.mean(one["validation_loss"] for one in results)
-        assert found["metric"] == pytest.approx(mean, rel=1e-6)
-        assert found["accuracy"] == pytest.approx(0.5 + statistics.mean(seeds) / 10)
+        assert found["validation_loss"] == pytest.approx(mean, rel=1e-6)
+        assert found["validation_accuracy"] == pytest.approx(0.5 + statistics.mean(seeds) / 10)
         assert found["validation_x2_loss"] == pytest.approx(mean + 1, rel=1e-6)
         assert found["parameters"] == 1000 + len(variant)
         assert found["kv_cache_bytes_per_token"] == 64
@@ -251,7 +251,9 @@ def test_a_diverged_run(folder: Path) -> None:
     file.write_text(file.read_text() + json.dumps({"step": 100, "train/loss": math.nan}) + "\n")
     write_boards(folder, maps=False)
     _, groups = hparams(folder)
-    assert metrics_of(groups["eh"])["metric"] == pytest.approx(result("eh", 1)["validation_loss"])
+    assert metrics_of(groups["eh"])["validation_loss"] == pytest.approx(
+        result("eh", 1)["validation_loss"]
+    )
     found = scalars(folder, "eh/mean")
     assert math.isnan(found["train/loss"][-1][1])
     assert math.isnan(found["variation/train/loss/upper"][-1][1])
@@ -294,7 +296,7 @@ def test_a_second_call_replaces_what_the_first_wrote(folder: Path) -> None:
     _, groups = hparams(folder)
     assert len(groups) == 3
     assert len(groups["ec"].sessions) == 3
-    found = metrics_of(groups["ec"])["accuracy"]
+    found = metrics_of(groups["ec"])["validation_accuracy"]
     assert found == pytest.approx(0.6)
 
 
@@ -334,7 +336,7 @@ def test_the_metric_of_an_evaluation(folder: Path) -> None:
     experiment, groups = hparams(folder)
     assert experiment.metric_infos[0].display_name == "validation x2 loss"
     want = statistics.mean(result("eh", seed)["validation_loss"] + 1 for seed in range(2))
-    assert metrics_of(groups["eh"])["metric"] == pytest.approx(want, rel=1e-6)
+    assert metrics_of(groups["eh"])["validation_x2_loss"] == pytest.approx(want, rel=1e-6)
 
 
 def test_no_sweep(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ropepp.errors import InputError, Preempted
+from ropepp.errors import InputError
 from ropepp.options import positive
 
 DESCRIPTION = """\
@@ -22,7 +22,8 @@ def main(args: list[str]) -> None:
 
     Raises:
         InputError: See the commands.
-        SystemExit: With code 75 if a driver was asked to end, with 1 if runs have failed.
+        Preempted: A driver was asked to end.
+        SystemExit: With code 1 if runs have failed.
     """
     parser = ArgumentParser("ropepp sweep", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -71,11 +72,7 @@ def _run(options: Namespace) -> None:
     driver = Driver(open_sweep(config), gpus, options.retry_failed, options.limit, options.grace)
     if driver.threads:
         print(f"{len(gpus)} at a time, each with {driver.threads} threads (OMP_NUM_THREADS)")
-    try:
-        driver.run()
-    except Preempted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.code)
+    driver.run()
     if not driver.is_complete:
         print(f"{config.folder}: not complete; the same command goes on")
         return

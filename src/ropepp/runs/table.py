@@ -12,16 +12,8 @@ T = TypeVar("T")
 
 
 def results(directories: Sequence[str]) -> str:
-    """A table of the finished runs in run folders, or in folders of runs such as logs/EXPERIMENT.
-
-    Raises:
-        InputError: See `find_runs`.
-    """
-    return table([read_result(path) for path in find_runs(directories)])
-
-
-def find_runs(directories: Sequence[str]) -> list[Path]:
-    """The ``result.json`` files of the given folders and below, in order of finishing.
+    """A table of the finished runs in run folders, or in folders of runs such as logs/EXPERIMENT,
+    in order of finishing.
 
     Raises:
         InputError: A folder is missing, or none holds a finished run.
@@ -33,7 +25,7 @@ def find_runs(directories: Sequence[str]) -> list[Path]:
         found += sorted(Path(directory).rglob("result.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(f"no finished run (result.json) in {', '.join(directories)}")
-    return list(dict.fromkeys(found))
+    return table([read_result(path) for path in dict.fromkeys(found)])
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -5,9 +5,7 @@ numbers in full go to a CSV file.
 """
 
 import base64
-import csv
 import html
-import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +14,13 @@ from typing import Any
 from markdown import markdown  # type: ignore[import-untyped]
 
 from ropepp import statistics as stats
+from ropepp.eval.scores import to_csv
 from ropepp.files import write_text
 from ropepp.runs.records import Run
 from ropepp.runs.table import escaped, markdown_table
 from ropepp.statistics import Comparison, decimals
 from ropepp.sweep.plots import Figure, figures, styles
 from ropepp.sweep.results import (
-    MINUS,
     SweepResults,
     VariantResults,
     interval,
@@ -240,15 +238,14 @@ def _difference(one: Comparison | None, digits: int) -> str:
     if one is None or one.mean is None:
         return ""
     digits = decimals(one.sd) if one.sd else digits
-    mean = f"{one.mean:+,.{digits}f}".replace("-", MINUS) if one.mean else "0"
-    return f"{mean} {interval(one.interval, digits)}".strip()
+    return f"{number(one.mean, digits, '+')} {interval(one.interval, digits)}".strip()
 
 
 def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
     own, other = row.fact(key), sweep.baseline.fact(key) if sweep.baseline else None
     if row.comparison is None or own is None or not other:
         return ""
-    return f"{100 * (own / other - 1):+.1f}%".replace("-", MINUS)
+    return f"{number(100 * (own / other - 1), 1, '+')}%"
 
 
 def _costs(sweep: SweepResults) -> str:
@@ -288,11 +285,7 @@ def _csv(sweep: SweepResults) -> str:
             **{fact: row.fact(fact) for fact in (PARAMETERS, CACHE, FLOPS, "peak_memory_bytes")},
             "tokens_per_second": row.fact("tokens_per_second", statistics.median),
         })  # fmt: skip
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return file.getvalue()
+    return to_csv(records)
 
 
 def _page(text: str, sweep: SweepResults, plots: Sequence[Figure]) -> str:

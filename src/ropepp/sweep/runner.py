@@ -88,7 +88,7 @@ class Driver:
         with self.stop:
             while not self.stop.made:
                 self.look_after()
-                while self.may_begin() and self.begin():
+                while self.begin():
                     pass
                 if not self.running and (self.broken or not self.held_by_others):
                     break
@@ -115,11 +115,10 @@ class Driver:
 
     # What to do next
 
-    def may_begin(self) -> bool:
-        return len(self.running) < len(self.gpus) and not self.stop.made and not self.broken
-
     def begin(self) -> bool:
         """Starts or adopts a run, or draws a trial; returns whether there was something to do."""
+        if len(self.running) == len(self.gpus) or self.stop.made or self.broken:
+            return False
         before, self.held_by_others = self.held_by_others, set()
         mine = {run.spec.run for run in self.running}
         pairs = [(trial, self.next_of(trial)) for trial in self.trials]
@@ -252,10 +251,10 @@ class Driver:
     def value(self, spec: RunSpec) -> float:
         """What a finished run came to; without the metric no other run need be started."""
         try:
-            found = self.study.metric(spec)
+            return self.study.metric(spec)
         except InputError as error:
-            self.broken, found = error, None
-        return float("nan") if found is None else found
+            self.broken = error
+            return float("nan")
 
     def prune(self, run: Running) -> None:
         """Asks a drawn trial's first run to end if the pruner says so."""
@@ -296,11 +295,9 @@ class Driver:
         left = ""
         if self.seconds:
             each, now = fmean(self.seconds), time.monotonic()
-            begun = sum(max(0.0, each - (now - run.process.began)) for run in self.running)
-            ended = {s.run for t in self.trials if t.name in self.finished for s in t.runs}
-            known = ended | done | {run.spec.run for run in self.running}
-            waiting = missing + sum(spec.run not in known for spec in runs)
-            seconds = (begun + each * waiting) / len(self.gpus)
+            begun = sum(min(each, now - run.process.began) for run in self.running)
+            rest = [s.run for t in self.trials if t.name not in self.finished for s in t.runs]
+            seconds = (each * (missing + len({*rest} - done)) - begun) / len(self.gpus)
             left = f"; about {duration(seconds)} left" if seconds > 0 else ""
         clock, total = time.strftime("%H:%M:%S"), len(runs) + missing
         print(f"{clock} [{len(done)}/{total}] {text}{left}", flush=True)

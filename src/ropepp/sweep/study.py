@@ -60,14 +60,13 @@ class SweepStudy:
     def directory(self, spec: RunSpec) -> Path:
         return self.folder / spec.run
 
-    def metric(self, spec: RunSpec) -> float | None:
+    def metric(self, spec: RunSpec) -> float:
         """What a finished run came to.
 
         Raises:
             InputError: Its result lacks the sweep's metric.
         """
-        result = read_json(self.directory(spec) / RESULT)
-        return metric_value(result, self.config.metric, spec.run) if result else None
+        return metric_value(read_json(self.directory(spec) / RESULT), self.config.metric, spec.run)
 
     def evaluations(self, spec: RunSpec) -> dict[int, float]:
         """A run's evaluations by step."""
@@ -148,8 +147,7 @@ class SweepStudy:
         for trial in [*drawn, given] if wanted else drawn:
             state, value = self.state_of(trial), None
             if state == "complete":
-                values = [self.metric(spec) for spec in trial.runs]
-                value = fmean(value for value in values if value is not None)
+                value = fmean(map(self.metric, trial.runs))
                 if not math.isfinite(value):
                     state, value = "failed", None
             known.append(Known(trial.params, self.evaluations(trial.runs[0]), state, value))
