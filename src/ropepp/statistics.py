@@ -165,25 +165,24 @@ def sign_flip_p(differences: Sequence[float]) -> float | None:
     return float(np.mean(np.abs(sums) >= observed - slack))
 
 
-def power(shift: float, n: int, alpha: float = ALPHA) -> float:
-    """Probability that a two-sided paired t-test of n >= 2 pairs finds p < alpha.
+def power(shift: float, n: int) -> float:
+    """Probability that a two-sided paired t-test of n >= 2 pairs finds p < 0.05.
 
     Args:
         shift: Noncentrality, the true mean difference in units of its standard error.
         n: Pairs.
-        alpha: Level of the test.
     """
-    limit, above = _stats().t.ppf(1 - alpha / 2, n - 1), _stats().nct.sf
+    limit, above = _stats().t.ppf(1 - ALPHA / 2, n - 1), _stats().nct.sf
     return float(above(limit, n - 1, shift) + above(limit, n - 1, -shift))
 
 
-def detectable_difference(sd: float, n: int, wanted: float = POWER) -> float:
-    """Smallest true mean difference that a paired t-test at a two-sided 5% finds with the wanted
-    power (Cohen, Statistical Power Analysis, 1988), if ``sd`` is the differences' true one."""
+def detectable_difference(sd: float, n: int) -> float:
+    """Smallest true mean difference that a paired t-test at a two-sided 5% finds with 80% power
+    (Cohen, Statistical Power Analysis, 1988), if ``sd`` is the differences' true one."""
     _stats()
     from scipy.optimize import brentq  # type: ignore[import-untyped]
 
-    shift = brentq(lambda shift: power(shift, n) - wanted, 0.0, 1000.0, rtol=1e-4)
+    shift = brentq(lambda shift: power(shift, n) - POWER, 0.0, 1000.0, rtol=1e-4)
     return float(shift) * sd / math.sqrt(n)
 
 

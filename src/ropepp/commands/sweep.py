@@ -44,7 +44,10 @@ def main(args: list[str]) -> None:
     one = commands.add_parser("report", help="write the report and what TensorBoard shows")
     one.add_argument("path", type=Path, help="a sweep's YAML or folder")
     options = parser.parse_args(args)
-    {"init": _init, "run": _run, "status": _status, "report": _report}[options.command](options)
+    if options.command == "report":
+        _write_report(_folder(options.path))
+    else:
+        {"init": _init, "run": _run, "status": _status}[options.command](options)
 
 
 def _init(options: Namespace) -> None:
@@ -117,10 +120,6 @@ def _status(options: Namespace) -> None:
         show(_folder(options.path), options.watch)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _report(options: Namespace) -> None:
-    _write_report(_folder(options.path))
 
 
 def _folder(path: Path) -> Path:

@@ -24,6 +24,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ropepp.runs.records import METRICS, TRIAL, Run, SweepPlan, read_plan, read_runs
+from ropepp.sweep.maps import FIGURES, IMAGE, write_maps
 
 ADDRESS = "http://localhost:6006"  # where TensorBoard listens
 SUFFIX = ".board"  # of this module's event files
@@ -48,14 +49,12 @@ OUTCOMES = {
 }
 
 
-def write_boards(folder: Path, maps: bool = True) -> str:
-    """Makes a sweep's folder, finished or not, a TensorBoard log directory; replaces what an
-    earlier call wrote.
+def write_boards(folder: Path) -> str:
+    """Makes a sweep's folder, finished or not, a TensorBoard log directory, with attention maps of
+    each variant's first finished seed; replaces what an earlier call wrote.
 
     Args:
         folder: A sweep's folder, see `ropepp.runs.records`.
-        maps: Whether to draw attention maps of the first finished seed of each variant, unless they
-            are newer than its checkpoints.
 
     Returns:
         Text for people: the command and the links that show it, and which variants have no maps
@@ -70,7 +69,7 @@ def write_boards(folder: Path, maps: bool = True) -> str:
     means: dict[str, None] = {}  # tags, in order
     for variant in dict.fromkeys(run.spec.variant for run in runs if run.done):
         done = [run for run in runs if run.done and run.spec.variant == variant]
-        if maps and (reason := _draw_maps(done[0])):
+        if reason := _draw_maps(done[0]):
             notes.append(f"no attention maps of {variant}: {reason}")
         curves = _shared([_curves(run) for run in done])
         means |= dict.fromkeys(curves)
@@ -260,21 +259,16 @@ def _lines(tags: Iterable[str]) -> dict[str, list[Any]]:
 
 def _draw_maps(run: Run) -> str | None:
     """Draws a run's maps unless they are newer than its checkpoints; returns why there are none."""
-    figures = run.directory / "attention.json"
+    figures = run.directory / FIGURES
     written = [path.stat().st_mtime for path in (run.directory / "checkpoints").glob("step-*")]
     if figures.exists() and figures.stat().st_mtime > max(written, default=0.0):
         return None
-    try:
-        from ropepp.sweep.maps import write_maps
-
-        return write_maps(run)
-    except ModuleNotFoundError as error:
-        return f"the package {error.name} is missing"
+    return write_maps(run)
 
 
 def _image(run: Run) -> list[Step]:
     """The picture of a run's maps, if there is one."""
-    file = run.directory / "attention.png"
+    file = run.directory / IMAGE
     if not file.exists():
         return []
     content = file.read_bytes()

@@ -126,8 +126,8 @@ def training_curves(runs: Sequence[Run], key: str, smoothing: int = 1) -> Curves
     for run in runs:
         logged = {line["step"]: line[key] for line in run.metrics() if key in line}
         if logged and run.result["steps"]:
-            x = np.array(sorted(logged)) * (run.result["tokens"] / run.result["steps"])
-            y = np.array([logged[step] for step in sorted(logged)], dtype=float)
+            steps, y = _sorted(logged)
+            x = steps * (run.result["tokens"] / run.result["steps"])
             window = np.ones(min(smoothing, len(y)))
             x, y = (np.convolve(values, window / len(window), "valid") for values in (x, y))
             curves.setdefault(run.spec.variant, {})[run.spec.seed] = x, y
@@ -158,10 +158,13 @@ def length_curves(runs: Sequence[Run], quantity: str) -> Curves:
             if length is not None:
                 points[length] = value
         if len(points) > 1:
-            x = np.array(sorted(points), dtype=float)
-            y = np.array([points[length] for length in sorted(points)], dtype=float)
-            curves.setdefault(run.spec.variant, {})[run.spec.seed] = x, y
+            curves.setdefault(run.spec.variant, {})[run.spec.seed] = _sorted(points)
     return curves
+
+
+def _sorted(points: Mapping[int, float]) -> tuple[Floats, Floats]:
+    x, y = np.array(sorted(points.items()), dtype=float).T
+    return x, y
 
 
 def set_length(suffix: str, trained: int) -> int | None:

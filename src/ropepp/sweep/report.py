@@ -21,6 +21,7 @@ from ropepp.runs.table import escaped, markdown_table
 from ropepp.statistics import Comparison, decimals
 from ropepp.sweep.plots import Figure, figures, styles
 from ropepp.sweep.results import (
+    MINUS,
     SweepResults,
     VariantResults,
     interval,
@@ -245,7 +246,7 @@ def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
     own, other = row.fact(key), sweep.baseline.fact(key) if sweep.baseline else None
     if row.comparison is None or own is None or not other:
         return ""
-    return f"{number(100 * (own / other - 1), 1, '+')}%"
+    return f"{100 * (own / other - 1):+.1f}%".replace("-", MINUS)
 
 
 def _costs(sweep: SweepResults) -> str:

@@ -15,6 +15,7 @@ from statistics import fmean
 
 from ropepp.errors import InputError, Preempted
 from ropepp.runs import process
+from ropepp.runs.config import RunsConfig
 from ropepp.runs.process import GRACE, RunProcess, StopRequest, write_outcome
 from ropepp.runs.records import RESULT, RunSpec
 from ropepp.runs.settings import overlay
@@ -217,8 +218,9 @@ class Driver:
                 "began: change it back, or choose another name for the new sweep"
             )
         corpus = overlay([*self.config.fixed["base"], spec.overrides]).get(CORPUS)
-        elsewhere = self.config.has_own_launcher  # it may be where only the run can see it
-        if not elsewhere and isinstance(corpus, str) and not Path(corpus).exists():
+        # With a launcher of one's own it may be where only the run can see it.
+        here = self.config.launcher == RunsConfig.launcher
+        if here and isinstance(corpus, str) and not Path(corpus).exists():
             raise InputError(
                 f"data.corpus is {corpus} in {spec.variant}, which does not exist: make it with "
                 "`ropepp prepare`"
