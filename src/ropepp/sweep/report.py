@@ -310,16 +310,15 @@ def _page(text: str, sweep: SweepResults, plots: Sequence[Figure]) -> str:
 
 
 _CSS = """
-body { margin: 0; background: #fff; color: #1c1c1c; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-h3 { font-size: 1rem; margin: 0; }
-p, ul { max-width: 46rem; } li { margin: .2rem 0; } code { overflow-wrap: anywhere; }
+body { background: #fff; color: #1c1c1c; font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; }
+h2 { margin-top: 2rem; } h3 { margin: 0; }
+p, ul { max-width: 46rem; } code { overflow-wrap: anywhere; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .9rem; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; }
-figure { display: inline-block; width: calc(50% - 1.5rem); margin: 1rem 1rem 1rem 0;
+i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
+figure { display: inline-block; width: 30rem; max-width: 100%; margin: 1rem 1rem 1rem 0;
   vertical-align: top; }
-img { width: 100%; max-width: 36rem; } figcaption { font-size: .85rem; color: #555; }
-@media (max-width: 700px) { figure { width: 100%; margin-right: 0; } }
+img { width: 100%; } figcaption { font-size: .85rem; color: #555; }
 """
