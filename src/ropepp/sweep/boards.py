@@ -22,6 +22,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import custom_scalars, scalar
 
 from ropepp.runs.records import METRICS, TRIAL, Run, SweepPlan, read_plan, read_runs
 from ropepp.sweep.maps import FIGURES, IMAGE, write_maps
@@ -178,7 +179,7 @@ def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[str]) -> lis
     values = {key: known[key] for key in outcomes if isinstance(known.get(key), int | float)}
     # The table cannot carry what is no number.
     finite = {key: value for key, value in values.items() if math.isfinite(value)}
-    scalars = [_scalar(_whole_run(key), value) for key, value in finite.items()]
+    scalars = [scalar(_whole_run(key), value) for key, value in finite.items()]
     start = summary_v2.hparams_pb(settings, trial_id=run.spec.variant, start_time_secs=begin)
     return [(0, one) for one in (start, *scalars, summary_pb2.Summary(value=[ending]))]
 
@@ -228,17 +229,15 @@ def _mean_events(curves: Mapping[str, Mapping[int, list[float]]]) -> Iterator[St
     for tag, points in curves.items():
         for step, values in points.items():
             mean = statistics.fmean(values)
-            yield step, _scalar(tag, mean)
+            yield step, scalar(tag, mean)
             if len(values) > 1:
                 spread = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
                 for part, sign in BAND.items():
-                    yield step, _scalar(f"variation/{tag}/{part}", mean + sign * spread)
+                    yield step, scalar(f"variation/{tag}/{part}", mean + sign * spread)
 
 
 def _layout(means: Sequence[str], tags: Sequence[str]) -> Any:
     """The custom scalars' tab: means with their band, curves of all runs, utilisation."""
-    from torch.utils.tensorboard.summary import custom_scalars
-
     categories = {
         "Mean over seeds, with one standard deviation": {
             tag: ["Margin", [f"variation/{tag}/{part}" for part in BAND]]
@@ -281,10 +280,6 @@ def _image(run: Run) -> list[Step]:
 
 
 # Event files
-
-
-def _scalar(tag: str, value: float) -> Any:
-    return summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, simple_value=value)])
 
 
 def _write(directory: Path, summaries: Iterable[Step]) -> None:
