@@ -254,11 +254,7 @@ def _lines(
 
 
 def _panel(
-    panel: "Axes",
-    curves: Curves,
-    looks: Mapping[str, Style],
-    axis: Axis,
-    bands: bool,
+    panel: "Axes", curves: Curves, looks: Mapping[str, Style], axis: Axis, bands: bool
 ) -> None:
     """Draws means over seeds."""
     for name, series in curves.items():
