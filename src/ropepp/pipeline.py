@@ -16,17 +16,9 @@ from typing import Annotated, Literal
 
 from ropepp.errors import InputError, Preempted
 from ropepp.files import write_text
+from ropepp.runs import process
 from ropepp.runs.config import AnyText, FitFiles, FitKeys, RunsConfig, read_config
-from ropepp.runs.process import (
-    POLL,
-    RunProcess,
-    StopRequest,
-    adopt,
-    claim,
-    end_all,
-    start,
-    write_outcome,
-)
+from ropepp.runs.process import RunProcess, StopRequest
 from ropepp.runs.records import RESULT
 from ropepp.runs.settings import read_yaml
 from ropepp.runs.status import LOG, duration, progress_of
@@ -169,10 +161,10 @@ def run(pipeline: Pipeline, variants: list[str]) -> None:
             for stage in pipeline.stages_of(variant):
                 directory = pipeline.directory(variant, stage.name)
                 directory.mkdir(parents=True, exist_ok=True)
-                while (claimed := None if stop.made else claim(directory)) is None:
+                while (claimed := None if stop.made else process.claim(directory)) is None:
                     if stop.made:
                         raise Preempted("ended on request between two stages")
-                    time.sleep(POLL)  # another driver has it
+                    time.sleep(process.POLL)  # another driver has it
                 try:
                     _run_stage(pipeline, variant, stage, claimed, stop)
                 finally:
@@ -183,7 +175,7 @@ def _run_stage(
     pipeline: Pipeline, variant: str, stage: Stage, claimed: int, stop: StopRequest
 ) -> None:
     directory, name = pipeline.directory(variant, stage.name), f"{variant}/{stage.name}"
-    run = adopt(directory, claimed)  # of a driver that was killed
+    run = process.adopt(directory, claimed)  # of a driver that was killed
     if run is not None:
         print(f"{name} goes on without its driver: adopted", flush=True)
         _watch(run, name, stop)
@@ -192,14 +184,14 @@ def _run_stage(
         return
     if not (directory / RESULT).exists() and not stop.made:
         print(f"{name}: begins, see {directory / LOG}", flush=True)
-        run = start(pipeline.command(variant, stage), directory, claimed)
+        run = process.start(pipeline.command(variant, stage), directory, claimed)
         if run is None:
             raise InputError(f"{name}: processes of an earlier attempt still write to {LOG}")
         _watch(run, name, stop)
     assert run is not None
     state, reason = run.outcome()
     if state != "finished":
-        write_outcome(directory, state, reason)
+        process.write_outcome(directory, state, reason)
         if stop.made or state == "preempted":
             raise Preempted(f"{name} ended: {reason}; the same command goes on")
         raise InputError(f"{name} failed: {reason}; see {run.log}")
@@ -212,8 +204,8 @@ def _watch(run: RunProcess, name: str, stop: StopRequest) -> None:
     """Waits for a run to end, and makes it if that is asked for."""
     while not run.has_ended():
         if stop.made:
-            return end_all([run], GRACE)
-        time.sleep(POLL)
+            return process.end_all([run], GRACE)
+        time.sleep(process.POLL)
         if sys.stdout.isatty():
             now = progress_of(run.directory, name)
             left = "" if now.seconds_left is None else f", {duration(now.seconds_left)} left"
@@ -224,16 +216,12 @@ def _watch(run: RunProcess, name: str, stop: StopRequest) -> None:
 
 def write_table(pipeline: Pipeline) -> Path:
     """Writes ``pipeline.md``: a row for each stage of each variant that is done."""
-    runs = [
-        pipeline.directory(variant, stage.name)
-        for variant in pipeline.variants
-        for stage in pipeline.stages_of(variant)
-    ]
-    rows = [
-        read_result(run / RESULT) | {"run": f"{run.parent.name}/{run.name}"}
-        for run in runs
-        if (run / RESULT).exists()
-    ]
+    rows = []
+    for variant in pipeline.variants:
+        for stage in pipeline.stages_of(variant):
+            result = pipeline.directory(variant, stage.name) / RESULT
+            if result.exists():
+                rows.append(read_result(result) | {"run": f"{variant}/{stage.name}"})
     path = pipeline.folder / "pipeline.md"
     write_text(path, f"# {pipeline.name}\n\n{table(rows)}")
     return path

@@ -18,11 +18,9 @@ A sign-flip test, which needs symmetry alone, stands beside them where it can sp
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ropepp.errors import InputError
 
@@ -133,8 +131,8 @@ def compare(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[st
 
 def t_interval(mean: float, sd: float, n: int, alpha: float = ALPHA) -> Interval:
     """Two-sided Student interval of a mean at confidence 1 - alpha, from n >= 2 values."""
-    half = float(_stats().t.ppf(1 - alpha / 2, n - 1)) * sd / math.sqrt(n)
-    return mean - half, mean + half
+    low, high = _stats().t.interval(1 - alpha, n - 1, mean, sd / math.sqrt(n))
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -167,27 +165,25 @@ def sign_flip_p(differences: Sequence[float]) -> float | None:
     return float(np.mean(np.abs(sums) >= observed - slack))
 
 
-def power(shift: float, n: int, alpha: float = ALPHA) -> float:
-    """Probability that a two-sided paired t-test of n >= 2 pairs finds p < alpha.
-
-    The statistic has a noncentral t distribution. It is a normal variable over the root of a
-    chi-squared one, whose quantiles are averaged over: scipy's ``nct`` gives NaN at one degree of
-    freedom.
+def power(shift: float, n: int) -> float:
+    """Probability that a two-sided paired t-test of n >= 2 pairs finds p < 0.05.
 
     Args:
         shift: Noncentrality, the true mean difference in units of its standard error.
         n: Pairs.
-        alpha: Level of the test.
     """
-    limits = _limits(n, alpha)
-    cdf = _stats().norm.cdf
-    return float(np.mean(cdf(shift - limits) + cdf(-shift - limits)))
+    limit, above = _stats().t.ppf(1 - ALPHA / 2, n - 1), _stats().nct.sf
+    return float(above(limit, n - 1, shift) + above(limit, n - 1, -shift))
 
 
-def detectable_difference(sd: float, n: int, wanted: float = POWER) -> float:
-    """Smallest true mean difference that a paired t-test at a two-sided 5% finds with the wanted
-    power (Cohen, Statistical Power Analysis, 1988), if ``sd`` is the differences' true one."""
-    return _needed_shift(n, wanted) * sd / math.sqrt(n)
+def detectable_difference(sd: float, n: int) -> float:
+    """Smallest true mean difference that a paired t-test at a two-sided 5% finds with 80% power
+    (Cohen, Statistical Power Analysis, 1988), if ``sd`` is the differences' true one."""
+    _stats()
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
+
+    shift = brentq(lambda shift: power(shift, n) - POWER, 0.0, 1000.0, rtol=1e-4)
+    return float(shift) * sd / math.sqrt(n)
 
 
 def sample_sd(values: Sequence[float]) -> float | None:
@@ -228,7 +224,6 @@ def _paired(variant: str, own: Mapping[int, float], reference: Mapping[int, floa
         return Comparison(variant, seeds, "identical", mean, sd, p=1.0)
     if sd <= rounding:
         return Comparison(variant, seeds, "constant", mean, sd)
-    statistic = mean / (sd / math.sqrt(n))
     return Comparison(
         variant,
         seeds,
@@ -236,27 +231,10 @@ def _paired(variant: str, own: Mapping[int, float], reference: Mapping[int, floa
         mean,
         sd,
         interval=t_interval(mean, sd, n),
-        p=float(2 * _stats().t.sf(abs(statistic), n - 1)),
+        p=float(_stats().ttest_1samp(differences, 0).pvalue),
         p_sign_flip=sign_flip_p(differences),
         detectable=detectable_difference(sd, n),
     )
-
-
-@cache
-def _needed_shift(n: int, wanted: float) -> float:
-    _stats()
-    from scipy.optimize import brentq  # type: ignore[import-untyped]
-
-    return float(brentq(lambda shift: power(shift, n) - wanted, 0.0, 1000.0, rtol=1e-4))
-
-
-@cache
-def _limits(n: int, alpha: float) -> NDArray[np.float64]:
-    """The test's critical value times equally likely values of the root of chi-squared over its
-    degrees of freedom."""
-    scipy, df = _stats(), n - 1
-    middles = (np.arange(20_000) + 0.5) / 20_000
-    return scipy.t.ppf(1 - alpha / 2, df) * np.sqrt(scipy.chi2.ppf(middles, df) / df)
 
 
 def _has_zero(interval: Interval | None) -> bool:

@@ -3,12 +3,14 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ropepp.runs.records import METRICS, RESULT, RunSpec, SweepPlan, write_plan, write_spec
+from ropepp.files import write_json
+from ropepp.runs.records import METRICS, PLAN, RESULT, TRIAL, RunSpec, SweepPlan
 
 NAMES = {"rope": "RoPE", "ec": "RoPE++ EC", "eh": "RoPE++ EH", "fope": "FoPE", "alibi": "ALiBi"}
 STEPS, TOKENS_PER_STEP, LENGTH = 300, 2048, 256
@@ -40,6 +42,14 @@ def result(variant: str, seed: int, loss: float, **changes: Any) -> dict[str, An
         "torch": "2.13.0+cpu",
         **changes,
     }
+
+
+def write_plan(folder: Path, plan: SweepPlan) -> None:
+    write_json(folder / PLAN, asdict(plan))
+
+
+def write_spec(directory: Path, spec: RunSpec) -> None:
+    write_json(directory / TRIAL, asdict(spec))
 
 
 def write_run(folder: Path, variant: str, seed: int, content: dict[str, Any] | None = None) -> None:

@@ -15,6 +15,7 @@ from helpers import warm_python
 from helpers.fit_runs import CONFIG
 from helpers.golden_data import REPOSITORY
 from ropepp.commands.sweep import main
+from ropepp.errors import Preempted
 from ropepp.sweep.config import load
 from ropepp.sweep.study import open_sweep
 
@@ -126,7 +127,7 @@ class Sweeps:
             if not code:
                 main(words)
                 return
-            with pytest.raises(SystemExit) as end:
+            with pytest.raises((SystemExit, Preempted)) as end:
                 main(words)
             assert end.value.code == code
 
@@ -138,9 +139,9 @@ class Sweeps:
         if init:
             open_sweep(load(self.folder / "sweep.yaml"))
         code = (
-            "import sys; from ropepp.commands import sweep; "
+            "import sys; from ropepp import cli; from ropepp.commands import sweep; "
             "sweep._write_report = lambda folder: print('reported', folder); "
-            "sweep.main(sys.argv[1:])"
+            "sys.exit(cli.main(['sweep', *sys.argv[1:]]))"
         )
         python = python or warm_python.python()
         driver = subprocess.Popen(

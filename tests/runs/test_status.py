@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from helpers.sweep_files import write_plan, write_spec
 from ropepp.commands.sweep import main
 from ropepp.errors import InputError
-from ropepp.runs.records import RunSpec, SweepPlan, write_plan, write_spec
+from ropepp.runs.records import RunSpec, SweepPlan
 from ropepp.runs.status import RunProgress, duration, is_locked, progress_of, show, status, table
 
 STATES = ("waiting", "running", "finished", "failed", "preempted", "pruned", "killed")

@@ -20,8 +20,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
+from helpers.sweep_files import write_plan, write_spec
 from ropepp.errors import InputError
-from ropepp.runs.records import RunSpec, SweepPlan, write_plan, write_spec
+from ropepp.runs.records import RunSpec, SweepPlan
 from ropepp.sweep.boards import write_boards
 
 STEPS = range(10, 101, 10)
@@ -140,7 +141,7 @@ def scalars(folder: Path, run: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_a_row_a_variant_with_means_over_seeds(folder: Path) -> None:
-    write_boards(folder, maps=False)
+    write_boards(folder)
     experiment, groups = hparams(folder)
     assert set(groups) == set(SETTINGS)
     names = [info.display_name for info in experiment.metric_infos]
@@ -150,8 +151,8 @@ def test_a_row_a_variant_with_means_over_seeds(folder: Path) -> None:
         found = metrics_of(groups[variant])
         results = [result(variant, seed) for seed in seeds]
         mean = statistics.mean(one["validation_loss"] for one in results)
-        assert found["metric"] == pytest.approx(mean, rel=1e-6)
-        assert found["accuracy"] == pytest.approx(0.5 + statistics.mean(seeds) / 10)
+        assert found["validation_loss"] == pytest.approx(mean, rel=1e-6)
+        assert found["validation_accuracy"] == pytest.approx(0.5 + statistics.mean(seeds) / 10)
         assert found["validation_x2_loss"] == pytest.approx(mean + 1, rel=1e-6)
         assert found["parameters"] == 1000 + len(variant)
         assert found["kv_cache_bytes_per_token"] == 64
@@ -161,7 +162,7 @@ def test_a_row_a_variant_with_means_over_seeds(folder: Path) -> None:
 
 
 def test_the_settings_are_columns_of_one_type(folder: Path) -> None:
-    write_boards(folder, maps=False)
+    write_boards(folder)
     experiment, groups = hparams(folder)
     columns = {info.name: info for info in experiment.hparam_infos}
     assert set(columns) == {"variant", "theta", "scaling", "shared", "phases"}
@@ -186,7 +187,7 @@ def test_the_settings_are_columns_of_one_type(folder: Path) -> None:
 
 
 def test_status_and_times(folder: Path) -> None:
-    write_boards(folder, maps=False)
+    write_boards(folder)
     _, groups = hparams(folder)
     sessions = {session.name: session for group in groups.values() for session in group.sessions}
     assert "ec/seed-3" not in sessions  # has not begun, and an empty folder says so best
@@ -203,7 +204,7 @@ def test_status_and_times(folder: Path) -> None:
 
 
 def test_mean_curves_and_bands(folder: Path) -> None:
-    write_boards(folder, maps=False)
+    write_boards(folder)
     found = scalars(folder, "rope/mean")
     curves = np.array([[loss("rope", seed, step) for step in STEPS] for seed in range(3)])
     mean, sd = curves.mean(0), curves.std(0, ddof=1)
@@ -227,7 +228,7 @@ def test_means_are_at_the_steps_that_all_finished_seeds_share(folder: Path) -> N
     file = folder / "ec/seed-1/metrics.jsonl"
     lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] != 20]
     file.write_text("\n".join(line for line in lines if "validation" not in line) + "\n")
-    write_boards(folder, maps=False)
+    write_boards(folder)
     found = scalars(folder, "ec/mean")
     assert [step for step, _ in found["train/loss"]] == [10, *STEPS[2:]]
     want = (loss("ec", 0, 30) + loss("ec", 1, 30)) / 2  # the unfinished third seed is not in it
@@ -237,7 +238,7 @@ def test_means_are_at_the_steps_that_all_finished_seeds_share(folder: Path) -> N
 
 def test_one_seed_has_no_band(folder: Path) -> None:
     (folder / "ec/seed-1/result.json").unlink()
-    write_boards(folder, maps=False)
+    write_boards(folder)
     found = scalars(folder, "ec/mean")
     assert found["train/loss"][0] == (10, pytest.approx(loss("ec", 0, 10)))
     assert not any(tag.startswith("variation") for tag in found)
@@ -248,9 +249,11 @@ def test_a_diverged_run(folder: Path) -> None:
     (folder / "eh/seed-0/result.json").write_text(json.dumps(content))
     file = folder / "eh/seed-0/metrics.jsonl"
     file.write_text(file.read_text() + json.dumps({"step": 100, "train/loss": math.nan}) + "\n")
-    write_boards(folder, maps=False)
+    write_boards(folder)
     _, groups = hparams(folder)
-    assert metrics_of(groups["eh"])["metric"] == pytest.approx(result("eh", 1)["validation_loss"])
+    assert metrics_of(groups["eh"])["validation_loss"] == pytest.approx(
+        result("eh", 1)["validation_loss"]
+    )
     found = scalars(folder, "eh/mean")
     assert math.isnan(found["train/loss"][-1][1])
     assert math.isnan(found["variation/train/loss/upper"][-1][1])
@@ -258,7 +261,7 @@ def test_a_diverged_run(folder: Path) -> None:
 
 
 def test_the_layout(folder: Path) -> None:
-    write_boards(folder, maps=False)
+    write_boards(folder)
     (event,) = load(folder).Tensors(".", "custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     means, runs, utilisation = layout.category
@@ -275,11 +278,11 @@ def test_the_layout(folder: Path) -> None:
 
 
 def test_a_second_call_replaces_what_the_first_wrote(folder: Path) -> None:
-    write_boards(folder, maps=False)
+    write_boards(folder)
     before = [path for path in folder.rglob("*") if path.is_file()]
     first = scalars(folder, "ec/mean")
     make(folder, "ec", 2)
-    write_boards(folder, maps=False)
+    write_boards(folder)
     after = [path for path in folder.rglob("*") if path.is_file()]
     assert len(after) == len(before) + 1  # result.json
     kept = set(before) & set(after)
@@ -293,12 +296,12 @@ def test_a_second_call_replaces_what_the_first_wrote(folder: Path) -> None:
     _, groups = hparams(folder)
     assert len(groups) == 3
     assert len(groups["ec"].sessions) == 3
-    found = metrics_of(groups["ec"])["accuracy"]
+    found = metrics_of(groups["ec"])["validation_accuracy"]
     assert found == pytest.approx(0.6)
 
 
 def test_the_runs_own_events_come_last_and_stay(folder: Path) -> None:
-    write_boards(folder, maps=False)
+    write_boards(folder)
     names = sorted(path.name for path in (folder / "rope/seed-0").glob("*tfevents*"))
     assert len(names) == 2
     assert names[0].endswith(".board")
@@ -306,11 +309,11 @@ def test_the_runs_own_events_come_last_and_stay(folder: Path) -> None:
 
 
 def test_the_text(folder: Path) -> None:
-    text = write_boards(folder, maps=False)
+    text = write_boards(folder)
     assert text.startswith(f"tensorboard --logdir {folder}\n")
     assert "/?runColorGroup=regex%3A(.*)%2F&smoothing=0" in text
     assert "%22validation%2Floss%22" in text
-    assert "no attention maps" not in text
+    assert text.count("no attention maps") == len(SETTINGS)
 
 
 def test_a_sweep_without_a_finished_run(tmp_path: Path) -> None:
@@ -329,11 +332,11 @@ def test_the_metric_of_an_evaluation(folder: Path) -> None:
         "demo", "?", "rope", metric="validation_x2/loss", variants=["rope", "ec", "eh"]
     )
     (folder / "sweep.json").write_text(json.dumps(asdict(plan)))
-    write_boards(folder, maps=False)
+    write_boards(folder)
     experiment, groups = hparams(folder)
     assert experiment.metric_infos[0].display_name == "validation x2 loss"
     want = statistics.mean(result("eh", seed)["validation_loss"] + 1 for seed in range(2))
-    assert metrics_of(groups["eh"])["metric"] == pytest.approx(want, rel=1e-6)
+    assert metrics_of(groups["eh"])["validation_x2_loss"] == pytest.approx(want, rel=1e-6)
 
 
 def test_no_sweep(tmp_path: Path) -> None:
@@ -343,8 +346,6 @@ def test_no_sweep(tmp_path: Path) -> None:
 
 def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn once, anew after a newer checkpoint, and shown with the means."""
-    from ropepp.sweep import maps
-
     drawn: list[str] = []
     png = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + bytes([0, 0, 0, 7, 0, 0, 0, 5])
 
@@ -356,7 +357,7 @@ def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.Monke
         (run.directory / "attention.json").write_text("{}")
         return None
 
-    monkeypatch.setattr(maps, "write_maps", fake)
+    monkeypatch.setattr("ropepp.sweep.boards.write_maps", fake)
     (folder / "rope/seed-0/result.json").unlink()
     text = write_boards(folder)
     assert drawn == ["rope/seed-1", "ec/seed-0"]

@@ -27,11 +27,11 @@ def test_maps_of_a_run(
         draw(maps, path)
 
     monkeypatch.setattr("ropepp.sweep.maps.draw", keep)
-    assert write_maps(run_of(run), rows=3) is None
+    assert write_maps(run_of(run), rows=2) is None
     content = json.loads((run / "attention.json").read_text())
     assert content["checkpoint"] == "step-0000005.ckpt"
     assert content["heads"] == {"real": 4, "imaginary": 4}
-    assert (content["rows"], content["length"]) == (3, 32)
+    assert (content["rows"], content["length"]) == (2, 32)
     assert set(content["measures"]["imaginary"]) == set(MEASURES)
     assert len(content["measures"]["real"]["distance"]) == 2
     assert (run / "attention.png").is_file()

@@ -252,7 +252,7 @@ def test_a_variant_keeps_its_colour(tmp_path: Path) -> None:
     write_report(folder)
     page = (folder / "report.html").read_text()
     for name, color in (("RoPE", plots.BASELINE), ("RoPE++ EC", plots.PALETTE[0])):
-        assert page.count(f'<i style="background:{color}"></i>{name}</th>') >= 2
+        assert page.count(f'<i style="background:{color}"></i>{name}</td>') >= 2
     svgs = [_decoded(image) for image in re.findall(r'base64,([^"]*)"', page)]
     assert all(plots.PALETTE[0].lower() in svg for svg in svgs)
     assert all(plots.BASELINE in svg for svg in svgs)

@@ -3,12 +3,11 @@
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ropepp.errors import InputError, Preempted
+from ropepp.errors import InputError
 from ropepp.options import positive
 
 DESCRIPTION = """\
@@ -22,7 +21,8 @@ def main(args: list[str]) -> None:
 
     Raises:
         InputError: See the commands.
-        SystemExit: With code 75 if a driver was asked to end, with 1 if runs have failed.
+        Preempted: A driver was asked to end.
+        SystemExit: With code 1 if runs have failed.
     """
     parser = ArgumentParser("ropepp sweep", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -43,7 +43,10 @@ def main(args: list[str]) -> None:
     one = commands.add_parser("report", help="write the report and what TensorBoard shows")
     one.add_argument("path", type=Path, help="a sweep's YAML or folder")
     options = parser.parse_args(args)
-    {"init": _init, "run": _run, "status": _status, "report": _report}[options.command](options)
+    if options.command == "report":
+        _write_report(_folder(options.path))
+    else:
+        {"init": _init, "run": _run, "status": _status}[options.command](options)
 
 
 def _init(options: Namespace) -> None:
@@ -71,11 +74,7 @@ def _run(options: Namespace) -> None:
     driver = Driver(open_sweep(config), gpus, options.retry_failed, options.limit, options.grace)
     if driver.threads:
         print(f"{len(gpus)} at a time, each with {driver.threads} threads (OMP_NUM_THREADS)")
-    try:
-        driver.run()
-    except Preempted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.code)
+    driver.run()
     if not driver.is_complete:
         print(f"{config.folder}: not complete; the same command goes on")
         return
@@ -107,10 +106,9 @@ def visible_gpus() -> list[str]:
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
         return [device for device in allowed.split(",") if device]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _status(options: Namespace) -> None:
@@ -120,10 +118,6 @@ def _status(options: Namespace) -> None:
         show(_folder(options.path), options.watch)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _report(options: Namespace) -> None:
-    _write_report(_folder(options.path))
 
 
 def _folder(path: Path) -> Path:

@@ -72,11 +72,6 @@ class RunsConfig:
         """Where everything lies."""
         return Path(self.logs, self.name)
 
-    @property
-    def has_own_launcher(self) -> bool:
-        """Whether runs may see other files than this process does."""
-        return self.launcher != RunsConfig.launcher
-
     def path(self, name: str) -> Path:
         """A file that the YAML names."""
         return (self.file.parent / name).resolve()

@@ -12,12 +12,11 @@ A run's own files are the truth: it is done when ``result.json`` is there.
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.files import write_json
 
 PLAN, TRIAL, RESULT, METRICS = "sweep.json", "trial.json", "result.json", "metrics.jsonl"
 
@@ -90,28 +89,13 @@ class Run:
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The complete lines of ``metrics.jsonl``."""
-        return read_metrics(self.directory)
-
-
-def write_plan(folder: Path, plan: SweepPlan) -> None:
-    """Writes ``sweep.json``, completely or not at all."""
-    write_json(folder / PLAN, asdict(plan))
-
-
-def write_spec(directory: Path, spec: RunSpec) -> None:
-    """Writes a run's ``trial.json``, completely or not at all."""
-    write_json(directory / TRIAL, asdict(spec))
-
-
-def read_metrics(directory: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a run's ``metrics.jsonl``."""
-    file = directory / METRICS
-    if not file.exists():
-        return
-    with file.open() as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+        file = self.directory / METRICS
+        if not file.exists():
+            return
+        with file.open() as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
 
 
 def read_plan(folder: Path) -> SweepPlan:

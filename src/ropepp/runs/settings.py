@@ -105,11 +105,10 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 def label(value: Any) -> str:
     """A value as part of a name."""
-    if isinstance(value, dict) and "class_path" in value:
-        arguments = flatten(value.get("init_args") or {}).values()
-        text = "_".join([class_name(value), *map(label, arguments)])
-    elif isinstance(value, dict):
-        text = "_".join(map(label, flatten(value).values()))
+    if isinstance(value, dict):
+        own = [class_name(value)] if "class_path" in value else []
+        inner = (value.get("init_args") or {}) if own else value
+        text = "_".join([*own, *map(label, flatten(inner).values())])
     elif isinstance(value, list):
         text = "_".join(map(label, value)) or "none"
     elif isinstance(value, bool) or value is None:
@@ -119,11 +118,6 @@ def label(value: Any) -> str:
     else:
         text = Path(value).stem if names_file(value) else str(value)
     return re.sub(r"[^A-Za-z0-9._+-]", "_", text)
-
-
-def plain(value: Any) -> Any:
-    """A value for a table."""
-    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 def as_flag(key: str, value: Any) -> str:

@@ -158,8 +158,8 @@ def table(folder: Path, runs: Iterable[RunProgress]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [f"{cell:<{width}}" for cell, width in zip(row[:2], widths[:2], strict=True)]
-        cells += [f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True)]
+        aligned = zip(row, "<<>>>>", widths, strict=True)
+        cells = [f"{cell:{side}{width}}" for cell, side, width in aligned]
         lines.append("  ".join(cells).rstrip())
     lines += [f"{run.name} failed: {run.reason}" for run in runs if run.reason]
     counts = Counter(run.state for run in runs)

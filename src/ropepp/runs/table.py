@@ -1,24 +1,19 @@
 """Tables of finished runs, read from their ``result.json``."""
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ropepp.errors import InputError
 
+T = TypeVar("T")
+
 
 def results(directories: Sequence[str]) -> str:
-    """A table of the finished runs in run folders, or in folders of runs such as logs/EXPERIMENT.
-
-    Raises:
-        InputError: See `find_runs`.
-    """
-    return table([read_result(path) for path in find_runs(directories)])
-
-
-def find_runs(directories: Sequence[str]) -> list[Path]:
-    """The ``result.json`` files of the given folders and below, in order of finishing.
+    """A table of the finished runs in run folders, or in folders of runs such as logs/EXPERIMENT,
+    in order of finishing.
 
     Raises:
         InputError: A folder is missing, or none holds a finished run.
@@ -30,7 +25,7 @@ def find_runs(directories: Sequence[str]) -> list[Path]:
         found += sorted(Path(directory).rglob("result.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(f"no finished run (result.json) in {', '.join(directories)}")
-    return list(dict.fromkeys(found))
+    return table([read_result(path) for path in dict.fromkeys(found)])
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -62,11 +57,28 @@ def table(rows: list[dict[str, Any]]) -> str:
         del columns["row"], columns["steps"], columns["tokens"]
     if not any(map(longer_rows, rows)):
         del columns["longer rows"]
-    rule = ["---", "---", *["---:"] * (len(columns) - 2)]
-    cells = [list(columns), rule, *([text(row) for text in columns.values()] for row in rows)]
-    lines = ["| " + " | ".join(line) + " |" for line in cells]
-    lines += ["", *notes(rows)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([markdown_table(rows, columns, left=2), "", *notes(rows)]) + "\n"
+
+
+def markdown_table(
+    rows: Sequence[T], columns: Mapping[str, Callable[[T], str]], left: int = 1
+) -> str:
+    """A table in Markdown.
+
+    Args:
+        rows: What it has a line of.
+        columns: How a row's cells are written, by the columns' names.
+        left: Columns that are aligned left, the others are numbers.
+    """
+    rule = [*["---"] * left, *["---:"] * (len(columns) - left)]
+    cells = [[escaped(text(row)) for text in columns.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [list(columns), rule, *cells])
+
+
+def escaped(text: str) -> str:
+    """A line of Markdown in which nothing but code in backticks is markup."""
+    text = re.sub(r"([|*])", r"\\\1", text.replace("\n", " "))
+    return re.sub("<(?=[a-zA-Z/!])", "&lt;", text)
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:

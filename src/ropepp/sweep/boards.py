@@ -15,15 +15,17 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import custom_scalars, scalar
 
 from ropepp.runs.records import METRICS, TRIAL, Run, SweepPlan, read_plan, read_runs
+from ropepp.sweep.maps import FIGURES, IMAGE, write_maps
 
 ADDRESS = "http://localhost:6006"  # where TensorBoard listens
 SUFFIX = ".board"  # of this module's event files
@@ -35,34 +37,25 @@ Curve = dict[int, float]
 Step = tuple[int, Any]  # a step and a Summary
 
 
-class Outcome(NamedTuple):
-    """A number of a finished run for the table: its tag, its name for people, and its key in
-    ``result.json`` or in the evaluation there."""
-
-    tag: str
-    name: str
-    key: str
-
-
-OUTCOMES = (
-    Outcome("perplexity", "perplexity", "validation_perplexity"),
-    Outcome("accuracy", "accuracy", "validation/accuracy"),
-    Outcome("parameters", "parameters", "parameters"),
-    Outcome("kv_cache_bytes_per_token", "KV cache, bytes/token", "kv_cache_bytes_per_token"),
-    Outcome("training_flops_per_token", "FLOPs/token", "training_flops_per_token"),
-    Outcome("tokens_per_second", "tokens/s", "tokens_per_second"),
-    Outcome("peak_memory_bytes", "peak memory, bytes", "peak_memory_bytes"),
-)
+# Numbers of finished runs in the table: keys of ``result.json`` or of the evaluation there, and
+# their names for people.
+OUTCOMES = {
+    "validation_perplexity": "perplexity",
+    "validation/accuracy": "accuracy",
+    "parameters": "parameters",
+    "kv_cache_bytes_per_token": "KV cache, bytes/token",
+    "training_flops_per_token": "FLOPs/token",
+    "tokens_per_second": "tokens/s",
+    "peak_memory_bytes": "peak memory, bytes",
+}
 
 
-def write_boards(folder: Path, maps: bool = True) -> str:
-    """Makes a sweep's folder, finished or not, a TensorBoard log directory; replaces what an
-    earlier call wrote.
+def write_boards(folder: Path) -> str:
+    """Makes a sweep's folder, finished or not, a TensorBoard log directory, with attention maps of
+    each variant's first finished seed; replaces what an earlier call wrote.
 
     Args:
         folder: A sweep's folder, see `ropepp.runs.records`.
-        maps: Whether to draw attention maps of the first finished seed of each variant, unless they
-            are newer than its checkpoints.
 
     Returns:
         Text for people: the command and the links that show it, and which variants have no maps
@@ -77,13 +70,15 @@ def write_boards(folder: Path, maps: bool = True) -> str:
     means: dict[str, None] = {}  # tags, in order
     for variant in dict.fromkeys(run.spec.variant for run in runs if run.done):
         done = [run for run in runs if run.done and run.spec.variant == variant]
-        if maps and (reason := _draw_maps(done[0])):
+        if reason := _draw_maps(done[0]):
             notes.append(f"no attention maps of {variant}: {reason}")
         curves = _shared([_curves(run) for run in done])
         means |= dict.fromkeys(curves)
         _write(folder / variant / "mean", [*_mean_events(curves), *_image(done[0])])
-    compared = Outcome("metric", _words(plan.metric), plan.metric)
-    outcomes = [compared, *OUTCOMES, *_other_sets(runs)]
+    evaluated = [key for run in runs for key in run.result.get("evaluation", {})]
+    sets = [key for key in evaluated if key.endswith(("/loss", "/accuracy"))]
+    others = {key: _words(key) for key in sets if not key.startswith("validation/")}
+    outcomes = {plan.metric: _words(plan.metric)} | OUTCOMES | others
     hparams = _hparams(plan, runs)
     for run, settings in zip(runs, hparams, strict=True):
         if (run.directory / METRICS).exists():
@@ -114,24 +109,12 @@ def _how_to_open(folder: Path, tags: Collection[str]) -> str:
 # The table
 
 
-def _other_sets(runs: Iterable[Run]) -> list[Outcome]:
-    """Loss and accuracy of the evaluation sets besides the main one."""
-    keys = dict.fromkeys(key for run in runs for key in run.result.get("evaluation", {}))
-    return [
-        Outcome(key.replace("/", "_"), _words(key), key)
-        for key in keys
-        if key.endswith(("/loss", "/accuracy")) and not key.startswith("validation/")
-    ]
-
-
 def _words(key: str) -> str:
     return key.replace("_", " ").replace("/", " ")
 
 
-def _value(result: Mapping[str, Any], outcome: Outcome) -> float | None:
-    found = {**result.get("evaluation", {}), **result}.get(outcome.key)
-    # The table cannot carry what is no number.
-    return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
+def _whole_run(key: str) -> str:
+    return f"whole_run/{key.replace('/', '_')}"
 
 
 def _hparams(plan: SweepPlan, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -155,7 +138,7 @@ def _hparams(plan: SweepPlan, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _experiment(
-    runs: Sequence[Run], hparams: Sequence[Mapping[str, Any]], outcomes: Iterable[Outcome]
+    runs: Sequence[Run], hparams: Sequence[Mapping[str, Any]], outcomes: Mapping[str, str]
 ) -> Any:
     """The table's columns: the settings with all values that occur, and the outcomes."""
     columns = [
@@ -166,12 +149,14 @@ def _experiment(
         )
         for name in dict.fromkeys(key for row in hparams for key in row)
     ]
-    metrics = [summary_v2.Metric(f"whole_run/{one.tag}", display_name=one.name) for one in outcomes]
+    metrics = [
+        summary_v2.Metric(_whole_run(key), display_name=name) for key, name in outcomes.items()
+    ]
     created = min((_times(run)[0] for run in runs), default=0.0)
     return summary_v2.hparams_config_pb(columns, metrics, time_created_secs=created)
 
 
-def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[Outcome]) -> list[Step]:
+def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[str]) -> list[Step]:
     """A run's line in the table, which averages the lines of a variant, and its numbers there.
 
     All at step 0: what a resumed run tells TensorBoard to forget are later steps.
@@ -185,15 +170,18 @@ def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[Outcome]) ->
         status = api_pb2.STATUS_FAILURE
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end)
     content = plugin_data_pb2.HParamsPluginData(session_end_info=info)
-    ending = _tensor(
-        hparams_metadata.SESSION_END_INFO_TAG,
-        hparams_metadata.create_summary_metadata(content),
-        hparams_metadata.NULL_TENSOR,
+    ending = summary_pb2.Summary.Value(
+        tag=hparams_metadata.SESSION_END_INFO_TAG,
+        metadata=hparams_metadata.create_summary_metadata(content),
+        tensor=hparams_metadata.NULL_TENSOR,
     )
-    values = {f"whole_run/{one.tag}": _value(run.result, one) for one in outcomes}
-    scalars = [_scalar(tag, value) for tag, value in values.items() if value is not None]
+    known = {**run.result.get("evaluation", {}), **run.result}
+    values = {key: known[key] for key in outcomes if isinstance(known.get(key), int | float)}
+    # The table cannot carry what is no number.
+    finite = {key: value for key, value in values.items() if math.isfinite(value)}
+    scalars = [scalar(_whole_run(key), value) for key, value in finite.items()]
     start = summary_v2.hparams_pb(settings, trial_id=run.spec.variant, start_time_secs=begin)
-    return [(0, summary) for summary in (start, *scalars, ending)]
+    return [(0, one) for one in (start, *scalars, summary_pb2.Summary(value=[ending]))]
 
 
 def _times(run: Run) -> tuple[float, float]:
@@ -240,18 +228,16 @@ def _mean_events(curves: Mapping[str, Mapping[int, list[float]]]) -> Iterator[St
     tag that single runs have as well would make its chart complain about them."""
     for tag, points in curves.items():
         for step, values in points.items():
-            mean = math.fsum(values) / len(values)
-            yield step, _scalar(tag, mean)
+            mean = statistics.fmean(values)
+            yield step, scalar(tag, mean)
             if len(values) > 1:
                 spread = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
                 for part, sign in BAND.items():
-                    yield step, _scalar(f"variation/{tag}/{part}", mean + sign * spread)
+                    yield step, scalar(f"variation/{tag}/{part}", mean + sign * spread)
 
 
 def _layout(means: Sequence[str], tags: Sequence[str]) -> Any:
     """The custom scalars' tab: means with their band, curves of all runs, utilisation."""
-    from torch.utils.tensorboard.summary import custom_scalars
-
     categories = {
         "Mean over seeds, with one standard deviation": {
             tag: ["Margin", [f"variation/{tag}/{part}" for part in BAND]]
@@ -272,21 +258,16 @@ def _lines(tags: Iterable[str]) -> dict[str, list[Any]]:
 
 def _draw_maps(run: Run) -> str | None:
     """Draws a run's maps unless they are newer than its checkpoints; returns why there are none."""
-    figures = run.directory / "attention.json"
+    figures = run.directory / FIGURES
     written = [path.stat().st_mtime for path in (run.directory / "checkpoints").glob("step-*")]
     if figures.exists() and figures.stat().st_mtime > max(written, default=0.0):
         return None
-    try:
-        from ropepp.sweep.maps import write_maps
-
-        return write_maps(run)
-    except ModuleNotFoundError as error:
-        return f"the package {error.name} is missing"
+    return write_maps(run)
 
 
 def _image(run: Run) -> list[Step]:
     """The picture of a run's maps, if there is one."""
-    file = run.directory / "attention.png"
+    file = run.directory / IMAGE
     if not file.exists():
         return []
     content = file.read_bytes()
@@ -299,15 +280,6 @@ def _image(run: Run) -> list[Step]:
 
 
 # Event files
-
-
-def _scalar(tag: str, value: float) -> Any:
-    return summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, simple_value=value)])
-
-
-def _tensor(tag: str, metadata: Any, tensor: Any) -> Any:
-    value = summary_pb2.Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
-    return summary_pb2.Summary(value=[value])
 
 
 def _write(directory: Path, summaries: Iterable[Step]) -> None:

@@ -1,7 +1,7 @@
 """What ``fit`` says about a row of a sweep, before anything is trained."""
 
 import inspect
-from importlib import import_module
+import pydoc
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +79,10 @@ def complete(value: Any, key: str) -> Any:
 
 def find_class(path: str) -> type | None:
     """The class of a short name or an import path, None where the parser must find it."""
-    module, _, name = path.rpartition(".")
-    if module:
-        try:
-            found = getattr(import_module(module), name, None)
-        except ImportError:
-            return None
+    if "." in path:
+        found = pydoc.locate(path)
         return found if isinstance(found, type) else None
-    return next((k for base in BASES for k in subclasses(base) if k.__name__ == name), None)
+    return next((k for base in BASES for k in subclasses(base) if k.__name__ == path), None)
 
 
 def parameters(kind: type) -> dict[str, inspect.Parameter]:

@@ -5,6 +5,7 @@ directory, as everything that ``fit`` writes. Reading needs neither torch nor Op
 """
 
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,10 @@ class SweepRow:
         """What tells it from other rows, short names to plain values."""
         flat = settings.flatten(self.asked)
         names = settings.short_names(list(flat))
-        return {names[key]: settings.plain(value) for key, value in flat.items()}
+        return {
+            names[key]: json.dumps(value) if isinstance(value, dict | list) else value
+            for key, value in flat.items()
+        }
 
     def with_values(self, values: Mapping[str, Any], raw: Mapping[str, Any]) -> "SweepRow":
         """The row that differs in some keys; ``raw`` has the values as they are to be named."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +102,10 @@ def _courses(runs: Sequence[Run]) -> Iterator[tuple[str, Curves, Axis, str, str]
     """Title, curves, x axis, y label and a note of every plot of curves."""
     tokens = Axis("training tokens")
     loss = "loss (nats per token)"
-    note = (
-        f"Mean of {SMOOTHING} logged steps. The scale leaves out the first tenth of the training."
-    )
+    late = "The first tenth of the training is left out."
+    note = f"Mean of {SMOOTHING} logged steps. {late}"
     yield "Training loss", training_curves(runs, "train/loss", SMOOTHING), tokens, loss, note
-    note = "The scale leaves out the first tenth of the training."
-    yield "Validation loss", training_curves(runs, "validation/loss"), tokens, loss, note
+    yield "Validation loss", training_curves(runs, "validation/loss"), tokens, loss, late
     lengths = {float(run.result["sequence_length"]) for run in runs}
     end = lengths.pop() if len(lengths) == 1 else None
     for suffix, curves in position_curves(runs).items():
@@ -127,8 +126,8 @@ def training_curves(runs: Sequence[Run], key: str, smoothing: int = 1) -> Curves
     for run in runs:
         logged = {line["step"]: line[key] for line in run.metrics() if key in line}
         if logged and run.result["steps"]:
-            x = np.array(sorted(logged)) * (run.result["tokens"] / run.result["steps"])
-            y = np.array([logged[step] for step in sorted(logged)], dtype=float)
+            steps, y = _sorted(logged)
+            x = steps * (run.result["tokens"] / run.result["steps"])
             window = np.ones(min(smoothing, len(y)))
             x, y = (np.convolve(values, window / len(window), "valid") for values in (x, y))
             curves.setdefault(run.spec.variant, {})[run.spec.seed] = x, y
@@ -159,10 +158,13 @@ def length_curves(runs: Sequence[Run], quantity: str) -> Curves:
             if length is not None:
                 points[length] = value
         if len(points) > 1:
-            x = np.array(sorted(points), dtype=float)
-            y = np.array([points[length] for length in sorted(points)], dtype=float)
-            curves.setdefault(run.spec.variant, {})[run.spec.seed] = x, y
+            curves.setdefault(run.spec.variant, {})[run.spec.seed] = _sorted(points)
     return curves
+
+
+def _sorted(points: Mapping[int, float]) -> tuple[Floats, Floats]:
+    x, y = np.array(sorted(points.items()), dtype=float).T
+    return x, y
 
 
 def set_length(suffix: str, trained: int) -> int | None:
@@ -188,18 +190,15 @@ def _binned(position: Floats, loss: Floats, count: Floats) -> tuple[Floats, Floa
     if len(x) <= BINS:
         return x, loss
     edges = np.unique(np.rint(np.geomspace(1, position.max() + 2, BINS + 1)))
-    place = np.digitize(x, edges) - 1
-    sizes = np.bincount(place, count, len(edges) - 1)
-    sums = np.bincount(place, count * loss, len(edges) - 1)
+    sizes, _ = np.histogram(x, edges, weights=count)
+    sums, _ = np.histogram(x, edges, weights=count * loss)
     full = sizes > 0
     return np.sqrt(edges[:-1] * (edges[1:] - 1))[full], sums[full] / sizes[full]
 
 
 def _aligned(series: Mapping[int, tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
     """x that all seeds have, thinned out, and (seeds, x) values."""
-    x = next(iter(series.values()))[0]
-    for other, _ in series.values():
-        x = np.intersect1d(x, other)
+    x = reduce(np.intersect1d, (xs for xs, _ in series.values()))
     if len(x) > MOST_POINTS:
         x = x[np.unique(np.linspace(0, len(x) - 1, MOST_POINTS).astype(int))]
     return x, np.array([ys[np.searchsorted(xs, x)] for xs, ys in series.values()])
@@ -239,7 +238,7 @@ def _lines(
     axes[0].set_ylabel(ylabel)
     if gaps:
         axes[1].axhline(0, color=BASELINE, linewidth=1)
-        _panel(axes[1], gaps, looks, axis, bands, shown=0.0)
+        _panel(axes[1], gaps, looks, axis, bands)
         axes[1].set_ylabel(f"minus {looks[baseline].name}")
     axes[-1].set_xlabel(axis.label)
     caption = (
@@ -255,19 +254,15 @@ def _lines(
 
 
 def _panel(
-    panel: "Axes",
-    curves: Curves,
-    looks: Mapping[str, Style],
-    axis: Axis,
-    bands: bool,
-    shown: float | None = None,
+    panel: "Axes", curves: Curves, looks: Mapping[str, Style], axis: Axis, bands: bool
 ) -> None:
-    """Draws means over seeds; the scale reaches ``shown`` in any case."""
-    low, high = (np.inf, -np.inf) if shown is None else (shown, shown)
+    """Draws means over seeds."""
     for name, series in curves.items():
         x, values = _aligned(series)
         if not len(x):
             continue
+        shown = axis.log | (x >= x.max() / 10)
+        x, values = x[shown], values[:, shown]
         style, mean = looks[name], values.mean(axis=0)
         marker = "o" if len(x) <= 12 else ""
         panel.plot(
@@ -276,11 +271,6 @@ def _panel(
         if bands and len(values) > 1:
             bottom, top = values.min(axis=0), values.max(axis=0)
             panel.fill_between(x, bottom, top, color=style.color, alpha=0.15, linewidth=0)
-        inside = (values if bands else mean[None])[:, axis.log | (x >= x.max() / 10)]
-        inside = inside[np.isfinite(inside)]
-        low, high = min([low, *inside]), max([high, *inside])
-    if np.isfinite(low) and high > low:
-        panel.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     if axis.log:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}")
@@ -303,8 +293,7 @@ def _dots(sweep: SweepResults, looks: Mapping[str, Style], metric: str) -> Figur
         points, color = list(row.values.values()), looks[row.variant].color
         panel.plot(points, [at] * len(points), "o", color=color, markersize=5, alpha=0.75)
         panel.plot(np.mean(points), at, "|", color=color, markersize=17, mew=2.2)
-    _names(panel, [row.name for row in shown])
-    panel.set_xlabel(metric)
+    _names(panel, [row.name for row in shown], metric)
     caption = (
         "A dot a run, bars at the means; grey lines join the runs of a seed: where they run "
         "parallel, pairing by seed takes noise out of the comparison."
@@ -321,8 +310,7 @@ def _differences(sweep: SweepResults, looks: Mapping[str, Style], metric: str) -
             if ends:
                 panel.plot(ends, [row, row], color=looks[name].color, linewidth=width)
         panel.plot(one.mean or 0.0, row, "o", color=looks[name].color, markersize=6)
-    _names(panel, [looks[name].name for name in shown])
-    panel.set_xlabel(f"difference in {metric}")
+    _names(panel, [looks[name].name for name in shown], f"difference in {metric}")
     caption = (
         "Mean difference to the baseline over pairs of equal seed. Thick: 95% interval; thin: the "
         "interval that allows for all comparisons of the sweep at once."
@@ -330,7 +318,8 @@ def _differences(sweep: SweepResults, looks: Mapping[str, Style], metric: str) -
     return Figure("Differences to the baseline", caption, _svg(canvas))
 
 
-def _names(panel: "Axes", names: Sequence[str]) -> None:
+def _names(panel: "Axes", names: Sequence[str], xlabel: str) -> None:
+    panel.set_xlabel(xlabel)
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.4, -0.6)
     panel.grid(visible=False, axis="y")

@@ -1,25 +1,25 @@
 """``ropepp sweep report``: what came out of a sweep and how much of it is noise.
 
-The same blocks are written as Markdown, without plots, and as one HTML file that refers to nothing
-outside; the numbers in full go to a CSV file.
+Written as Markdown, from which one HTML file with plots is made that refers to nothing outside; the
+numbers in full go to a CSV file.
 """
 
 import base64
-import csv
 import html
-import io
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markdown import markdown  # type: ignore[import-untyped]
+
 from ropepp import statistics as stats
+from ropepp.eval.scores import to_csv
 from ropepp.files import write_text
 from ropepp.runs.records import Run
+from ropepp.runs.table import escaped, markdown_table
 from ropepp.statistics import Comparison, decimals
-from ropepp.sweep.plots import Figure, Style, figures, styles
+from ropepp.sweep.plots import Figure, figures, styles
 from ropepp.sweep.results import (
     MINUS,
     SweepResults,
@@ -36,26 +36,6 @@ FLOPS = "training_flops_per_token"
 EQUAL = ("steps", "tokens", "sequence_length", "commit", "device", "world_size", "torch")
 
 
-@dataclass(frozen=True)
-class VariantTable:
-    """Cells as text by column, a row a variant, which the first column names."""
-
-    columns: dict[str, list[str]]
-    looks: Sequence[Style]
-
-    @property
-    def lines(self) -> list[tuple[str, ...]]:
-        """The cells by row."""
-        return list(zip(*self.columns.values(), strict=True))
-
-
-Columns = Mapping[str, Callable[[VariantResults], str]]  # how a row's cells are written
-
-
-# A heading, a paragraph, a list, a table or a plot; text may hold `code`.
-ReportBlock = tuple[str, str] | list[str] | VariantTable | Figure
-
-
 def write_report(folder: Path) -> list[Path]:
     """Writes ``report.md``, ``report.html`` and ``report.csv`` into a sweep's folder.
 
@@ -67,10 +47,12 @@ def write_report(folder: Path) -> list[Path]:
             or scipy or matplotlib is missing.
     """
     sweep = load(folder)
-    blocks = _blocks(sweep)
+    metric = sweep.plan.metric.replace("_", " ") + UNITS.get(sweep.plan.metric, "")
+    text, plots = _text(sweep, metric), figures(sweep, metric)
+    titles = _listing([f"{plot.title} (in `report.html`)" for plot in plots])
     texts = {
-        "report.md": _markdown(blocks),
-        "report.html": _html(blocks, sweep.plan.name),
+        "report.md": f"{text}\n\n{titles}\n",
+        "report.html": _page(text, sweep, plots),
         "report.csv": _csv(sweep),
     }
     for name, text in texts.items():
@@ -78,28 +60,31 @@ def write_report(folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def _blocks(sweep: SweepResults) -> list[ReportBlock]:
-    plan = sweep.plan
-    metric = plan.metric.replace("_", " ") + UNITS.get(plan.metric, "")
-    return [
-        ("h1", f"Sweep {plan.name}"),
-        ("p", plan.question),
-        _facts(sweep, metric),
-        ("h2", "Before reading the numbers"),
-        _warnings(sweep),
-        ("h2", f"Results: {metric}, lower is better"),
+def _text(sweep: SweepResults, metric: str) -> str:
+    """The report as Markdown, up to its plots."""
+    parts = [
+        f"# Sweep {escaped(sweep.plan.name)}",
+        escaped(sweep.plan.question),
+        _listing(_facts(sweep, metric)),
+        "## Before reading the numbers",
+        _listing(_warnings(sweep)),
+        f"## Results: {escaped(metric)}, lower is better",
         _results(sweep),
-        ("p", _meaning(sweep)),
-        ("h2", "How much the seeds can show"),
+        _meaning(sweep),
+        "## How much the seeds can show",
         _power(sweep),
-        _noise(sweep),
-        ("h2", "Costs"),
+        _listing(_noise(sweep)),
+        "## Costs",
         _costs(sweep),
-        ("p", "KV cache at 2 bytes a value. Tokens/s (median over seeds) and peak memory (the "
-              "largest) are of machines that may have done other work: they measure no variant."),
-        ("h2", "Plots"),
-        *figures(sweep, metric),
-    ]  # fmt: skip
+        "KV cache at 2 bytes a value. Tokens/s (median over seeds) and peak memory (the largest) "
+        "are of machines that may have done other work: they measure no variant.",
+        "## Plots",
+    ]
+    return "\n\n".join(parts)
+
+
+def _listing(items: Sequence[str]) -> str:
+    return "\n".join(f"* {escaped(item)}" for item in items)
 
 
 def _facts(sweep: SweepResults, metric: str) -> list[str]:
@@ -182,20 +167,19 @@ def _missing(sweep: SweepResults, row: VariantResults) -> str:
     return f"{row.name} has {len(own & reference)} pairs with the baseline: {'; '.join(alone)}."
 
 
-def _table(rows: Sequence[VariantResults], sweep: SweepResults, columns: Columns) -> VariantTable:
-    looks = styles(sweep)
-    named = {"variant": lambda row: row.name, **columns}
-    cells = {name: [text(row) for row in rows] for name, text in named.items()}
-    return VariantTable(cells, [looks[row.variant] for row in rows])
+def _table(
+    rows: Sequence[VariantResults], columns: Mapping[str, Callable[[VariantResults], str]]
+) -> str:
+    return markdown_table(rows, {"variant": lambda row: row.name, **columns})
 
 
-def _results(sweep: SweepResults) -> VariantTable:
+def _results(sweep: SweepResults) -> str:
     # One number of digits in a column, so that its numbers can be compared by eye.
     groups = [row.group for row in sweep.rows]
     pooled = stats.pooled_sd(groups)
     value = next((group[0] for group in groups if group), 0.0)
     digits = decimals(pooled[0] if pooled else None, value)
-    return _table(sweep.rows, sweep, {
+    return _table(sweep.rows, {
         "seeds": lambda row: str(len(row.group)),
         "mean": lambda row: number(row.mean, digits),
         "sd": lambda row: number(stats.sample_sd(row.group), digits),
@@ -215,11 +199,11 @@ def _meaning(sweep: SweepResults) -> str:
     )
 
 
-def _power(sweep: SweepResults) -> VariantTable:
+def _power(sweep: SweepResults) -> str:
     def digits(row: VariantResults) -> int:
         return decimals(row.compared.sd)
 
-    return _table([row for row in sweep.rows if row.comparison], sweep, {
+    return _table([row for row in sweep.rows if row.comparison], {
         "pairs": lambda row: str(row.compared.n),
         "sd of differences": lambda row: number(row.compared.sd, digits(row)),
         "smallest detectable": lambda row: number(row.compared.detectable, digits(row)),
@@ -255,8 +239,7 @@ def _difference(one: Comparison | None, digits: int) -> str:
     if one is None or one.mean is None:
         return ""
     digits = decimals(one.sd) if one.sd else digits
-    mean = f"{one.mean:+,.{digits}f}".replace("-", MINUS) if one.mean else "0"
-    return f"{mean} {interval(one.interval, digits)}".strip()
+    return f"{number(one.mean, digits, '+')} {interval(one.interval, digits)}".strip()
 
 
 def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
@@ -266,11 +249,11 @@ def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
     return f"{100 * (own / other - 1):+.1f}%".replace("-", MINUS)
 
 
-def _costs(sweep: SweepResults) -> VariantTable:
+def _costs(sweep: SweepResults) -> str:
     def fact(key: str, scale: float, form: str) -> Callable[[VariantResults], str]:
         return lambda row: "" if (value := row.fact(key)) is None else format(value / scale, form)
 
-    return _table(sweep.rows, sweep, {
+    return _table(sweep.rows, {
         "parameters": fact(PARAMETERS, 1, ",.0f"),
         "parameters to baseline": lambda row: _percent(sweep, row, PARAMETERS),
         "KV-cache bytes/token": fact(CACHE, 1, ",.0f"),
@@ -303,91 +286,39 @@ def _csv(sweep: SweepResults) -> str:
             **{fact: row.fact(fact) for fact in (PARAMETERS, CACHE, FLOPS, "peak_memory_bytes")},
             "tokens_per_second": row.fact("tokens_per_second", statistics.median),
         })  # fmt: skip
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return file.getvalue()
+    return to_csv(records)
 
 
-def _markdown(blocks: Sequence[ReportBlock]) -> str:
-    def safe(text: str) -> str:
-        return re.sub("<(?=[a-zA-Z/!])", "&lt;", text.replace("|", "\\|").replace("\n", " "))
-
-    parts = []
-    for block in blocks:
-        if isinstance(block, list):
-            parts.append("\n".join(f"* {safe(item)}" for item in block))
-        elif isinstance(block, VariantTable):
-            rule = ["---", *["---:"] * (len(block.columns) - 1)]
-            lines = [list(block.columns), rule, *block.lines]
-            parts.append("\n".join(f"| {' | '.join(map(safe, line))} |" for line in lines))
-        elif isinstance(block, Figure):
-            parts.append(f"* {block.title} (in `report.html`)")
-        else:
-            parts.append({"h1": "# ", "h2": "## ", "p": ""}[block[0]] + safe(block[1]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _html(blocks: Sequence[ReportBlock], title: str) -> str:
+def _page(text: str, sweep: SweepResults, plots: Sequence[Figure]) -> str:
     """One file; a plot is an image in it, so that nothing in it can clash with another's ids."""
-
-    def safe(text: str) -> str:
-        return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))
-
-    parts = []
-    for block in blocks:
-        if isinstance(block, list):
-            parts.append("<ul>" + "".join(f"<li>{safe(item)}</li>" for item in block) + "</ul>")
-        elif isinstance(block, VariantTable):
-            parts.append(_html_table(block, safe))
-        elif isinstance(block, Figure):
-            image = base64.b64encode(block.svg.encode()).decode()
-            parts.append(
-                f"<figure><h3>{safe(block.title)}</h3>"
-                f'<img alt="{html.escape(block.title)}" src="data:image/svg+xml;base64,{image}">'
-                f"<figcaption>{safe(block.caption)}</figcaption></figure>"
-            )
-        else:
-            parts.append(f"<{block[0]}>{safe(block[1])}</{block[0]}>")
-    head = (
+    body = markdown(text, extensions=["tables"])
+    for variant, style in styles(sweep).items():
+        cell = f">{html.escape(sweep.name(variant), quote=False)}</td>"
+        body = body.replace(cell, f'><i style="background:{style.color}"></i>{cell[1:]}')
+    for plot in plots:
+        title, image = html.escape(plot.title), base64.b64encode(plot.svg.encode()).decode()
+        body += (
+            f'\n<figure><h3>{title}</h3><img alt="{title}" src="data:image/svg+xml;base64,{image}">'
+            f"<figcaption>{html.escape(plot.caption)}</figcaption></figure>"
+        )
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><main>\n"
+        f"<title>{html.escape(sweep.plan.name)}</title><style>{_CSS}</style></head><body><main>\n"
+        f"{body}\n</main></body></html>\n"
     )
-    return head + "\n".join(parts) + "\n</main></body></html>\n"
-
-
-def _html_table(table: VariantTable, safe: Callable[[str], str]) -> str:
-    rows = []
-    for (name, *cells), look in zip(table.lines, table.looks, strict=True):
-        named = zip(list(table.columns)[1:], cells, strict=True)
-        own = [f'<td data-name="{html.escape(key)}">{safe(cell)}</td>' for key, cell in named]
-        mark = f'<i style="background:{look.color}"></i>'
-        rows.append(f"<tr><th>{mark}{safe(name)}</th>{''.join(own)}</tr>")
-    head = "".join(f"<th>{safe(name)}</th>" for name in table.columns)
-    body = "\n".join(rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 _CSS = """
-body { margin: 0; background: #fff; color: #1c1c1c; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-h3 { font-size: 1rem; margin: 0; }
-p, ul { max-width: 46rem; } li { margin: .2rem 0; } code { overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
+body { background: #fff; color: #1c1c1c; font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; }
+h2 { margin-top: 2rem; } h3 { margin: 0; }
+p, ul { max-width: 46rem; } code { overflow-wrap: anywhere; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .9rem; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; }
-th:first-child { text-align: left; } tbody th { white-space: nowrap; }
 i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
-figure { display: inline-block; width: calc(50% - 1.5rem); margin: 1rem 1rem 1rem 0;
+figure { display: inline-block; width: 30rem; max-width: 100%; margin: 1rem 1rem 1rem 0;
   vertical-align: top; }
-img { width: 100%; max-width: 36rem; } figcaption { font-size: .85rem; color: #555; }
-@media (max-width: 700px) {
-  figure { width: 100%; margin-right: 0; } thead { display: none; }
-  tr, th, td { display: block; border: 0; text-align: left; } td, th { padding: .1rem 0; }
-  tr { border-bottom: 1px solid #ddd; padding: .5rem 0; } tbody th { white-space: normal; }
-  td:empty { display: none; } td::before { content: attr(data-name) ": "; color: #555; }
-}
+img { width: 100%; } figcaption { font-size: .85rem; color: #555; }
 """

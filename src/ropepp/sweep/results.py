@@ -109,18 +109,16 @@ def load(folder: Path) -> SweepResults:
     return SweepResults(folder, plan, rows, done, unfinished, diverged)
 
 
-def number(value: float | None, digits: int) -> str:
-    """With a typographic minus; empty for None."""
+def number(value: float | None, digits: int, sign: str = "") -> str:
+    """With a typographic minus, and a plus if that is the ``sign``; empty for None."""
     if not value:
         return "" if value is None else "0"
-    return f"{value:,.{digits}f}".replace("-", MINUS)
+    return f"{value:{sign},.{digits}f}".replace("-", MINUS)
 
 
 def interval(ends: Interval | None, digits: int) -> str:
     """Both ends with their signs; empty for None."""
-    if ends is None:
-        return ""
-    return "[" + ", ".join(f"{end:+,.{digits}f}" for end in ends).replace("-", MINUS) + "]"
+    return f"[{', '.join(number(end, digits, '+') for end in ends)}]" if ends else ""
 
 
 def p_value(p: float | None) -> str:

@@ -11,15 +11,17 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from ropepp.errors import InputError, Preempted
 from ropepp.runs import process
+from ropepp.runs.config import RunsConfig
 from ropepp.runs.process import GRACE, RunProcess, StopRequest, write_outcome
 from ropepp.runs.records import RESULT, RunSpec
 from ropepp.runs.settings import overlay
 from ropepp.runs.status import LOCK, OUTCOME, duration, read_json
 from ropepp.sweep.config import CORPUS
-from ropepp.sweep.study import SweepStudy, Trial, evaluations, mean
+from ropepp.sweep.study import SweepStudy, Trial
 
 POLL = 0.3  # seconds
 REREAD = 10.0  # seconds between looks for trials that other drivers have drawn
@@ -87,7 +89,7 @@ class Driver:
         with self.stop:
             while not self.stop.made:
                 self.look_after()
-                while self.may_begin() and self.begin():
+                while self.begin():
                     pass
                 if not self.running and (self.broken or not self.held_by_others):
                     break
@@ -114,11 +116,10 @@ class Driver:
 
     # What to do next
 
-    def may_begin(self) -> bool:
-        return len(self.running) < len(self.gpus) and not self.stop.made and not self.broken
-
     def begin(self) -> bool:
         """Starts or adopts a run, or draws a trial; returns whether there was something to do."""
+        if len(self.running) == len(self.gpus) or self.stop.made or self.broken:
+            return False
         before, self.held_by_others = self.held_by_others, set()
         mine = {run.spec.run for run in self.running}
         pairs = [(trial, self.next_of(trial)) for trial in self.trials]
@@ -217,8 +218,9 @@ class Driver:
                 "began: change it back, or choose another name for the new sweep"
             )
         corpus = overlay([*self.config.fixed["base"], spec.overrides]).get(CORPUS)
-        elsewhere = self.config.has_own_launcher  # it may be where only the run can see it
-        if not elsewhere and isinstance(corpus, str) and not Path(corpus).exists():
+        # With a launcher of one's own it may be where only the run can see it.
+        here = self.config.launcher == RunsConfig.launcher
+        if here and isinstance(corpus, str) and not Path(corpus).exists():
             raise InputError(
                 f"data.corpus is {corpus} in {spec.variant}, which does not exist: make it with "
                 "`ropepp prepare`"
@@ -251,16 +253,16 @@ class Driver:
     def value(self, spec: RunSpec) -> float:
         """What a finished run came to; without the metric no other run need be started."""
         try:
-            found = self.study.metric(spec)
+            return self.study.metric(spec)
         except InputError as error:
-            self.broken, found = error, None
-        return float("nan") if found is None else found
+            self.broken = error
+            return float("nan")
 
     def prune(self, run: Running) -> None:
         """Asks a drawn trial's first run to end if the pruner says so."""
         if run.is_pruned or not run.trial.params or run.spec != run.trial.runs[0]:
             return
-        new = evaluations(run.process.directory, self.config.metric).keys() - run.seen
+        new = self.study.evaluations(run.spec).keys() - run.seen
         if new and self.study.is_hopeless(run.trial, new):
             run.is_pruned = True
             run.process.send(signal.SIGTERM)
@@ -294,12 +296,10 @@ class Driver:
         missing = 0 if self.all_drawn else max(0, missing) * len(self.config.seeds)
         left = ""
         if self.seconds:
-            each, now = mean(self.seconds), time.monotonic()
-            begun = sum(max(0.0, each - (now - run.process.began)) for run in self.running)
-            ended = {s.run for t in self.trials if t.name in self.finished for s in t.runs}
-            known = ended | done | {run.spec.run for run in self.running}
-            waiting = missing + sum(spec.run not in known for spec in runs)
-            seconds = (begun + each * waiting) / len(self.gpus)
+            each, now = fmean(self.seconds), time.monotonic()
+            begun = sum(min(each, now - run.process.began) for run in self.running)
+            rest = [s.run for t in self.trials if t.name not in self.finished for s in t.runs]
+            seconds = (each * (missing + len({*rest} - done)) - begun) / len(self.gpus)
             left = f"; about {duration(seconds)} left" if seconds > 0 else ""
         clock, total = time.strftime("%H:%M:%S"), len(runs) + missing
         print(f"{clock} [{len(done)}/{total}] {text}{left}", flush=True)

@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ropepp.errors import InputError
 from ropepp.files import write_json
-from ropepp.runs import records
-from ropepp.runs.records import PLAN, RESULT, TRIAL, RunSpec
+from ropepp.runs.records import PLAN, RESULT, TRIAL, Run, RunSpec, metric_value
 from ropepp.runs.settings import canonical, differences
 from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, read_json
 from ropepp.sweep import search
@@ -60,14 +60,20 @@ class SweepStudy:
     def directory(self, spec: RunSpec) -> Path:
         return self.folder / spec.run
 
-    def metric(self, spec: RunSpec) -> float | None:
+    def metric(self, spec: RunSpec) -> float:
         """What a finished run came to.
 
         Raises:
             InputError: Its result lacks the sweep's metric.
         """
-        result = read_json(self.directory(spec) / RESULT)
-        return records.metric_value(result, self.config.metric, spec.run) if result else None
+        return metric_value(read_json(self.directory(spec) / RESULT), self.config.metric, spec.run)
+
+    def evaluations(self, spec: RunSpec) -> dict[int, float]:
+        """A run's evaluations by step."""
+        metric = self.config.metric
+        key = metric if "/" in metric else metric.replace("_", "/", 1)
+        lines = Run(spec, self.directory(spec)).metrics()
+        return {line["step"]: line[key] for line in lines if key in line}
 
     def state_of(self, trial: Trial) -> str:
         """Open, or complete, failed or pruned."""
@@ -141,12 +147,10 @@ class SweepStudy:
         for trial in [*drawn, given] if wanted else drawn:
             state, value = self.state_of(trial), None
             if state == "complete":
-                values = [self.metric(spec) for spec in trial.runs]
-                value = mean([value for value in values if value is not None])
+                value = fmean(map(self.metric, trial.runs))
                 if not math.isfinite(value):
                     state, value = "failed", None
-            seen = evaluations(self.directory(trial.runs[0]), self.config.metric)
-            known.append(Known(trial.params, seen, state, value))
+            known.append(Known(trial.params, self.evaluations(trial.runs[0]), state, value))
         return known
 
     def _runs(self, row: SweepRow, overrides: dict[str, Any]) -> list[RunSpec]:
@@ -177,7 +181,7 @@ class SweepStudy:
         """Writes down what a run is, unless it has finished."""
         directory = self.directory(spec)
         if not (directory / RESULT).exists() and read_json(directory / TRIAL) != asdict(spec):
-            records.write_spec(directory, spec)
+            write_json(directory / TRIAL, asdict(spec))
 
     def _write_plan(self) -> None:
         rows = [
@@ -185,7 +189,7 @@ class SweepStudy:
             for row in self.config.rows
             for trial in self.drawn(row)
         ]
-        records.write_plan(self.folder, self.config.plan(rows))
+        write_json(self.folder / PLAN, asdict(self.config.plan(rows)))
 
 
 def open_sweep(config: SweepConfig) -> SweepStudy:
@@ -239,13 +243,3 @@ def refuse_changes(config: SweepConfig, known: dict[str, Any] | None) -> None:
             "variants, axes, seeds and trials may grow, what all runs share may not change: choose "
             f"another name, or delete {config.folder}"
         )
-
-
-def evaluations(directory: Path, metric: str) -> dict[int, float]:
-    """A run's evaluations by step."""
-    key = metric if "/" in metric else metric.replace("_", "/", 1)
-    return {line["step"]: line[key] for line in records.read_metrics(directory) if key in line}
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
