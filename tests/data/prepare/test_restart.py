@@ -225,7 +225,7 @@ def test_a_file_that_changes_while_it_is_read(
 
     def encode(self: shards._Encoder, batch: list[tuple[str, str]]) -> None:
         real(self, batch)
-        if any(text in second for _, text, _ in batch):
+        if any(text in second for _, text in batch):
             change(file)
 
     second = {text for name, text in texts_of(tree) if name == str(file)}
