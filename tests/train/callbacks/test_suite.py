@@ -1,6 +1,7 @@
 """The suite in the training loop: right numbers, on any number of processes, and no side effect."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,7 @@ def test_another_tokenizer(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
-    (other / "validation").mkdir(parents=True)
-    for file in (corpus / "validation").iterdir():
-        (other / "validation" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(corpus, other)
     meta = other / "validation" / "meta.json"
     content = json.loads(meta.read_text()) | {"tokenizer_fingerprint": "f" * 64}
     meta.write_text(json.dumps(content))
