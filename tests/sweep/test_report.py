@@ -221,11 +221,13 @@ def test_shared_learning_rate_is_named(tmp_path: Path) -> None:
 
 
 def test_html_stands_alone(tmp_path: Path) -> None:
-    folder = write_sweep(tmp_path / "heads", LOSSES, question="Is a < b & <script>c</script>?")
+    question = "Is a < b & <script>c</script>? [d](javascript:e) ![f](//g/h.png) **i** j|k"
+    folder = write_sweep(tmp_path / "heads", LOSSES, question=question)
     write_report(folder)
     page = (folder / "report.html").read_text()
     assert "Is a &lt; b &amp; &lt;script&gt;" in page
-    assert "<script" not in page
+    assert "[d](javascript:e) ![f](//g/h.png) **i** j|k" in page  # as text
+    assert not any(tag in page for tag in ("<script", "href=", "<strong>i"))
     images = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', page)
     assert len(images) == page.count("<img") == 4  # all runs, differences, two losses
     for text in [re.sub('base64,[^"]*', "", page), *(_decoded(image) for image in images)]:

@@ -76,8 +76,8 @@ def markdown_table(
 
 
 def escaped(text: str) -> str:
-    """A line of Markdown in which nothing but code in backticks is markup."""
-    text = re.sub(r"([|*])", r"\\\1", text.replace("\n", " "))
+    """A line of Markdown in which nothing but code in backticks is markup: no HTML, no link."""
+    text = re.sub(r"([|*]|\](?=\s*[(\[:]))", r"\\\1", text.replace("\n", " "))
     return re.sub("<(?=[a-zA-Z/!])", "&lt;", text)
 
 
