@@ -13,7 +13,9 @@ import numpy as np
 from ropepp.statistics import sample_sd, t_interval
 from study_page import Results, comparisons, loss_table, mean_text, paired, signed
 
-mpl.rcParams.update({"svg.hashsalt": "ropepp", "font.size": 10, "axes.grid": True})
+mpl.rcParams.update(
+    {"svg.hashsalt": "ropepp", "svg.fonttype": "none", "font.size": 10, "axes.grid": True}
+)
 COLORS = {
     "rope": "#0072b2", "ec": "#d55e00", "eh": "#009e73", "twice": "#cc79a7",
     "rope-wide": "#56b4e9", "rope-half": "#e69f00",
@@ -167,6 +169,9 @@ def clipping(results: Results) -> str:
 def figure(draw: Callable[[Results], Any], name: str, words: str) -> Callable[[Results], str]:
     def block(results: Results) -> str:
         fig = draw(results)
+        if not any(axis.get_legend_handles_labels()[1] for axis in fig.axes):
+            plt.close(fig)
+            return "No results yet.\n"
         folder: Path = results.study.store.parent
         fig.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
         plt.close(fig)
@@ -200,7 +205,8 @@ def draw_doses(results: Results) -> Any:
         axis.set_xlabel(f"{label}, relative")
         axis.xaxis.set_major_formatter(lambda v, _: "0" if v < 0.05 else f"{v:g}")
     axes[0].set_ylabel("validation loss (nats per token)")
-    axes[0].legend(fontsize=8)
+    if axes[0].lines:
+        axes[0].legend(fontsize=8)
     return fig
 
 
@@ -221,7 +227,8 @@ def draw_curves(results: Results) -> Any:
             axis.fill_between(steps, mean - sd, mean + sd, color=COLORS[variant], alpha=0.2, lw=0)
         axis.set_title(title)
         axis.set_xlabel("optimizer step")
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
     axes[0].set_ylabel("training loss (nats per token)")
     return fig
 
@@ -239,7 +246,7 @@ def draw_differences(results: Results) -> Any:
         axis.plot(differences, [y - 0.18] * len(differences), "|", color="#888888", ms=7)
         low, high = t_interval(mean, sd, len(differences))
         axis.plot([low, high], [y, y], color="#0072b2", lw=2.5)
-        axis.plot([mean], [y], "o", color="#0072b2")
+        axis.plot([mean], [y], "o", color="#0072b2", label="mean and 95% interval")
     axis.set_yticks(range(len(named)), [title for title, *_ in reversed(named)])
     axis.axvline(0, color="black", lw=1)
     axis.set_xlabel("difference in validation loss (nats per token), first minus second")

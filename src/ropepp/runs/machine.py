@@ -78,9 +78,9 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that this package runs from, with ``+`` for uncommitted changes; None
-    outside one."""
-    here = Path(__file__).parent
+    """Commit of the checkout that this package runs from, with ``+`` for uncommitted changes of the
+    package (results beside it are none); None outside one."""
+    here = Path(__file__).parent.parent
 
     def git(*args: str) -> str:
         return subprocess.run(
@@ -89,11 +89,10 @@ def commit() -> str | None:
 
     try:
         # An installed copy may lie in an environment inside somebody else's checkout.
-        if git("ls-files", "--error-unmatch", Path(__file__).name) == "":
+        if git("ls-files", "--error-unmatch", "__init__.py") == "":
             return None
-        return git("rev-parse", "--short=10", "HEAD") + (
-            "+" if git("status", "--porcelain") else ""
-        )
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
