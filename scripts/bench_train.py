@@ -28,7 +28,7 @@ from measure import (
     training_step,
 )
 from ropepp.data.loading.loader import Rows, TrainLoader
-from ropepp.data.loading.mixture import MixtureRows, Schedule
+from ropepp.data.loading.mixture import MixtureRows, MixtureSchedule
 from ropepp.data.packing.concat import ConcatRows
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.meta import ShardEntry, join_shards, shard_folder
@@ -164,7 +164,7 @@ def bench_loader() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         one = random_corpus(Path(folder), 20_000)
         parts = {name: random_corpus(Path(folder, name), 7_000) for name in "abc"}
-        mixture = MixtureRows(parts, Schedule.of([0.7, 0.2, 0.1]))
+        mixture = MixtureRows(parts, MixtureSchedule.of([0.7, 0.2, 0.1]))
         for micro in (4, 16):
             loaders = {
                 "one": TrainLoader(one, micro, micro),

@@ -165,9 +165,9 @@ class LanguageModel(pl.LightningModule):
         taken back here.
         """
         total, _ = self.network.loss(*model_inputs(batch))
-        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        num_micro_batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return {
-            "loss": total * (parts / max(1, batch["num_targets"])),
+            "loss": total * (num_micro_batches / max(1, batch["num_targets"])),
             "loss_sum": total.detach(),
         }
 

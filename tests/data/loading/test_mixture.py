@@ -19,7 +19,7 @@ from helpers.raw_text import json_lines
 from helpers.rows import NumberRows, assert_same, take
 from ropepp.data.loading.datamodule import CorpusDataModule
 from ropepp.data.loading.loader import TrainLoader, permutation
-from ropepp.data.loading.mixture import MAX_PERIOD, MixtureOrder, MixtureRows, Schedule
+from ropepp.data.loading.mixture import MAX_PERIOD, MixtureOrder, MixtureRows, MixtureSchedule
 from ropepp.data.packing.best_fit import BestFit
 from ropepp.data.packing.concat import KEYS, Concat, ConcatRows, Packing
 from ropepp.data.prepare.prepare import prepare
@@ -49,7 +49,7 @@ class Part(NumberRows):
 
 def mixture(sizes: Sequence[int], weights: Sequence[float]) -> MixtureRows:
     parts = {f"corpus{i}": Part(size, i) for i, size in enumerate(sizes)}
-    return MixtureRows(parts, Schedule.of(weights))
+    return MixtureRows(parts, MixtureSchedule.of(weights))
 
 
 def loader(rows: MixtureRows, *sizes: int) -> TrainLoader:
@@ -64,7 +64,7 @@ def samples(batches: list[dict[str, Any]]) -> list[tuple[int, ...]]:
 @settings(max_examples=300, deadline=None)
 @given(weights=whole_weights)
 def test_every_prefix_has_its_proportions_to_within_one(weights: list[int]) -> None:
-    schedule = Schedule.of(weights)
+    schedule = MixtureSchedule.of(weights)
     total, count = sum(weights), 2 * sum(weights) + 3
     corpora, numbers = schedule.place(0, count)
     had = np.cumsum(corpora[:, None] == np.arange(len(weights)), axis=0)
@@ -83,7 +83,7 @@ def test_every_prefix_has_its_proportions_to_within_one(weights: list[int]) -> N
 @settings(max_examples=30, deadline=None)
 @given(weights=st.lists(st.floats(0.001, 1), min_size=1, max_size=6))
 def test_any_numbers_are_weights(weights: list[float]) -> None:
-    schedule = Schedule.of(weights)
+    schedule = MixtureSchedule.of(weights)
     period, total = schedule.period, sum(map(Fraction, weights))
     assert period <= MAX_PERIOD
     assert np.bincount(schedule.corpora).tolist() == list(schedule.counts)
@@ -96,12 +96,12 @@ def test_any_numbers_are_weights(weights: list[float]) -> None:
 
 
 def test_weights_are_taken_as_they_are_written() -> None:
-    assert Schedule.of([0.7, 0.2, 0.1]).counts == (7, 2, 1)
-    assert Schedule.of([0.3333, 0.3333, 0.3333]).counts == (1, 1, 1)
-    assert Schedule.of([6, 2.0, 4]).counts == (3, 1, 2)
-    assert Schedule.of([5]).counts == (1,)
+    assert MixtureSchedule.of([0.7, 0.2, 0.1]).counts == (7, 2, 1)
+    assert MixtureSchedule.of([0.3333, 0.3333, 0.3333]).counts == (1, 1, 1)
+    assert MixtureSchedule.of([6, 2.0, 4]).counts == (3, 1, 2)
+    assert MixtureSchedule.of([5]).counts == (1,)
     # Fixed for good: another order would change the data of a resumed run.
-    assert Schedule.of([0.5, 0.3, 0.2]).corpora.tolist() == [0, 1, 0, 2, 0, 1, 0, 2, 0, 1]
+    assert MixtureSchedule.of([0.5, 0.3, 0.2]).corpora.tolist() == [0, 1, 0, 2, 0, 1, 0, 2, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_weights_are_taken_as_they_are_written() -> None:
 )
 def test_what_is_no_weight(weights: list[float]) -> None:
     with pytest.raises(InputError, match=r"the weights are \[.*; each must be"):
-        Schedule.of(weights)
+        MixtureSchedule.of(weights)
 
 
 @settings(max_examples=150, deadline=None)
@@ -118,7 +118,7 @@ def test_a_sample_is_a_function_of_its_number(
     sizes: list[int], data: st.DataObject, begin: int, count: int
 ) -> None:
     weights = [data.draw(st.integers(1, 6)) for _ in sizes]
-    schedule = Schedule.of(weights)
+    schedule = MixtureSchedule.of(weights)
     order = MixtureOrder(schedule, sizes, seed=3)
     whole = MixtureOrder(schedule, sizes, seed=3).rows(0, begin + count)
     assert order.rows(begin, begin + count).tolist() == whole[begin:].tolist()
@@ -190,14 +190,14 @@ def test_rows_in_proportion(sizes: list[int], data: st.DataObject) -> None:
         assert own == list(range(len(own)))  # the first ones
         assert abs(len(own) * sum(weights) - len(found) * weights[corpus]) < sum(weights)
     # One more would need a row that is not there.
-    corpora, numbers = Schedule.of(weights).place(len(found), len(found) + 1)
+    corpora, numbers = MixtureSchedule.of(weights).place(len(found), len(found) + 1)
     assert numbers[0] == sizes[corpora[0]]
     assert chosen.num_targets(range(len(chosen))) == sum(number % 3 for number, _ in found)
 
 
 def test_rows_of_corpora_have_one_numbering(memory_corpus: MakeCorpus) -> None:
     parts = [ConcatRows(memory_corpus(lengths), 4) for lengths in ([7, 9], [5], [30, 2])]
-    rows = MixtureRows(dict(zip("abc", parts, strict=True)), Schedule.of([2, 1, 1]))
+    rows = MixtureRows(dict(zip("abc", parts, strict=True)), MixtureSchedule.of([2, 1, 1]))
     assert len(rows) == 4 + 1 + 8
     batch = rows.batch([12, 0, 4, 3, 12])
     own = [parts[2].batch([7]), parts[0].batch([0]), parts[1].batch([0]), parts[0].batch([3])]
@@ -304,7 +304,7 @@ def test_one_corpus_is_read_as_ever(
         assert digest.hexdigest() == content
         assert made.recipe == f"{packing}, rows of 32"
     # The same as the first of several, whose stream has the number 0.
-    mixture = MixtureOrder(Schedule.of([1]), [len(made.rows["train"])], seed=7)
+    mixture = MixtureOrder(MixtureSchedule.of([1]), [len(made.rows["train"])], seed=7)
     assert mixture.rows(0, 24).tolist() == order
 
 

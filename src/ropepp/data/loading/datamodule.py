@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 import ropepp.data.packing.best_fit  # noqa: F401 (makes its short class names known)
 from ropepp.data.loading.loader import EpochOrder, EvalLoader, Order, Rows, TrainLoader
-from ropepp.data.loading.mixture import ChosenRows, MixtureRows, Schedule
+from ropepp.data.loading.mixture import ChosenRows, MixtureRows, MixtureSchedule
 from ropepp.data.packing.concat import Concat, Packing
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
@@ -198,7 +198,7 @@ class CorpusDataModule(RowsDataModule):
         self.verify = verify
         weights = {corpus: 1.0} if isinstance(corpus, str) else corpus
         self.folders = list(weights)
-        self.schedule = Schedule.of(list(weights.values()))
+        self.schedule = MixtureSchedule.of(list(weights.values()))
         self.weights = {Path(folder).name: weight for folder, weight in weights.items()}
         taken = [*self.weights, *(f"{multiple}x" for multiple in self.extrapolation)]
         alone = len(weights) == 1

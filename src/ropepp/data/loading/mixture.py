@@ -20,7 +20,7 @@ MAX_PERIOD = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class MixtureSchedule:
     """Which corpus each sample is from: after any number n of samples, corpus i with share w_i has
     had n w_i of them to within less than one.
 
@@ -42,7 +42,7 @@ class Schedule:
     earlier: NDArray[np.int64]
 
     @classmethod
-    def of(cls, weights: Sequence[float]) -> "Schedule":
+    def of(cls, weights: Sequence[float]) -> "MixtureSchedule":
         """The schedule of these weights, which need not sum to 1.
 
         Weights are taken as they are written (0.1 is a tenth), and P is their common denominator.
@@ -84,7 +84,7 @@ class MixtureRows:
         schedule: In which order samples are taken from them.
     """
 
-    def __init__(self, parts: Mapping[str, Rows], schedule: Schedule) -> None:
+    def __init__(self, parts: Mapping[str, Rows], schedule: MixtureSchedule) -> None:
         self.parts = dict(parts)
         self.length = next(iter(self.parts.values())).length
         self.schedule = schedule
@@ -179,7 +179,7 @@ class MixtureOrder:
         seed: Seed of all orders.
     """
 
-    def __init__(self, schedule: Schedule, sizes: Sequence[int], seed: int) -> None:
+    def __init__(self, schedule: MixtureSchedule, sizes: Sequence[int], seed: int) -> None:
         self.schedule = schedule
         self._begins = np.cumsum([0, *sizes])
         self._orders = [EpochOrder(size, seed, stream) for stream, size in enumerate(sizes)]
@@ -219,7 +219,7 @@ def _whole_numbers(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def _tijdeman(counts: tuple[int, ...]) -> list[int]:
-    """The corpora of one period, see `Schedule`, by whole numbers alone."""
+    """The corpora of one period, see `MixtureSchedule`, by whole numbers alone."""
     k, period = len(counts), sum(counts)
     if k == 1:
         return [0] * period
