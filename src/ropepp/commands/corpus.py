@@ -7,4 +7,5 @@ def main(args: list[str]) -> None:
 
     from ropepp.data.prepare.inspect import inspect, verify
 
-    print(auto_cli([inspect, verify], args=args, exit_on_error=False), end="")
+    commands = [inspect, verify]
+    print(auto_cli(commands, args=args, exit_on_error=False, prog="ropepp corpus"), end="")

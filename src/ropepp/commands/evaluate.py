@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
+from ropepp.eval import SUITES
 from ropepp.options import positive
 
 
@@ -12,12 +13,13 @@ def main(args: list[str]) -> None:
     Raises:
         InputError: An option, a model or all of the data is not as it must be.
     """
-    from ropepp.eval.evaluate import SUITES, run
+    options = _parser().parse_args(args)
+    from ropepp.eval.evaluate import run
 
-    run(_parser(SUITES).parse_args(args))
+    run(options)
 
 
-def _parser(suites: tuple[str, ...]) -> ArgumentParser:
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "ropepp evaluate",
         description="Perplexity, short benchmarks, RULER and BABILong of any number of models, in "
@@ -26,7 +28,7 @@ def _parser(suites: tuple[str, ...]) -> ArgumentParser:
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="a run, a checkpoint, a folder with config.json")
-    add("--suite", nargs="+", choices=(*suites, "all"), default=["all"], help="(all)")
+    add("--suite", nargs="+", choices=(*SUITES, "all"), default=["all"], help="(all)")
     add("--tasks", nargs="+", metavar="NAME", help="only these texts and tasks of the suites")
     add("--data", type=Path, metavar="DIR", help="folder of the benchmarks' files")
     add("--text", nargs="+", type=Path, default=[], metavar="FILE",

@@ -7,4 +7,4 @@ def main(args: list[str]) -> None:
 
     from ropepp.data.prepare.prepare import prepare
 
-    auto_cli(prepare, args=args, exit_on_error=False)
+    auto_cli(prepare, args=args, exit_on_error=False, prog="ropepp prepare")

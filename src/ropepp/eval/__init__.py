@@ -8,3 +8,5 @@ lm-eval with `harness_model` to answer. `tasks` says what a long-context task is
 
 `analyze` looks into heads.
 """
+
+SUITES = ("perplexity", "short", "ruler", "babilong")  # of `ropepp evaluate`

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ropepp.errors import InputError
+from ropepp.eval import SUITES
 from ropepp.eval.evaluated_model import EvaluatedModel, ResultCache, identify
 from ropepp.eval.generated import averages, evaluate_task
 from ropepp.eval.harness import evaluate_harness, require_harness, summarize
@@ -23,7 +24,6 @@ from ropepp.interop.saved import SavedModel, open_model, placement
 from ropepp.model.flops import num_parameters
 from ropepp.runs.machine import provenance
 
-SUITES = ("perplexity", "short", "ruler", "babilong")
 GENERATED = ("ruler", "babilong")
 ITEMS = "items.jsonl"
 

@@ -137,7 +137,8 @@ def _line(one: dict[str, Any]) -> str:
     size = f"{one['kind']}, {one['bytes'] / 1e6:,.1f} MB"
     if one["torn"]:
         return f"{one['path']}: TORN ({one['torn']}), {size}"
-    sizes = one["settings"].get("network", {})
+    network = one["settings"].get("network", {})
+    sizes = {key: value for key, value in network.items() if not isinstance(value, dict)}
     shown = ", ".join(f"{key} {value}" for key, value in sizes.items() if value)
     return (
         f"{one['path']}: complete, {size}\n"
