@@ -47,7 +47,7 @@ def _single_threaded(work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 def bare(tokenizer: str, size: int) -> float:
     """Bytes a second of the tokenizer's library on documents in memory."""
-    from ropepp.data.tokens.tokenizer import load_tokenizer
+    from ropepp.data.tokenizer import load_tokenizer
 
     texts, loaded = list(documents(size, 0)), load_tokenizer(tokenizer)
     backend = loaded._backend  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from helpers import evaluated
 from ropepp.commands.evaluate import main
-from ropepp.data.tokens.tokenizer import BytesTokenizer, Tokenizer
+from ropepp.data.tokenizer import BytesTokenizer, Tokenizer
 from ropepp.errors import InputError
 from ropepp.eval import harness
 from ropepp.eval.evaluate import _to_tensorboard

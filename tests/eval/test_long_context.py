@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from ropepp.data.tokens.tokenizer import Tokenizer, train_bpe
+from ropepp.data.tokenizer import Tokenizer, train_bpe
 from ropepp.errors import InputError
 from ropepp.eval.babilong import FactQuestions, babilong_tasks
 from ropepp.eval.babilong.scoring import LABELS, scores

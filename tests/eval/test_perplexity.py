@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import evaluated
-from ropepp.data.tokens.tokenizer import BytesTokenizer
+from ropepp.data.tokenizer import BytesTokenizer
 from ropepp.errors import InputError
 from ropepp.eval.perplexity import Text, evaluate_text, read_text, windows
 from ropepp.model.positions import ALiBi, RoPE, RoPEppEC

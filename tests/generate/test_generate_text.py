@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ropepp.cli import main
-from ropepp.data.tokens.tokenizer import BytesTokenizer
+from ropepp.data.tokenizer import BytesTokenizer
 from ropepp.errors import InputError
 from ropepp.generate.text import TextStream, continue_texts, prompt_ids
 from ropepp.model import ModelConfig, Transformer

@@ -12,9 +12,9 @@ import numpy as np
 import zstandard
 
 from ropepp.data.prepare.prepare import prepare
+from ropepp.data.tokenizer import BytesTokenizer, Tokenizer
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.meta import ShardEntry, join_shards, shard_folder
-from ropepp.data.tokens.tokenizer import BytesTokenizer, Tokenizer
 from ropepp.data.tokens.writer import TokenWriter
 
 FRACTION = 0.2

@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from ropepp.data.tokens.tokenizer import BpeTokenizer
+from ropepp.data.tokenizer import BpeTokenizer
 from ropepp.eval.evaluated_model import EvaluatedModel, ResultCache
 from ropepp.eval.local_data import TASKS
 from ropepp.interop.export import export

@@ -7,7 +7,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ropepp.data.tokens.tokenizer import LLAMA3_PATTERN
+from ropepp.data.tokenizer import LLAMA3_PATTERN
 
 
 def byte_characters() -> dict[int, str]:

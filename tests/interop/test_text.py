@@ -9,7 +9,7 @@ import torch
 from helpers.small_models import exported
 from helpers.tokenizer_files import byte_characters as expected_characters
 from helpers.tokenizer_files import write_tokenizers
-from ropepp.data.tokens.tokenizer import Tokenizer, load_tokenizer, train_bpe
+from ropepp.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from ropepp.errors import InputError
 from ropepp.generate import generate
 from ropepp.interop.saved import open_model

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ropepp import __version__
-from ropepp.data.tokens.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
 

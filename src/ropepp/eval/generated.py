@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ropepp.data.tokens.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.likelihood import continue_cached
 from ropepp.eval.scores import NLL, Score, average, mean_of, ratio_of

@@ -9,7 +9,7 @@ from math import ceil, inf
 from random import Random
 from typing import ClassVar
 
-from ropepp.data.tokens.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.generate.text import document_ids
 

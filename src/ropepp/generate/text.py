@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ropepp.data.tokens.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.generate.decode import pad_left, stream
 from ropepp.generate.sampling import Sampling

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml  # type: ignore[import-untyped]
 
-from ropepp.data.tokens.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
+from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
 from ropepp.errors import InputError
 from ropepp.files import replacing_file
 from ropepp.model.config import ModelConfig
@@ -67,7 +67,7 @@ class SavedModel:
         """The tokenizer of the model's text.
 
         Args:
-            given: See `ropepp.data.tokens.tokenizer.load_tokenizer`; looked for unless given,
+            given: See `ropepp.data.tokenizer.load_tokenizer`; looked for unless given,
                 beside the weights and in the run's corpus.
 
         Raises:

@@ -4,7 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from ropepp.data.tokens.tokenizer import BPE_FILE, LLAMA3_PATTERN, TIKTOKEN_FILE, Tokenizer
+from ropepp.data.tokenizer import BPE_FILE, LLAMA3_PATTERN, TIKTOKEN_FILE, Tokenizer
 from ropepp.files import write_json
 
 TIKTOKEN_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>")

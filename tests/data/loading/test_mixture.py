@@ -23,8 +23,8 @@ from ropepp.data.loading.mixture import MAX_PERIOD, MixtureOrder, MixtureRows, M
 from ropepp.data.packing.best_fit import BestFit
 from ropepp.data.packing.concat import KEYS, Concat, ConcatRows, Packing
 from ropepp.data.prepare.prepare import prepare
+from ropepp.data.tokenizer import BytesTokenizer
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.tokenizer import BytesTokenizer
 from ropepp.errors import InputError
 
 MakeCorpus = Callable[[Sequence[int]], Corpus]

@@ -18,8 +18,8 @@ from ropepp.data.prepare import safe_cuts as pieces
 from ropepp.data.prepare.prepare import prepare
 from ropepp.data.text import documents as texts
 from ropepp.data.text import sources
+from ropepp.data.tokenizer import load_tokenizer
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.tokenizer import load_tokenizer
 from ropepp.errors import InputError
 
 KINDS = ("bytes", "bpe", "tokenizer.json", "tokenizer.model")

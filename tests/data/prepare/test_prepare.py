@@ -16,8 +16,8 @@ from ropepp.data.prepare import encode as shards
 from ropepp.data.prepare.prepare import prepare
 from ropepp.data.text import documents as texts
 from ropepp.data.text import readers, sources
+from ropepp.data.tokenizer import load_tokenizer, train_bpe
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.tokenizer import load_tokenizer, train_bpe
 from ropepp.data.tokens.writer import TokenWriter
 from ropepp.errors import InputError
 

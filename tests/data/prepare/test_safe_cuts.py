@@ -10,7 +10,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from helpers.tokenizer_files import llama_split, model_file, ranks_of, trained
 from ropepp.data.prepare.safe_cuts import pieces
-from ropepp.data.tokens.tokenizer import BpeTokenizer, BytesTokenizer, TiktokenTokenizer, Tokenizer
+from ropepp.data.tokenizer import BpeTokenizer, BytesTokenizer, TiktokenTokenizer, Tokenizer
 
 FRAGMENTS = [
     *("a", "the", " the", " word", "Word", "'s", "'LL", "don't", "x" * 30, "ни", "é", "e\u0301"),

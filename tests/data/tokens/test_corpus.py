@@ -10,9 +10,9 @@ import pytest
 
 from helpers.corpora import write_corpus
 from ropepp.data.text.readers import Skipped
+from ropepp.data.tokenizer import BytesTokenizer, train_bpe
 from ropepp.data.tokens import corpus as corpus_module
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.tokenizer import BytesTokenizer, train_bpe
 from ropepp.errors import InputError
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ropepp.data.tokenizer import BytesTokenizer
 from ropepp.data.tokens import writer as token_files
-from ropepp.data.tokens.tokenizer import BytesTokenizer
 from ropepp.data.tokens.writer import ShardedTokens, TokenWriter, token_type
 from ropepp.errors import InputError
 from ropepp.files import DiskError

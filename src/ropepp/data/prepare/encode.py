@@ -16,8 +16,8 @@ from ropepp.data.prepare.safe_cuts import PIECE, pieces
 from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen, Skipped
 from ropepp.data.text.sources import Shard
+from ropepp.data.tokenizer import Tokenizer, load_tokenizer, num_threads
 from ropepp.data.tokens.meta import SHARDS_FOLDER
-from ropepp.data.tokens.tokenizer import Tokenizer, load_tokenizer, num_threads
 from ropepp.data.tokens.writer import (
     META_FILE,
     OFFSET_TYPE,

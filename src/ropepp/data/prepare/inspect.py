@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.meta import SHARDS_FOLDER
-from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.data.tokens.writer import META_FILE, OFFSETS_FILE
 from ropepp.errors import InputError
 

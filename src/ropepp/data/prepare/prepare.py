@@ -29,8 +29,7 @@ from ropepp.data.prepare.workers import Progress, run_jobs
 from ropepp.data.text.documents import blocks
 from ropepp.data.text.readers import OnBadLine, Reader, Skipped
 from ropepp.data.text.sources import Shard, Source, find_source
-from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry, join_shards
-from ropepp.data.tokens.tokenizer import (
+from ropepp.data.tokenizer import (
     BPE_FILE,
     TIKTOKEN_FILE,
     BytesTokenizer,
@@ -39,6 +38,7 @@ from ropepp.data.tokens.tokenizer import (
     require_room,
     train_bpe,
 )
+from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry, join_shards
 from ropepp.data.tokens.writer import META_FILE
 from ropepp.errors import InputError, at_least
 from ropepp.files import replacing_folder, require_free, resuming_folder, write_synced

@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from ropepp.data.tokens.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer
 
 PIECE = 1 << 19  # characters, about; a shorter text is one piece
 LIMIT = 2 * PIECE

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ropepp.data.tokenizer import Tokenizer, load_tokenizer
 from ropepp.data.tokens.meta import (
     SHARDS_FILE,
     CorpusMeta,
@@ -28,7 +29,6 @@ from ropepp.data.tokens.meta import (
     read_shards,
     shard_folder,
 )
-from ropepp.data.tokens.tokenizer import Tokenizer, load_tokenizer
 from ropepp.data.tokens.writer import (
     META_FILE,
     OFFSET_TYPE,

@@ -13,7 +13,7 @@ import numpy as np
 
 from ropepp import __version__
 from ropepp.data.text.readers import Skipped
-from ropepp.data.tokens.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.writer import META_FILE, OFFSET_TYPE, OFFSETS_FILE
 from ropepp.errors import InputError
 from ropepp.files import disk_errors, sync_folder, write_synced

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.data.tokens.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.files import disk_errors
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.tokenizer import Tokenizer
 from ropepp.errors import InputError, at_least
 from ropepp.eval.perplexity import read_text
 from ropepp.interop.saved import SavedModel

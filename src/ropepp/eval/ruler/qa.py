@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
-from ropepp.data.tokens.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.eval.ruler.base import RulerTask
 from ropepp.eval.ruler.pools import Pool, Question

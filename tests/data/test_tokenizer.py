@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from helpers.tokenizer_files import byte_characters, llama_split, model_file, ranks_of, trained
-from ropepp.data.tokens.tokenizer import (
+from ropepp.data.tokenizer import (
     BpeTokenizer,
     TiktokenTokenizer,
     Tokenizer,
