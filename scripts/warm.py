@@ -271,8 +271,8 @@ def run(path: str, arguments: list[str], executable: str = "") -> int:
         print(f"error: no server at {path}: {error.strerror}", file=sys.stderr)
         return 1
     for number in PASSED_ON:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda n, _: connection.send(bytes([n])))
+        # Also where this one was started to ignore it: the program may have a handler of its own.
+        signal.signal(number, lambda n, _: connection.send(bytes([n])))
     request = {
         "arguments": arguments,
         "descriptors": numbers,
