@@ -1,216 +1,264 @@
-"""What a GPU does with a training step: tokens and FLOP/s, share of its peak, memory.
+#!/usr/bin/env python3
+"""What a GPU does with this project, in a time that is known before.
 
-A step is forward, backward, clipping and AdamW, with bfloat16 compute, compiled blocks and the
-chunked loss, on rows of random tokens that are one document each. FLOPs are the model's own
-(`ropepp.model.flops`), without what is recomputed. Run by scripts/gpu_check.
+    python scripts/gpu_check.py --seconds 290 --out DIR
+
+runs from a source tree with torch, lightning and numpy, without installing anything, in stages that
+each have a share of the time: ceilings of the card, parity of every attention backend, their speed
+and that of the loss, training steps of the 376M model, its decoding, the 776M model, flex. DIR gets
+figures.jsonl, one figure a line as it is found, gpu.md, the table that is printed at the end, and
+profile.txt, the kernels that take longest in a training step.
+
+The measuring happens in another process, which is ended where one measurement hangs; what comes
+after it is measured all the same. `--rehearse` runs everything on a CPU at toy size.
 """
 
 import argparse
-import gc
-import itertools
-import statistics
+import contextlib
+import json
+import os
+import queue
+import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
-import yaml
+import gpu_table
 
-from measure import SPECS, Step, optimizer_step
-from ropepp.files import write_text
-from ropepp.model import ModelConfig, Transformer
-from ropepp.model.flops import training_flops
-from ropepp.model.positions import Position
-from ropepp.runs.machine import commit, device_name, peak_flops, peak_memory_bytes
-
-ROOT = Path(__file__).resolve().parent.parent
-SIZES = ("376m", "776m")
-LENGTHS = (4096, 32768)
-TOKENS = 131072  # of a micro-batch to begin with; as many as fit are better for the matrix products
-WARMUP, STEPS = 3, 10
-HEADER = (
-    "| model | position | length | rows | step | tokens/s | TFLOP/s | MFU | peak memory |",
-    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-)
+SCRIPTS = Path(__file__).resolve().parent
+ROOT = SCRIPTS.parent
+STAGES = ("ceilings", "parity", "speed", "376m", "decode", "776m", "flex")
+RESERVE = 5.0  # seconds before the end at which whatever still runs is ended
+GRACE, LEAST = 0.15, 20.0  # of all the time, and seconds: how long a stage may be outlasted
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(
+        [str(ROOT / "src"), str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ),
+    "PYTHONUNBUFFERED": "1",
+}
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Of one training step.
+@dataclass
+class Progress:
+    """How far the worker has come.
 
     Args:
-        rows: Rows of the micro-batch.
-        length: Tokens in a row.
-        seconds: Median time of a step.
-        flops: Model FLOPs of a step.
-        peak: The device's dense bfloat16 FLOP/s, if known.
-        memory: Peak memory in bytes.
+        figures: All that was found.
+        status: Of each stage, in words.
+        stage: The present one.
+        case: Number of the present measurement in it.
+        name: Its name.
+        until: When the present stage should be over.
+        errors: What went wrong in each stage.
     """
 
-    rows: int
-    length: int
-    seconds: float
-    flops: int
-    peak: float | None
-    memory: int
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    status: dict[str, str] = field(default_factory=dict)
+    stage: str = ""
+    case: int = -1
+    name: str = ""
+    until: float = 0.0
+    errors: dict[str, list[str]] = field(default_factory=dict)
 
-    def cells(self) -> str:
-        """The columns of a table after model, position and length."""
-        rate = self.flops / self.seconds
-        mfu = "-" if self.peak is None else f"{rate / self.peak:.1%}"
-        return (
-            f"{self.rows} | {1000 * self.seconds:.0f} ms | "
-            f"{self.rows * self.length / self.seconds:,.0f} | {rate / 1e12:.1f} | {mfu} | "
-            f"{self.memory / 2**30:.1f} GiB"
-        )
+    def note(self, line: dict[str, Any]) -> None:
+        """Takes in what the worker says."""
+        event = line["event"]
+        stage = line["stage"]
+        if event == "stage":
+            self.stage, self.case, self.until = stage, -1, line["until"]
+            self.status.setdefault(stage, "running")
+        elif event == "case":
+            self.case, self.name = line["number"], line["case"]
+        elif event in ("figure", "error"):
+            self.figures.append({key: value for key, value in line.items() if key != "event"})
+            if event == "error":
+                self.fail(stage, f"{line['case']}: {line['value']}")
+        elif self.status[stage] == "running":
+            cut = f", cut after {line['done']} of {line['cases']}" if event == "cut" else ""
+            self.status[stage] = f"ok{cut}"
+
+    def fail(self, stage: str, why: str) -> None:
+        self.errors.setdefault(stage, []).append(why[:200])
+        first, *others = self.errors[stage]
+        self.status[stage] = f"failed: {first}" + f" and {len(others)} more" * bool(others)
+
+    def finish(self, stages: list[str]) -> None:
+        """Says what became of stages that did not end."""
+        for stage in stages:
+            status = self.status.get(stage)
+            if status in (None, "running"):
+                self.status[stage] = "not reached" if status is None else "ok, cut by the end"
+        self.status = {stage: self.status[stage] for stage in stages}
 
 
-def load_config(size: str) -> ModelConfig:
-    """Sizes from configs/model."""
-    return ModelConfig(**yaml.safe_load((ROOT / "configs" / "model" / f"{size}.yaml").read_text()))
+class Worker:
+    """The process that measures, and a thread that reads what it says."""
+
+    def __init__(self, options: argparse.Namespace, stages: list[str], skip: int) -> None:
+        given = {
+            "until": options.until,
+            "out": str(options.out),
+            "rehearse": options.rehearse,
+            "stages": stages,
+            "skip": skip,
+        }
+        environment = {**os.environ, **ENVIRONMENT}
+        if options.rehearse:
+            # At toy size threads wait for each other longer than they work.
+            one = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+            environment |= {**dict.fromkeys(one, "1"), "CUDA_VISIBLE_DEVICES": ""}
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        with open(options.out / "log.txt", "a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SCRIPTS / "gpu_worker.py"), json.dumps(given)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=ROOT,
+                env=environment,
+                start_new_session=True,
+            )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def end(self, patience: float = 0.0) -> int:
+        """Ends it and whatever it has started, if it does not end by itself in some seconds;
+        returns its exit code."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
 
 
-def measure(
-    config: ModelConfig,
-    position: Position,
-    length: int,
-    device: torch.device,
-    *,
-    tokens: int = TOKENS,
-    compiled: bool = True,
-    warmup: int = WARMUP,
-    steps: int = STEPS,
-) -> Measurement | None:
-    """Measures training steps of the largest micro-batch that fits, beginning with ``tokens`` and
-    halving; None if not even one row does."""
-    rows = max(1, tokens // length)
-    while rows:
+def measure(options: argparse.Namespace, save: Callable[[Progress], object]) -> Progress:
+    """Runs workers until all stages are over or the time is up."""
+    progress, rest, skip = Progress(), list(options.stages), 0
+    grace = max(LEAST, GRACE * options.seconds)
+    while rest and time.time() < options.until:
+        progress.stage, progress.case, progress.name = rest[0], skip - 1, "start"
+        progress.until = options.until
+        worker, reason = Worker(options, rest, skip), "interrupted"
         try:
-            return _measure(config, position, length, rows, device, compiled, warmup, steps)
-        except torch.OutOfMemoryError:
-            pass  # freed below, where the error no longer holds the tensors of its frames
-        free(device)
-        rows //= 2
-    return None
+            reason = follow(worker, progress, options, grace, save)
+        finally:
+            code = worker.end(0.0 if reason else 3.0)
+        if not reason and code == 0:
+            break
+        reason = reason or f"the process ended with code {code}"
+        progress.fail(progress.stage, f"{progress.name}: {reason}")
+        print(f"{progress.stage}, {progress.name}: {reason}", flush=True)
+        # Where no measurement was reached, the next process would end there too.
+        rest = rest[rest.index(progress.stage) :]
+        reached = progress.case >= skip
+        rest, skip = (rest, progress.case + 1) if reached else (rest[1:], 0)
+    return progress
 
 
-def _measure(
-    config: ModelConfig,
-    position: Position,
-    length: int,
-    rows: int,
-    device: torch.device,
-    compiled: bool,
-    warmup: int,
-    steps: int,
-) -> Measurement:
-    model = Transformer(config, position, compute_dtype=torch.bfloat16).to(device)
-    step = training_step(model, rows, length, device, compiled)
-    for _ in range(warmup):
-        step()
-    synchronize(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    times = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    pairs = rows * length * (length + 1) // 2
-    return Measurement(
-        rows,
-        length,
-        statistics.median(times),
-        training_flops(model, rows * length, pairs),
-        peak_flops(device),
-        peak_memory_bytes(device),
+def follow(
+    worker: Worker,
+    progress: Progress,
+    options: argparse.Namespace,
+    grace: float,
+    save: Callable[[Progress], object],
+) -> str:
+    """Takes in what a worker says until it ends; returns why it must be ended, if it must."""
+    while True:
+        try:
+            line = worker.lines.get(timeout=0.3)
+        except queue.Empty:
+            line = ""
+        if line is None:
+            return ""
+        if line:
+            found = json.loads(line)
+            progress.note(found)
+            say(found)
+            if found["event"] in ("figure", "error"):
+                with open(options.out / "figures.jsonl", "a") as file:
+                    file.write(json.dumps(progress.figures[-1]) + "\n")
+            elif found["event"] in ("end", "cut"):
+                save(progress)
+        if time.time() > min(options.until + RESERVE / 2, progress.until + grace):
+            return f"ended {time.time() - progress.until:.0f} s after the stage's time"
+
+
+def say(line: dict[str, Any]) -> None:
+    """A line for people who watch."""
+    if line["event"] == "stage":
+        print(f"== {line['stage']}: {line['until'] - time.time():.0f} s", flush=True)
+    elif line["event"] == "case":
+        print(f"-- {line['case']}", flush=True)
+    elif line["event"] in ("figure", "error"):
+        print(f"   {line['name']}: {gpu_table.text(line)}", flush=True)
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU, before anything is imported or installed."""
+    try:
+        command = ["nvidia-smi", "--list-gpus"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        # Containers may have a GPU without its tool.
+        return any(Path("/dev").glob("nvidia[0-9]*"))
+    return "GPU" in listed.stdout
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def training_step(
-    model: Transformer, rows: int, length: int, device: torch.device, compiled: bool
-) -> Step:
-    """A whole optimizer step as `ropepp.train.module` makes it."""
-    if compiled:
-        for block in model.blocks():
-            block.compile(dynamic=False)
-    ids = torch.randint(model.config.vocab_size, (rows, length + 1), device=device)
-    return optimizer_step(model, ids)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def free(device: torch.device) -> None:
-    """Gives back what the last model took, and forgets what was compiled for it."""
-    torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def table(
-    sizes: dict[str, ModelConfig],
-    lengths: list[int],
-    device: torch.device,
-    measured: Callable[..., Measurement | None] = measure,
-) -> Iterator[str]:
-    """Lines of the table as they are measured."""
-    yield from HEADER
-    for (size, config), length, (name, position) in itertools.product(
-        sizes.items(), lengths, SPECS.items()
-    ):
-        result = measured(config, position, length, device)
-        cells = "does not fit | - | - | - | - | -" if result is None else result.cells()
-        yield f"| {size} | {name} | {length} | {cells} |"
-        free(device)
-
-
-def run_tests() -> str:
-    """Runs the tests that need a GPU; says how they ended."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-rs"]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
-    return "passed" if code == 0 else f"FAILED (exit code {code})"
+    add = parser.add_argument
+    add("--seconds", type=float, default=290, help="after which the table is there (290)")
+    add("--out", type=Path, default=ROOT / "logs" / "gpu_check", help="folder (logs/gpu_check)")
+    add("--stages", nargs="+", choices=(*STAGES, "fit"), default=list(STAGES))
+    add("--fit", action="store_true", help="then train a small model by the command line, FSDP2")
+    add("--rehearse", action="store_true", help="on a CPU, at toy size")
+    options = parser.parse_args(arguments)
+    order = (*STAGES, "fit")
+    wanted = {*options.stages, *(["fit"] if options.fit else [])}
+    options.stages = [name for name in order if name in wanted]
+    options.until = time.time() + options.seconds - RESERVE
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="files of configs/model")
-    parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "gpu.md")
-    parser.add_argument("--no-tests", action="store_true", help="measure alone")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print(f"gpu_check needs a CUDA GPU; torch {torch.__version__} finds none", file=sys.stderr)
+    options = parse()
+    if not options.rehearse and not has_gpu():
+        print("gpu_check needs a CUDA GPU; this machine has none", file=sys.stderr)
         sys.exit(2)
-    sizes = {size: load_config(size) for size in options.sizes}
-    device = torch.device("cuda")
-    tests = "not run" if options.no_tests else run_tests()
-    lines = [
-        "# On a GPU",
-        "",
-        " ".join(["`scripts/gpu_check", *sys.argv[1:]]) + "`",
-        f"on {device_name(device)}, torch {torch.__version__}, CUDA {torch.version.cuda}, commit "
-        f"{commit()}. Tests that need a GPU: {tests}.",
-        "",
-        f"{(__doc__ or '').split('Run by')[0].strip()} Rows are halved from {TOKENS} tokens until "
-        f"they fit. Medians of {STEPS} steps after {WARMUP}; MFU is against the dense bfloat16 "
-        "peak of the data sheet.",
-        "",
-    ]
-    print("\n".join(lines), flush=True)
-    for line in table(sizes, options.lengths, device):
-        print(line, flush=True)
-        lines.append(line)
-        write_text(options.out, "\n".join(lines) + "\n")
-    if tests.startswith("FAILED"):
-        sys.exit(1)
+    options.out = options.out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in ("figures.jsonl", "log.txt"):
+        (options.out / name).write_text("")
+    command = shlex.join(["python", "scripts/gpu_check.py", *sys.argv[1:]])
+    commit = gpu_table.commit(ROOT)
+
+    def save(progress: Progress) -> str:
+        page = gpu_table.page(command, commit, progress.status, progress.figures)
+        (options.out / "gpu.md").write_text(page)
+        return page
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the worker too
+    progress = measure(options, save)
+    progress.finish(options.stages)
+    print(save(progress), flush=True)
+    # A rehearsal is to find errors in all of them.
+    allowed = ("ok",) if options.rehearse else ("ok", "not reached")
+    ends = progress.status.values()
+    states = {said if options.rehearse else said.partition(",")[0] for said in ends}
+    sys.exit(0 if states <= set(allowed) else 1)
 
 
 if __name__ == "__main__":

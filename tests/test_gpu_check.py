@@ -1,7 +1,12 @@
-"""The measuring parts of scripts/gpu_check, on a CPU with tiny sizes."""
+"""scripts/gpu_check on a CPU: the driver against workers that hang and crash, the measuring parts
+with toy sizes, and a rehearsal."""
 
+import argparse
+import itertools
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,68 +14,248 @@ import pytest
 import torch
 
 import gpu_check
-from ropepp.model import ModelConfig, Transformer
-from ropepp.model.flops import training_flops
+import gpu_device
+import gpu_kernels
+import gpu_table
+import gpu_training
+import gpu_worker
+from ropepp.model import Transformer
+from ropepp.model.kernels import BACKENDS, Backend
+from ropepp.model.loss import cross_entropy_sum
 from ropepp.model.positions import RoPEppEC
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-CPU = torch.device("cpu")
-TINY = ModelConfig(97, 32, 2, 4, 2, 48)
+
+# Says what a worker would: a figure for each stage, and does what the stage's name says.
+FAKE = """\
+import json, os, sys, time
+given = json.loads(sys.argv[1])
+def emit(**what):
+    print(json.dumps(what), flush=True)
+for number, name in enumerate(given["stages"]):
+    emit(event="stage", stage=name, until=time.time() + (0.3 if name == "decode" else 30), cases=2)
+    for case in range(given["skip"] if number == 0 else 0, 2):
+        emit(event="case", stage=name, case=f"case {case}", number=case)
+        if case == 0 and name == "parity":
+            os._exit(3)
+        if case == 0 and name == "decode":
+            time.sleep(60)
+        what = dict(stage=name, table="", case=f"case {case}", on="nothing")
+        emit(event="figure", **what, name="value", value=case + 0.5, unit="s")
+    emit(event="end", stage=name)
+"""
 
 
-def test_a_step_is_measured() -> None:
-    found = gpu_check.measure(
-        TINY, RoPEppEC(), 16, CPU, tokens=64, compiled=False, warmup=1, steps=2
-    )
-    assert (found.rows, found.length, found.peak) == (4, 16, None)
-    assert found.flops == training_flops(Transformer(TINY, RoPEppEC()), 64, 4 * 16 * 17 // 2)
-    assert found.seconds > 0
-    assert found.memory > 0
-    assert " | - | " in found.cells()
+def options(out: Path, *stages: str, seconds: float = 60.0) -> argparse.Namespace:
+    found = gpu_check.parse([f"--out={out}", f"--seconds={seconds}", "--rehearse"])
+    found.stages = list(stages)
+    return found
 
 
-def test_steps_change_the_weights_and_leave_no_gradient() -> None:
-    model = Transformer(TINY, RoPEppEC(), compute_dtype=torch.bfloat16)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    gpu_check.training_step(model, 2, 8, CPU, compiled=False)()
-    assert all(
-        p.grad is None and not torch.equal(p, old)
-        for p, old in zip(model.parameters(), before, strict=True)
-    )
+def run_fake(
+    monkeypatch: pytest.MonkeyPatch, out: Path, code: str, *stages: str, seconds: float = 60.0
+) -> tuple[gpu_check.Progress, list[str]]:
+    """What the driver makes of a worker with this code; the figures that it wrote."""
+    (out / "gpu_worker.py").write_text(code)
+    monkeypatch.setattr(gpu_check, "SCRIPTS", out)
+    progress = gpu_check.measure(options(out, *stages, seconds=seconds), lambda progress: None)
+    progress.finish(list(stages))
+    lines = map(json.loads, (out / "figures.jsonl").read_text().splitlines())
+    return progress, [f"{line['stage']} {line['case']}" for line in lines]
 
 
-def test_rows_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = []
-
-    def step(model: Any, rows: int, *rest: Any) -> Any:
-        tried.append(rows)
-        if rows > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return lambda: None
-
-    monkeypatch.setattr(gpu_check, "training_step", step)
-    limit = 3
-    found = gpu_check.measure(TINY, RoPEppEC(), 16, CPU, tokens=16 * 11)
-    assert found.rows == 2
-    assert tried == [11, 5, 2]
-    limit = 0
-    assert gpu_check.measure(TINY, RoPEppEC(), 16, CPU, tokens=8) is None
+def test_later_measurements_follow_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    progress, found = run_fake(monkeypatch, tmp_path, FAKE, "ceilings", "parity", "speed")
+    said = "failed: case 0: the process ended with code 3"
+    assert progress.status == {"ceilings": "ok", "parity": said, "speed": "ok"}
+    assert found == [
+        "ceilings case 0", "ceilings case 1", "parity case 1", "speed case 0", "speed case 1",
+    ]  # fmt: skip
 
 
-def test_the_table() -> None:
-    def measured(config: ModelConfig, position: Any, length: int, device: Any) -> Any:
-        if length > 4096:
-            return None
-        return gpu_check.Measurement(2, length, 0.5, 10**14, 1e15, 3 * 2**29)
+def test_what_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    began = time.monotonic()
+    monkeypatch.setattr(gpu_check, "LEAST", 0.5)
+    monkeypatch.setattr(gpu_check, "GRACE", 0.01)
+    progress, found = run_fake(monkeypatch, tmp_path, FAKE, "decode", "flex")
+    assert progress.status["decode"].startswith("failed: case 0: ended ")
+    assert progress.status["flex"] == "ok"
+    assert found == ["decode case 1", "flex case 0", "flex case 1"]
+    assert time.monotonic() - began < 20
 
-    lines = list(gpu_check.table({"376m": TINY}, [4096, 32768], CPU, measured))
-    assert lines[2] == ("| 376m | RoPE | 4096 | 2 | 500 ms | 16,384 | 200.0 | 20.0% | 1.5 GiB |")
-    assert lines[-1] == "| 376m | EH | 32768 | does not fit | - | - | - | - | - |"
-    assert {line.count("|") for line in lines} == {10}
+
+def test_the_end_comes_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    began = time.monotonic()
+    late = FAKE.replace("0.3 if", "30 if")
+    progress, _ = run_fake(monkeypatch, tmp_path, late, "ceilings", "decode", "flex", seconds=8)
+    assert time.monotonic() - began < 8
+    assert progress.status["ceilings"] == "ok"
+    assert progress.status["decode"].startswith("failed: case 0: ended ")
+    assert progress.status["flex"] == "not reached"
+
+
+def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "figures.jsonl").touch()
+    progress, found = run_fake(monkeypatch, tmp_path, "import nothing_of_this_name", "parity")
+    assert progress.status == {"parity": "failed: start: the process ended with code 1"}
+    assert found == []
+
+
+def test_stages_are_cut_between_measurements(
+    monkeypatch: pytest.MonkeyPatch, toy: gpu_device.Bench
+) -> None:
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(gpu_worker, "emit", lambda **what: said.append(what))
+
+    def slow() -> Any:
+        time.sleep(0.2)
+        yield "value", 1.0, "s"
+
+    def wrong() -> Any:
+        yield "value", 2.0, "s"
+        raise ValueError("no\ngood")
+
+    cases = [gpu_device.Case(name, slow, compiles=False) for name in "abc"]
+    gpu_worker.run_stage("speed", cases, time.time() + 0.25, 0, toy, "here")
+    assert said[-1] == {"event": "cut", "stage": "speed", "done": 1, "cases": 3}
+    said.clear()
+    cases = [gpu_device.Case("x", wrong), *cases]
+    gpu_worker.run_stage("speed", cases, time.time() + 60, 0, toy, "here")
+    found = [(x["event"], x["case"], x["value"]) for x in said if "value" in x]
+    assert found[:2] == [("figure", "x", 2.0), ("error", "x", "ValueError: no\ngood")]
+    assert [case for _, case, _ in found[2:]] == ["a", "b", "c"]
+    assert said[-1] == {"event": "end", "stage": "speed"}
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> gpu_device.Bench:
+    return gpu_device.bench(True, tmp_path)
+
+
+def test_a_wrong_backend_is_found(toy: gpu_device.Bench) -> None:
+    sdpa = BACKENDS["sdpa"]
+    heads = gpu_kernels.heads_of(toy.scale.models["376m"])["EC"]
+    good = {name: value for name, value, _ in gpu_kernels.compare(toy, sdpa, heads)}
+    assert set(good) == {*gpu_kernels.KINDS, "twice the same bits"}
+    assert all(0 < good[kind] < 1e-2 for kind in gpu_kernels.KINDS)
+    wrong = Backend("wrong", sdpa.refuse, lambda request: 1.02 * sdpa.run(request))
+    with pytest.raises(AssertionError, match="documents, T < S"):
+        list(gpu_kernels.compare(toy, wrong, heads))
+    factors = itertools.cycle([1.0, 1.005])
+    restless = Backend("restless", sdpa.refuse, lambda r: next(factors) * sdpa.run(r))
+    found = dict(x[:2] for x in gpu_kernels.compare(toy, restless, heads, ("rows",)))
+    assert found["twice the same bits"] == "no (rows: out, dq, dk, dv)"
+
+
+def test_refusals_are_listed(toy: gpu_device.Bench) -> None:
+    heads = gpu_kernels.heads_of(toy.scale.models["376m"])["RoPE"]
+    found = list(gpu_kernels.compare(toy, "varlen", heads))
+    assert found == [("refuses all", "it needs CUDA tensors, and these are on cpu", "")]
+
+
+def test_the_loss_takes_the_rows_that_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A chunk is a product; count the rows of what is multiplied.
+    seen: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def count(x: Any, *rest: Any) -> Any:
+        seen.append(len(x))
+        return linear(x, *rest)
+
+    monkeypatch.setattr(gpu_kernels.loss.F, "linear", count)
+    hidden, weight = torch.randn(40, 8), torch.randn(32, 8)
+    with gpu_kernels.chunks_of(16):
+        cross_entropy_sum(hidden, weight, torch.zeros(40, dtype=torch.int64))
+    assert seen == [16, 16, 8]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_pairs_are_those_of_the_loader(whole: bool) -> None:
+    data = gpu_training.MadeDocuments(97, 6, whole, rows=4, length=64)
+    data.rows = {"train": data.open("train")}
+    sizes = []
+    for step in range(5):
+        rows = data.order().rows(4 * step, 4 * step + 4)
+        batch = data.rows["train"].batch(rows)
+        assert data.pairs(step) == int((batch["positions"] + 1).sum())
+        assert sum(data.documents(step)) == 4 * 64
+        sizes += data.documents(step)
+    assert len(set(sizes)) > 20 or whole
+    assert (len(sizes) == 20) == whole
+
+
+def test_models_are_drawn_where_they_are(toy: gpu_device.Bench) -> None:
+    config = toy.scale.models["376m"]
+    with gpu_device.drawn_on_device():
+        model = Transformer(config, RoPEppEC())
+    assert torch.equal(model.norm.weight, torch.ones(config.hidden_size))
+    assert 0.9 < model.lm_head.weight.std() / config.init_std < 1.1
+    assert not torch.equal(model.lm_head.weight, Transformer(config, RoPEppEC()).lm_head.weight)
 
 
 def test_the_published_sizes() -> None:
-    assert [gpu_check.load_config(size).hidden_size for size in gpu_check.SIZES] == [1024, 1536]
+    found = [gpu_device.load_config(size).hidden_size for size in gpu_device.SIZES]
+    assert found == [1024, 1536]
+
+
+def test_the_page() -> None:
+    def figure(case: str, name: str, value: float | str, unit: str = "") -> dict[str, Any]:
+        where = {"stage": "speed", "table": "loss", "on": "a card, torch 9"}
+        return {**where, "case": case, "name": name, "value": value, "unit": unit}
+
+    figures = [
+        figure("chunked", "time", 12.34567, "ms"),
+        figure("chunked", "tokens/s", 123456.7),
+        figure("liger", "time", 8.0, "ms"),
+        figure("liger", "why", 50 * "x"),
+    ]
+    page = gpu_table.page("a command", "abc", {"speed": "ok"}, figures)
+    assert "`a command`\non a card, torch 9, commit abc." in page
+    assert "| speed | ok |" in page
+    table = page.partition("## speed, loss\n\n")[2].splitlines()
+    assert table == [
+        "| | time | tokens/s |",
+        "| --- | ---: | ---: |",
+        "| chunked | 12.3 ms | 123,457 |",
+        "| liger | 8 ms |  |",
+        "",
+        f"* liger, why: {50 * 'x'}",
+    ]
+
+
+def rehearse(folder: Path, *stages: str) -> dict[str, str]:
+    """Runs the script from elsewhere, with neither the package nor its folder on the path; returns
+    how each stage ended."""
+    command = [sys.executable, str(SCRIPTS / "gpu_check.py"), "--seconds", "120", "--rehearse"]
+    command += ["--out", str(folder / "out"), *stages]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + (folder / "out" / "log.txt").read_text()
+    page = (folder / "out" / "gpu.md").read_text()
+    assert page in done.stdout
+    rows = [line.split("|") for line in page.partition("## ")[0].splitlines()[7:] if line]
+    return {row[1].strip(): row[2].strip() for row in rows}
+
+
+@pytest.mark.slow
+def test_a_short_rehearsal(tmp_path: Path) -> None:
+    wanted = ("ceilings", "parity", "decode", "776m", "flex")
+    assert rehearse(tmp_path, "--stages", *wanted) == dict.fromkeys(wanted, "ok")
+    lines = [json.loads(x) for x in (tmp_path / "out" / "figures.jsonl").read_text().splitlines()]
+    assert all(line["on"].endswith(f"torch {torch.__version__}") for line in lines)
+    steps = [line for line in lines if line["stage"] == "776m" and line["name"] == "step"]
+    assert len(steps) == 4
+    assert all(line["value"] > 0 and line["unit"] == "ms" for line in steps)
+
+
+@pytest.mark.slow
+@pytest.mark.extra
+def test_the_whole_rehearsal(tmp_path: Path) -> None:
+    found = rehearse(tmp_path, "--fit")
+    assert found == dict.fromkeys((*gpu_check.STAGES, "fit"), "ok")
+    lines = [json.loads(x) for x in (tmp_path / "out" / "figures.jsonl").read_text().splitlines()]
+    first = {x["name"]: x["value"] for x in lines if x["stage"] == "376m" and "x 48" in x["case"]}
+    assert "waits" in first
+    assert (tmp_path / "out" / "profile.txt").read_text().count("\n") > 10
 
 
 @pytest.mark.skipif(
