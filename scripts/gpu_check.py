@@ -56,6 +56,7 @@ class Progress:
         name: Its name.
         until: When the present stage should be over.
         errors: What went wrong in each stage.
+        seconds: How long each stage took.
     """
 
     figures: list[dict[str, Any]] = field(default_factory=list)
@@ -65,11 +66,15 @@ class Progress:
     name: str = ""
     until: float = 0.0
     errors: dict[str, list[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _noted: float = field(default_factory=time.time)
 
     def note(self, line: dict[str, Any]) -> None:
         """Takes in what the worker says."""
-        event = line["event"]
-        stage = line["stage"]
+        event, stage, now = line["event"], line["stage"], time.time()
+        if event != "stage":
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._noted
+        self._noted = now
         if event == "stage":
             self.stage, self.case, self.until = stage, -1, line["until"]
             self.status.setdefault(stage, "running")
@@ -139,7 +144,9 @@ class Worker:
             self.process.wait(patience)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may take its time
+            self.process.wait(2.0)
+        return -signal.SIGKILL if self.process.returncode is None else self.process.returncode
 
 
 def measure(options: argparse.Namespace, save: Callable[[Progress], object]) -> Progress:
@@ -178,7 +185,8 @@ def follow(
         try:
             line = worker.lines.get(timeout=0.3)
         except queue.Empty:
-            line = ""
+            # What it has left running may keep the pipe open.
+            line = "" if worker.process.poll() is None else None
         if line is None:
             return ""
         if line:
@@ -224,6 +232,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=ROOT / "logs" / "gpu_check", help="folder (logs/gpu_check)")
     add("--stages", nargs="+", choices=(*STAGES, "fit"), default=list(STAGES))
     add("--fit", action="store_true", help="then train a small model by the command line, FSDP2")
+    add("--commit", help="of the source, where git cannot say it")
     add("--rehearse", action="store_true", help="on a CPU, at toy size")
     options = parser.parse_args(arguments)
     order = (*STAGES, "fit")
@@ -243,10 +252,11 @@ def main() -> None:
     for name in ("figures.jsonl", "log.txt"):
         (options.out / name).write_text("")
     command = shlex.join(["python", "scripts/gpu_check.py", *sys.argv[1:]])
-    commit = gpu_table.commit(ROOT)
+    commit = options.commit or gpu_table.commit(ROOT)
 
     def save(progress: Progress) -> str:
-        page = gpu_table.page(command, commit, progress.status, progress.figures)
+        found = (progress.status, progress.figures, progress.seconds)
+        page = gpu_table.page(command, commit, *found)
         (options.out / "gpu.md").write_text(page)
         return page
 

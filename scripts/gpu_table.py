@@ -1,5 +1,6 @@
 """The page that gpu_check writes, from its figures."""
 
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ def text(figure: Record) -> str:
     value, unit = figure["value"], figure["unit"]
     if isinstance(value, str):
         return value
+    if not math.isfinite(value):
+        return f"{value} {unit}".strip()
     if value == int(value) and abs(value) < 1e6:
         number = f"{int(value)}"
     else:
@@ -21,12 +24,21 @@ def text(figure: Record) -> str:
     return f"{number} {unit}".strip()
 
 
-def page(command: str, commit: str, status: dict[str, str], figures: list[Record]) -> str:
+def page(
+    command: str,
+    commit: str,
+    status: dict[str, str],
+    figures: list[Record],
+    seconds: dict[str, float],
+) -> str:
     """Markdown: what ran where, how each stage ended, and a table for each kind of measurement."""
     on = next((figure["on"] for figure in figures), "nothing")
     lines = ["# On a GPU", "", f"`{command}`", f"on {on}, commit {commit}.", ""]
-    lines += ["| stage | |", "| --- | --- |"]
-    lines += [f"| {stage} | {cell(said)} |" for stage, said in status.items()]
+    lines += ["| stage | | |", "| --- | --- | ---: |"]
+    lines += [
+        f"| {stage} | {cell(said)} | {seconds.get(stage, 0.0):.0f} s |"
+        for stage, said in status.items()
+    ]
     for stage in status:
         own = [figure for figure in figures if figure["stage"] == stage]
         for kind in dict.fromkeys(figure["table"] for figure in own):

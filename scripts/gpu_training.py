@@ -116,8 +116,11 @@ def train(
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         use_distributed_sampler=False, inference_mode=False, callbacks=[StepGuard(), probe],
     )  # fmt: skip
-    with drawn_on_device():
-        trainer.fit(module, datamodule=data)
+    try:
+        with drawn_on_device():
+            trainer.fit(module, datamodule=data)
+    finally:
+        device.list_waits(False)
     seconds = statistics.median(probe.seconds)
     flops = [training_flops(module.network, rows * length, data.pairs(s)) for s in measured]
     # Of a step with about as many pairs as others have.
@@ -139,7 +142,7 @@ def train(
     if first:
         yield "waits", listed(probe.waits), ""
         yield "graph breaks", listed(probe.breaks), ""
-        yield "kernels", f"{100 * probe.busy:.0f}% of the time, see profile.txt", ""
+        yield "kernels", probe.kernels, ""
 
 
 def listed(found: Counter[str]) -> str:
@@ -180,7 +183,7 @@ class Probe(pl.Callback):
     profile_to: Path | None
     first: float = 0.0
     peak: int = 0
-    busy: float = 0.0
+    kernels: str = ""
     graphs: tuple[int, int] = (0, 0)
     breaks: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
@@ -226,8 +229,11 @@ class Probe(pl.Callback):
         if self._profile is not None:
             self.device.wait()
             wall = time.perf_counter() - self._began
-            self._profile.__exit__(None, None, None)
-            self._write(self._profile.key_averages(), wall)
+            try:  # the times are there, whatever becomes of this
+                self._profile.__exit__(None, None, None)
+                self._write(self._profile.key_averages(), wall)
+            except Exception as error:
+                self.kernels = f"{type(error).__name__}: {error}"
 
     def _count_graphs(self) -> int:
         from torch._dynamo.utils import counters
@@ -257,7 +263,10 @@ class Probe(pl.Callback):
         if self.device.device.type == "cuda":
             kinds.append(ProfilerActivity.CUDA)
         self.device.wait()
-        self._profile = profile(activities=kinds).__enter__()
+        try:
+            self._profile = profile(activities=kinds).__enter__()
+        except Exception as error:
+            self.kernels = f"{type(error).__name__}: {error}"
         self._began = time.perf_counter()
 
     def _write(self, events: EventList, wall: float) -> None:
@@ -268,7 +277,7 @@ class Probe(pl.Callback):
             rows = [x for x in rows if x[1].device_type == torch.autograd.DeviceType.CUDA]
         rows.sort(key=lambda x: -x[0])
         total = sum(time for time, _ in rows) or 1.0
-        self.busy = total / 1e6 / wall
+        self.kernels = f"{total / 1e4 / wall:.0f}% of the time, see profile.txt"
         lines = [f"{LISTED} steps, {1e3 * wall:.1f} ms, kernels {total / 1e3:.1f} ms", ""]
         lines += ["   ms a step  share  calls  name"]
         lines += [

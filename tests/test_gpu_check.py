@@ -206,18 +206,19 @@ def test_the_page() -> None:
     figures = [
         figure("chunked", "time", 12.34567, "ms"),
         figure("chunked", "tokens/s", 123456.7),
+        figure("liger", "tokens/s", float("nan")),
         figure("liger", "time", 8.0, "ms"),
         figure("liger", "why", 50 * "x"),
     ]
-    page = gpu_table.page("a command", "abc", {"speed": "ok"}, figures)
+    page = gpu_table.page("a command", "abc", {"speed": "ok"}, figures, {"speed": 2.4})
     assert "`a command`\non a card, torch 9, commit abc." in page
-    assert "| speed | ok |" in page
+    assert "| speed | ok | 2 s |" in page
     table = page.partition("## speed, loss\n\n")[2].splitlines()
     assert table == [
         "| | time | tokens/s |",
         "| --- | ---: | ---: |",
         "| chunked | 12.3 ms | 123,457 |",
-        "| liger | 8 ms |  |",
+        "| liger | 8 ms | nan |",
         "",
         f"* liger, why: {50 * 'x'}",
     ]
