@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ def fit(bench: Bench) -> list[Case]:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         return [Case("fit", partial(_skipped, missing))]
-    logs = Path(mkdtemp(dir=bench.out, prefix="fit-"))
+    logs = Path(mkdtemp(prefix="gpu_check-"))  # many files, none of which is a result
     return [
         Case("prepare", partial(prepare, logs)),
         Case("train 6 steps", partial(run, bench, logs, "fit", 0, "--trainer.max_steps=6")),
@@ -104,5 +105,7 @@ def stop(bench: Bench, logs: Path) -> Iterator[Figure]:
         thread.join()
         with contextlib.suppress(ValueError, TypeError):
             signal.signal(signal.SIGUSR1, handler)
-    if newest(logs) == before:
+    after = newest(logs)
+    shutil.rmtree(logs, ignore_errors=True)
+    if after == before:
         raise AssertionError(f"no checkpoint after {before}")

@@ -252,6 +252,11 @@ def time_attention(
     except InputError as error:
         yield "refused", refusal(error), ""
         return
+    except RuntimeError as error:
+        if "No available kernel" not in str(error):
+            raise
+        yield "refused", str(error).strip().splitlines()[0], ""
+        return
     device.wait()
     yield "first call", time.perf_counter() - began, "s"
     flops = 4 * heads.D * heads.H * rows * length * (length + 1) // 2
@@ -326,6 +331,11 @@ def time_loss(bench: Bench, backend: str, rows: int | None) -> Iterator[Figure]:
             device.seconds(step, 1, 1)
         except InputError as error:
             yield "skipped", str(error), ""
+            return
+        except torch.OutOfMemoryError:
+            if backend != "naive":
+                raise
+            yield "skipped", "does not fit", ""
             return
         device.forget_peak()
         before = device.peak()
