@@ -108,7 +108,7 @@ def test_stages_are_cut_between_measurements(
     monkeypatch.setattr(gpu_worker, "emit", lambda **what: said.append(what))
 
     def slow() -> Any:
-        time.sleep(0.2)
+        time.sleep(0.8)
         yield "value", 1.0, "s"
 
     def wrong() -> Any:
@@ -116,7 +116,7 @@ def test_stages_are_cut_between_measurements(
         raise ValueError("no\ngood")
 
     cases = [gpu_device.Case(name, slow, compiles=False) for name in "abc"]
-    gpu_worker.run_stage("speed", cases, time.time() + 0.25, 0, toy, "here")
+    gpu_worker.run_stage("speed", cases, time.time() + 1.2, 0, toy, "here")
     assert said[-1] == {"event": "cut", "stage": "speed", "done": 1, "cases": 3}
     said.clear()
     cases = [gpu_device.Case("x", wrong), *cases]
