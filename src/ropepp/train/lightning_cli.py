@@ -40,6 +40,8 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the loader gives each process its part
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
+    # What FSDP2 gathers in inference mode, as Lightning evaluates over NCCL, cannot train later.
+    "inference_mode": False,
     "log_every_n_steps": 1,  # for Lightning's own log; ours has an interval of its own
 }
 

@@ -33,7 +33,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Blocks compute with parameters gathered in the model's compute dtype; embedding, final norm and
     output layer are gathered in float32, because their gradients sum over many tokens. Gradients
-    are reduced in float32.
+    are reduced in float32. A Trainer that evaluates needs ``inference_mode=False``, as the command
+    line gives it: over NCCL, what was gathered in inference mode cannot train later.
 
     Args:
         shard_size: Processes that share one copy of the model; all of them unless given. With the
