@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from ropepp.errors import InputError
+from ropepp.model.documents import Documents, Recent, lengths
 from ropepp.model.kernels import attention, flex, fused
-from ropepp.model.kernels.backend import Recent, lengths
 
 FAST = ["sdpa"]
 HEADS = [(4, 4), (4, 2), (8, 1), (6, 3)]
@@ -295,7 +295,8 @@ def test_flex_blocks_are_where_the_mask_is(
     monkeypatch.setattr(flex, "_SEEN", Recent())
     T, S = (33, 52) if sizes else (21, 30)
     bounds, bounds_k = (boundaries([size[i] for size in sizes]) if sizes else None for i in (0, 1))
-    request = fused.Request(*qkv(1, T, S, 2, 1), causal, bounds, bounds_k, None, None, 1.0)
+    own, own_k = (None if x is None else Documents(x) for x in (bounds, bounds_k))
+    request = fused.Request(*qkv(1, T, S, 2, 1), causal, own, own_k, None, None, 1.0)
     _, mask = flex._seen(request)
     shown = create_mask(mask.mask_mod, 1, 1, T, S, device="cpu")[0, 0]
     padded = F.pad(shown, (0, -S % 4, 0, -T % 4)).unflatten(1, (-1, 4)).unflatten(0, (-1, 4))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ropepp.errors import InputError
+from ropepp.model.documents import Documents
 from ropepp.model.kernels import BACKENDS, Request, attention, choose, flash, flex, registry
 from ropepp.model.kernels import backend as refusals
 
@@ -54,7 +55,8 @@ def request(
     S = S or T
     q = torch.empty(2, T, 4, D, dtype=dtype, device=device, requires_grad=grad)
     k = torch.empty(2, S, 2, D, dtype=dtype, device=device)
-    bounds = torch.empty(4, dtype=torch.int32, device=device) if packed else None
+    host, own = (torch.empty(4, dtype=torch.int32, device=where) for where in ("cpu", device))
+    bounds = Documents(host, own) if packed else None
     slopes = torch.empty(4, device=device) if alibi else None
     ids = tuple(torch.empty(2, n, dtype=torch.int64, device=device) for n in (T, S))
     return Request(q, k, k, causal, bounds, bounds, slopes, ids if hidden else None, 1.0)
@@ -299,9 +301,9 @@ def test_what_kernels_of_documents_are_called_with(
     q, k, v = torch.randn(2, T, 4, 8), torch.randn(2, S, 2, 8), torch.randn(2, S, 2, 8)
     bounds = bounds_k = None
     if sizes is not None:
-        bounds = bounds_k = torch.tensor([0, *sizes[0]]).cumsum(0)
+        bounds = bounds_k = Documents(torch.tensor([0, *sizes[0]]).cumsum(0))
         if sizes[1] is not None:
-            bounds_k = torch.tensor([0, *sizes[1]]).cumsum(0)
+            bounds_k = Documents(torch.tensor([0, *sizes[1]]).cumsum(0))
     slopes = torch.rand(4) if name == "flash2" else None
     asked = Request(q, k, v, causal, bounds, bounds_k, slopes, None, 0.3)
     want = BACKENDS["reference"].run(asked)

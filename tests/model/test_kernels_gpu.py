@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ropepp.model.documents import Documents
 from ropepp.model.kernels import BACKENDS, Request, attention
 
 pytestmark = pytest.mark.gpu
@@ -57,12 +58,12 @@ def request(
 def skip_if_refused(name: str, arguments: dict[str, Any]) -> None:
     if name == "auto":
         return
-    fields = dict.fromkeys(Request.__dataclass_fields__)
-    reason = BACKENDS[name].refuse(
-        Request(
-            **{**fields, "cu_seqlens_k": arguments.get("cu_seqlens"), "scale": 1.0, **arguments}
-        )
-    )
+    fields = {**dict.fromkeys(Request.__dataclass_fields__), "scale": 1.0, **arguments}
+    own, own_k = fields.pop("cu_seqlens", None), fields.pop("cu_seqlens_k", None)
+    fields["documents"] = fields["documents_k"] = None if own is None else Documents.of(own)
+    if own_k is not None:
+        fields["documents_k"] = Documents.of(own_k)
+    reason = BACKENDS[name].refuse(Request(**fields))
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
 

@@ -3,8 +3,8 @@
 1. `config` are its sizes, `heads` the table of attention heads: projection, phase, kv head;
 2. `positions` are the variants, one small file each;
 3. `attention` goes from projections over the position to a kernel (`kernels`) and out again;
-   `scope` says which keys a query sees, `cache` keeps them for generation, `sequence` spreads
-   rows;
+   `scope` says which keys a query sees, `documents` where they begin and end in packed rows,
+   `cache` keeps keys for generation, `sequence` spreads rows;
 4. `transformer` puts blocks together, `loss` and `init` are its ends, `flops` its price;
 5. `plain` writes specs as plain data, `folders` reads models of other origin.
 """

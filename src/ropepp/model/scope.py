@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ropepp.model.cache import LayerCache
+from ropepp.model.documents import Documents
 from ropepp.model.kernels import attention
 from ropepp.model.sequence import SequenceGroup
 
@@ -15,15 +15,17 @@ class AttentionScope:
     """Rows that are whole in this process.
 
     Args:
-        cu_seqlens: Boundaries of documents, see `ropepp.model.kernels.attention`.
-        documents: Document ids (B, T) of the queries and (B, S) of the keys; for cached rows.
+        documents: Documents in the rows.
+        document_ids: Ids (B, T) of the queries and (B, S) of the keys; for cached rows.
     """
 
     def __init__(
-        self, cu_seqlens: Tensor | None = None, documents: tuple[Tensor, Tensor] | None = None
+        self,
+        documents: Documents | None = None,
+        document_ids: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self.cu_seqlens = cu_seqlens
         self.documents = documents
+        self.document_ids = document_ids
 
     # A cache grows with every token: what is compiled around this sees the same shapes each time.
     @torch.compiler.disable
@@ -43,8 +45,8 @@ class AttentionScope:
             q_BTHD,
             k_BTKD,
             v_BTKD,
-            cu_seqlens=self.cu_seqlens,
-            document_ids=self.documents,
+            cu_seqlens=self.documents,
+            document_ids=self.document_ids,
             **options,
         )
 
@@ -57,18 +59,21 @@ class ContextParallelScope(AttentionScope):
 
     Args:
         sequence: The processes that share them.
-        cu_seqlens: Boundaries of documents in the whole rows.
+        documents: Documents in the whole rows.
         B: Rows.
         T: Tokens in a whole row.
     """
 
-    def __init__(self, sequence: SequenceGroup, cu_seqlens: Tensor | None, B: int, T: int) -> None:
-        super().__init__(cu_seqlens)
+    def __init__(
+        self, sequence: SequenceGroup, documents: Documents | None, B: int, T: int
+    ) -> None:
+        super().__init__(documents)
         self.sequence = sequence
         self.pieces = sequence.spans(T)
-        self.bounds: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(self.pieces)
-        if cu_seqlens is not None:
-            self.bounds = list(sequence.boundaries(cu_seqlens, B, T))
+        self.bounds: list[tuple[Documents | None, Documents | None]]
+        self.bounds = [(None, None)] * len(self.pieces)
+        if documents is not None:
+            self.bounds = list(sequence.boundaries(documents, T))
 
     @torch.compiler.disable
     def attend(
@@ -87,29 +92,3 @@ class ContextParallelScope(AttentionScope):
             k, v = k_BSKD[:, :end], v_BSKD[:, :end]
             outs.append(attention(q, k, v, cu_seqlens=bounds, cu_seqlens_k=bounds_k, **options))
         return torch.cat(outs, dim=1)
-
-
-def find_documents(document_ids_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Finds the documents of each row; equal ids in different rows are different documents.
-
-    Padding (-1) forms documents of its own, so that nothing else sees it. Ids may come in any
-    order: where a document is interrupted by another, an order brings its tokens together and keeps
-    their sequence.
-
-    Returns:
-        Boundaries of the documents in the flattened rows, (documents + 1,) int32, from 0 to B * T,
-        and for each row the order of tokens (B, T) in which its documents are contiguous, or None
-        if they are already.
-    """
-    runs = _starts(document_ids_BT)
-    in_order, order = document_ids_BT.sort(dim=1, stable=True)
-    sorted_runs = _starts(in_order)
-    contiguous = bool(runs.sum() == sorted_runs.sum())
-    starts = (runs if contiguous else sorted_runs).flatten().nonzero().flatten()
-    end = starts.new_tensor([document_ids_BT.numel()])
-    cu_seqlens = torch.cat((starts, end)).to(torch.int32)
-    return cu_seqlens, None if contiguous else order
-
-
-def _starts(ids_BT: Tensor) -> Tensor:
-    return F.pad(ids_BT.diff(dim=1) != 0, (1, 0), value=True)

@@ -17,6 +17,7 @@ except ImportError:  # its name before torch 2.13
     from torch.distributed._functional_collectives import all_gather_tensor_autograd as all_gather
 
 from ropepp.errors import InputError
+from ropepp.model.documents import Documents
 
 
 class SequenceGroup:
@@ -52,16 +53,23 @@ class SequenceGroup:
         rows = pieces[order].flatten(0, 1).movedim(0, 1)
         return rows[:, :, :K], rows[:, :, K:]
 
-    def boundaries(self, cu_seqlens: Tensor, B: int, T: int) -> list[tuple[Tensor, Tensor]]:
-        """For each own piece [a, b), the boundaries of the documents in its queries (B * (b - a))
-        and in the keys up to its end (B * b).
+    def boundaries(self, documents: Documents, T: int) -> list[tuple[Documents, Documents]]:
+        """For each own piece [a, b), the documents in its queries (B * (b - a)) and in the keys up
+        to its end (B * b).
 
         Args:
-            cu_seqlens: Boundaries in whole rows, (documents + 1,) int32 from 0 to B * T; none
-                crosses a row's end.
-            B: Rows.
+            documents: Documents of whole rows; none crosses a row's end.
             T: Tokens in a row.
         """
+        bounds = self._boundaries(documents.host, T)
+        # Found on both sides: a copy would be waited for.
+        device = bounds
+        if documents.boundaries.device != documents.host.device:
+            device = self._boundaries(documents.boundaries, T)
+        found = zip(bounds, device, strict=True)
+        return [(Documents(q, q2), Documents(k, k2)) for (q, k), (q2, k2) in found]
+
+    def _boundaries(self, cu_seqlens: Tensor, T: int) -> list[tuple[Tensor, Tensor]]:
         starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
         row = starts // T * T
         starts, ends = starts - row, ends - row

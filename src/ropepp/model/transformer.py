@@ -9,11 +9,12 @@ from ropepp.errors import InputError
 from ropepp.model.attention import Attention, Linear, RMSNorm
 from ropepp.model.cache import KVCache, LayerCache
 from ropepp.model.config import ModelConfig
+from ropepp.model.documents import Documents
 from ropepp.model.init import initialize
 from ropepp.model.kernels import Backend
 from ropepp.model.loss import IGNORE_INDEX, cross_entropy_sum, token_losses
 from ropepp.model.positions.base import Position, Table
-from ropepp.model.scope import CAUSAL, AttentionScope, ContextParallelScope, find_documents
+from ropepp.model.scope import CAUSAL, AttentionScope, ContextParallelScope
 from ropepp.model.sequence import SequenceGroup, check_length
 
 
@@ -117,7 +118,7 @@ class Transformer(nn.Module):
         self,
         input_ids: Tensor,
         positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
+        document_ids: Tensor | Documents | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states after the last norm, (B, T, M); arguments as in `forward`.
@@ -126,7 +127,7 @@ class Transformer(nn.Module):
         """
         B, T = input_ids.shape
         for name, given in (("positions", positions), ("document_ids", document_ids)):
-            if given is not None and given.shape != (B, T):
+            if isinstance(given, Tensor) and given.shape != (B, T):
                 raise InputError(
                     f"{name} is {tuple(given.shape)}; it must be {(B, T)} as input_ids"
                 )
@@ -151,30 +152,37 @@ class Transformer(nn.Module):
         return x_BTM
 
     def _scope(
-        self, input_ids: Tensor, document_ids: Tensor | None, cache: KVCache | None
+        self, input_ids: Tensor, document_ids: Tensor | Documents | None, cache: KVCache | None
     ) -> tuple[AttentionScope, Tensor | None]:
         """What all layers' queries see, and the order of tokens that makes documents contiguous."""
         B, T = input_ids.shape
-        cu_seqlens = order = None
-        documents = cache.documents(document_ids, B, T) if cache is not None else None
-        if document_ids is not None and (cache is None or cache.length == 0):
-            cu_seqlens, order = find_documents(document_ids)
+        cached = None
+        if cache is not None:
+            if isinstance(document_ids, Documents):
+                raise InputError("rows with a cache need ids of documents, not their boundaries")
+            cached = cache.documents(document_ids, B, T)
+        documents = document_ids if isinstance(document_ids, Documents) else None
+        if isinstance(document_ids, Tensor) and (cache is None or cache.length == 0):
+            documents = Documents.from_ids(document_ids)
+        if documents is not None and (found := sum(documents.lengths)) != B * T:
+            raise InputError(f"documents have {found} tokens and the rows {B * T}")
+        order = None if documents is None else documents.order
         if self.sequence is not None:
             check_length(T, self.sequence.size)
             if order is not None or cache is not None:
                 raise InputError(
                     "rows shared by several processes need contiguous documents and no cache"
                 )
-            return ContextParallelScope(self.sequence, cu_seqlens, B, T), None
-        if cache is not None and (order is not None or cu_seqlens is None):
-            return AttentionScope(documents=documents), None
-        return AttentionScope(cu_seqlens), order
+            return ContextParallelScope(self.sequence, documents, B, T), None
+        if cache is not None and (order is not None or documents is None):
+            return AttentionScope(document_ids=cached), None
+        return AttentionScope(documents), order
 
     def forward(
         self,
         input_ids: Tensor,
         positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
+        document_ids: Tensor | Documents | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Logits of the next token.
@@ -183,7 +191,8 @@ class Transformer(nn.Module):
             input_ids: (B, T) int64.
             positions: (B, T) int64; 0..T-1 unless given.
             document_ids: (B, T) int64; a token sees only tokens with its own id in its row. -1 is
-                padding, seen by nobody else.
+                padding, seen by nobody else. Or `Documents` on the device of ``input_ids``, which
+                are not waited for.
             cache: Tokens read before, to which these are added; positions then go on from there
                 unless given.
 
@@ -197,7 +206,7 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         targets: Tensor,
         positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
+        document_ids: Tensor | Documents | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed cross entropy and number of targets, without the logits of all tokens.
 
@@ -230,7 +239,7 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         targets: Tensor,
         positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
+        document_ids: Tensor | Documents | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Each token's cross entropy (B, T) float32 in nats and whether its target is the likeliest
         token (B, T), without gradient; 0 and False where there is no target. Of rows shared by

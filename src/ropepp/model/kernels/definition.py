@@ -10,7 +10,7 @@ def reference(request: Request) -> Tensor:
     """The definition, in float32 with all scores and repeated keys in memory: what every other
     backend must agree with."""
     q, k, v = (x.float() for x in (request.q, request.k, request.v))
-    if request.cu_seqlens is not None:
+    if request.documents is not None:
         q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
     T, S, G = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(G, dim=2) for x in (k, v))
@@ -18,8 +18,10 @@ def reference(request: Request) -> Tensor:
     # Which key, counted over all keys, a query's own token is.
     query, key = torch.arange(S - T, S, device=q.device), torch.arange(S, device=q.device)
     hidden = torch.zeros(T, S, dtype=torch.bool, device=q.device)
-    if request.cu_seqlens is not None and request.cu_seqlens_k is not None:
-        ends, ends_k = request.cu_seqlens[1:].long(), request.cu_seqlens_k[1:].long()
+    if request.documents is not None and request.documents_k is not None:
+        ends, ends_k = (
+            own.boundaries[1:].long() for own in (request.documents, request.documents_k)
+        )
         index = torch.arange(T, device=q.device)
         document = torch.bucketize(index, ends, right=True)
         document_k = torch.bucketize(key, ends_k, right=True)

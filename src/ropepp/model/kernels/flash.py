@@ -33,7 +33,7 @@ def _run(package: Any, request: Request, **options: Any) -> Tensor:
         "causal": request.causal,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-    if request.cu_seqlens is None:
+    if request.documents is None:
         out = package.flash_attn_func(request.q, request.k, request.v, **options)
     else:
         q, k, v, bounds, bounds_k, longest, longest_k = request.flattened()

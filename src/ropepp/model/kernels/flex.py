@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ropepp.model.kernels.backend import Backend, Recent, Request, document_ids, older_than
+from ropepp.model.documents import Recent
+from ropepp.model.kernels.backend import Backend, Request, document_ids, older_than
 
 if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or two
     from torch.nn.attention.flex_attention import BlockMask
@@ -25,7 +26,7 @@ def flex(request: Request) -> Tensor:
     """`torch.nn.attention.flex_attention`, compiled on a GPU, with all scores in memory on a
     CPU."""
     q, k, v = request.q, request.k, request.v
-    if request.cu_seqlens is not None:
+    if request.documents is not None:
         q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
     position, mask = _seen(request)
     kernel = _compiled() if q.is_cuda else _uncompiled
@@ -57,7 +58,9 @@ def _seen(request: Request) -> tuple[Tensor, "BlockMask"]:
     blocks: of all queries together if documents are packed, else of one row; once for all
     layers."""
     T, S, device = request.q.shape[1], request.k.shape[1], request.q.device
-    bounds, bounds_k = request.cu_seqlens, request.cu_seqlens_k
+    bounds, bounds_k = (
+        None if own is None else own.boundaries for own in (request.documents, request.documents_k)
+    )
     if bounds is not None:
         T, S = request.q.shape[0] * T, request.k.shape[0] * S
 

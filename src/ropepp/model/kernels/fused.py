@@ -18,7 +18,6 @@ from ropepp.model.kernels.backend import (
     Request,
     half_on_cuda,
     head_size,
-    lengths,
     never,
     older_than,
 )
@@ -58,7 +57,7 @@ def varlen(request: Request) -> Tensor:
 
 
 def _by_runs(request: Request, dense: Dense) -> Tensor:
-    if request.cu_seqlens is None:
+    if request.documents is None:
         return dense(request, request.q, request.k, request.v)
     runs = _runs(request)
     # One split instead of a slice per run: the gradient of a slice is a tensor of the whole size.
@@ -77,9 +76,9 @@ def _by_runs(request: Request, dense: Dense) -> Tensor:
 def _runs(request: Request) -> list[tuple[int, int, int]]:
     """Consecutive documents of equal lengths as (number, queries, keys): full rows of a batch are
     one run."""
-    assert request.cu_seqlens is not None
-    assert request.cu_seqlens_k is not None
-    sizes = zip(lengths(request.cu_seqlens), lengths(request.cu_seqlens_k), strict=True)
+    assert request.documents is not None
+    assert request.documents_k is not None
+    sizes = zip(request.documents.lengths, request.documents_k.lengths, strict=True)
     return [(len(list(run)), *size) for size, run in groupby(sizes)]
 
 
@@ -204,7 +203,7 @@ def _refuse_cudnn(request: Request) -> str | None:
     if reason := half_on_cuda(request):
         return reason
     square = request.q.shape[1] == request.k.shape[1]
-    if request.causal and not (square and request.cu_seqlens is request.cu_seqlens_k):
+    if request.causal and not (square and request.documents is request.documents_k):
         return "its causality is aligned for as many queries as keys"
     q, k, v = (x.transpose(1, 2) for x in (request.q, request.k, request.v))
     grouped = q.shape[1] != k.shape[1]

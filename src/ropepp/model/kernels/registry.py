@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.model.kernels.backend import HALF, Backend, Request, lengths
+from ropepp.model.documents import Documents
+from ropepp.model.kernels.backend import HALF, Backend, Request
 from ropepp.model.kernels.definition import REFERENCE
 from ropepp.model.kernels.flash import FLASH2, FLASH4
 from ropepp.model.kernels.flex import FLEX
@@ -30,8 +31,8 @@ def attention(
     v: Tensor,
     *,
     causal: bool = True,
-    cu_seqlens: Tensor | None = None,
-    cu_seqlens_k: Tensor | None = None,
+    cu_seqlens: Tensor | Documents | None = None,
+    cu_seqlens_k: Tensor | Documents | None = None,
     alibi_slopes: Tensor | None = None,
     document_ids: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
@@ -45,7 +46,8 @@ def attention(
         v: Values (B, S, K, D).
         causal: Whether query i sees only the keys up to S - T + i.
         cu_seqlens: Boundaries of documents in the flattened queries, (documents + 1,) int32 from 0
-            to B * T; tokens see their own document only. Needs S = T, or ``cu_seqlens_k``.
+            to B * T, or `Documents`, with which a GPU is not waited for; tokens see their own
+            document only. Needs S = T, or ``cu_seqlens_k``.
         cu_seqlens_k: Boundaries of the same documents in the flattened keys, (documents + 1,) int32
             from 0 to B * S; those of the queries unless given. The last query of a document is at
             its last key. A document may have no queries; with queries it has as many keys at
@@ -65,9 +67,12 @@ def attention(
         InputError: Shapes do not fit, or the backend is unknown or cannot serve this; says which
             can.
     """
-    cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    documents, documents_k = (
+        Documents.of(own) if isinstance(own, Tensor) else own for own in (cu_seqlens, cu_seqlens_k)
+    )
+    documents_k = documents if documents_k is None else documents_k
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    request = Request(q, k, v, causal, cu_seqlens, cu_seqlens_k, alibi_slopes, document_ids, scale)
+    request = Request(q, k, v, causal, documents, documents_k, alibi_slopes, document_ids, scale)
     _check_shapes(request)
     _check_documents(request)
     if backend == "auto":
@@ -93,7 +98,7 @@ def choose(request: Request) -> str:
     installed, else to flex, which would compile anew for each length of a cache and is not for one
     query a row. Anything else goes to sdpa.
     """
-    packed, preferred = request.cu_seqlens is not None, []
+    packed, preferred = request.documents is not None, []
     if request.q.is_cuda and request.q.dtype in HALF and request.document_ids is None:
         if request.alibi_slopes is not None:
             preferred = ["flash2", "flex"] if packed or request.q.shape[1] > 1 else ["flash2"]
@@ -111,7 +116,7 @@ def _announce(name: str, kind: str) -> None:
 
 def _kind(request: Request) -> str:
     """In words, for people."""
-    what = "rows" if request.cu_seqlens is None else "packed documents"
+    what = "rows" if request.documents is None else "packed documents"
     if request.alibi_slopes is not None:
         what += " with ALiBi slopes"
     if request.document_ids is not None:
@@ -121,7 +126,7 @@ def _kind(request: Request) -> str:
 
 def _check_shapes(request: Request) -> None:
     (B, T, H, D), (S, K) = request.q.shape, request.k.shape[1:3]
-    bounds, bounds_k = request.cu_seqlens, request.cu_seqlens_k
+    bounds, bounds_k = request.documents, request.documents_k
     shape, shape_v = request.k.shape, request.v.shape
     fits = shape == (B, S, K, D) and shape_v == shape and H % K == 0
     if not fits or (S < T and bounds is bounds_k):
@@ -129,10 +134,10 @@ def _check_shapes(request: Request) -> None:
             f"attention got q {(B, T, H, D)}, k {tuple(shape)}, v {tuple(shape_v)}: "
             "needs (B, T, H, D) and twice (B, S, K, D) with S >= T and K dividing H"
         )
-    if bounds_k is not None and (bounds is None or bounds.shape != bounds_k.shape):
-        found = "missing" if bounds is None else f"{tuple(bounds.shape)}"
+    if bounds_k is not None and (bounds is None or bounds.host.shape != bounds_k.host.shape):
+        found = "missing" if bounds is None else f"{tuple(bounds.host.shape)}"
         raise InputError(
-            f"cu_seqlens_k is {tuple(bounds_k.shape)} and cu_seqlens {found}; they bound the "
+            f"cu_seqlens_k is {tuple(bounds_k.host.shape)} and cu_seqlens {found}; they bound the "
             "same documents"
         )
     if bounds is not None and bounds is bounds_k and S != T:
@@ -149,9 +154,9 @@ def _check_shapes(request: Request) -> None:
 
 def _check_documents(request: Request) -> None:
     """Boundaries against the tensors and each other."""
-    if request.cu_seqlens is None or request.cu_seqlens_k is None:
+    if request.documents is None or request.documents_k is None:
         return
-    sizes, sizes_k = lengths(request.cu_seqlens), lengths(request.cu_seqlens_k)
+    sizes, sizes_k = request.documents.lengths, request.documents_k.lengths
     for name, found, x in (
         ("cu_seqlens", sum(sizes), request.q),
         ("cu_seqlens_k", sum(sizes_k), request.k),

@@ -1,0 +1,142 @@
+"""Where documents begin and end in packed rows, known to the host and to the device."""
+
+import itertools
+import sys
+from collections.abc import Callable
+from typing import Generic, Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ropepp.errors import InputError
+
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Value]):
+    """The last few results of a function, found again by the identity of the tensors among its
+    arguments: all layers of a forward pass ask with the same boundaries.
+
+    Args:
+        size: Number of results that are kept.
+    """
+
+    def __init__(self, size: int = 8) -> None:
+        self.size = size
+        self._entries: dict[tuple[object, ...], tuple[tuple[object, ...], Value]] = {}
+
+    def get(self, arguments: tuple[object, ...], make: Callable[[], Value]) -> Value:
+        """The result for ``arguments``, made if it is not there."""
+        # A version changes in place with its tensor; torch does not count for inference tensors.
+        key = tuple(
+            (id(x), 0 if x.is_inference() else x._version) if isinstance(x, Tensor) else x
+            for x in arguments
+        )
+        if key not in self._entries:
+            # With the arguments: a tensor that is gone would leave its identity to another.
+            self._entries[key] = (arguments, make())
+            if len(self._entries) > self.size:
+                del self._entries[next(iter(self._entries))]
+        return self._entries[key][1]
+
+
+_LENGTHS: Recent[tuple[int, ...]] = Recent()
+
+
+def lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
+    """Lengths of documents from boundaries (documents + 1,) on the host, found once for all layers.
+
+    Raises:
+        InputError: They do not begin at 0, or fall.
+    """
+    return _LENGTHS.get((cu_seqlens,), lambda: _lengths(cu_seqlens))
+
+
+def _lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
+    bounds = cu_seqlens.tolist()
+    sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
+    if not sizes or bounds[0] != 0 or min(sizes) < 0:
+        raise InputError(
+            f"boundaries of documents are {bounds[:8]}{'...' if len(bounds) > 8 else ''}; "
+            "they must begin at 0 and never fall"
+        )
+    return sizes
+
+
+class Documents:
+    """Documents that lie one after another in the flattened tokens of rows.
+
+    Kernels on a GPU read the boundaries there, and the host needs them to choose a grid: it keeps
+    its own, so that nobody waits for the device.
+
+    Args:
+        host: Boundaries (documents + 1,), from 0 to B * T, on the CPU.
+        boundaries: The same on the device of the tokens; ``host`` unless given.
+        order: Of each row the order of tokens (B, T), int64, in which its documents are as the
+            boundaries say; None if they are so already.
+    """
+
+    def __init__(
+        self, host: Tensor, boundaries: Tensor | None = None, order: Tensor | None = None
+    ) -> None:
+        self.host = host.to(torch.int32)
+        self.boundaries = self.host if boundaries is None else boundaries.to(torch.int32)
+        self.order = order
+        # A compiled block serves any number of documents. It was compiled by the module below,
+        # which takes a second to import.
+        if dynamo := sys.modules.get("torch._dynamo"):
+            dynamo.mark_dynamic(self.host, 0)
+            dynamo.mark_dynamic(self.boundaries, 0)
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor) -> "Documents":
+        """From boundaries on any device, once for all layers; on a GPU this waits for it."""
+        return _FOUND.get((cu_seqlens,), lambda: Documents(cu_seqlens.cpu(), cu_seqlens))
+
+    @classmethod
+    def from_ids(cls, document_ids_BT: Tensor) -> Self:
+        """Finds the documents of each row; equal ids in different rows are different documents.
+
+        Padding (-1) forms documents of its own, so that nothing else sees it. Ids may come in any
+        order: where a document is interrupted by another, `order` brings its tokens together and
+        keeps their sequence. For ids on a GPU this waits for it.
+        """
+        runs = _starts(document_ids_BT)
+        in_order, order = document_ids_BT.sort(dim=1, stable=True)
+        sorted_runs = _starts(in_order)
+        contiguous = bool(runs.sum() == sorted_runs.sum())
+        starts = (runs if contiguous else sorted_runs).flatten().nonzero().flatten()
+        end = starts.new_tensor([document_ids_BT.numel()])
+        boundaries = torch.cat((starts, end)).to(torch.int32)
+        return cls(boundaries.cpu(), boundaries, None if contiguous else order)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each document."""
+        return lengths(self.host)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest one."""
+        return max(self.lengths)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
+        """With boundaries on another device; those of the host stay."""
+        order = self.order
+        if order is not None:
+            order = order.to(device, non_blocking=non_blocking)
+        boundaries = self.host.to(device, non_blocking=non_blocking)
+        return type(self)(self.host, boundaries, order)
+
+    def pin_memory(self) -> Self:
+        """In memory from which a GPU copies while the host goes on."""
+        order = None if self.order is None else self.order.pin_memory()
+        return type(self)(self.host.pin_memory(), order=order)
+
+
+_FOUND: Recent[Documents] = Recent()
+
+
+def _starts(ids_BT: Tensor) -> Tensor:
+    return F.pad(ids_BT.diff(dim=1) != 0, (1, 0), value=True)
