@@ -1,5 +1,7 @@
 """The backends that run on a CPU against the definition."""
 
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +15,21 @@ from torch.nn.attention.flex_attention import create_mask
 
 from ropepp.errors import InputError
 from ropepp.model.documents import Documents, Recent, lengths
-from ropepp.model.kernels import attention, flex, fused
+from ropepp.model.kernels import BACKENDS, Backend, attention, flex, fused
 
-FAST = ["sdpa"]
+FAST = ["sdpa", "plain"]
 HEADS = [(4, 4), (4, 2), (8, 1), (6, 3)]
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel of other devices than a CPU, where torch has no better one."""
+
+    def choice(request: fused.Request, T: int) -> fused.Kernel:
+        return fused.PLAIN
+
+    passes = (partial(function, choice=choice) for function in (fused.forward, fused.backward))
+    monkeypatch.setitem(BACKENDS, "plain", Backend("plain", lambda request: None, *passes))
 
 
 def qkv(B: int, T: int, S: int, H: int, K: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -168,7 +181,8 @@ def test_documents_with_keys_of_their_own(
         "alibi_slopes": torch.rand(heads[0]) if alibi else None,
         "causal": causal,
     }
-    agree("sdpa", inputs, **options)
+    for backend in FAST:
+        agree(backend, inputs, **options)
     with torch.no_grad():
         want, got = (attention(*inputs, backend=name, **options) for name in ("reference", "flex"))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
@@ -204,57 +218,73 @@ def test_queries_in_chunks(
     monkeypatch.setattr(fused, "CHUNK", 4)
     ids = ids_of(2, T, S) if hidden else None
     slopes = torch.rand(6) if alibi else None
-    agree("sdpa", qkv(2, T, S, 6, 3), causal=causal, alibi_slopes=slopes, document_ids=ids)
+    for backend in FAST:
+        options = {"causal": causal, "alibi_slopes": slopes, "document_ids": ids}
+        agree(backend, qkv(2, T, S, 6, 3), **options)
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Arguments of the calls of torch's function."""
-    original, seen = F.scaled_dot_product_attention, []
+def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
+    """The masks that the CPU's kernel is called with."""
+    original, seen = fused.CPU, []
 
-    def record(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        seen.append({"q": q, "k": k, "v": v, **options})
-        return original(q, k, v, **options)
+    def record(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *options: Any) -> Any:
+        seen.append(mask)
+        return original.forward(q, k, v, mask, *options)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    monkeypatch.setattr(fused, "CPU", replace(original, forward=record))
     return seen
 
 
 def test_no_mask_of_all_queries_and_keys(
-    calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    masks: list[Tensor | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused, "CHUNK", 4)
-    attention(*qkv(2, 12, 20, 4, 2))
-    assert [tuple(call["attn_mask"].shape[-2:]) for call in calls] == [(4, 12), (4, 16), (4, 20)]
+    attention(*qkv(2, 12, 20, 4, 2), alibi_slopes=torch.rand(4))
+    assert [mask.shape[-2:] for mask in masks if mask is not None] == [(4, 12), (4, 16), (4, 20)]
 
 
+@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(("T", "S"), [(2, 3), (5, 64), (70, 71), (33, 600)])
-def test_later_queries_without_gradients_need_no_mask(
-    heads: tuple[int, int], T: int, S: int, calls: list[dict[str, Any]]
+def test_later_queries_need_no_mask(
+    grad: bool, heads: tuple[int, int], T: int, S: int, masks: list[Tensor | None]
 ) -> None:
-    with torch.no_grad():
-        inputs = [x * 3 for x in qkv(2, T, S, *heads)]
+    if grad:
+        agree("sdpa", qkv(2, T, S, *heads))
+    else:
+        inputs = [x.detach() * 3 for x in qkv(2, T, S, *heads)]
         agreed = [attention(*inputs, backend=name) for name in ("reference", "sdpa")]
-    torch.testing.assert_close(*agreed, atol=2e-5, rtol=1e-4)
-    assert not calls
+        torch.testing.assert_close(*agreed, atol=2e-5, rtol=1e-4)
+    assert masks == [None, None]
 
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("hidden", [False, True])
 def test_one_query_takes_its_heads_for_positions(
-    heads: tuple[int, int], alibi: bool, hidden: bool, calls: list[dict[str, Any]]
+    heads: tuple[int, int], alibi: bool, hidden: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    original, calls = F.scaled_dot_product_attention, []
+
+    def record(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        calls.append({"q": q, "k": k, **options})
+        return original(q, k, v, **options)
+
     (H, K), S = heads, 13
     ids = ids_of(3, 1, S) if hidden else None
     inputs = qkv(3, 1, S, H, K)
-    agree("sdpa", inputs, alibi_slopes=torch.rand(H) if alibi else None, document_ids=ids)
+    options = {"alibi_slopes": torch.rand(H) if alibi else None, "document_ids": ids}
+    agree("sdpa", inputs, **options)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    with torch.no_grad():
+        want, got = (attention(*inputs, backend=name, **options) for name in ("reference", "sdpa"))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
     (call,) = calls
     assert call["q"].shape == (3, K, H // K, 16)
     assert call["k"].data_ptr() == inputs[1].data_ptr()  # not repeated
-    assert not call.get("is_causal")
-    assert not call.get("enable_gqa")
+    assert not call["is_causal"]
+    assert not call["enable_gqa"]
 
 
 @pytest.mark.parametrize("alibi", [False, True])

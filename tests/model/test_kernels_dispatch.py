@@ -4,6 +4,7 @@ that only say that they are on a GPU and packages that only look like the real o
 import logging
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ropepp.errors import InputError
 from ropepp.model.documents import Documents
-from ropepp.model.kernels import BACKENDS, Request, attention, choose, flash, flex, registry
+from ropepp.model.kernels import BACKENDS, Request, attention, choose, flash, flex, fused, registry
 from ropepp.model.kernels import backend as refusals
 
 HOPPER = (9, 0)
@@ -33,6 +34,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(flash, "load", load)
         monkeypatch.setattr(flex, "has_triton", lambda: triton)
+        monkeypatch.setattr(fused, "SDPAParams", lambda q, *rest: q.shape[-1])
+        monkeypatch.setattr(fused, "can_use_cudnn_attention", lambda size: size <= 128)
 
     have()
     with FakeTensorMode():
@@ -53,23 +56,27 @@ def request(
     grad: bool = False,
 ) -> Request:
     S = S or T
-    q = torch.empty(2, T, 4, D, dtype=dtype, device=device, requires_grad=grad)
+    q = torch.empty(2, T, 4, D, dtype=dtype, device=device)
     k = torch.empty(2, S, 2, D, dtype=dtype, device=device)
     host, own = (torch.empty(4, dtype=torch.int32, device=where) for where in ("cpu", device))
     bounds = Documents(host, own) if packed else None
     slopes = torch.empty(4, device=device) if alibi else None
     ids = tuple(torch.empty(2, n, dtype=torch.int64, device=device) for n in (T, S))
-    return Request(q, k, k, causal, bounds, bounds, slopes, ids if hidden else None, 1.0)
+    return Request(q, k, k, causal, bounds, bounds, slopes, ids if hidden else None, 1.0, grad)
 
 
 @pytest.mark.parametrize(
     ("wanted", "asked", "packages"),
     [
-        ("sdpa", {}, []),
+        ("varlen", {}, ["flash-attn", "flash-attn-4"]),
+        ("varlen", {"S": 9, "grad": True}, ["flash-attn", "flash-attn-4"]),
+        ("cudnn", {"grad": True}, ["flash-attn-4"]),
+        ("varlen", {"grad": True, "D": 256}, []),
         ("sdpa", {"T": 1, "S": 9}, []),
-        ("sdpa", {"S": 9}, ["flash-attn", "flash-attn-4"]),
-        ("varlen", {"packed": True}, ["flash-attn", "flash-attn-4"]),
-        ("varlen", {"packed": True, "dtype": torch.float16}, []),
+        ("varlen", {"S": 9}, ["flash-attn", "flash-attn-4"]),
+        ("flash4", {"packed": True}, ["flash-attn", "flash-attn-4"]),
+        ("varlen", {"packed": True}, ["flash-attn"]),
+        ("varlen", {"packed": True, "dtype": torch.float16, "grad": True}, []),
         ("sdpa", {"packed": True, "dtype": torch.float32}, []),
         ("sdpa", {"packed": True, "D": 264}, []),
         ("flash2", {"alibi": True}, ["flash-attn"]),
@@ -120,6 +127,7 @@ def test_a_choice_is_logged_once(
         ("cudnn", HOPPER, [], {"device": "cpu"}, "needs CUDA tensors, and these are on cpu"),
         ("cudnn", HOPPER, [], {"dtype": torch.float32}, "needs bfloat16 or float16, .* float32"),
         ("cudnn", HOPPER, [], {"S": 9}, "aligned for as many queries as keys"),
+        ("cudnn", HOPPER, [], {"D": 256}, "no kernel for these shapes"),
         ("cudnn", HOPPER, [], {"alibi": True}, "no ALiBi slopes"),
         ("varlen", HOPPER, [], {"device": "cpu"}, "needs CUDA tensors"),
         ("varlen", HOPPER, [], {"alibi": True}, "no ALiBi slopes"),
@@ -209,70 +217,104 @@ def by_document(q: Tensor, k: Tensor, v: Tensor, *bounds: Tensor, **options: Any
     return torch.cat(parts)
 
 
-def like_flash2(calls: list[str]) -> SimpleNamespace:
+class Kernels:
+    """A forward and a backward pass over documents, as the parameters of real ones are: the second
+    takes what the first returned."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.log_sum = torch.empty(0)
+
+    def forward(self, q, k, v, bounds, bounds_k, most, most_k, causal, scale, slopes=None):  # type: ignore[no-untyped-def]  # fmt: skip
+        self.calls.append(f"{most} {most_k}")
+        options = {"causal": causal, "scale": scale, "alibi_slopes": slopes}
+        out = by_document(q, k, v, bounds, bounds_k, **options)
+        self.log_sum = torch.rand(q.shape[1], len(q))
+        return out, self.log_sum
+
+    def backward(self, grad, q, k, v, out, log_sum, bounds, bounds_k, most, most_k, causal, scale, slopes=None):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
+        self.calls.append(f"back {most} {most_k}")
+        options = {"causal": causal, "scale": scale, "alibi_slopes": slopes}
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+            again = by_document(*inputs, bounds, bounds_k, **options)
+        torch.testing.assert_close(out, again)
+        assert torch.equal(log_sum, self.log_sum)
+        return torch.autograd.grad(again, inputs, grad)
+
+
+def like_flash2(kernels: Kernels) -> SimpleNamespace:
     """flash-attn 2.8's functions, as far as their parameters go."""
 
-    def flash_attn_func(
-        q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
-        softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
+    def forward(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale,
+        causal, window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None,
+        return_softmax=False, block_table=None, leftpad_k=None, seqused_k=None, zero_tensors=False,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
-        calls.append("dense")
-        options = {"causal": causal, "scale": softmax_scale, "alibi_slopes": alibi_slopes}
-        return attention(q, k, v, backend="reference", **options)
+        assert dropout_p == 0
+        documents = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+        found = kernels.forward(q, k, v, *documents, causal, softmax_scale, alibi_slopes)
+        return *found, torch.empty(0), torch.empty(2)
 
-    def flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0,
-        softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
-        deterministic=False, return_attn_probs=False, block_table=None,
+    def backward(
+        dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+        max_seqlen_k, dropout_p, softmax_scale, causal, window_size_left, window_size_right,
+        softcap, alibi_slopes, deterministic, rng_state=None, zero_tensors=False,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
-        calls.append(f"varlen {max_seqlen_q} {max_seqlen_k}")
-        options = {"causal": causal, "scale": softmax_scale, "alibi_slopes": alibi_slopes}
-        return by_document(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
+        documents = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+        saved = dout, q, k, v, out, softmax_lse
+        found = kernels.backward(*saved, *documents, causal, softmax_scale, alibi_slopes)
+        for own, x in zip((dq, dk, dv), found, strict=True):
+            own.copy_(x)
+        return torch.empty(0)
 
     return SimpleNamespace(
-        flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func
+        _wrapped_flash_attn_varlen_forward=forward, _wrapped_flash_attn_varlen_backward=backward
     )
 
 
-def like_flash4(calls: list[str]) -> SimpleNamespace:
-    """flash-attn-4's functions, which return the log-sum-exp too."""
+def like_flash4(kernels: Kernels) -> SimpleNamespace:
+    """flash-attn-4's functions, as far as they are used."""
 
-    def flash_attn_func(
-        q, k, v, qv=None, gather_kv_indices=None, softmax_scale=None, causal=False,
-        window_size=(None, None), learnable_sink=None, softcap=0.0, num_splits=1, pack_gqa=None,
-        deterministic=False,
+    def forward(
+        q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, seqused_q=None, seqused_k=None,
+        max_seqlen_q=None, max_seqlen_k=None, min_seqlen_k=None, page_table=None,
+        softmax_scale=None, causal=False, return_lse=False,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
-        calls.append("dense")
-        options = {"causal": causal, "scale": softmax_scale}
-        return attention(q, k, v, backend="reference", **options), None
+        assert return_lse
+        documents = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+        return *kernels.forward(q, k, v, *documents, causal, softmax_scale), None, None, None
 
-    def flash_attn_varlen_func(
-        q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None,
-        max_seqlen_k=None, min_seqlen_k=None, softmax_scale=None, causal=False,
-        deterministic=False,
+    def backward(
+        q, k, v, out, dout, lse, softmax_scale=None, causal=False, softcap=0.0, cu_seqlens_q=None,
+        cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, deterministic=False,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
-        calls.append(f"varlen {max_seqlen_q} {max_seqlen_k}")
-        options = {"causal": causal, "scale": softmax_scale}
-        return by_document(q, k, v, cu_seqlens_q, cu_seqlens_k, **options), None
+        documents = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+        return kernels.backward(dout, q, k, v, out, lse, *documents, causal, softmax_scale)
 
-    return SimpleNamespace(
-        flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func
-    )
+    return SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
 
 
-def like_varlen(calls: list[str]) -> Callable[..., Tensor]:
-    """`torch.nn.attention.varlen.varlen_attn`."""
+def like_torch(kernels: Kernels) -> SimpleNamespace:
+    """torch's operators."""
 
-    def varlen_attn(
-        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
-        window_size=(-1, -1), enable_gqa=False,
+    def forward(
+        query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal,
+        return_debug_mask, *, scale=None,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
-        assert enable_gqa
-        calls.append(f"varlen {max_q} {max_k}")
-        options = {"causal": window_size == (-1, 0), "scale": scale}
-        return by_document(query, key, value, cu_seq_q, cu_seq_k, **options)
+        documents = cum_seq_q, cum_seq_k, max_q, max_k
+        found = kernels.forward(query, key, value, *documents, is_causal, scale)
+        return *found, torch.empty(2), torch.empty(0), torch.empty(0)
 
-    return varlen_attn
+    def backward(
+        grad_out, query, key, value, out, logsumexp, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p,
+        is_causal, rng_state, unused, *, scale=None,
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        documents = cum_seq_q, cum_seq_k, max_q, max_k
+        saved = grad_out, query, key, value, out, logsumexp
+        return kernels.backward(*saved, *documents, is_causal, scale)
+
+    return SimpleNamespace(_flash_attention_forward=forward, _flash_attention_backward=backward)
 
 
 @pytest.mark.parametrize("name", ["varlen", "flash2", "flash4"])
@@ -294,18 +336,45 @@ def test_what_kernels_of_documents_are_called_with(
     called: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls: list[str] = []
-    packages = {"flash-attn": like_flash2(calls), "flash-attn-4": like_flash4(calls)}
+    kernels = Kernels()
+    packages = {"flash-attn": like_flash2(kernels), "flash-attn-4": like_flash4(kernels)}
     monkeypatch.setattr(flash, "load", lambda module, package, *rest: packages[package])
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", like_varlen(calls))
-    q, k, v = torch.randn(2, T, 4, 8), torch.randn(2, S, 2, 8), torch.randn(2, S, 2, 8)
-    bounds = bounds_k = None
+    monkeypatch.setattr(flash, "aten", like_torch(kernels))
+    inputs = [torch.randn(2, n, heads, 8) for n, heads in ((T, 4), (S, 2), (S, 2))]
+    own = own_k = None
     if sizes is not None:
-        bounds = bounds_k = Documents(torch.tensor([0, *sizes[0]]).cumsum(0))
+        own = own_k = Documents(torch.tensor([0, *sizes[0]]).cumsum(0))
         if sizes[1] is not None:
-            bounds_k = Documents(torch.tensor([0, *sizes[1]]).cumsum(0))
+            own_k = Documents(torch.tensor([0, *sizes[1]]).cumsum(0))
     slopes = torch.rand(4) if name == "flash2" else None
-    asked = Request(q, k, v, causal, bounds, bounds_k, slopes, None, 0.3)
-    want = BACKENDS["reference"].run(asked)
-    torch.testing.assert_close(BACKENDS[name].run(asked), want, atol=1e-6, rtol=0)
-    assert calls == [f"varlen {called}" if sizes or name == "varlen" else "dense"]
+    asked = Request(*inputs, causal, own, own_k, slopes, None, 0.3, needs_grad=True)
+    backend = BACKENDS[name]
+    out, log_sum = backend.forward(asked)
+    assert backend.backward is not None
+    assert log_sum is not None
+    grad = torch.randn_like(out)
+    got = (out, *backend.backward(asked, grad, out, log_sum))
+    given = replace(asked, **dict(zip("qkv", (x.requires_grad_() for x in inputs), strict=True)))
+    want, _ = BACKENDS["reference"].forward(given)
+    for x, y in zip(got, (want, *torch.autograd.grad(want, inputs, grad)), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
+    assert kernels.calls == [called, f"back {called}"]
+
+
+def test_torchs_kernels_take_what_they_are_given() -> None:
+    """Names and number of the arguments are those of the operators of this version of torch."""
+    q = torch.empty(2, 16, 4, 64, dtype=HALF, device="meta")
+    k = torch.empty(2, 16, 2, 64, dtype=HALF, device="meta")
+    host = torch.tensor([0, 8, 20, 32])
+    own = Documents(host, host.to("meta"))
+    for name in ("varlen", "cudnn"):
+        given = None if name == "cudnn" else own
+        asked = Request(q, k, k, True, given, given, None, None, 0.1, needs_grad=True)
+        backend = BACKENDS[name]
+        assert backend.backward is not None
+        out, log_sum = backend.forward(asked)
+        assert log_sum is not None
+        assert out.shape == q.shape
+        assert log_sum.shape == (2 * 16 * 4,)
+        found = backend.backward(asked, out, out, log_sum)
+        assert [x.shape for x in found] == [q.shape, k.shape, k.shape]

@@ -83,11 +83,6 @@ class Documents:
         self.host = host.to(torch.int32)
         self.boundaries = self.host if boundaries is None else boundaries.to(torch.int32)
         self.order = order
-        # A compiled block serves any number of documents. It was compiled by the module below,
-        # which takes a second to import.
-        if dynamo := sys.modules.get("torch._dynamo"):
-            dynamo.mark_dynamic(self.host, 0)
-            dynamo.mark_dynamic(self.boundaries, 0)
 
     @classmethod
     def of(cls, cu_seqlens: Tensor) -> "Documents":
@@ -120,6 +115,14 @@ class Documents:
     def longest(self) -> int:
         """Tokens of the longest one."""
         return max(self.lengths)
+
+    def for_any_number(self) -> Self:
+        """Itself, told to whatever is compiled around it: the number of documents is not to be
+        compiled in."""
+        if dynamo := sys.modules.get("torch._dynamo"):  # which takes a second to import
+            for bounds in (self.host, self.boundaries):
+                dynamo.mark_dynamic(bounds, 0)
+        return self
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         """With boundaries on another device; those of the host stay."""

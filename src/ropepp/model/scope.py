@@ -24,11 +24,9 @@ class AttentionScope:
         documents: Documents | None = None,
         document_ids: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self.documents = documents
+        self.documents = None if documents is None else documents.for_any_number()
         self.document_ids = document_ids
 
-    # A cache grows with every token: what is compiled around this sees the same shapes each time.
-    @torch.compiler.disable
     def attend(
         self,
         q_BTHD: Tensor,
@@ -40,15 +38,16 @@ class AttentionScope:
         """Attention (B, T, H, D) of this scope's queries over these keys and, before them, those of
         the cache, to which they are added; options as in `attention`."""
         if cache is not None:
-            k_BTKD, v_BTKD = cache.append(k_BTKD, v_BTKD)
-        return attention(
-            q_BTHD,
-            k_BTKD,
-            v_BTKD,
-            cu_seqlens=self.documents,
-            document_ids=self.document_ids,
-            **options,
-        )
+            return self._attend_cached(q_BTHD, k_BTKD, v_BTKD, cache, **options)
+        options |= {"cu_seqlens": self.documents, "document_ids": self.document_ids}
+        return attention(q_BTHD, k_BTKD, v_BTKD, **options)
+
+    # A cache grows with every token: what is compiled around this sees the same shapes each time.
+    @torch.compiler.disable
+    def _attend_cached(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache, **options: Any
+    ) -> Tensor:
+        return self.attend(q, *cache.append(k, v), **options)
 
 
 CAUSAL = AttentionScope()
@@ -75,7 +74,6 @@ class ContextParallelScope(AttentionScope):
         if documents is not None:
             self.bounds = list(sequence.boundaries(documents, T))
 
-    @torch.compiler.disable
     def attend(
         self,
         q_BTHD: Tensor,

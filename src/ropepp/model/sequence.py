@@ -49,8 +49,8 @@ class SequenceGroup:
         whole = all_gather(parts, 0, self.group)
         pieces = whole.unflatten(0, (2 * self.size, -1))
         # Gathered as piece 0, 2n - 1, 1, 2n - 2, ...; here back in the order of the row.
-        order = [*range(0, 2 * self.size, 2), *range(2 * self.size - 1, 0, -2)]
-        rows = pieces[order].flatten(0, 1).movedim(0, 1)
+        pieces = torch.cat((pieces[0::2], pieces[1::2].flip(0)))
+        rows = pieces.flatten(0, 1).movedim(0, 1)
         return rows[:, :, :K], rows[:, :, K:]
 
     def boundaries(self, documents: Documents, T: int) -> list[tuple[Documents, Documents]]:
@@ -67,7 +67,10 @@ class SequenceGroup:
         if documents.boundaries.device != documents.host.device:
             device = self._boundaries(documents.boundaries, T)
         found = zip(bounds, device, strict=True)
-        return [(Documents(q, q2), Documents(k, k2)) for (q, k), (q2, k2) in found]
+        return [
+            (Documents(q, q2).for_any_number(), Documents(k, k2).for_any_number())
+            for (q, k), (q2, k2) in found
+        ]
 
     def _boundaries(self, cu_seqlens: Tensor, T: int) -> list[tuple[Tensor, Tensor]]:
         starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()

@@ -294,9 +294,11 @@ class GatheredScope(AttentionScope):
         super().__init__()
         self.size = size
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Any = None, **options: Any) -> Tensor:
-        k, v = (x.repeat(1, self.size, 1, 1) for x in (k, v))
-        outs = [attention(part, k, v, causal=False, **options) for part in q.chunk(2, dim=1)]
+    def attend(
+        self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, cache: Any = None, **options: Any
+    ) -> Tensor:
+        k, v = (x.repeat(1, self.size, 1, 1) for x in (k_BTKD, v_BTKD))
+        outs = [attention(part, k, v, causal=False, **options) for part in q_BTHD.chunk(2, dim=1)]
         return torch.cat(outs, dim=1)
 
 

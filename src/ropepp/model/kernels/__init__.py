@@ -5,11 +5,13 @@ contiguous per kv head: attention head h uses kv head ``h // G``, so real and im
 projection share keys and values in a single call, and no backend but the reference repeats them in
 memory.
 
-`registry` has the function, `backend` what a backend is and is asked for, `definition` the plain
-formula that every backend is tested against; the other files are the backends.
+`operator` has the function, `registry` chooses a backend, `backend` says what one is and is asked
+for; `definition` is the plain formula that every backend is tested against, the other files are the
+backends, and `dense` the kernels of those that go row by row.
 """
 
 from ropepp.model.kernels.backend import Backend, Request
-from ropepp.model.kernels.registry import BACKENDS, attention, choose
+from ropepp.model.kernels.operator import attention
+from ropepp.model.kernels.registry import BACKENDS, choose
 
 __all__ = ["BACKENDS", "Backend", "Request", "attention", "choose"]

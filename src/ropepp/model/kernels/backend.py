@@ -29,11 +29,7 @@ class Request:
     alibi_slopes: Tensor | None
     document_ids: tuple[Tensor, Tensor] | None
     scale: float
-
-    @property
-    def needs_grad(self) -> bool:
-        """Whether a backward pass may follow."""
-        return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v))
+    needs_grad: bool = False  # whether a backward pass may follow
 
     def flattened(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
         """As kernels of documents take it; rows that are not packed become documents of equal
@@ -51,6 +47,13 @@ class Request:
         return q, k, v, rows * T, rows * S, T, S
 
 
+# Output (B, T, H, D), contiguous, and the logarithms of the softmax's sums, B * T * H of them in an
+# order that the backend alone knows: what a backward pass needs to find the weights again. None
+# where none may follow.
+Result = tuple[Tensor, Tensor | None]
+Gradients = tuple[Tensor, Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Backend:
     """A way to compute attention.
@@ -59,12 +62,16 @@ class Backend:
         name: As in `BACKENDS`.
         refuse: Says in words why this backend cannot serve a request here, or None if it can. The
             reasons below are asked in turn: a package is imported only where it could serve.
-        run: (B, T, H, D) in the queries' dtype for a request that is not refused.
+        forward: The `Result` for a request that is not refused.
+        backward: Gradients of queries, keys and values from the request, the gradient of its
+            output, and what `forward` returned. Unless given, torch's autograd goes through
+            `forward`, and a compiled block is split around it.
     """
 
     name: str
     refuse: Callable[[Request], str | None]
-    run: Callable[[Request], Tensor]
+    forward: Callable[[Request], Result]
+    backward: Callable[[Request, Tensor, Tensor, Tensor], Gradients] | None = None
 
 
 def never(request: Request) -> str | None:

@@ -1,12 +1,11 @@
 """Attention as the formula says it."""
 
 import torch
-from torch import Tensor
 
-from ropepp.model.kernels.backend import Backend, Request, never
+from ropepp.model.kernels.backend import Backend, Request, Result, never
 
 
-def reference(request: Request) -> Tensor:
+def reference(request: Request) -> Result:
     """The definition, in float32 with all scores and repeated keys in memory: what every other
     backend must agree with."""
     q, k, v = (x.float() for x in (request.q, request.k, request.v))
@@ -37,7 +36,7 @@ def reference(request: Request) -> Tensor:
         hidden = hidden | (own[:, None, :, None] != others[:, None, None, :])
     weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
     out = torch.einsum("bhts,bshd->bthd", weights, v)
-    return out.reshape(request.q.shape).to(request.q.dtype)
+    return out.reshape(request.q.shape).to(request.q.dtype), None
 
 
 REFERENCE = Backend("reference", never, reference)

@@ -1,48 +1,118 @@
-"""The flash attention packages: flash-attn (2), which knows ALiBi, and flash-attn-4 for Hopper and
-newer. Both align causality at the last query and the last key."""
+"""FlashAttention over documents of any lengths in one call: torch's own, and that of the packages
+flash-attn (2), which knows ALiBi, and flash-attn-4 for Hopper and newer. All align causality at the
+last query and the last key of a document.
+
+The packages' functions for users hide the log-sum-exp from whoever has no autograd; called here are
+those below them.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ropepp.model.kernels.backend import Backend, Request, half_on_cuda, head_size, load, older_than
+from ropepp.model.kernels.backend import (
+    Backend,
+    Gradients,
+    Request,
+    Result,
+    half_on_cuda,
+    head_size,
+    load,
+    older_than,
+)
 
-FLASH2_PACKAGE = ("flash_attn", "flash-attn", "flash", "flash_attn_varlen_func")
-FLASH4_PACKAGE = ("flash_attn.cute", "flash-attn-4", "flash4", "flash_attn_varlen_func")
+aten = torch.ops.aten
+
+FLASH2_PACKAGE = (
+    *("flash_attn.flash_attn_interface", "flash-attn", "flash"),
+    "_wrapped_flash_attn_varlen_forward",
+)
+FLASH4_PACKAGE = ("flash_attn.cute.interface", "flash-attn-4", "flash4", "_flash_attn_fwd")
 
 
-def flash2(request: Request) -> Tensor:
-    """FlashAttention-2 (arXiv 2307.08691)."""
-    slopes = request.alibi_slopes
-    return _run(
-        load(*FLASH2_PACKAGE),
-        request,
-        alibi_slopes=None if slopes is None else slopes.float().contiguous(),
+def varlen(request: Request) -> Result:
+    """What `torch.nn.attention.varlen` calls (FlashAttention-2, arXiv 2307.08691)."""
+    q, k, v, *documents = request.flattened()
+    out, log_sum, *_ = aten._flash_attention_forward(
+        q, k, v, *documents, 0.0, request.causal, False, scale=request.scale
     )
+    return out.view(request.q.shape), log_sum.flatten()
 
 
-def flash4(request: Request) -> Tensor:
-    """FlashAttention-4, compiled for each combination of options on first use."""
-    return _run(load(*FLASH4_PACKAGE), request)
+def varlen_backward(request: Request, grad: Tensor, out: Tensor, log_sum: Tensor) -> Gradients:
+    q, k, v, *documents = request.flattened()
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none
+    gradients = aten._flash_attention_backward(
+        *(grad.flatten(0, 1), q, k, v, out.flatten(0, 1), log_sum.view(-1, len(q)), *documents),
+        *(0.0, request.causal, seed, q.new_empty(0)),
+        scale=request.scale,
+    )
+    return _shaped(request, gradients)
 
 
-def _run(package: Any, request: Request, **options: Any) -> Tensor:
-    options |= {
+def flash2(request: Request) -> Result:
+    """FlashAttention-2 of its package."""
+    q, k, v, *documents = request.flattened()
+    out, log_sum, *_ = load(*FLASH2_PACKAGE)._wrapped_flash_attn_varlen_forward(
+        q, k, v, *documents, **_flash2_options(request), return_softmax=False
+    )
+    return out.view(request.q.shape), log_sum.flatten()
+
+
+def flash2_backward(request: Request, grad: Tensor, out: Tensor, log_sum: Tensor) -> Gradients:
+    q, k, v, *documents = request.flattened()
+    gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    load(*FLASH2_PACKAGE)._wrapped_flash_attn_varlen_backward(
+        *(grad.flatten(0, 1), q, k, v, out.flatten(0, 1), log_sum.view(-1, len(q)), *gradients),
+        *documents,
+        **_flash2_options(request),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return _shaped(request, gradients)
+
+
+def _flash2_options(request: Request) -> dict[str, Any]:
+    slopes = request.alibi_slopes
+    return {
+        "dropout_p": 0.0,
         "softmax_scale": request.scale,
         "causal": request.causal,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "window_size_left": -1,
+        "window_size_right": -1,
+        "softcap": 0.0,
+        "alibi_slopes": None if slopes is None else slopes.float().contiguous(),
     }
-    if request.documents is None:
-        out = package.flash_attn_func(request.q, request.k, request.v, **options)
-    else:
-        q, k, v, bounds, bounds_k, longest, longest_k = request.flattened()
-        options |= {"cu_seqlens_q": bounds, "cu_seqlens_k": bounds_k}
-        options |= {"max_seqlen_q": longest, "max_seqlen_k": longest_k}
-        out = package.flash_attn_varlen_func(q, k, v, **options)
-    # flash-attn-4 always returns the log-sum-exp too.
-    out = out[0] if isinstance(out, tuple) else out
-    return out.view(request.q.shape)
+
+
+def flash4(request: Request) -> Result:
+    """FlashAttention-4, compiled for each combination of options on first use."""
+    q, k, v, *documents = request.flattened()
+    out, log_sum, *_ = load(*FLASH4_PACKAGE)._flash_attn_fwd(
+        q, k, v, **_flash4_options(request, documents), return_lse=True
+    )
+    return out.view(request.q.shape), log_sum.flatten()
+
+
+def flash4_backward(request: Request, grad: Tensor, out: Tensor, log_sum: Tensor) -> Gradients:
+    q, k, v, *documents = request.flattened()
+    gradients = load(*FLASH4_PACKAGE)._flash_attn_bwd(
+        *(q, k, v, out.flatten(0, 1), grad.flatten(0, 1), log_sum.view(-1, len(q))),
+        **_flash4_options(request, documents),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return _shaped(request, gradients)
+
+
+def _flash4_options(request: Request, documents: list[Any]) -> dict[str, Any]:
+    names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+    options = dict(zip(names, documents, strict=True))
+    return {**options, "softmax_scale": request.scale, "causal": request.causal}
+
+
+def _shaped(request: Request, gradients: tuple[Tensor, ...]) -> Gradients:
+    d_q, d_k, d_v, *_ = gradients
+    return d_q.view(request.q.shape), d_k.view(request.k.shape), d_v.view(request.v.shape)
 
 
 def _missing(package: tuple[str, str, str, str]) -> str | None:
@@ -50,10 +120,14 @@ def _missing(package: tuple[str, str, str, str]) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _refuse_varlen(request: Request) -> str | None:
+    return half_on_cuda(request) or head_size(request, 8, 256) or older_than(request, 8, "Ampere")
+
+
 def _refuse_flash2(request: Request) -> str | None:
     return (
         half_on_cuda(request, slopes=True)
-        or head_size(request, 1, 256)
+        or head_size(request, 8, 256)
         or older_than(request, 8, "Ampere")
         or _missing(FLASH2_PACKAGE)
     )
@@ -71,5 +145,6 @@ def _refuse_flash4(request: Request) -> str | None:
     return _missing(FLASH4_PACKAGE)
 
 
-FLASH2 = Backend("flash2", _refuse_flash2, flash2)
-FLASH4 = Backend("flash4", _refuse_flash4, flash4)
+VARLEN = Backend("varlen", _refuse_varlen, varlen, varlen_backward)
+FLASH2 = Backend("flash2", _refuse_flash2, flash2, flash2_backward)
+FLASH4 = Backend("flash4", _refuse_flash4, flash4, flash4_backward)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ropepp.model.documents import Recent
-from ropepp.model.kernels.backend import Backend, Request, document_ids, older_than
+from ropepp.model.kernels.backend import Backend, Request, Result, document_ids, older_than
 
 if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or two
     from torch.nn.attention.flex_attention import BlockMask
@@ -22,7 +22,7 @@ BLOCK = 128
 _SEEN: Recent[tuple[Tensor, "BlockMask"]] = Recent(4)
 
 
-def flex(request: Request) -> Tensor:
+def flex(request: Request) -> Result:
     """`torch.nn.attention.flex_attention`, compiled on a GPU, with all scores in memory on a
     CPU."""
     q, k, v = request.q, request.k, request.v
@@ -39,7 +39,7 @@ def flex(request: Request) -> Tensor:
         scale=request.scale,
         enable_gqa=q.shape[2] != k.shape[2],
     )
-    return out.transpose(1, 2).reshape(request.q.shape)
+    return out.transpose(1, 2).reshape(request.q.shape), None
 
 
 def _alibi(slopes: Tensor | None, position: Tensor) -> Callable[..., Tensor] | None:

@@ -1,10 +1,11 @@
-"""torch's own fused attention, on any device, its cuDNN kernel alone, and its flash attention over
-documents of any lengths in one call."""
+"""torch's own fused attention of rows, on any device, and its cuDNN kernel alone: packed documents
+go by runs of equal lengths."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,117 +14,209 @@ from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ropepp.model.kernels.backend import (
-    HALF,
     Backend,
+    Gradients,
     Request,
+    Result,
     half_on_cuda,
-    head_size,
     never,
-    older_than,
 )
+from ropepp.model.kernels.dense import CPU, PLAIN, Kernel
+from ropepp.model.kernels.dense import CUDNN as CUDNN_KERNEL
 
 # Queries whose mask exists at a time, where there is one.
 CHUNK = 1024
-
-Dense = Callable[[Request, Tensor, Tensor, Tensor], Tensor]
-
-
-def sdpa(request: Request) -> Tensor:
-    """`scaled_dot_product_attention`; packed documents by one call per run of equal lengths."""
-    return _by_runs(request, _dense)
+# Those of a GPU: cuDNN makes a plan for each new length, which takes longer than the attention.
+ON_GPU = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def cudnn(request: Request) -> Tensor:
-    """The same with the cuDNN kernel alone, which compiles for each new length of documents."""
-    return _by_runs(request, _dense_cudnn)
+# The kernel for so many queries a row.
+Choice = Callable[[Request, int], Kernel]
 
 
-def varlen(request: Request) -> Tensor:
-    """`torch.nn.attention.varlen.varlen_attn`; its causality is aligned at the last query and the
-    last key of each document."""
-    from torch.nn.attention.varlen import varlen_attn
+class Part(NamedTuple):
+    """A call of a kernel for some of a row's queries and some of its keys."""
 
-    q, k, v, bounds, bounds_k, longest, longest_k = request.flattened()
-    options: dict[str, Any] = {
-        "scale": request.scale,
-        "window_size": (-1, 0) if request.causal else (-1, -1),
-    }
-    # Versions without the option take grouped heads as they are.
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        options["enable_gqa"] = q.shape[1] != k.shape[1]
-    out = varlen_attn(q, k, v, bounds, bounds_k, longest, longest_k, **options)
-    assert isinstance(out, Tensor)
-    return out.view(request.q.shape)
+    queries: slice
+    keys: slice
+    causal: bool = False  # as many keys as queries, and each sees those up to its own
+    masked: bool = False
 
 
-def _by_runs(request: Request, dense: Dense) -> Tensor:
+def _own(request: Request, T: int) -> Kernel:
+    return CPU if request.q.device.type == "cpu" else PLAIN
+
+
+def _cudnn(request: Request, T: int) -> Kernel:
+    return CUDNN_KERNEL if T > 1 else PLAIN  # which has none for one query
+
+
+def forward(request: Request, choice: Choice = _own) -> Result:
+    """Attention run by run."""
     if request.documents is None:
-        return dense(request, request.q, request.k, request.v)
-    runs = _runs(request)
-    # One split instead of a slice per run: the gradient of a slice is a tensor of the whole size.
-    qs = request.q.flatten(0, 1).split([n * size for n, size, _ in runs])
-    ks, vs = (
-        x.flatten(0, 1).split([n * size for n, _, size in runs]) for x in (request.k, request.v)
-    )
-    outs = []
-    for (n, size, size_k), q, k, v in zip(runs, qs, ks, vs, strict=True):
+        return _rows(request, choice, request.q, request.k, request.v)
+    runs = list(_runs(request))
+    qs, ks, vs = _split(runs, request.q, request.k, request.v)
+    results = [
+        _rows(
+            request,
+            choice,
+            q.unflatten(0, (n, size)),
+            *(x.unflatten(0, (n, size_k)) for x in (k, v)),
+        )
+        for (n, size, size_k), q, k, v in zip(runs, qs, ks, vs, strict=True)
+        if size
+    ]
+    out = torch.cat([out.flatten(0, 1) for out, _ in results]).view(request.q.shape)
+    logs = [log_sum for _, log_sum in results if log_sum is not None]
+    return out, torch.cat(logs) if logs else None
+
+
+def backward(
+    request: Request, grad: Tensor, out: Tensor, log_sum: Tensor, choice: Choice = _own
+) -> Gradients:
+    """Gradients run by run."""
+    if request.documents is None:
+        inputs = request.q, request.k, request.v
+        return _rows_backward(request, choice, grad, *inputs, out, log_sum)
+    runs = list(_runs(request))
+    qs, ks, vs = _split(runs, request.q, request.k, request.v)
+    grads, outs = (_split(runs, x, request.k, request.v)[0] for x in (grad, out))
+    H = request.q.shape[2]
+    logs = log_sum.split([n * size * H for n, size, _ in runs])
+    results: list[list[Tensor]] = [[], [], []]
+    for (n, size, size_k), d, q, k, v, o, log in zip(
+        runs, grads, qs, ks, vs, outs, logs, strict=True
+    ):
+        found: tuple[Tensor, ...] = (q, torch.zeros_like(k), torch.zeros_like(v))
         if size:
+            d, q, o = (x.unflatten(0, (n, size)) for x in (d, q, o))  # noqa: PLW2901
             k, v = (x.unflatten(0, (n, size_k)) for x in (k, v))  # noqa: PLW2901
-            outs.append(dense(request, q.unflatten(0, (n, size)), k, v).flatten(0, 1))
-    return torch.cat(outs).view(request.q.shape)
+            found = _rows_backward(request, choice, d, q, k, v, o, log)
+            found = tuple(x.flatten(0, 1) for x in found)
+        for own, x in zip(results, found, strict=True):
+            own.append(x)
+    d_q, d_k, d_v = (torch.cat(own) for own in results)
+    return d_q.view(request.q.shape), d_k.view(request.k.shape), d_v.view(request.v.shape)
 
 
-def _runs(request: Request) -> list[tuple[int, int, int]]:
+def _runs(request: Request) -> Iterator[tuple[int, int, int]]:
     """Consecutive documents of equal lengths as (number, queries, keys): full rows of a batch are
     one run."""
     assert request.documents is not None
     assert request.documents_k is not None
     sizes = zip(request.documents.lengths, request.documents_k.lengths, strict=True)
-    return [(len(list(run)), *size) for size, run in groupby(sizes)]
+    for (size, size_k), run in groupby(sizes):
+        yield len(list(run)), size, size_k
 
 
-def _dense(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _split(
+    runs: list[tuple[int, int, int]], q: Tensor, *keys: Tensor
+) -> tuple[tuple[Tensor, ...], ...]:
+    """Views of each run's tokens."""
+    found = [q.flatten(0, 1).split([n * size for n, size, _ in runs])]
+    found += [x.flatten(0, 1).split([n * size for n, _, size in runs]) for x in keys]
+    return tuple(found)
+
+
+def _rows(request: Request, choice: Choice, q: Tensor, k: Tensor, v: Tensor) -> Result:
     """Attention of queries (B, T, H, D) over keys (B, S, K, D), all rows alike."""
     T, S = q.shape[1], k.shape[1]
-    if T == 1:
-        return _one_query(request, q, k, v)
-    if request.alibi_slopes is not None or request.document_ids is not None:
-        return _in_chunks(request, q, k, v)
-    if not request.causal or T == S:
-        return _call(request, q, k, v, None, is_causal=request.causal)
-    if q.is_cuda and q.dtype in HALF:  # for other dtypes it would become a whole mask
-        from torch.nn.attention.bias import causal_lower_right
+    if T == 1 and not request.needs_grad:
+        return _one_query(request, q, k, v), None
+    kernel, results = choice(request, T), []
+    parts = _parts(request, kernel, T, S)
+    for part in parts:
+        inputs = q[:, part.queries], k[:, part.keys], v[:, part.keys]
+        mask = _mask(request, part, T, S)
+        if request.needs_grad or kernel is not PLAIN:
+            results.append(kernel.forward(*inputs, mask, part.causal, request.scale))
+        else:
+            results.append((_torch(request, *inputs, mask, part.causal), q.new_empty(0)))
+    outs, logs = zip(*results, strict=True)
+    if len(parts) == 1:
+        out, log = outs[0], logs[0]
+    elif parts[0].queries == parts[1].queries:
+        # Each part has a softmax of its own, put together by their sums.
+        share = (logs[1] - logs[0]).sigmoid().unsqueeze(-1)  # of the own keys
+        log = torch.logaddexp(*logs)
+        out = outs[0].to(share.dtype).lerp(outs[1].to(share.dtype), share).to(q.dtype)
+    else:
+        out, log = torch.cat(outs, dim=1), torch.cat([log.flatten() for log in logs])
+    return out.contiguous(), log.flatten() if request.needs_grad else None
 
-        return _call(request, q, k, v, causal_lower_right(T, S))
-    if q.device.type == "cpu" and not request.needs_grad:
-        return _before_and_own(request, q, k, v)
-    return _in_chunks(request, q, k, v)
 
-
-def _dense_cudnn(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if q.shape[1] == 1:  # a document of one token, for which it has no kernel
-        return _one_query(request, q, k, v)
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return _call(request, q, k, v, None, is_causal=request.causal)
-
-
-def _call(
+def _rows_backward(
     request: Request,
+    choice: Choice,
+    grad: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
-    is_causal: bool = False,
+    out: Tensor,
+    log_sum: Tensor,
+) -> Gradients:
+    (B, T, H, _), S = q.shape, k.shape[1]
+    kernel = choice(request, T)
+    parts = _parts(request, kernel, T, S)
+    sums: list[Tensor] = []
+    for part in parts:
+        log = log_sum[B * H * part.queries.start : B * H * part.queries.stop]
+        queries, keys = (slice(None), part.queries), (slice(None), part.keys)
+        found = kernel.backward(
+            *(grad[queries], q[queries], k[keys], v[keys], out[queries], log),
+            *(_mask(request, part, T, S), part.causal, request.scale),
+        )
+        if len(parts) == 1:
+            return found
+        if not sums:  # several parts have the same keys, or queries
+            wide = torch.promote_types(q.dtype, torch.float32)
+            sums = [torch.zeros_like(x, dtype=wide) for x in (q, k, v)]
+        for whole, where, x in zip(sums, (queries, keys, keys), found, strict=True):
+            whole[where] += x
+    d_q, d_k, d_v = (x.to(q.dtype) for x in sums)
+    return d_q, d_k, d_v
+
+
+def _parts(request: Request, kernel: Kernel, T: int, S: int) -> list[Part]:
+    """The calls for rows of T queries and S keys."""
+    everything, causal = Part(slice(0, T), slice(0, S)), request.causal and T > 1
+    masked = request.alibi_slopes is not None or request.document_ids is not None
+    if not masked and not causal:
+        return [everything]
+    if not masked and (kernel.causal or not request.needs_grad):
+        if T == S:
+            return [everything._replace(causal=True)]
+        if kernel is CPU:
+            # Keys before the queries and the queries' own, neither of which needs a mask.
+            before, own = slice(0, S - T), slice(S - T, S)
+            return [everything._replace(keys=before), everything._replace(keys=own, causal=True)]
+    # A mask for every few queries, over the keys that causality leaves them.
+    starts = range(0, T, CHUNK)
+    found = []
+    for start in starts:
+        end = min(start + CHUNK, T)
+        seen = S - T + end if request.causal else S
+        found.append(Part(slice(start, end), slice(0, seen), masked=True))
+    return found
+
+
+def _torch(
+    request: Request, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False
 ) -> Tensor:
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=is_causal,
-        scale=request.scale,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )
+    """`scaled_dot_product_attention` without gradients."""
+    if mask is not None and q.is_cuda:  # its kernels there take the queries' dtype
+        mask = mask.to(q.dtype)
+    with sdpa_kernel(ON_GPU) if q.is_cuda else nullcontext():
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=causal,
+            scale=request.scale,
+            enable_gqa=q.shape[2] != k.shape[2],
+        )
     return out.transpose(1, 2)
 
 
@@ -131,72 +224,45 @@ def _one_query(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One query a row, which sees all keys but those of other documents: the heads of a kv head
     take the place of positions, because the grouped call is several times slower on a CPU."""
     S, K = k.shape[1:3]
-    mask = _mask(request, torch.arange(S - 1, S, device=q.device), S)
+    mask = _mask(request, Part(slice(0, 1), slice(0, S), masked=True), 1, S)
     if mask is not None:
         mask = mask.transpose(1, 2)  # (B or 1, 1, H or 1, S)
         if mask.shape[2] > 1:
             mask = mask.squeeze(1).unflatten(1, (K, -1))
-    out = F.scaled_dot_product_attention(
-        q.squeeze(1).unflatten(1, (K, -1)),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        scale=request.scale,
-    )
-    return out.flatten(1, 2).unsqueeze(1)
+    folded = q.squeeze(1).unflatten(1, (K, -1)).transpose(1, 2)
+    return _torch(request, folded, k, v, mask).transpose(1, 2).flatten(1, 2).unsqueeze(1)
 
 
-def _before_and_own(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Keys before the queries and the queries' own apart, neither of which needs a mask, put
-    together by their normalisers; a mask takes up to a third longer."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    before = k.shape[2] - q.shape[2]
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    (out, log_sum), (own, own_log_sum) = (
-        kernel(q, k[:, :, part], v[:, :, part], 0.0, is_causal, scale=request.scale)
-        for part, is_causal in ((slice(before), False), (slice(before, None), True))
-    )
-    share = (own_log_sum - log_sum).sigmoid().unsqueeze(-1)  # of the own keys in the softmax
-    return out.float().lerp(own.float(), share).to(q.dtype).transpose(1, 2)
-
-
-def _in_chunks(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A mask and a call for every few queries, over the keys that causality leaves them: without
-    gradients no matrix of all queries and keys exists."""
-    T, S = q.shape[1], k.shape[1]
-    outs, end = [], S - T
-    for part in q.split(CHUNK, dim=1):
-        start, end = end, end + part.shape[1]
-        seen = end if request.causal else S
-        mask = _mask(request, torch.arange(start, end, device=q.device), seen, start - (S - T))
-        outs.append(_call(request, part, k[:, :seen], v[:, :seen], mask))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
-
-
-def _mask(request: Request, position: Tensor, seen: int, first: int = 0) -> Tensor | None:
-    """What the queries at some ``position`` (T,) among the keys see of the first ``seen``: bool, or
-    numbers to be added to the scores if there are slopes; (B or 1, H or 1, T, seen).
+def _mask(request: Request, part: Part, T: int, S: int) -> Tensor | None:
+    """What is added to the scores of a part's queries and keys, (B or 1, H or 1, queries, keys):
+    what slopes take from them, and minus infinity for what a query must not see.
 
     Args:
         request: Slopes, causality and document ids.
-        position: Consecutive key indices of the queries' own tokens.
-        seen: Number of keys.
-        first: Index of the first of these queries among the request's.
+        part: Some queries, and keys from the first on.
+        T: Queries in a row.
+        S: Keys in a row, of which the last one is the last query's own.
     """
-    distance = position[:, None] - torch.arange(seen, device=position.device)
-    shown: Tensor | None = None
-    if request.causal and len(position) > 1:
-        shown = (distance >= 0)[None, None]
+    if not part.masked:
+        return None
+    q, seen = request.q, part.keys.stop
+    start, end = (S - T + i for i in (part.queries.start, part.queries.stop))
+    own = torch.arange(start, end, device=q.device)
+    distance = own[:, None] - torch.arange(seen, device=q.device)
+    hidden: Tensor | None = None
+    if request.causal and end - start > 1:
+        hidden = (distance < 0)[None, None]
     if request.document_ids is not None:
         ids, ids_k = request.document_ids
-        own = ids[:, None, first : first + len(position), None] == ids_k[:, None, None, :seen]
-        shown = own if shown is None else shown & own
-    if request.alibi_slopes is None:
-        return shown
-    bias = -request.alibi_slopes.float()[None, :, None, None] * distance.abs()
-    bias = bias if shown is None else bias.masked_fill(~shown, -torch.inf)
-    # Fused kernels of a GPU take the queries' dtype; those of the CPU add float32 to any scores.
-    return bias.to(request.q.dtype) if request.q.is_cuda else bias
+        others = ids[:, None, part.queries, None] != ids_k[:, None, None, :seen]
+        hidden = others if hidden is None else hidden | others
+    if request.alibi_slopes is None and hidden is None:
+        return None
+    wide = torch.promote_types(q.dtype, torch.float32)
+    bias = torch.zeros((), dtype=wide, device=q.device)
+    if request.alibi_slopes is not None:
+        bias = -request.alibi_slopes.to(wide)[None, :, None, None] * distance.abs()
+    return bias if hidden is None else torch.where(hidden, -torch.inf, bias)
 
 
 def _refuse_cudnn(request: Request) -> str | None:
@@ -212,10 +278,7 @@ def _refuse_cudnn(request: Request) -> str | None:
     return "cuDNN has no kernel for these shapes on this GPU"
 
 
-def _refuse_varlen(request: Request) -> str | None:
-    return half_on_cuda(request) or head_size(request, 8, 256) or older_than(request, 8, "Ampere")
-
-
-SDPA = Backend("sdpa", never, sdpa)
-CUDNN = Backend("cudnn", _refuse_cudnn, cudnn)
-VARLEN = Backend("varlen", _refuse_varlen, varlen)
+SDPA = Backend("sdpa", never, forward, backward)
+CUDNN = Backend(
+    "cudnn", _refuse_cudnn, partial(forward, choice=_cudnn), partial(backward, choice=_cudnn)
+)

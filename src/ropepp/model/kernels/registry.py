@@ -1,19 +1,14 @@
-"""The one function, and which backend serves it."""
+"""Which backend serves a request."""
 
 import functools
 import logging
-import math
-
-import torch
-from torch import Tensor
 
 from ropepp.errors import InputError
-from ropepp.model.documents import Documents
 from ropepp.model.kernels.backend import HALF, Backend, Request
 from ropepp.model.kernels.definition import REFERENCE
-from ropepp.model.kernels.flash import FLASH2, FLASH4
+from ropepp.model.kernels.flash import FLASH2, FLASH4, VARLEN
 from ropepp.model.kernels.flex import FLEX
-from ropepp.model.kernels.fused import CUDNN, SDPA, VARLEN
+from ropepp.model.kernels.fused import CUDNN, SDPA
 
 log = logging.getLogger("ropepp.model.kernels")
 
@@ -22,61 +17,23 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-# Kernels choose their own parallelism and see shapes that depend on the documents: compiling
-# through them means a recompilation for every new packing, and other losses.
-@torch.compiler.disable
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool = True,
-    cu_seqlens: Tensor | Documents | None = None,
-    cu_seqlens_k: Tensor | Documents | None = None,
-    alibi_slopes: Tensor | None = None,
-    document_ids: tuple[Tensor, Tensor] | None = None,
-    scale: float | None = None,
-    backend: str | Backend = "auto",
-) -> Tensor:
-    """Softmax attention.
+def has_backward(backend: str | Backend) -> bool:
+    """Whether a backend, or whatever "auto" chooses but for slopes on a GPU, has a backward pass of
+    its own. One of the caller's cannot be found by its name alone."""
+    return isinstance(backend, str) and backend not in ("reference", "flex")
 
-    Args:
-        q: Queries (B, T, H, D).
-        k: Keys (B, S, K, D), with S >= T; K divides H.
-        v: Values (B, S, K, D).
-        causal: Whether query i sees only the keys up to S - T + i.
-        cu_seqlens: Boundaries of documents in the flattened queries, (documents + 1,) int32 from 0
-            to B * T, or `Documents`, with which a GPU is not waited for; tokens see their own
-            document only. Needs S = T, or ``cu_seqlens_k``.
-        cu_seqlens_k: Boundaries of the same documents in the flattened keys, (documents + 1,) int32
-            from 0 to B * S; those of the queries unless given. The last query of a document is at
-            its last key. A document may have no queries; with queries it has as many keys at
-            least, or any if not causal.
-        alibi_slopes: (H,) float32; head h's scores lose ``slope_h * |distance|`` (ALiBi, arXiv
-            2108.12409). Constants: they get no gradient.
-        document_ids: Ids (B, T) of the queries and (B, S) of the keys; a query sees the keys with
-            its own id, at least one. For cached rows; packed documents are faster by
-            ``cu_seqlens``, and not both at once.
-        scale: Factor of the scores; ``1 / sqrt(D)`` unless given.
-        backend: One of `BACKENDS`, "auto", see `choose`, or a backend of the caller's own.
 
-    Returns:
-        (B, T, H, D) in the queries' dtype.
+def select(request: Request, backend: str | Backend) -> Backend:
+    """The backend that serves a request.
 
     Raises:
         InputError: Shapes do not fit, or the backend is unknown or cannot serve this; says which
             can.
     """
-    documents, documents_k = (
-        Documents.of(own) if isinstance(own, Tensor) else own for own in (cu_seqlens, cu_seqlens_k)
-    )
-    documents_k = documents if documents_k is None else documents_k
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    request = Request(q, k, v, causal, documents, documents_k, alibi_slopes, document_ids, scale)
     _check_shapes(request)
     _check_documents(request)
     if backend == "auto":
-        return BACKENDS[choose(request)].run(request)
+        return BACKENDS[choose(request)]
     chosen = backend if isinstance(backend, Backend) else BACKENDS.get(backend)
     if chosen is None:
         raise InputError(f"attention backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
@@ -87,23 +44,28 @@ def attention(
             f"attention backend {chosen.name!r} cannot serve {_kind(request)}: {reason}; these "
             f"can: auto, {', '.join(able)}"
         )
-    return chosen.run(request)
+    return chosen
 
 
 def choose(request: Request) -> str:
     """The backend that "auto" means, by device, dtype and what is asked; logged once for each kind
     of request.
 
-    On CUDA in half precision, packed documents go to varlen, and slopes to flash2 if it is
-    installed, else to flex, which would compile anew for each length of a cache and is not for one
-    query a row. Anything else goes to sdpa.
+    On CUDA in half precision, packed documents go to flash4 if it is installed, else to varlen; so
+    do rows, but for those of training to cuDNN, which makes a plan for each new length. Slopes go
+    to flash2 if it is installed, else to flex, which would compile anew for each length of a cache.
+    One query a row and anything else goes to sdpa.
     """
     packed, preferred = request.documents is not None, []
+    T, S = request.q.shape[1], request.k.shape[1]
+    several = packed or T > 1 or request.needs_grad
     if request.q.is_cuda and request.q.dtype in HALF and request.document_ids is None:
         if request.alibi_slopes is not None:
-            preferred = ["flash2", "flex"] if packed or request.q.shape[1] > 1 else ["flash2"]
+            preferred = ["flash2", "flex"] if several else ["flash2"]
         elif packed:
-            preferred = ["varlen"]
+            preferred = ["flash4", "varlen"]
+        elif several:
+            preferred = ["cudnn", "varlen"] if request.needs_grad and T == S else ["varlen"]
     name = next((n for n in preferred if BACKENDS[n].refuse(request) is None), "sdpa")
     _announce(name, _kind(request))
     return name

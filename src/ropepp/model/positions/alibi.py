@@ -22,8 +22,8 @@ class ALiBi(Position):
 
     def table(self, positions_BT: Tensor, config: ModelConfig) -> Table:
         heads = self.layout(config.num_heads, config.num_kv_heads).num_heads
-        slopes = torch.tensor(slopes_of(heads), dtype=torch.float32, device=positions_BT.device)
-        return (slopes,)
+        slopes = torch.tensor(slopes_of(heads), dtype=torch.float32)
+        return (slopes.to(positions_BT.device, non_blocking=True),)
 
     def build(self, config: ModelConfig, layer_index: int) -> PositionLayer:
         return ALiBiLayer()

@@ -34,6 +34,9 @@ class RotaryLayer(PositionLayer):
         self.layout = layout
         self.head_dim = head_dim
         self.rotary_dim = rotary_dim
+        # Here and not in `queries`: cached properties take a lock, where a compiler breaks off.
+        self.period = layout.period
+        self.step = layout.num_projections * len(self.period) // layout.num_heads
 
     def forward(self, q_BTPD: Tensor, k_BTKD: Tensor, table: Table) -> tuple[Tensor, Tensor]:
         """See `PositionLayer`; ``table`` is (cos, sin), each (B or 1, T, R/2) in float32."""
@@ -48,15 +51,13 @@ class RotaryLayer(PositionLayer):
     def queries(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """One rotation for all phases: a turn by a multiple of 90 degrees is a copy of its
         halves."""
-        period = self.layout.period
-        step = self.layout.num_projections * len(period) // self.layout.num_heads
         rotated, rest = q.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
-        wide_a, wide_b = (half.unflatten(-2, (-1, step)) for half in rotate(rotated, cos, sin))
+        wide_a, wide_b = (half.unflatten(-2, (-1, self.step)) for half in rotate(rotated, cos, sin))
         # Copies are cast once, not once for each head.
         narrow = wide_a.to(q.dtype), wide_b.to(q.dtype)
-        rest = rest.unflatten(-2, (-1, step))
+        rest = rest.unflatten(-2, (-1, self.step))
         pieces: list[Tensor] = []
-        for head in period:
+        for head in self.period:
             i = head.projection
             a, b = narrow if head.phase % 90 == 0 else (wide_a, wide_b)
             pieces += [*turn(a[..., i, :], b[..., i, :], head.phase), rest[..., i, :]]
