@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_mask
 
 from ropepp.errors import InputError
@@ -347,6 +349,20 @@ def test_flex_blocks_are_where_the_mask_is(
     assert not (partial & whole).any()
     assert torch.equal(some & (partial | whole), some)
     assert (partial | whole).sum() <= some.sum() + 2  # keys without queries lie between
+
+
+def test_flex_fails_where_it_would_not_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    flex._compiled.cache_clear()
+    compile_ = partial(torch.compile, backend="eager", dynamic=False)
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(flex_attention, "flex_attention", lambda x: x + 1)
+    monkeypatch.setattr(flex, "KINDS", 12)
+    kernel = flex._compiled()
+    flex._compiled.cache_clear()
+    for size in range(2, 14):  # more than the compiler's own limit
+        assert kernel(torch.zeros(size)).sum() == size
+    with pytest.raises(FailOnRecompileLimitHit):
+        kernel(torch.zeros(14))
 
 
 def test_recent_results_are_found_by_identity_and_not_after_a_change() -> None:

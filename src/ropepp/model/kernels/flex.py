@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or 
     from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
+KINDS = 128  # of requests, for each of which there is a kernel
 
 
 _SEEN: Recent[tuple[Tensor, "BlockMask"]] = Recent(4)
@@ -118,9 +119,11 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Static at first and dynamic from the second shape on: a kernel for each shape would end at
-    # the compiler's limit, after which all scores are in memory.
-    return torch.compile(flex_attention)
+    # Static at first and dynamic from the second shape on.
+    kernel = torch.compile(flex_attention)
+    # Beyond its limit, which is 8, the compiler gives up, and all scores are in memory.
+    strict = torch._dynamo.config.patch(recompile_limit=KINDS, fail_on_recompile_limit_hit=True)
+    return strict(kernel)
 
 
 def _uncompiled(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
