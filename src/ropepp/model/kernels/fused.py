@@ -127,7 +127,9 @@ def _rows(request: Request, choice: Choice, q: Tensor, k: Tensor, v: Tensor) -> 
     kernel, results = choice(request, T), []
     parts = _parts(request, kernel, T, S)
     for part in parts:
-        inputs = q[:, part.queries], k[:, part.keys], v[:, part.keys]
+        inputs = (q, k, v)
+        if len(parts) > 1:
+            inputs = q[:, part.queries], k[:, part.keys], v[:, part.keys]
         mask = _mask(request, part, T, S)
         if request.needs_grad or kernel is not PLAIN:
             results.append(kernel.forward(*inputs, mask, part.causal, request.scale))
@@ -160,6 +162,10 @@ def _rows_backward(
     kernel = choice(request, T)
     parts = _parts(request, kernel, T, S)
     sums: list[Tensor] = []
+    if len(parts) == 1:
+        mask = _mask(request, parts[0], T, S)
+        inputs = grad, q, k, v, out, log_sum
+        return kernel.backward(*inputs, mask, parts[0].causal, request.scale)
     for part in parts:
         log = log_sum[B * H * part.queries.start : B * H * part.queries.stop]
         queries, keys = (slice(None), part.queries), (slice(None), part.keys)
@@ -167,8 +173,6 @@ def _rows_backward(
             *(grad[queries], q[queries], k[keys], v[keys], out[queries], log),
             *(_mask(request, part, T, S), part.causal, request.scale),
         )
-        if len(parts) == 1:
-            return found
         if not sums:  # several parts have the same keys, or queries
             wide = torch.promote_types(q.dtype, torch.float32)
             sums = [torch.zeros_like(x, dtype=wide) for x in (q, k, v)]
@@ -180,17 +184,17 @@ def _rows_backward(
 
 def _parts(request: Request, kernel: Kernel, T: int, S: int) -> list[Part]:
     """The calls for rows of T queries and S keys."""
-    everything, causal = Part(slice(0, T), slice(0, S)), request.causal and T > 1
+    queries, causal = slice(0, T), request.causal and T > 1
     masked = request.alibi_slopes is not None or request.document_ids is not None
     if not masked and not causal:
-        return [everything]
+        return [Part(queries, slice(0, S))]
     if not masked and (kernel.causal or not request.needs_grad):
         if T == S:
-            return [everything._replace(causal=True)]
+            return [Part(queries, slice(0, S), causal=True)]
         if kernel is CPU:
             # Keys before the queries and the queries' own, neither of which needs a mask.
-            before, own = slice(0, S - T), slice(S - T, S)
-            return [everything._replace(keys=before), everything._replace(keys=own, causal=True)]
+            own = Part(queries, slice(S - T, S), causal=True)
+            return [Part(queries, slice(0, S - T)), own]
     # A mask for every few queries, over the keys that causality leaves them.
     starts = range(0, T, CHUNK)
     found = []

@@ -4,6 +4,7 @@ the forward pass instead of running it again."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from ropepp.model.documents import Documents
 from ropepp.model.kernels.backend import Backend, Gradients, Request
 from ropepp.model.kernels.registry import has_backward, select
+
+NOTHING = torch.empty(0)
 
 
 def attention(
@@ -90,7 +93,31 @@ def _served(
     chosen = select(request, backend)
     if chosen.backward is None or not needs_grad:
         return chosen.forward(request)[0]
-    return _traced(own, None if keys is own else keys, arguments, chosen.name)
+    bare = replace(request, q=NOTHING, k=NOTHING, v=NOTHING)
+    out = _Eager.apply(q, k, v, bare, chosen)
+    assert isinstance(out, Tensor)
+    return out
+
+
+class _Eager(torch.autograd.Function):
+    """The operator below for what is not compiled, of which torch's own wrapping would take longer
+    than a small batch's attention."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bare: Request, chosen: Backend
+    ) -> Tensor:
+        out, log_sum = chosen.forward(replace(bare, q=q, k=k, v=v))
+        ctx.save_for_backward(q, k, v, out, log_sum)
+        ctx.bare, ctx.chosen = bare, chosen  # without tensors that are saved, or may be offloaded
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, log_sum = ctx.saved_tensors
+        request = replace(ctx.bare, q=q, k=k, v=v)
+        return *ctx.chosen.backward(request, grad.contiguous(), out, log_sum), None, None
 
 
 # Attention, and the log-sum-exp of all queries and heads if there may be a backward pass.
