@@ -201,7 +201,9 @@ def _parts(request: Request, kernel: Kernel, T: int, S: int) -> list[Part]:
     for start in starts:
         end = min(start + CHUNK, T)
         seen = S - T + end if request.causal else S
-        found.append(Part(slice(start, end), slice(0, seen), masked=True))
+        # Where the CPU's kernel hides the later keys, it skips them.
+        square = kernel is CPU and request.causal and seen == end - start
+        found.append(Part(slice(start, end), slice(0, seen), square, masked=True))
     return found
 
 
@@ -254,7 +256,7 @@ def _mask(request: Request, part: Part, T: int, S: int) -> Tensor | None:
     own = torch.arange(start, end, device=q.device)
     distance = own[:, None] - torch.arange(seen, device=q.device)
     hidden: Tensor | None = None
-    if request.causal and end - start > 1:
+    if request.causal and not part.causal and end - start > 1:
         hidden = (distance < 0)[None, None]
     if request.document_ids is not None:
         ids, ids_k = request.document_ids
