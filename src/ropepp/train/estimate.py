@@ -275,15 +275,16 @@ def _memory(plan: PlannedRun) -> dict[str, int]:
 
 
 def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
-    """Logits and log-softmax of a chunk, or their gradient and its product with hidden states; the
+    """Logits of a chunk and, on a CPU, their gradient's product with hidden states in bfloat16; the
     gradients of hidden states and output layer; the layer cast. Naive: all logits, three times."""
     network = plan.module.network
     V, M, size = network.config.vocab_size, network.config.hidden_size, plan.dtype.itemsize
     cast_layer = size * V * M if size < 4 else 0
     if network.loss_backend == "naive":
         return 12 * tokens * V + cast_layer
-    rows = min(tokens, chunk_rows(plan.on_gpu))
-    return max(8 * rows, size * (rows + M)) * V + size * tokens * M + 4 * V * M + cast_layer
+    rows = min(tokens, chunk_rows(V, size, plan.on_gpu))
+    product = 0 if plan.on_gpu else cast_layer
+    return size * rows * V + product + size * tokens * M + 4 * V * M + cast_layer
 
 
 class GatheredScope(AttentionScope):
