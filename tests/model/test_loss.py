@@ -143,17 +143,23 @@ def test_no_tokens_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "logit_bytes", "on_gpu", "rows"),
+    ("tokens", "vocab_size", "logit_bytes", "on_gpu", "rows"),
     [
-        (128256, 2, True, 8192),
-        (128256, 4, True, 4185),
-        (8192, 2, False, 2048),
-        (128256, 2, False, 523),
-        (10_000_000, 4, False, 64),
+        (32768, 128256, 2, True, 8192),
+        (32768, 128256, 4, True, 4096),
+        (9000, 128256, 2, True, 4500),
+        (2048, 8192, 2, False, 512),
+        (600, 8192, 2, False, 300),
+        (2610, 128256, 4, False, 261),
+        (640, 10_000_000, 4, False, 64),
+        (5, 8192, 2, False, 5),
+        (0, 8192, 2, False, 1),
     ],
 )
-def test_chunks_by_memory(vocab_size: int, logit_bytes: int, on_gpu: bool, rows: int) -> None:
-    assert loss_module.chunk_rows(vocab_size, logit_bytes, on_gpu) == rows
+def test_chunks_by_memory(
+    tokens: int, vocab_size: int, logit_bytes: int, on_gpu: bool, rows: int
+) -> None:
+    assert loss_module.chunk_rows(tokens, vocab_size, logit_bytes, on_gpu) == rows
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(32768, 8192), (131072, 8192), (4096, 4096)])

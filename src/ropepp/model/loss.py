@@ -123,7 +123,8 @@ def _liger_memory(hidden: Tensor, vocab_size: int) -> int:
     """The kernel's unit of memory for logits is the size of ``hidden``: how many of them hold the
     rows of `chunk_rows`. One, its default, makes chunks too small for a large vocabulary."""
     M = hidden.shape[-1]
-    chunks = -(-hidden.numel() // (M * chunk_rows(vocab_size, hidden.element_size(), True)))
+    tokens = hidden.numel() // M
+    chunks = -(-tokens // chunk_rows(tokens, vocab_size, hidden.element_size(), True))
     return -(-vocab_size // (M * max(chunks, 1)))
 
 
@@ -137,7 +138,7 @@ def token_losses(
         (...) float32 in nats and (...) bool; 0 and False where there is no target.
     """
     flat, ids, w = hidden.flatten(0, -2), targets.flatten(), weight.to(hidden.dtype)
-    rows = chunk_rows(len(w), w.element_size() + 8, w.is_cuda)
+    rows = chunk_rows(len(ids), len(w), w.element_size() + 8, w.is_cuda)
     losses, hits = [], []
     for h, target in zip(flat.split(rows), ids.split(rows), strict=True):
         logits = F.linear(h, w).float()
@@ -146,17 +147,24 @@ def token_losses(
     return torch.cat(losses).view(targets.shape), torch.cat(hits).view(targets.shape)
 
 
-def chunk_rows(vocab_size: int, logit_bytes: int, on_gpu: bool) -> int:
+def chunk_rows(tokens: int, vocab_size: int, logit_bytes: int, on_gpu: bool) -> int:
     """Rows whose logits exist at a time: enough to keep the device busy and to add to the gradient
-    of the output layer seldom, few enough to keep their logits small.
+    of the output layer seldom, few enough to keep their logits small; no small chunk at the end.
 
     Args:
+        tokens: Rows in all.
         vocab_size: Logits of a row.
         logit_bytes: Bytes that are held for each of them.
         on_gpu: Where.
     """
-    budget, most = (2**31, 8192) if on_gpu else (2**27, 2048)
-    return min(max(budget // (vocab_size * logit_bytes), 64), most)
+    budget, most = (2**31, 8192) if on_gpu else (2**27, 512)
+    most = min(max(budget // (vocab_size * logit_bytes), 64), most)
+    return max(-(-tokens // max(-(-tokens // most), 1)), 1)
+
+
+def cached_rows(vocab_size: int) -> int:
+    """Rows whose logits in float32 a CPU's caches hold."""
+    return max(2**20 * torch.get_num_threads() // (4 * vocab_size), 1)
 
 
 def losses_and_gradient(
@@ -183,23 +191,23 @@ def losses_and_gradient(
         return softmax_kernel.losses_and_gradient(logits, targets, ignore_index, z_loss)
     ignored = targets == ignore_index
     column = targets.masked_fill(ignored, 0).unsqueeze(1)
-    cache = 2**28 if logits.is_cuda else 2**20 * torch.get_num_threads()
-    rows = max(1, cache // (4 * logits.shape[1]))
-    wide = torch.empty(min(rows, len(logits)), logits.shape[1], device=logits.device)
+    rows = len(logits) if logits.is_cuda else min(cached_rows(logits.shape[1]), len(logits))
+    rows = max(rows, 1)
+    wide = torch.empty(rows, logits.shape[1], device=logits.device)
     losses = []
     for part, at in zip(logits.split(rows), column.split(rows), strict=True):
         probs = wide[: len(part)].copy_(part)
         torch.softmax(probs, dim=-1, out=probs)
         likelihood = probs.gather(1, at)
         loss = -likelihood.log()
-        if likelihood.min() < 1e-30:  # before it is rounded to nothing
+        if (likelihood < 1e-30).any():  # before it is rounded to nothing
             loss = part.float().logsumexp(dim=-1, keepdim=True) - part.gather(1, at)
         if z_loss:
             probs.mul_(1 + 2 * z_loss * (part.gather(1, at) + loss))
         probs.scatter_add_(1, at, probs.new_full((), -1.0).expand_as(at))
         part.copy_(probs)
         losses.append(loss.squeeze(1))
-    logits[ignored] = 0
+    logits.index_fill_(0, ignored.nonzero().squeeze(1), 0)
     return torch.cat(losses).masked_fill_(ignored, 0)
 
 
@@ -221,14 +229,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         w = weight.to(hidden.dtype)
         N, V = len(targets), len(w)
-        # Chunks of one size: no small one at the end.
-        chunks = max(-(-N // chunk_rows(V, hidden.element_size(), hidden.is_cuda)), 1)
-        rows = max(-(-N // chunks), 1)
+        rows = chunk_rows(N, V, hidden.element_size(), hidden.is_cuda)
         losses = hidden.new_empty(N, dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        sums = _ProductSum(weight) if need_weight else None
+        sums = _ProductSum() if need_weight else None
         logits = hidden.new_empty(rows, V)
-        for i in range(0, N, rows):
+        for i in range(0, max(N, 1), rows):
             h, target = hidden[i : i + rows], targets[i : i + rows]
             grad = torch.mm(h, w.t(), out=logits[: len(h)])
             losses[i : i + rows] = losses_and_gradient(grad, target, ignore_index, z_loss)
@@ -252,21 +258,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class _ProductSum:
-    """The sum of products ``a.T @ b`` in float32, like ``weight``.
+    """The sum of products ``a.T @ b`` in float32.
 
-    On a GPU and of float32 the products accumulate in it. A CPU has no product of bfloat16 in
-    float32: there each is rounded to bfloat16, once a chunk, as a layer's gradient is once a
-    micro-batch, and their sum is not.
+    Of float32 and on a GPU they accumulate in it. A CPU has no product of bfloat16 in float32:
+    there each is rounded to bfloat16, once a chunk, as a layer's gradient is once a micro-batch,
+    and their sum is not.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self.total = torch.zeros_like(weight, dtype=torch.float32)
+    total: Tensor | None = None
 
     def add(self, a: Tensor, b: Tensor) -> None:
+        accumulates = a.dtype == torch.float32 or (a.is_cuda and a.dtype != torch.float64)
+        wide: dict[str, Any] = {} if a.dtype == torch.float32 else {"out_dtype": torch.float32}
         total = self.total
-        if a.dtype == torch.float32:
-            total.addmm_(a.t(), b)
-        elif a.is_cuda and a.dtype != torch.float64:
-            torch.addmm(total, a.t(), b, out_dtype=torch.float32, out=total)
+        if total is None:
+            self.total = torch.mm(a.t(), b, **wide) if accumulates else (a.t() @ b).float()
+        elif accumulates:
+            torch.addmm(total, a.t(), b, out=total, **wide)
         else:
-            total.add_(a.t() @ b)
+            # Part by part: torch first casts what it adds.
+            rows = max(2**18 // b.shape[1], 1)
+            for part, own in zip(total.split(rows), (a.t() @ b).split(rows), strict=True):
+                part.add_(own)
