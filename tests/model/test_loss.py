@@ -13,6 +13,7 @@ from ropepp.model.loss import (
     LOSSES,
     cross_entropy_sum,
     cross_entropy_sum_naive,
+    losses_and_gradient,
     token_losses,
 )
 
@@ -30,7 +31,7 @@ def test_loss_and_gradients(
     z_loss: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loss_module, "chunk_rows", lambda on_gpu: rows)
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda *_: rows)
     hidden = torch.randn(3, 7, 16).to(dtype).requires_grad_()
     weight = torch.randn(40, 16, requires_grad=True)
     targets = torch.randint(40, (3, 7))
@@ -48,6 +49,127 @@ def test_loss_and_gradients(
     for want, got in zip(*results, strict=True):
         assert got.dtype == want.dtype
         torch.testing.assert_close(got, want, **tolerance)
+
+
+@pytest.mark.parametrize("rows", [5, 64])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize(
+    ("dtype", "of_value", "of_gradient"),
+    [(torch.float32, 1e-6, 3e-6), (torch.bfloat16, 1e-3, 5e-3)],
+)
+def test_against_float64(
+    rows: int,
+    z_loss: float,
+    dtype: torch.dtype,
+    of_value: float,
+    of_gradient: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A vocabulary of several blocks of rows; relative errors in the L2 norm."""
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda *_: rows)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    hidden = torch.randn(37, 24).to(dtype).requires_grad_()
+    weight = torch.randn(20_000, 24).div(5).to(dtype).requires_grad_()
+    targets = torch.randint(20_000, (37,))
+    targets[[0, 7, 8, 36]] = -100
+    h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    logits = (h @ w.T)[targets >= 0]
+    entropy = torch.nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="sum")
+    total = entropy + z_loss * logits.logsumexp(-1).square().sum()
+    want = torch.autograd.grad(total / 3, (h, w))
+    loss = cross_entropy_sum(hidden, weight, targets, z_loss=z_loss)
+    assert loss.item() == pytest.approx(entropy.item(), rel=of_value)
+    for got, exact in zip(torch.autograd.grad(loss / 3, (hidden, weight)), want, strict=True):
+        assert got.dtype == dtype
+        assert (got - exact).norm() < of_gradient * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_target_that_softmax_rounds_to_nothing(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[0.0, 300.0, 299.0], [0.0, 1.0, -2.0], [-90.0, 0.0, 0.0]]).to(dtype)
+    targets = torch.tensor([0, 0, 0])
+    exact = logits.double().requires_grad_()
+    want = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
+    (want.sum() + 1e-3 * exact.logsumexp(-1).square().sum()).backward()
+    assert exact.grad is not None
+    got = losses_and_gradient(logits, targets, -100, 1e-3)
+    torch.testing.assert_close(got.double(), want.detach(), atol=1e-5, rtol=1e-6)
+    rounding = 1e-6 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(logits.double(), exact.grad, atol=1e-6, rtol=rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_chunks_add_up_in_float32(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand equal parts: a sum in bfloat16 would stand still at 256 of them."""
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda *_: 1)
+    hidden, weight = torch.ones(1000, 4, dtype=dtype), torch.zeros(48, 4, requires_grad=True)
+    cross_entropy_sum(hidden, weight, torch.zeros(1000).long()).backward()
+    want = torch.full((48, 4), 1000 / 48)
+    want[0] -= 1000
+    assert weight.grad is not None
+    torch.testing.assert_close(
+        weight.grad, want, atol=0, rtol=1e-5 if dtype.itemsize == 4 else 4e-3
+    )
+
+
+def test_gradients_do_not_depend_on_who_shares_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are independent: as many a time as there are threads changes no bit."""
+    hidden, weight = torch.randn(50, 8), torch.randn(30_000, 8, requires_grad=True)
+    targets = torch.randint(30_000, (50,))
+    results = []
+    for threads in (1, 3, 64):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        loss = cross_entropy_sum(hidden, weight, targets)
+        results.append((loss, *torch.autograd.grad(loss, weight)))
+    for others in zip(*results, strict=True):
+        assert all(torch.equal(others[0], other) for other in others)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden = torch.randn(4, 8, requires_grad=True)
+    loss = cross_entropy_sum(hidden, torch.randn(9, 8), torch.randint(9, (4,)))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_no_tokens_at_all() -> None:
+    weight = torch.randn(9, 8, requires_grad=True)
+    loss = cross_entropy_sum(torch.randn(0, 8), weight, torch.zeros(0).long())
+    assert loss.item() == 0
+    assert not torch.autograd.grad(loss, weight)[0].any()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocab_size", "logit_bytes", "on_gpu", "rows"),
+    [
+        (32768, 128256, 2, True, 8192),
+        (32768, 128256, 4, True, 4096),
+        (9000, 128256, 2, True, 4500),
+        (2048, 8192, 2, False, 512),
+        (600, 8192, 2, False, 300),
+        (2610, 128256, 4, False, 261),
+        (640, 10_000_000, 4, False, 64),
+        (5, 8192, 2, False, 5),
+        (0, 8192, 2, False, 1),
+    ],
+)
+def test_chunks_by_memory(
+    tokens: int, vocab_size: int, logit_bytes: int, on_gpu: bool, rows: int
+) -> None:
+    assert loss_module.chunk_rows(tokens, vocab_size, logit_bytes, on_gpu) == rows
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(32768, 8192), (131072, 8192), (4096, 4096)])
+def test_liger_gets_chunks_of_our_size(tokens: int, rows: int) -> None:
+    """By the kernel's own arithmetic (0.8.5)."""
+    V, M = 128256, 1024
+    unit = loss_module._liger_memory(torch.empty(tokens, M, dtype=torch.bfloat16), V)
+    chunks = -(-V // (unit * M))
+    found = 1 << (-(-tokens // chunks) - 1).bit_length()
+    assert min(found, tokens) == rows
 
 
 @pytest.mark.parametrize("backend", ["naive", "chunked"])
@@ -84,7 +206,7 @@ def test_value_does_not_depend_on_z_loss() -> None:
 
 
 def test_gradients_agree_with_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "chunk_rows", lambda on_gpu: 2)
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda *_: 2)
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 5, -100, 2, 3])
@@ -120,7 +242,7 @@ def test_targets_outside_the_vocabulary_raise(target: int) -> None:
 
 @pytest.mark.parametrize("rows", [2, 64])
 def test_evaluation_counts_hits(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "chunk_rows", lambda on_gpu: rows)
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda *_: rows)
     hidden, weight = torch.randn(3, 7, 16), torch.randn(40, 16)
     likeliest = (hidden @ weight.T).argmax(-1)
     targets = likeliest.where(torch.arange(21).view(3, 7) % 3 == 0, torch.zeros(()).long())

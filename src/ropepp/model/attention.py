@@ -1,9 +1,12 @@
 """Projections, position encoding, kernel, output projection: the one path that every variant
 takes."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ropepp.model.cache import LayerCache
 from ropepp.model.config import ModelConfig
@@ -48,9 +51,30 @@ class RMSNorm(nn.Module):
         return torch.ones(shape)
 
     def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = _Norm.apply(x, self.weight, self.eps)
+        return normed
+
+
+class _Norm(torch.autograd.Function):
+    """With x' = x / rms(x) and g the gradient of the output: the gradient of x is
+    (g w - x' mean(g w x')) / rms(x), in float32 and in few passes, from ``x`` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight.to(x.dtype)
+        inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return (wide * inverse).to(x.dtype) * weight.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        w, g, normed = weight.float(), grad.float(), x.float() * inverse
+        products = (g * normed).flatten(0, -2)
+        mean = (products @ w).div_(len(w)).view_as(inverse)
+        of_x = torch.mul(g, w).addcmul_(normed, mean, value=-1).mul_(inverse)
+        return of_x.to(x.dtype), products.sum(0).to(weight.dtype), None
 
 
 class Attention(nn.Module):

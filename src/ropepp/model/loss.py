@@ -5,6 +5,8 @@ at a time is multiplied out, and its gradient is computed in the same pass, whil
 there.
 """
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -52,8 +54,8 @@ def cross_entropy_sum(
         raise InputError(f"loss backend is {backend!r}; allowed: {', '.join(LOSSES)}")
     at_least(0, z_loss=z_loss)
     if backend == "chunked":
-        flat, ids, rows = hidden.flatten(0, -2), targets.flatten(), chunk_rows(hidden.is_cuda)
-        return _ChunkedCrossEntropy.apply(flat, weight, ids, ignore_index, rows, z_loss)
+        flat, ids = hidden.flatten(0, -2), targets.flatten()
+        return _ChunkedCrossEntropy.apply(flat, weight, ids, ignore_index, z_loss)
     other = cross_entropy_sum_naive if backend == "naive" else cross_entropy_sum_liger
     return other(hidden, weight, targets, ignore_index, z_loss)
 
@@ -112,8 +114,18 @@ def cross_entropy_sum_liger(
         reduction="sum",
         return_z_loss=z_loss > 0,
         accum_dtype=torch.float32,
+        chunk_mem_const=_liger_memory(hidden, len(weight)),
     )
     return result.loss - result.z_loss.detach().float() if z_loss else result
+
+
+def _liger_memory(hidden: Tensor, vocab_size: int) -> int:
+    """The kernel's unit of memory for logits is the size of ``hidden``: how many of them hold the
+    rows of `chunk_rows`. One, its default, makes chunks too small for a large vocabulary."""
+    M = hidden.shape[-1]
+    tokens = hidden.numel() // M
+    chunks = -(-tokens // chunk_rows(tokens, vocab_size, hidden.element_size(), True))
+    return -(-vocab_size // (M * max(chunks, 1)))
 
 
 @torch.no_grad()
@@ -126,7 +138,7 @@ def token_losses(
         (...) float32 in nats and (...) bool; 0 and False where there is no target.
     """
     flat, ids, w = hidden.flatten(0, -2), targets.flatten(), weight.to(hidden.dtype)
-    rows = chunk_rows(hidden.is_cuda)
+    rows = chunk_rows(len(ids), len(w), w.element_size() + 8, w.is_cuda)
     losses, hits = [], []
     for h, target in zip(flat.split(rows), ids.split(rows), strict=True):
         logits = F.linear(h, w).float()
@@ -135,10 +147,73 @@ def token_losses(
     return torch.cat(losses).view(targets.shape), torch.cat(hits).view(targets.shape)
 
 
-def chunk_rows(on_gpu: bool) -> int:
-    """Rows whose logits exist at a time: enough to keep the device busy, few enough to keep their
-    logits small."""
-    return 2048 if on_gpu else 256
+def chunk_rows(tokens: int, vocab_size: int, logit_bytes: int, on_gpu: bool) -> int:
+    """Rows whose logits exist at a time: enough to keep the device busy and to add to the gradient
+    of the output layer seldom, few enough to keep their logits small; no small chunk at the end.
+
+    Args:
+        tokens: Rows in all.
+        vocab_size: Logits of a row.
+        logit_bytes: Bytes that are held for each of them.
+        on_gpu: Where.
+    """
+    budget, most = (2**31, 8192) if on_gpu else (2**27, 512)
+    most = min(max(budget // (vocab_size * logit_bytes), 64), most)
+    return max(-(-tokens // max(-(-tokens // most), 1)), 1)
+
+
+def cached_rows(vocab_size: int) -> int:
+    """Rows whose logits in float32 a CPU's caches hold."""
+    return max(2**20 * torch.get_num_threads() // (4 * vocab_size), 1)
+
+
+def losses_and_gradient(
+    logits: Tensor, targets: Tensor, ignore_index: int, z_loss: float
+) -> Tensor:
+    """Each row's cross entropy; its gradient takes the place of the logits.
+
+    All is computed in float32 and the gradient rounded once. A GPU has a kernel for it, see
+    `ropepp.model.softmax_kernel`. On a CPU a few rows at a time, as many as its cache holds, go
+    through torch's softmax, which is faster than what its compiler makes of the formula.
+
+    Args:
+        logits: (N, V), overwritten by the gradient of the losses' sum with the term of ``z_loss``.
+        targets: (N,) int64.
+        ignore_index: Target of a row without loss and gradient.
+        z_loss: See `cross_entropy_sum`.
+
+    Returns:
+        (N,) float32.
+    """
+    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+        from ropepp.model import softmax_kernel
+
+        return softmax_kernel.losses_and_gradient(logits, targets, ignore_index, z_loss)
+    ignored = targets == ignore_index
+    column = targets.masked_fill(ignored, 0).unsqueeze(1)
+    rows = len(logits) if logits.is_cuda else min(cached_rows(logits.shape[1]), len(logits))
+    rows = max(rows, 1)
+    wide = torch.empty(rows, logits.shape[1], device=logits.device)
+    losses = []
+    for part, at in zip(logits.split(rows), column.split(rows), strict=True):
+        probs = wide[: len(part)].copy_(part)
+        torch.softmax(probs, dim=-1, out=probs)
+        likelihood = probs.gather(1, at)
+        loss = -likelihood.log()
+        if (likelihood < 1e-30).any():  # before it is rounded to nothing
+            loss = part.float().logsumexp(dim=-1, keepdim=True) - part.gather(1, at)
+        if z_loss:
+            probs.mul_(1 + 2 * z_loss * (part.gather(1, at) + loss))
+        probs.scatter_add_(1, at, probs.new_full((), -1.0).expand_as(at))
+        part.copy_(probs)
+        losses.append(loss.squeeze(1))
+    logits.index_fill_(0, ignored.nonzero().squeeze(1), 0)
+    return torch.cat(losses).masked_fill_(ignored, 0)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -149,46 +224,59 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         ignore_index: int,
-        rows: int,
         z_loss: float,
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         w = weight.to(hidden.dtype)
-        loss = hidden.new_zeros((), dtype=torch.float32)
+        N, V = len(targets), len(w)
+        rows = chunk_rows(N, V, hidden.element_size(), hidden.is_cuda)
+        losses = hidden.new_empty(N, dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        for i in range(0, len(targets), rows):
+        sums = _ProductSum() if need_weight else None
+        logits = hidden.new_empty(rows, V)
+        for i in range(0, max(N, 1), rows):
             h, target = hidden[i : i + rows], targets[i : i + rows]
-            counts = (target != ignore_index).unsqueeze(1)
-            column = target.unsqueeze(1).where(counts, 0)
-            logits = F.linear(h, w).float()
-            log_probs = logits.log_softmax(dim=-1)
-            log_likelihood = log_probs.gather(1, column)
-            loss -= (log_likelihood * counts).sum()
-            if not (need_hidden or need_weight):
-                continue
-            # What is as large as the logits is changed in place and let go as soon as possible.
-            grad = log_probs.exp_()
-            if z_loss:
-                logsumexp = logits.gather(1, column) - log_likelihood
-                grad.mul_(1 + 2 * z_loss * logsumexp)
-            del logits, log_probs
-            grad.scatter_add_(1, column, grad.new_full((), -1.0).expand_as(column))
-            grad = grad.mul_(counts).to(h.dtype)
+            grad = torch.mm(h, w.t(), out=logits[: len(h)])
+            losses[i : i + rows] = losses_and_gradient(grad, target, ignore_index, z_loss)
             if grad_hidden is not None:
                 torch.mm(grad, w, out=grad_hidden[i : i + rows])
-            if grad_weight is not None:
-                grad_weight += grad.t() @ h
-            del grad
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            if sums is not None:
+                sums.add(grad, h)
+        ctx.save_for_backward(grad_hidden, None if sums is None else sums.total)
         ctx.weight_dtype = weight.dtype
-        return loss
+        return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: a second backward pass is refused by autograd, which counts changes.
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad
+            grad_hidden.mul_(grad)
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+            grad_weight = grad_weight.mul_(grad).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None
+
+
+class _ProductSum:
+    """The sum of products ``a.T @ b`` in float32.
+
+    Of float32 and on a GPU they accumulate in it. A CPU has no product of bfloat16 in float32:
+    there each is rounded to bfloat16, once a chunk, as a layer's gradient is once a micro-batch,
+    and their sum is not.
+    """
+
+    total: Tensor | None = None
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        accumulates = a.dtype == torch.float32 or (a.is_cuda and a.dtype != torch.float64)
+        wide: dict[str, Any] = {} if a.dtype == torch.float32 else {"out_dtype": torch.float32}
+        total = self.total
+        if total is None:
+            self.total = torch.mm(a.t(), b, **wide) if accumulates else (a.t() @ b).float()
+        elif accumulates:
+            torch.addmm(total, a.t(), b, out=total, **wide)
+        else:
+            # Part by part: torch first casts what it adds.
+            rows = max(2**18 // b.shape[1], 1)
+            for part, own in zip(total.split(rows), (a.t() @ b).split(rows), strict=True):
+                part.add_(own)

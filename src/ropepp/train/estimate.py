@@ -28,7 +28,7 @@ from ropepp.errors import InputError, at_least
 from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
 from ropepp.model.kernels import BACKENDS, attention
-from ropepp.model.loss import chunk_rows
+from ropepp.model.loss import cached_rows, chunk_rows
 from ropepp.model.scope import AttentionScope
 from ropepp.model.sequence import check_length
 from ropepp.model.transformer import Block, Transformer
@@ -275,15 +275,17 @@ def _memory(plan: PlannedRun) -> dict[str, int]:
 
 
 def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
-    """Logits and log-softmax of a chunk, or their gradient and its product with hidden states; the
-    gradients of hidden states and output layer; the layer cast. Naive: all logits, three times."""
+    """Logits of a chunk; on a CPU some of them in float32 or their gradient's product with hidden
+    states in bfloat16; the gradients of hidden states and output layer; the layer cast. Naive: all
+    logits, three times."""
     network = plan.module.network
     V, M, size = network.config.vocab_size, network.config.hidden_size, plan.dtype.itemsize
     cast_layer = size * V * M if size < 4 else 0
     if network.loss_backend == "naive":
         return 12 * tokens * V + cast_layer
-    rows = min(tokens, chunk_rows(plan.on_gpu))
-    return max(8 * rows, size * (rows + M)) * V + size * tokens * M + 4 * V * M + cast_layer
+    rows = chunk_rows(tokens, V, size, plan.on_gpu)
+    extra = 0 if plan.on_gpu else max(4 * V * min(rows, cached_rows(V)), cast_layer)
+    return size * rows * V + extra + size * tokens * M + 4 * V * M + cast_layer
 
 
 class GatheredScope(AttentionScope):
