@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -23,32 +24,44 @@ from ropepp.train.strategy import FSDP2Strategy
 GLOO = "_distributed_is_initialized"
 
 
-def evaluate_and_train(corpus: str) -> None:
+def evaluate_and_train(corpus: str, folder: str) -> None:
     setattr(utilities, GLOO, lambda: False)
     os.environ |= {"LOCAL_RANK": str(dist.get_rank()), "NODE_RANK": "0"}
-    trainer = pl.Trainer(
-        **{**TRAINER_DEFAULTS, "max_steps": 3},
-        strategy=FSDP2Strategy(),
-        accelerator="cpu",
-        devices=dist.get_world_size(),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    model = LanguageModel(ModelConfig(257, 32, 2, 4, 2, 48), RoPEppEC(), AdamW(lr=0.01))
     data = CorpusDataModule(corpus, sequence_length=32, global_batch_size=4, micro_batch_size=2)
-    losses = []
-    for step in (trainer.validate, trainer.fit, trainer.validate):
+
+    def start() -> tuple[pl.Trainer, LanguageModel]:
+        model = LanguageModel(ModelConfig(257, 32, 2, 4, 2, 48), RoPEppEC(), AdamW(lr=0.01))
+        trainer = pl.Trainer(
+            **{**TRAINER_DEFAULTS, "max_steps": 3},
+            strategy=FSDP2Strategy(),
+            accelerator="cpu",
+            devices=dist.get_world_size(),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+        return trainer, model
+
+    def loss(trainer: pl.Trainer, model: LanguageModel, **options: Any) -> float:
         trainer.limit_val_batches = 1.0  # training does without a validation
-        step(model, datamodule=data)
-        losses.append(float(trainer.callback_metrics.get("validation/loss", 0.0)))
-    assert losses[2] < losses[0]
+        trainer.validate(model, datamodule=data, **options)
+        return float(trainer.callback_metrics["validation/loss"])
+
+    trainer, model = start()
+    before = loss(trainer, model)
+    trainer.fit(model, datamodule=data)
+    after = loss(trainer, model)
+    assert after < before
+    trainer.save_checkpoint(Path(folder, "trained.ckpt"))
+    other = start()
+    assert loss(*other) == before
+    assert loss(*other, ckpt_path=Path(folder, "trained.ckpt")) == after  # nothing is left over
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_evaluate_train_evaluate(world: int, corpus: Path) -> None:
-    spawn(world, evaluate_and_train, str(corpus))
+def test_evaluate_train_evaluate(world: int, corpus: Path, tmp_path: Path) -> None:
+    spawn(world, evaluate_and_train, str(corpus), str(tmp_path))
 
 
 def test_commands(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

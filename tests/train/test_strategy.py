@@ -1,31 +1,41 @@
 """Sharded models against whole ones: gradients, clipping, recomputation, compilation, precision,
 and rows shared by processes."""
 
+import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp._fully_shard import _fsdp_collectives as collectives
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
 from helpers.processes import spawn
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model import positions as variants
 from ropepp.model.positions import ALiBi, FoPE, Position, RoPE, RoPEppEC, RoPEppEH
 from ropepp.model.sequence import SequenceGroup
-from ropepp.train.strategy import shard
+from ropepp.train.lightning_cli import TRAINER_DEFAULTS
+from ropepp.train.module import LanguageModel
+from ropepp.train.optim import AdamW
+from ropepp.train.strategy import FSDP2Strategy, shard
 
 CONFIG = ModelConfig(97, 32, 2, 4, 2, 48, head_size=8)
 B, T = 4, 32
 Grads = dict[str, Tensor]
 
 
-def batch(packed: bool = True) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def batch(
+    packed: bool = True, seed: int = 1
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Ids, targets (some left out), and packed documents of uneven lengths."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(97, (B, T + 1), generator=generator)
     targets = ids[:, 1:].clone()
     targets[:, 5:9] = -100
@@ -147,17 +157,49 @@ def check_recomputation_and_compilation() -> None:
 
 def check_bfloat16() -> None:
     """One definition of mixed precision: in one process, sharded or not, the same bits."""
-    rows = batch()
-    expected = gradients(whole_model(RoPEppEC(), compute_dtype=torch.bfloat16), rows, 1.0)
+    rows, scale = batch(), 0.3  # a gradient of the output layer in bfloat16 would be another
+    expected = gradients(whole_model(RoPEppEC(), compute_dtype=torch.bfloat16), rows, scale)
     model = sharded_model(RoPEppEC(), compute_dtype=torch.bfloat16)
     if dist.get_world_size() == 1:
-        found = gradients(model, rows, 1.0)
+        found = gradients(model, rows, scale)
         assert_equal(found, expected, 0)
     else:
-        found = gradients(model, own_rows(rows), float(dist.get_world_size()))
+        found = gradients(model, own_rows(rows), scale * dist.get_world_size())
         assert_equal(found, expected, 2e-2)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert all(grad.dtype == torch.float32 for grad in found[1].values())
+
+
+def count_exchanges() -> Counter[str]:
+    """Counts from now on how often shards are gathered and gradients reduced."""
+    counts: Counter[str] = Counter()
+    for kind in (collectives.DefaultAllGather, collectives.DefaultReduceScatter):
+
+        def call(self: Any, *args: Any, _call: Any = kind.__call__, **kwargs: Any) -> Any:
+            counts[type(self).__name__] += 1
+            return _call(self, *args, **kwargs)
+
+        kind.__call__ = call  # type: ignore[method-assign]
+    return counts
+
+
+def check_gathered_in() -> None:
+    """Output layer and blocks in the compute dtype, what sums over tokens in float32; and how often
+    in a step, of two blocks and the rest."""
+    model, seen = sharded_model(RoPEppEC(), compute_dtype=torch.bfloat16), {}
+    for name, module in model.named_modules():
+        weight = "weight" in dict(module.named_parameters(recurse=False))
+        if weight and name != "lm_head":
+            module.register_forward_pre_hook(
+                lambda module, _, name=name: seen.update({name: module.weight.dtype})
+            )
+    counts = count_exchanges()
+    gradients(model, own_rows(batch()), 1.0)
+    assert {seen.pop("embed_tokens"), seen.pop("norm")} == {torch.float32}
+    assert set(seen.values()) == {torch.bfloat16}
+    assert model.lm_head.weight.dtype == torch.float32  # back in shards
+    # A block's weights twice; embedding, norm and output layer once.
+    assert counts == {"DefaultAllGather": 2 * 2 + 3, "DefaultReduceScatter": 2 + 3}
 
 
 def check_tied() -> None:
@@ -168,6 +210,48 @@ def check_tied() -> None:
     expected = gradients(whole, batch(), 1.0)
     found = gradients(model, own_rows(batch()), float(dist.get_world_size()))
     assert_equal(found, expected, 2e-6)
+
+
+def accumulated(strategy: FSDP2Strategy) -> tuple[Tensor, Grads, list[int]]:
+    """Loss and gradients of a step of four micro-batches, made as Lightning makes them, and the
+    number of reductions after each."""
+    os.environ |= {"LOCAL_RANK": str(dist.get_rank()), "NODE_RANK": "0"}
+    counts, after, grads = count_exchanges(), [], {}
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            for name, p in module.network.named_parameters():
+                grads[name] = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+
+        def on_after_backward(self, *_: Any) -> None:
+            after.append(counts["DefaultReduceScatter"])
+
+    trainer = pl.Trainer(
+        **{**TRAINER_DEFAULTS, "max_steps": 1},
+        strategy=strategy,
+        accelerator="cpu",
+        devices=dist.get_world_size(),
+        accumulate_grad_batches=4,
+        callbacks=[Watch()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    keys = ("input_ids", "targets", "positions", "document_ids")
+    rows = [own_rows(batch(seed=seed)) for seed in range(4)]
+    batches = [dict(zip(keys, part, strict=True), num_targets=100) for part in rows]
+    module = LanguageModel(CONFIG, RoPEppEC(), AdamW(lr=0.01), compute_dtype="bfloat16")
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    return torch.zeros(()), grads, after
+
+
+def check_accumulation() -> None:
+    *found, once = accumulated(FSDP2Strategy())
+    *expected, always = accumulated(FSDP2Strategy(reduce_every_micro_batch=True))
+    if dist.get_world_size() > 1:  # blocks, embedding, norm, output layer
+        assert once == [0, 0, 0, 5]
+        assert always == [5, 10, 15, 20]
+    assert_equal(found, expected, 2e-6 if dist.get_world_size() > 1 else 0)
 
 
 def check_hybrid() -> None:
@@ -188,6 +272,7 @@ def check_hybrid() -> None:
         check_clipping,
         check_recomputation_and_compilation,
         check_bfloat16,
+        check_gathered_in,
         check_tied,
     ],
 )
@@ -198,6 +283,12 @@ def test_two_processes(check: Callable[[], None]) -> None:
 @pytest.mark.slow
 def test_bfloat16_in_one_process() -> None:
     spawn(1, check_bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_gradients_are_reduced_once_a_step(world: int) -> None:
+    spawn(world, check_accumulation)
 
 
 @pytest.mark.slow

@@ -243,7 +243,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if sums is not None:
                 sums.add(grad, h)
         ctx.save_for_backward(grad_hidden, None if sums is None else sums.total)
-        ctx.weight_dtype = weight.dtype
         return losses.sum()
 
     @staticmethod
@@ -253,7 +252,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_hidden is not None:
             grad_hidden.mul_(grad)
         if grad_weight is not None:
-            grad_weight = grad_weight.mul_(grad).to(ctx.weight_dtype)
+            grad_weight.mul_(grad)  # autograd casts it to what the weight takes
         return grad_hidden, grad_weight, None, None, None
 
 

@@ -1,5 +1,7 @@
 """The decoder: embedding, pre-norm blocks, final norm, output layer (Llama-shaped)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +57,31 @@ class Block(nn.Module):
         return x_BTM + self.mlp(self.post_attention_layernorm(x_BTM))
 
 
+class OutputLayer(Linear):
+    """Hidden states to logits, or to losses without the logits of all tokens.
+
+    Every use is a method of this module, so that shards can be gathered around it.
+
+    Attributes:
+        gradient_dtype: Dtype of the weight's gradient, which sums over many tokens, where it is not
+            that of the weight: shards are gathered in bfloat16.
+    """
+
+    gradient_dtype: torch.dtype | None = None
+
+    def loss(self, hidden_BTM: Tensor, targets_BT: Tensor, **options: Any) -> Tensor:
+        """See `ropepp.model.loss.cross_entropy_sum`."""
+        if self.gradient_dtype is not None:
+            self.weight.grad_dtype = self.gradient_dtype
+        return cross_entropy_sum(hidden_BTM, self.weight, targets_BT, **options)
+
+    def evaluate(
+        self, hidden_BTM: Tensor, targets_BT: Tensor, ignore_index: int
+    ) -> tuple[Tensor, Tensor]:
+        """See `ropepp.model.loss.token_losses`."""
+        return token_losses(hidden_BTM, self.weight, targets_BT, ignore_index)
+
+
 class Transformer(nn.Module):
     """A causal language model with any position encoding.
 
@@ -95,7 +122,7 @@ class Transformer(nn.Module):
             Block(config, position, index) for index in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = OutputLayer(config.hidden_size, config.vocab_size)
         self.tie()
         if not self.embed_tokens.weight.is_meta:
             self.initialize(seed)
@@ -224,11 +251,10 @@ class Transformer(nn.Module):
         """
         hidden = self.hidden(input_ids, positions, document_ids)
         targets = self.local_part(targets)
-        total = cross_entropy_sum(
+        total = self.lm_head.loss(
             hidden,
-            self.lm_head.weight,
             targets,
-            self.ignore_index,
+            ignore_index=self.ignore_index,
             z_loss=self.z_loss,
             backend=self.loss_backend,
         )
@@ -245,9 +271,7 @@ class Transformer(nn.Module):
         token (B, T), without gradient; 0 and False where there is no target. Of rows shared by
         several processes, only the own part, see `local_part`."""
         hidden = self.hidden(input_ids, positions, document_ids)
-        return token_losses(
-            hidden, self.lm_head.weight, self.local_part(targets), self.ignore_index
-        )
+        return self.lm_head.evaluate(hidden, self.local_part(targets), self.ignore_index)
 
     def local_part(self, x_BT: Tensor) -> Tensor:
         """This process's part (B, T / n) of rows that n processes share; otherwise all of it."""

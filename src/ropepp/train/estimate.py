@@ -65,6 +65,7 @@ class Processes:
     shards: int = 1
     context: int = 1
     reshards: bool = True  # whether fsdp2 frees a block's parameters after its forward pass
+    reduces: bool = False  # whether it reduces gradients after every micro-batch
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def _read_strategy(value: Any, total: int) -> Processes:
     shards = total if shards is None else shards
     check_sizes(total, shards, context)
     reshards = settings.get("reshard_after_forward", True)
-    return Processes("fsdp2", total, shards, context, reshards)
+    reduces = settings.get("reduce_every_micro_batch", False)
+    return Processes("fsdp2", total, shards, context, reshards, reduces)
 
 
 def _open_rows(data: RowsDataModule) -> Rows | None:
@@ -251,21 +253,16 @@ def _checkpoints(plan: PlannedRun) -> dict[str, int]:
 def _memory(plan: PlannedRun) -> dict[str, int]:
     network, processes, size = plan.module.network, plan.processes, plan.dtype.itemsize
     parameters, shards = num_parameters(network), processes.shards
-    block, outside = _parameters(network)
     tokens = plan.data.micro_batch_size * plan.data.sequence_length // processes.context
     in_block, elsewhere = trace_activations(plan)
     block_input = tokens * network.config.hidden_size * size
     recomputes = [block.recompute for block in network.blocks()]
-    # Two blocks, or all, in the compute dtype, and the gradients of one on their way in float32;
-    # everything else, with its gradients, in float32 for the whole step.
-    whole = 2 if processes.reshards else len(recomputes)
-    gathered = (whole * size + 4) * block + 8 * outside
     items = {
         "weights": 4 * parameters // shards,
         "gradients": 4 * parameters // shards,
         "gradient_buckets": 4 * parameters if processes.strategy == "ddp" else 0,
         "optimizer": _optimizer_bytes(network, plan.module.optimizer_spec) // shards,
-        "gathered": gathered if processes.strategy == "fsdp2" else 0,
+        "gathered": _gathered(plan) if processes.strategy == "fsdp2" else 0,
         "activations": elsewhere + sum(block_input if r else in_block for r in recomputes),
     }
     # If the last block does not recompute, its activations go before those of others come back.
@@ -274,17 +271,32 @@ def _memory(plan: PlannedRun) -> dict[str, int]:
     return {**items, "loss": loss, "recomputed": recomputed, "total": total}
 
 
+def _gathered(plan: PlannedRun) -> int:
+    """Two blocks, or all, and the output layer in the compute dtype; of the gradients, float32 on
+    their way, a block's and an embedding's, or all where micro-batches add up first. Tied
+    embeddings are whole for the step, in float32, with their gradient."""
+    network, processes, size = plan.module.network, plan.processes, plan.dtype.itemsize
+    block, outside = _parameters(network)
+    tied, matrix = network.config.tied_embeddings, network.embed_tokens.weight.numel()
+    blocks = (2 if processes.reshards else len(network.blocks())) * size * block
+    adds_up = plan.accumulation > 1 and not processes.reduces
+    gradients = num_parameters(network) if adds_up else block + matrix
+    return blocks + (4 * outside if tied else size * matrix) + 4 * gradients
+
+
 def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
     """Logits of a chunk; on a CPU some of them in float32 or their gradient's product with hidden
     states in bfloat16; the gradients of hidden states and output layer; the layer cast. Naive: all
     logits, three times."""
     network = plan.module.network
     V, M, size = network.config.vocab_size, network.config.hidden_size, plan.dtype.itemsize
-    cast_layer = size * V * M if size < 4 else 0
+    gathered = plan.processes.strategy == "fsdp2" and not network.config.tied_embeddings
+    low = size * V * M if size < 4 else 0
+    cast_layer = 0 if gathered else low
     if network.loss_backend == "naive":
         return 12 * tokens * V + cast_layer
     rows = chunk_rows(tokens, V, size, plan.on_gpu)
-    extra = 0 if plan.on_gpu else max(4 * V * min(rows, cached_rows(V)), cast_layer)
+    extra = 0 if plan.on_gpu else max(4 * V * min(rows, cached_rows(V)), low)
     return size * rows * V + extra + size * tokens * M + 4 * V * M + cast_layer
 
 
