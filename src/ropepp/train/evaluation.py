@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ropepp.errors import InputError
+from ropepp.model.documents import Documents
 from ropepp.model.transformer import Transformer
 
 
@@ -21,7 +22,7 @@ class Evaluation:
         self.device = device
         self._sums: Sums | None = None  # of losses, targets and hits, one for each position
 
-    def update(self, network: Transformer, batch: dict[str, Tensor]) -> None:
+    def update(self, network: Transformer, batch: dict[str, Any]) -> None:
         """Evaluates ``network`` on a batch, see `ropepp.data.loading.loader.Rows`."""
         ids, targets, positions, _ = inputs = model_inputs(batch)
         nll, hits = network.evaluate(*inputs)
@@ -69,8 +70,22 @@ class Evaluation:
         return self._sums.compute().view(3, -1).unbind()
 
 
-def model_inputs(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Input ids, targets, positions and document ids of a batch, the last two if it has them."""
+def on_the_way(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch that is still on the host, ready for ``device``: with its documents found, and for a
+    GPU in memory from which it is copied while the host goes on."""
+    ids = batch.get("document_ids")
+    if isinstance(ids, Tensor):
+        batch = {**batch, "document_ids": Documents.from_ids(ids)}
+    if device.type != "cuda":
+        return batch
+    kinds = (Tensor, Documents)
+    return {k: x.pin_memory() if isinstance(x, kinds) else x for k, x in batch.items()}
+
+
+def model_inputs(
+    batch: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | Documents | None]:
+    """Input ids, targets, positions and documents of a batch, the last two if it has them."""
     return batch["input_ids"], batch["targets"], batch.get("positions"), batch.get("document_ids")
 
 

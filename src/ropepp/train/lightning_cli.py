@@ -316,6 +316,7 @@ def main(args: list[str]) -> None:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")
     try:
         RopeppCLI(args)
     except Stopped:

@@ -17,7 +17,7 @@ from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
 from ropepp.runs.machine import no_bfloat16
-from ropepp.train.evaluation import Evaluation, model_inputs
+from ropepp.train.evaluation import Evaluation, model_inputs, on_the_way
 from ropepp.train.guard import StepGuard
 from ropepp.train.optim import AdamW, OptimizerSpec
 from ropepp.train.schedules import Constant, Schedule
@@ -155,6 +155,10 @@ class LanguageModel(pl.LightningModule):
                 f"model.network.vocab_size is {own}, but the data has token ids up to "
                 f"{data_vocab - 1}: at least {data_vocab} is needed"
             )
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finds the documents while their ids are on the host, where nothing is waited for."""
+        return on_the_way(batch, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Mean loss over the tokens of the whole optimizer step, of which this micro-batch is a

@@ -9,7 +9,10 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
 from ropepp.errors import Preempted, Stopped, at_least
 from ropepp.runs.checkpoints import list_checkpoints
@@ -29,7 +32,8 @@ class StepCheckpoint(StepCallback, Checkpoint):
     validation, which then is not repeated.
 
     A run that is asked to end (SIGTERM; SIGUSR1, as SLURM sends it before the time is up), or that
-    skipped too many steps, saves after the present step and raises `Stopped`.
+    skipped too many steps, saves after the present step (of several processes, the one after) and
+    raises `Stopped`.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints; 0 saves at the end alone.
@@ -43,12 +47,14 @@ class StepCheckpoint(StepCallback, Checkpoint):
         self.keep = keep
         self.directory: Path | None = None  # set by whoever knows the run directory
         self._signalled = False
+        self._asked = Question()
         self._stop: Stopped | None = None
         self._saved_step = -1
         self._unfinished: Path | None = None  # written in the background, not yet renamed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._asked = Question()
         self._saved_step = trainer.global_step  # nothing is due right after a resume
         # Lightning's own handler exchanges messages inside the handler, which deadlocks processes
         # that are at different places; it puts the handlers from before back when a run is over.
@@ -60,7 +66,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
         pending = _pending_save(trainer)
         if pending is not None and pending.done():
             self._finish(trainer)
-        if trainer.strategy.reduce_boolean_decision(self._signalled, all=False):
+        if self._asked.by_any(self._signalled, trainer):
             self._stop = Preempted(
                 f"stopped at step {trainer.global_step} on request; the same command with "
                 "--resume auto goes on"
@@ -100,7 +106,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
                 counts[key] = begun * checkpoint[ROWS] // here - (begun - value)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """Processes agree on it once a step."""
+        """Processes agree on it once a step, see `Question`."""
         self._signalled = True
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:
@@ -139,6 +145,32 @@ class StepCheckpoint(StepCallback, Checkpoint):
         so_far = [old for old in list_checkpoints(path.parent) if old.name <= path.name]
         for old in so_far[: -self.keep] if self.keep else []:
             _delete(old)
+
+
+class Question:
+    """What processes ask each other once a step. The answer of several comes a step later, because
+    nobody waits for it: a GPU would run dry."""
+
+    def __init__(self) -> None:
+        self._answer: Tensor | None = None
+        self._there: torch.cuda.Event | None = None
+
+    def by_any(self, own: bool, trainer: pl.Trainer) -> bool:
+        """Whether any process had said yes when this was asked last; of one process, whether it
+        says so now."""
+        if trainer.world_size == 1:
+            return own
+        if self._there is not None:
+            self._there.synchronize()
+        before = self._answer is not None and bool(self._answer)
+        answer = torch.full((), float(own), device=trainer.strategy.root_device)
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+        # Into pinned memory, behind everything that the GPU has to do before.
+        self._answer = answer.to("cpu", non_blocking=True)
+        if answer.is_cuda:
+            self._there = torch.cuda.Event()
+            self._there.record()
+        return before
 
 
 def _pending_save(trainer: pl.Trainer) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from ropepp.data.loading.datamodule import RowsDataModule, data_rank_and_size
 from ropepp.data.loading.loader import EvalLoader, Rows
@@ -17,7 +18,7 @@ from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.step import StepCallback
-from ropepp.train.evaluation import Evaluation, Sums, model_inputs
+from ropepp.train.evaluation import Evaluation, Sums, model_inputs, on_the_way
 from ropepp.train.module import LanguageModel
 
 
@@ -131,7 +132,7 @@ class SuiteEvaluation(StepCallback):
         micro = max(1, data.micro_batch_size * data.sequence_length // rows.length)
         device = trainer.strategy.root_device
         for batch in EvalLoader(rows, micro, *data_rank_and_size(trainer), limit=self.rows):
-            yield {key: value.to(device) for key, value in batch.items()}
+            yield move_data_to_device(on_the_way(batch, device), device)
 
     def _check_tokenizer(self, corpus: Corpus, data: Any) -> None:
         for folder in getattr(data, "folders", []):
