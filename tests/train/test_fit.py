@@ -10,6 +10,7 @@ import yaml
 
 from helpers.fit_runs import arguments, curve, fit, metrics
 from ropepp.cli import main
+from ropepp.commands.fit import main as run_command
 from ropepp.model.flops import training_flops
 from ropepp.train.module import LanguageModel
 
@@ -151,3 +152,22 @@ def test_slow_bfloat16_is_said(
     said = [str(warning.message) for warning in caught if "compute_dtype" in str(warning.message)]
     assert len(said) == bool(missing)
     assert all(f"this {missing}" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, {}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, {}),
+    ],
+)
+def test_gpu_memory_unless_it_was_chosen(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], found: dict[str, str]
+) -> None:
+    environment = dict(given)
+    monkeypatch.setattr("os.environ", environment)
+    monkeypatch.setattr("ropepp.train.lightning_cli.main", lambda args: None)
+    run_command(["fit"])
+    environment.pop("GOMP_SPINCOUNT")
+    assert environment == given | found
