@@ -143,11 +143,13 @@ def parity(bench: Bench) -> list[Case]:
     names = [name for name in BACKENDS if name not in ("reference", "flex")]
     names.sort(key=lambda name: name != "varlen")  # the one that trains comes first
     shapes = heads_of(bench.scale.models["376m"])
-    return [
+    attends = [
         Case(f"{name} {variant}", partial(compare, bench, name, heads), compiles=False)
         for variant, heads in shapes.items()
         for name in names
     ]
+    losses = [Case(name, partial(compare_loss, bench, name), "loss") for name in loss.LOSSES]
+    return [attends[0], *losses, *attends[1:]]
 
 
 def compare(
@@ -182,6 +184,38 @@ def compare(
         yield f"refuses {'all' if not found and len(reasons) == 1 else ', '.join(own)}", reason, ""
     wrong = {name: value for name, value in found.items() if not value < TOLERANCE}
     if wrong:
+        raise AssertionError(f"relative L2 over {TOLERANCE}: {wrong}")
+
+
+def compare_loss(bench: Bench, backend: str) -> Iterator[Figure]:
+    """A loss and its gradients in bfloat16 against the definition in float32 of the same numbers;
+    what is large enough for several chunks, with targets that do not count."""
+    config, device = bench.scale.models["376m"], bench.device.device
+    N, V, M = 17 * bench.scale.parity, config.vocab_size, config.hidden_size
+    hidden = torch.randn(N, M, device=device).to(DTYPE)
+    weight = torch.randn(V, M, device=device).mul_(0.02).to(DTYPE).float()
+    targets = torch.randint(V, (N,), device=device)
+    targets[::7] = loss.IGNORE_INDEX
+
+    def outcome(backend: str, wide: bool) -> list[Tensor]:
+        leaves = (hidden.float() if wide else hidden).detach(), weight
+        leaves = tuple(x.requires_grad_() for x in leaves)
+        total = loss.cross_entropy_sum(*leaves, targets, z_loss=1e-4, backend=backend)
+        return [total.detach().float(), *torch.autograd.grad(total, leaves)]
+
+    try:
+        found = outcome(backend, False)
+    except InputError as error:
+        yield "refused", str(error), ""
+        return
+    true = outcome("naive", True)
+    errors = {
+        name: distance(own, other)
+        for name, own, other in zip(("loss", "d hidden", "d weight"), found, true, strict=True)
+    }
+    for name, value in errors.items():
+        yield name, value, ""
+    if wrong := {name: value for name, value in errors.items() if not value < TOLERANCE}:
         raise AssertionError(f"relative L2 over {TOLERANCE}: {wrong}")
 
 

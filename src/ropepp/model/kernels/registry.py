@@ -52,7 +52,8 @@ def choose(request: Request) -> str:
     of request.
 
     On CUDA in half precision, packed documents go to flash4 if it is installed, else to varlen; so
-    do rows, but for those of training to cuDNN, which makes a plan for each new length. Slopes go
+    do rows, but for those of training to cuDNN, which makes a plan for each new length, and so do
+    packed documents of which each fills a row. Slopes go
     to flash2 if it is installed, else to flex, which would compile anew for each length of a cache.
     One query a row and anything else goes to sdpa.
     """
@@ -62,8 +63,10 @@ def choose(request: Request) -> str:
     if request.q.is_cuda and request.q.dtype in HALF and request.document_ids is None:
         if request.alibi_slopes is not None:
             preferred = ["flash2", "flex"] if several else ["flash2"]
-        elif packed:
+        elif request.documents is not None:
             preferred = ["flash4", "varlen"]
+            if request.needs_grad and set(request.documents.lengths) == {T}:
+                preferred.insert(0, "cudnn")
         elif several:
             preferred = ["cudnn", "varlen"] if request.needs_grad and T == S else ["varlen"]
     name = next((n for n in preferred if BACKENDS[n].refuse(request) is None), "sdpa")
