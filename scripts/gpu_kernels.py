@@ -148,7 +148,9 @@ def parity(bench: Bench) -> list[Case]:
         for variant, heads in shapes.items()
         for name in names
     ]
-    losses = [Case(name, partial(compare_loss, bench, name), "loss") for name in loss.LOSSES]
+    losses = [
+        Case(name, partial(compare_loss, bench, name), "loss") for name in (*loss.LOSSES, "liger")
+    ]
     return [attends[0], *losses, *attends[1:]]
 
 
@@ -200,7 +202,7 @@ def compare_loss(bench: Bench, backend: str) -> Iterator[Figure]:
     def outcome(backend: str, wide: bool) -> list[Tensor]:
         leaves = (hidden.float() if wide else hidden).detach(), weight
         leaves = tuple(x.requires_grad_() for x in leaves)
-        total = loss.cross_entropy_sum(*leaves, targets, z_loss=1e-4, backend=backend)
+        total = total_loss(backend, *leaves, targets)
         return [total.detach().float(), *torch.autograd.grad(total, leaves)]
 
     try:
@@ -343,6 +345,29 @@ def _losses(bench: Bench) -> Iterator[Case]:
     yield case("naive", "naive")
 
 
+def total_loss(backend: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """One of ours, or Liger-Kernel's, which is there to compare with.
+
+    Raises:
+        InputError: That package is missing, or serves no CPU.
+    """
+    if backend != "liger":
+        return loss.cross_entropy_sum(hidden, weight, targets, backend=backend)
+    if not hidden.is_cuda:
+        raise InputError("liger-kernel needs a GPU")
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError as error:
+        raise InputError("the package liger-kernel is missing") from error
+    total: Tensor = liger_fused_linear_cross_entropy(
+        *(hidden.flatten(0, -2), weight.to(hidden.dtype), targets.flatten()),
+        ignore_index=loss.IGNORE_INDEX,
+        reduction="sum",
+        accum_dtype=torch.float32,
+    )
+    return total
+
+
 def time_loss(bench: Bench, backend: str, rows: int | None) -> Iterator[Figure]:
     """Forward and backward of a micro-batch's loss with the vocabulary and width of 376M; the
     output layer in float32, as it is trained. FLOPs are those of its three products."""
@@ -357,7 +382,7 @@ def time_loss(bench: Bench, backend: str, rows: int | None) -> Iterator[Figure]:
     targets = torch.randint(V, (B, T), device=device.device)
 
     def step() -> Any:
-        total = loss.cross_entropy_sum(hidden, weight, targets, backend=backend)
+        total = total_loss(backend, hidden, weight, targets)
         return torch.autograd.grad(total, (hidden, weight))
 
     with nullcontext() if rows is None else chunks_of(rows):

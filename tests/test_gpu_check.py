@@ -138,11 +138,13 @@ def test_a_wrong_backend_is_found(toy: gpu_device.Bench) -> None:
     good = {name: value for name, value, _ in gpu_kernels.compare(toy, sdpa, heads)}
     assert set(good) == {*gpu_kernels.KINDS, "twice the same bits"}
     assert all(0 < good[kind] < 1e-2 for kind in gpu_kernels.KINDS)
-    wrong = Backend("wrong", sdpa.refuse, lambda request: 1.02 * sdpa.run(request))
+    wrong = Backend("wrong", sdpa.refuse, lambda r: (1.02 * sdpa.forward(r)[0], None))
     with pytest.raises(AssertionError, match="documents, T < S"):
         list(gpu_kernels.compare(toy, wrong, heads))
     factors = itertools.cycle([1.0, 1.005])
-    restless = Backend("restless", sdpa.refuse, lambda r: next(factors) * sdpa.run(r))
+    restless = Backend(
+        "restless", sdpa.refuse, lambda r: (next(factors) * sdpa.forward(r)[0], None)
+    )
     found = dict(x[:2] for x in gpu_kernels.compare(toy, restless, heads, ("rows",)))
     assert found["twice the same bits"] == "no (rows: out, dq, dk, dv)"
 

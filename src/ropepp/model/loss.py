@@ -16,7 +16,7 @@ from torch import Tensor
 from ropepp.errors import InputError, at_least
 
 IGNORE_INDEX = -100
-LOSSES = ("chunked", "naive", "liger")
+LOSSES = ("chunked", "naive")
 
 
 def cross_entropy_sum(
@@ -48,7 +48,7 @@ def cross_entropy_sum(
         Scalar, float32, differentiable once in ``hidden`` and ``weight``.
 
     Raises:
-        InputError: The backend is unknown or does not run here, or ``z_loss`` is negative.
+        InputError: The backend is unknown, or ``z_loss`` is negative.
     """
     if backend not in LOSSES:
         raise InputError(f"loss backend is {backend!r}; allowed: {', '.join(LOSSES)}")
@@ -56,8 +56,7 @@ def cross_entropy_sum(
     if backend == "chunked":
         flat, ids = hidden.flatten(0, -2), targets.flatten()
         return _ChunkedCrossEntropy.apply(flat, weight, ids, ignore_index, z_loss)
-    other = cross_entropy_sum_naive if backend == "naive" else cross_entropy_sum_liger
-    return other(hidden, weight, targets, ignore_index, z_loss)
+    return cross_entropy_sum_naive(hidden, weight, targets, ignore_index, z_loss)
 
 
 def cross_entropy_sum_naive(
@@ -75,57 +74,6 @@ def cross_entropy_sum_naive(
         return loss
     z = z_loss * (logits.logsumexp(dim=-1).square() * (targets != ignore_index)).sum()
     return loss + (z - z.detach())
-
-
-def cross_entropy_sum_liger(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
-) -> Tensor:
-    """The same by Liger-Kernel's fused Triton kernel (arXiv 2410.10989), on a GPU alone.
-
-    What differs: with bfloat16 the gradient of ``weight`` is accumulated in float32 and then
-    rounded to bfloat16 once, and the value is off by up to 0.4% of the term of ``z_loss``, which
-    the kernel rounds to bfloat16 before it is taken off. A target outside the vocabulary is not
-    noticed.
-
-    Raises:
-        InputError: The package is missing, or the tensors are on the CPU.
-    """
-    try:
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-    except ImportError as error:
-        raise InputError(
-            "loss backend is 'liger', but the package liger-kernel is missing (extra liger); "
-            "install it or choose chunked or naive"
-        ) from error
-    if not hidden.is_cuda:
-        raise InputError(
-            f"loss backend is 'liger', which needs CUDA tensors, but these are on {hidden.device}; "
-            "choose chunked or naive"
-        )
-    if torch.is_grad_enabled() and weight.requires_grad and not hidden.requires_grad:
-        # The kernel computes no gradient at all unless its first argument wants one.
-        hidden = hidden.detach().requires_grad_()
-    result = liger_fused_linear_cross_entropy(
-        hidden.flatten(0, -2),
-        weight.to(hidden.dtype),
-        targets.flatten(),
-        ignore_index=ignore_index,
-        lse_square_scale=z_loss,
-        reduction="sum",
-        return_z_loss=z_loss > 0,
-        accum_dtype=torch.float32,
-        chunk_mem_const=_liger_memory(hidden, len(weight)),
-    )
-    return result.loss - result.z_loss.detach().float() if z_loss else result
-
-
-def _liger_memory(hidden: Tensor, vocab_size: int) -> int:
-    """The kernel's unit of memory for logits is the size of ``hidden``: how many of them hold the
-    rows of `chunk_rows`. One, its default, makes chunks too small for a large vocabulary."""
-    M = hidden.shape[-1]
-    tokens = hidden.numel() // M
-    chunks = -(-tokens // chunk_rows(tokens, vocab_size, hidden.element_size(), True))
-    return -(-vocab_size // (M * max(chunks, 1)))
 
 
 @torch.no_grad()

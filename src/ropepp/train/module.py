@@ -41,7 +41,7 @@ class LanguageModel(pl.LightningModule):
         activation_checkpointing: Every n-th block keeps its input alone and computes the rest
             again in the backward pass; 1 is all of them, 0 none.
         backend: Attention backend, see ``ropepp.model.kernels``.
-        loss_backend: "chunked", "naive" or "liger" (CUDA, extra ``liger``).
+        loss_backend: "chunked", or "naive", which has all logits in memory.
         z_loss: Coefficient of the squared log of the softmax's normaliser in the objective
             (PaLM, arXiv 2204.02311); the logged loss is the cross entropy alone.
         seed: Seed of the initial weights.
@@ -57,7 +57,7 @@ class LanguageModel(pl.LightningModule):
         compile: bool = False,  # noqa: A002
         activation_checkpointing: int = 0,
         backend: str = "auto",
-        loss_backend: Literal["chunked", "naive", "liger"] = "chunked",
+        loss_backend: Literal["chunked", "naive"] = "chunked",
         z_loss: float = 0.0,
         seed: int = 0,
     ) -> None:
