@@ -156,19 +156,18 @@ def test_refusals_are_listed(toy: gpu_device.Bench) -> None:
 
 
 def test_the_loss_takes_the_rows_that_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A chunk is a product; count the rows of what is multiplied.
     seen: list[int] = []
-    linear = torch.nn.functional.linear
+    whole = gpu_kernels.loss.losses_and_gradient
 
-    def count(x: Any, *rest: Any) -> Any:
-        seen.append(len(x))
-        return linear(x, *rest)
+    def count(logits: Any, *rest: Any) -> Any:
+        seen.append(len(logits))
+        return whole(logits, *rest)
 
-    monkeypatch.setattr(gpu_kernels.loss.F, "linear", count)
+    monkeypatch.setattr(gpu_kernels.loss, "losses_and_gradient", count)
     hidden, weight = torch.randn(40, 8), torch.randn(32, 8)
     with gpu_kernels.chunks_of(16):
         cross_entropy_sum(hidden, weight, torch.zeros(40, dtype=torch.int64))
-    assert seen == [16, 16, 8]
+    assert seen == [14, 14, 12]  # as few chunks as 16 rows allow, of one size
 
 
 @pytest.mark.parametrize("whole", [False, True])
