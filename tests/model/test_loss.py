@@ -156,16 +156,6 @@ def test_chunks_by_memory(
     assert loss_module.chunk_rows(tokens, vocab_size, logit_bytes, on_gpu) == rows
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(32768, 8192), (131072, 8192), (4096, 4096)])
-def test_liger_gets_chunks_of_our_size(tokens: int, rows: int) -> None:
-    """By the kernel's own arithmetic (0.8.5)."""
-    V, M = 128256, 1024
-    unit = loss_module._liger_memory(torch.empty(tokens, M, dtype=torch.bfloat16), V)
-    chunks = -(-V // (unit * M))
-    found = 1 << (-(-tokens // chunks) - 1).bit_length()
-    assert min(found, tokens) == rows
-
-
 @pytest.mark.parametrize("backend", ["naive", "chunked"])
 @pytest.mark.parametrize("factor", [1.0, -0.3])
 def test_z_loss_is_in_the_gradient_and_not_in_the_value(backend: str, factor: float) -> None:
