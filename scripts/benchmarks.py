@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import bench_decode
+import bench_peers
 import bench_scale
 import bench_train
 from measure import CONFIG, DEVICE, LENGTH, ROWS
@@ -17,6 +18,7 @@ from ropepp.files import write_text
 from ropepp.runs.machine import commit, device_name
 
 BENCHMARKS = bench_train.BENCHMARKS | bench_scale.BENCHMARKS | bench_decode.BENCHMARKS
+BENCHMARKS |= bench_peers.BENCHMARKS
 
 
 def main() -> None:

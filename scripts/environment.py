@@ -47,6 +47,23 @@ def prepare(extra: str) -> Path:
     return python
 
 
+def prepare_package(package: str) -> Path:
+    """Makes an environment for a package whose pins conflict with ours, ``.venv-NAME``, with the
+    same torch; returns its Python."""
+    folder = ROOT / f".venv-{package.split('=')[0]}"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = folder / "installed"
+    if stamp.exists() and stamp.read_text() == package:
+        return python
+    torch = next(line for line in CPU.read_text().splitlines() if line.startswith("torch=="))
+    print(f"making {folder.relative_to(ROOT)} (a few minutes)", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*command, package, torch], check=True)
+    stamp.write_text(package)
+    return python
+
+
 def run(python: Path, *args: str) -> None:
     """Runs Python in the checkout with these arguments; ends this script with the code of a
     failure."""

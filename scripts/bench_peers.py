@@ -1,0 +1,143 @@
+"""Training steps beside transformers' and litgpt's at equal precision. Run by scripts/bench."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import environment
+from measure import DTYPES, SPECS, ratio
+from ropepp.model import ModelConfig, Transformer
+from ropepp.model.flops import training_flops
+
+LITGPT = "litgpt==0.5.13"
+# (sizes, rows, length, rounds): the last is of the shape of a small model that people train.
+SIZES = {
+    "4 layers x 256, V 8192, 4 x 512": (ModelConfig(8192, 256, 4, 4, 2, 704), 4, 512, 15),
+    "6 layers x 512, V 32000, 1 x 1024": (ModelConfig(32000, 512, 6, 8, 4, 1408), 1, 1024, 11),
+    "12 layers x 768, V 32000, 1 x 2048": (ModelConfig(32000, 768, 12, 12, 6, 2048), 1, 2048, 5),
+}
+PEERS = ("transformers", "litgpt")
+# Not all models are in memory at a time; RoPE is in both groups.
+WITH_PEERS, VARIANTS = ("bare", *PEERS, "RoPE"), ("RoPE", "EC", "EH")
+
+
+@dataclass
+class Side:
+    """A running process of scripts/peer.py.
+
+    Args:
+        process: Its pipes are open.
+        seconds: Of the measured steps.
+        first: Seconds of the first step, compilation included.
+        peak: Bytes that the process had at most.
+    """
+
+    process: "subprocess.Popen[str]"
+    seconds: list[float] = field(default_factory=list)
+    first: float = 0.0
+    peak: int = 0
+
+    def steps(self, count: int) -> list[float]:
+        """Seconds of the next steps."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(count, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"a side of the benchmark ended: {' '.join(map(str, self.process.args))}")
+        answer: dict[str, Any] = json.loads(line)
+        self.peak = answer["peak"]
+        return list(answer["seconds"])
+
+
+def start(name: str, size: str, dtype: str, compiled: bool, cache: str) -> Side:
+    """Starts a side, litgpt in its own environment; its compiler finds nothing it made before."""
+    config, rows, length, _ = SIZES[size]
+    python = environment.prepare_package(LITGPT) if name == "litgpt" else Path(sys.executable)
+    sizes = {k: v for k, v in vars(config).items() if isinstance(v, int) and v > 1}
+    command = [str(python), str(Path(__file__).with_name("peer.py")), "--side", name]
+    command += ["--sizes", json.dumps(sizes), "--rows", str(rows), "--length", str(length)]
+    command += ["--dtype", dtype, *(["--compiled"] if compiled else [])]
+    own = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(Path(cache, name))}
+    pipe = subprocess.PIPE
+    return Side(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=own))
+
+
+def measure(names: tuple[str, ...], size: str, dtype: str, compiled: bool) -> dict[str, Side]:
+    """Steps of all sides in turns."""
+    rounds = SIZES[size][-1]
+    with tempfile.TemporaryDirectory() as cache:
+        sides = {name: start(name, size, dtype, compiled, cache) for name in names}
+        try:
+            for side in sides.values():
+                side.first = side.steps(1)[0]
+                side.steps(2)
+            for _ in range(rounds):
+                for side in sides.values():
+                    side.seconds += side.steps(1)
+        finally:
+            for side in sides.values():
+                side.process.communicate()
+    return sides
+
+
+def flop_ratio(size: str, name: str) -> float:
+    """FLOPs of a variant's step over RoPE's."""
+    config, _, length, _ = SIZES[size]
+    own, rope = (
+        training_flops(Transformer(config, SPECS[n]), length, length * (length + 1) // 2)
+        for n in (name, "RoPE")
+    )
+    return own / rope
+
+
+def bench_peers() -> list[str]:
+    """Training steps at equal precision and compilation. Above: speed over transformers' (ratios
+    in one group of processes that take turns; the bare matrix products and attention of RoPE's step
+    are the ceiling). Below: time over RoPE's beside the ratio of FLOPs. Memory is the whole
+    process's peak; the first step includes compilation, with an empty cache."""
+    kinds = [(dtype, compiled) for dtype in DTYPES for compiled in (False, True)]
+    lines = [
+        "| model | precision | side | step | speed over transformers' | RoPE's speed over it "
+        "| first step | peak memory |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    below = [
+        "| model | precision | side | step | time over RoPE's | FLOP ratio | time / FLOPs |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for size in SIZES:
+        for dtype, compiled in kinds:
+            kind = f"{size} | {dtype}{', compiled' if compiled else ''}"
+            print(kind, file=sys.stderr, flush=True)
+            found = measure(WITH_PEERS, size, dtype, compiled)
+            lines += [row(kind, name, side, found) for name, side in found.items()]
+            found = measure(VARIANTS, size, dtype, compiled)
+            rope = found.pop("RoPE").seconds
+            for name, side in found.items():
+                share = flop_ratio(size, name)
+                time = statistics.median(a / b for a, b in zip(side.seconds, rope, strict=True))
+                below.append(
+                    f"| {kind} | {name} | {1000 * statistics.median(side.seconds):.0f} ms | "
+                    f"{ratio(side.seconds, rope)} | {share:.2f} | {time / share:.2f} |"
+                )
+    return [*lines, "", *below]
+
+
+def row(kind: str, name: str, side: Side, found: dict[str, Side]) -> str:
+    """A line of the first table."""
+    own = side.seconds
+    return (
+        f"| {kind} | {name} | {1000 * statistics.median(own):.0f} ms | "
+        f"{ratio(found['transformers'].seconds, own)} | {ratio(own, found['RoPE'].seconds)} | "
+        f"{side.first:.1f} s | {side.peak / 2**30:.2f} GiB |"
+    )
+
+
+BENCHMARKS = {"peers": bench_peers}
