@@ -46,7 +46,9 @@ def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
     return step
 
 
-def transformers_step(sizes: dict[str, int], ids: Tensor, dtype: torch.dtype, compiled: bool) -> Step:
+def transformers_step(
+    sizes: dict[str, int], ids: Tensor, dtype: torch.dtype, compiled: bool
+) -> Step:
     """transformers' Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -23,6 +23,7 @@ from ropepp.model.kernels.backend import (
 )
 from ropepp.model.kernels.dense import CPU, PLAIN, Kernel
 from ropepp.model.kernels.dense import CUDNN as CUDNN_KERNEL
+from ropepp.model.kernels.flash import VARLEN
 
 # Queries whose mask exists at a time, where there is one.
 CHUNK = 1024
@@ -284,7 +285,22 @@ def _refuse_cudnn(request: Request) -> str | None:
     return "cuDNN has no kernel for these shapes on this GPU"
 
 
-SDPA = Backend("sdpa", never, forward, backward)
+def _has_flash(request: Request) -> bool:
+    """Whether a GPU has a kernel with a backward pass for all runs at once; the plain one, for
+    slopes and float32, has all scores in memory."""
+    return request.needs_grad and VARLEN.refuse(request) is None
+
+
+def _sdpa(request: Request) -> Result:
+    return VARLEN.forward(request) if _has_flash(request) else forward(request)
+
+
+def _sdpa_backward(request: Request, grad: Tensor, out: Tensor, log_sum: Tensor) -> Gradients:
+    own = VARLEN.backward if _has_flash(request) else None
+    return (own or backward)(request, grad, out, log_sum)
+
+
+SDPA = Backend("sdpa", never, _sdpa, _sdpa_backward)
 CUDNN = Backend(
     "cudnn", _refuse_cudnn, partial(forward, choice=_cudnn), partial(backward, choice=_cudnn)
 )
