@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ropepp.model.loss as loss
 from gpu_device import Bench, Case, Figure
@@ -141,7 +139,8 @@ def refusal(error: InputError) -> str:
 def parity(bench: Bench) -> list[Case]:
     """Every backend that is there but flex, which has a stage of its own."""
     names = [name for name in BACKENDS if name not in ("reference", "flex")]
-    names.sort(key=lambda name: name != "varlen")  # the one that trains comes first
+    first = ("varlen", "flash4", "cudnn")  # those that train
+    names.sort(key=lambda name: first.index(name) if name in first else len(first))
     shapes = heads_of(bench.scale.models["376m"])
     attends = [
         Case(f"{name} {variant}", partial(compare, bench, name, heads), compiles=False)
@@ -258,7 +257,7 @@ def speed(bench: Bench) -> list[Case]:
 
 
 def _attends(bench: Bench, variant: str, heads: Heads) -> Iterator[Case]:
-    ways = ["varlen", "flash4", "flash2", "cudnn", "sdpa", "torch FLASH", "torch cuDNN"]
+    ways = ["varlen", "flash4", "flash2", "cudnn"]
     for (rows, length), way in product(bench.scale.layouts, ways):
         name = f"{variant} {rows} x {length} {way}"
         run = partial(time_attention, bench, heads, rows, length, way)
@@ -279,7 +278,7 @@ def time_attention(
     leaves = [x.requires_grad_() for x in (q, k, v)]
 
     def forward() -> Tensor:
-        return _by_way(way, *leaves, what)
+        return attend(way, *leaves, what)
 
     began = time.perf_counter()
     try:
@@ -287,11 +286,6 @@ def time_attention(
             forward()
     except InputError as error:
         yield "refused", refusal(error), ""
-        return
-    except RuntimeError as error:
-        if "No available kernel" not in str(error):
-            raise
-        yield "refused", str(error).strip().splitlines()[0], ""
         return
     device.wait()
     yield "first call", time.perf_counter() - began, "s"
@@ -312,19 +306,6 @@ def time_attention(
     seconds = device.seconds(lambda: torch.autograd.grad(forward(), leaves, grad), repeats)
     yield "with backward", 1e3 * seconds, "ms"
     yield "rate with backward", 3.5 * flops / seconds / 1e12, "TFLOP/s"
-
-
-def _by_way(way: str, q: Tensor, k: Tensor, v: Tensor, what: Asked) -> Tensor:
-    if not way.startswith("torch "):
-        return attend(way, q, k, v, what)
-    kernel = SDPBackend.FLASH_ATTENTION if way == "torch FLASH" else SDPBackend.CUDNN_ATTENTION
-    if not q.is_cuda and kernel == SDPBackend.CUDNN_ATTENTION:
-        kernel = SDPBackend.MATH  # there is none
-    with sdpa_kernel(kernel):
-        out = F.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True
-        )
-    return out.transpose(1, 2)
 
 
 @contextmanager
