@@ -70,11 +70,12 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        w, g, normed = weight.float(), grad.float(), x.float() * inverse
+        # Weight and its gradient rounded as those of shards that were gathered in x's dtype.
+        w, g, normed = weight.to(x.dtype).float(), grad.float(), x.float() * inverse
         products = (g * normed).flatten(0, -2)
         mean = (products @ w).div_(len(w)).view_as(inverse)
         of_x = torch.mul(g, w).addcmul_(normed, mean, value=-1).mul_(inverse)
-        return of_x.to(x.dtype), products.sum(0).to(weight.dtype), None
+        return of_x.to(x.dtype), products.sum(0).to(x.dtype).to(weight.dtype), None
 
 
 class Attention(nn.Module):
