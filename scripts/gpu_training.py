@@ -274,7 +274,13 @@ class Probe(pl.Callback):
         gpu = self.device.device.type == "cuda"
         rows = [(e.self_device_time_total if gpu else e.self_cpu_time_total, e) for e in events]
         if gpu:
-            rows = [x for x in rows if x[1].device_type == torch.autograd.DeviceType.CUDA]
+            # Annotations span kernels that are counted by themselves.
+            rows = [
+                x
+                for x in rows
+                if x[1].device_type == torch.autograd.DeviceType.CUDA
+                and not getattr(x[1], "is_user_annotation", False)
+            ]
         rows.sort(key=lambda x: -x[0])
         total = sum(time for time, _ in rows) or 1.0
         self.kernels = f"{total / 1e4 / wall:.0f}% of the time, see profile.txt"
