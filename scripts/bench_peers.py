@@ -7,20 +7,34 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import environment
-from measure import DTYPES, SPECS, ratio
+from measure import DTYPES, FASTEST, SPECS, ratio
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import training_flops
 
 LITGPT = "litgpt==0.5.13"
-# (sizes, rows, length, rounds): the last is of the shape of a small model that people train.
+
+
+class Size(NamedTuple):
+    """What all sides train, and how often: the largest in the fastest precision alone."""
+
+    config: ModelConfig
+    rows: int
+    length: int
+    rounds: int
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+
+
 SIZES = {
-    "4 layers x 256, V 8192, 4 x 512": (ModelConfig(8192, 256, 4, 4, 2, 704), 4, 512, 15),
-    "6 layers x 512, V 32000, 1 x 1024": (ModelConfig(32000, 512, 6, 8, 4, 1408), 1, 1024, 11),
-    "12 layers x 768, V 32000, 1 x 2048": (ModelConfig(32000, 768, 12, 12, 6, 2048), 1, 2048, 5),
+    "4 layers x 256, V 8192, 4 x 512": Size(ModelConfig(8192, 256, 4, 4, 2, 704), 4, 512, 11),
+    "6 layers x 512, V 32000, 1 x 1024": Size(ModelConfig(32000, 512, 6, 8, 4, 1408), 1, 1024, 7),
+    "12 layers x 768, V 32000, 1 x 2048": Size(
+        ModelConfig(32000, 768, 12, 12, 6, 2048), 1, 2048, 5, (FASTEST,)
+    ),
 }
 PEERS = ("transformers", "litgpt")
 # Not all models are in memory at a time; RoPE is in both groups.
@@ -50,7 +64,7 @@ class Side:
         print(count, file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"a side of the benchmark ended: {' '.join(map(str, self.process.args))}")
+            sys.exit(f"a side of the benchmark ended: {self.process.args!r}")
         answer: dict[str, Any] = json.loads(line)
         self.peak = answer["peak"]
         return list(answer["seconds"])
@@ -58,7 +72,7 @@ class Side:
 
 def start(name: str, size: str, dtype: str, compiled: bool, cache: str) -> Side:
     """Starts a side, litgpt in its own environment; its compiler finds nothing it made before."""
-    config, rows, length, _ = SIZES[size]
+    config, rows, length = SIZES[size][:3]
     python = environment.prepare_package(LITGPT) if name == "litgpt" else Path(sys.executable)
     sizes = {k: v for k, v in vars(config).items() if isinstance(v, int) and v > 1}
     command = [str(python), str(Path(__file__).with_name("peer.py")), "--side", name]
@@ -71,14 +85,13 @@ def start(name: str, size: str, dtype: str, compiled: bool, cache: str) -> Side:
 
 def measure(names: tuple[str, ...], size: str, dtype: str, compiled: bool) -> dict[str, Side]:
     """Steps of all sides in turns."""
-    rounds = SIZES[size][-1]
     with tempfile.TemporaryDirectory() as cache:
         sides = {name: start(name, size, dtype, compiled, cache) for name in names}
         try:
             for side in sides.values():
                 side.first = side.steps(1)[0]
-                side.steps(2)
-            for _ in range(rounds):
+                side.steps(1)
+            for _ in range(SIZES[size].rounds):
                 for side in sides.values():
                     side.seconds += side.steps(1)
         finally:
@@ -89,7 +102,7 @@ def measure(names: tuple[str, ...], size: str, dtype: str, compiled: bool) -> di
 
 def flop_ratio(size: str, name: str) -> float:
     """FLOPs of a variant's step over RoPE's."""
-    config, _, length, _ = SIZES[size]
+    config, length = SIZES[size].config, SIZES[size].length
     own, rope = (
         training_flops(Transformer(config, SPECS[n]), length, length * (length + 1) // 2)
         for n in (name, "RoPE")
@@ -102,7 +115,6 @@ def bench_peers() -> list[str]:
     in one group of processes that take turns; the bare matrix products and attention of RoPE's step
     are the ceiling). Below: time over RoPE's beside the ratio of FLOPs. Memory is the whole
     process's peak; the first step includes compilation, with an empty cache."""
-    kinds = [(dtype, compiled) for dtype in DTYPES for compiled in (False, True)]
     lines = [
         "| model | precision | side | step | speed over transformers' | RoPE's speed over it "
         "| first step | peak memory |",
@@ -112,8 +124,8 @@ def bench_peers() -> list[str]:
         "| model | precision | side | step | time over RoPE's | FLOP ratio | time / FLOPs |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for size in SIZES:
-        for dtype, compiled in kinds:
+    for size, what in SIZES.items():
+        for dtype, compiled in product(what.dtypes, (False, True)):
             kind = f"{size} | {dtype}{', compiled' if compiled else ''}"
             print(kind, file=sys.stderr, flush=True)
             found = measure(WITH_PEERS, size, dtype, compiled)

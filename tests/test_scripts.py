@@ -1,9 +1,11 @@
-"""The batch script under a SLURM that only takes notes, and the commands in the page that explains
-it."""
+"""Scripts: the batch script under a SLURM that only takes notes and the commands in the page that
+explains it; a side of a benchmark."""
 
+import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,18 @@ def test_documented_commands(monkeypatch: pytest.MonkeyPatch) -> None:
             assert main(command) == 2  # there is none, and everything else is right
         else:
             assert main(command) == 0
+
+
+@pytest.mark.parametrize("side", ["RoPE", "transformers", "bare"])
+def test_a_side_of_the_bench_steps_when_told(side: str) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_layers": 1, "num_heads": 2}
+    sizes |= {"num_kv_heads": 2, "ffn_size": 48}
+    command = [sys.executable, "scripts/peer.py", "--side", side, "--sizes", json.dumps(sizes)]
+    command += ["--rows", "2", "--length", "8", "--dtype", "bfloat16"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, input="1\n3\n", capture_output=True, text=True, check=True
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(answer["seconds"]) for answer in answers] == [1, 3]
+    assert all(seconds > 0 for answer in answers for seconds in answer["seconds"])
+    assert answers[1]["peak"] >= answers[0]["peak"] > 2**20
