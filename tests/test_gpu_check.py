@@ -167,7 +167,7 @@ def test_the_loss_takes_the_rows_that_it_is_told(monkeypatch: pytest.MonkeyPatch
     hidden, weight = torch.randn(40, 8), torch.randn(32, 8)
     with gpu_kernels.chunks_of(16):
         cross_entropy_sum(hidden, weight, torch.zeros(40, dtype=torch.int64))
-    assert seen == [14, 14, 12]  # as few chunks as 16 rows allow, of one size
+    assert seen == [16, 16, 8]
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -228,7 +228,8 @@ def test_the_page() -> None:
 def rehearse(folder: Path, *stages: str) -> dict[str, str]:
     """Runs the script from elsewhere, with neither the package nor its folder on the path; returns
     how each stage ended."""
-    command = [sys.executable, str(SCRIPTS / "gpu_check.py"), "--seconds", "120", "--rehearse"]
+    # However busy the machine is; without a GPU it takes one minute of a processor.
+    command = [sys.executable, str(SCRIPTS / "gpu_check.py"), "--seconds", "900", "--rehearse"]
     command += ["--out", str(folder / "out"), *stages]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + (folder / "out" / "log.txt").read_text()

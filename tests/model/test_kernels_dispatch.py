@@ -21,6 +21,7 @@ from ropepp.model.kernels import backend as refusals
 
 HOPPER = (9, 0)
 HALF = torch.bfloat16
+UNEVEN = (5, 8, 3)  # documents in two rows of 8 tokens
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def request(
     D: int = 64,
     T: int = 8,
     S: int | None = None,
-    packed: bool = False,
+    packed: tuple[int, ...] = (),
     alibi: bool = False,
     hidden: bool = False,
     device: str = "cuda",
@@ -58,8 +59,7 @@ def request(
     S = S or T
     q = torch.empty(2, T, 4, D, dtype=dtype, device=device)
     k = torch.empty(2, S, 2, D, dtype=dtype, device=device)
-    host, own = (torch.empty(4, dtype=torch.int32, device=where) for where in ("cpu", device))
-    bounds = Documents(host, own) if packed else None
+    bounds: Any = SimpleNamespace(lengths=packed) if packed else None
     slopes = torch.empty(4, device=device) if alibi else None
     ids = tuple(torch.empty(2, n, dtype=torch.int64, device=device) for n in (T, S))
     return Request(q, k, k, causal, bounds, bounds, slopes, ids if hidden else None, 1.0, grad)
@@ -74,21 +74,25 @@ def request(
         ("varlen", {"grad": True, "D": 256}, []),
         ("sdpa", {"T": 1, "S": 9}, []),
         ("varlen", {"S": 9}, ["flash-attn", "flash-attn-4"]),
-        ("flash4", {"packed": True}, ["flash-attn", "flash-attn-4"]),
-        ("varlen", {"packed": True}, ["flash-attn"]),
-        ("varlen", {"packed": True, "dtype": torch.float16, "grad": True}, []),
-        ("sdpa", {"packed": True, "dtype": torch.float32}, []),
-        ("sdpa", {"packed": True, "D": 264}, []),
+        ("flash4", {"packed": UNEVEN}, ["flash-attn", "flash-attn-4"]),
+        ("varlen", {"packed": UNEVEN}, ["flash-attn"]),
+        ("varlen", {"packed": UNEVEN, "dtype": torch.float16, "grad": True}, []),
+        ("flash4", {"packed": UNEVEN, "grad": True}, ["flash-attn-4"]),
+        ("cudnn", {"packed": (8, 8), "grad": True}, ["flash-attn-4"]),
+        ("flash4", {"packed": (8, 8)}, ["flash-attn-4"]),
+        ("flash4", {"packed": (4, 4, 4, 4), "grad": True}, ["flash-attn-4"]),
+        ("sdpa", {"packed": UNEVEN, "dtype": torch.float32}, []),
+        ("sdpa", {"packed": UNEVEN, "D": 264}, []),
         ("flash2", {"alibi": True}, ["flash-attn"]),
-        ("flash2", {"alibi": True, "packed": True}, ["flash-attn"]),
+        ("flash2", {"alibi": True, "packed": UNEVEN}, ["flash-attn"]),
         ("flash2", {"alibi": True, "T": 1, "S": 9}, ["flash-attn"]),
         ("flex", {"alibi": True}, ["flash-attn-4"]),
-        ("flex", {"alibi": True, "packed": True}, []),
+        ("flex", {"alibi": True, "packed": UNEVEN}, []),
         ("sdpa", {"alibi": True, "T": 1, "S": 9}, []),
         ("sdpa", {"alibi": True, "hidden": True}, ["flash-attn"]),
         ("sdpa", {"alibi": True, "dtype": torch.float32}, ["flash-attn"]),
         ("sdpa", {"hidden": True}, []),
-        ("sdpa", {"device": "cpu", "packed": True}, []),
+        ("sdpa", {"device": "cpu", "packed": UNEVEN}, []),
         ("sdpa", {"device": "cpu", "alibi": True}, []),
     ],
 )
@@ -101,7 +105,7 @@ def test_auto(
 
 def test_auto_on_an_old_gpu_or_without_a_compiler(gpu: Callable[..., None]) -> None:
     gpu((7, 5))
-    assert choose(request(torch.float16, packed=True)) == "sdpa"
+    assert choose(request(torch.float16, packed=UNEVEN)) == "sdpa"
     gpu(HOPPER, triton=False)
     assert choose(request(alibi=True)) == "sdpa"
 
@@ -112,8 +116,8 @@ def test_a_choice_is_logged_once(
     registry._announce.cache_clear()
     caplog.set_level(logging.INFO, "ropepp.model.kernels")
     for _ in range(3):
-        choose(request(packed=True))
-        choose(request(D=128, packed=True))
+        choose(request(packed=UNEVEN))
+        choose(request(D=128, packed=UNEVEN))
     choose(request(alibi=True))
     assert caplog.messages == [
         "attention of packed documents in bfloat16 on cuda: varlen",
@@ -142,7 +146,7 @@ def test_a_choice_is_logged_once(
         ("flash4", HOPPER, ["flash-attn-4"], {"D": 192}, None),
         ("flash4", (10, 0), ["flash-attn-4"], {"D": 192}, "up to 128, or 256"),
         ("flash4", (10, 0), ["flash-attn-4"], {"alibi": True}, "no ALiBi slopes"),
-        ("flex", HOPPER, [], {"alibi": True, "packed": True, "grad": True}, None),
+        ("flex", HOPPER, [], {"alibi": True, "packed": UNEVEN, "grad": True}, None),
         ("flex", HOPPER, [], {"D": 8}, "at least 16, and this is 8"),
         ("flex", HOPPER, [], {"hidden": True}, "no document ids of single keys"),
         ("flex", HOPPER, [], {"device": "cpu", "grad": True}, "on the CPU it has no gradient"),
