@@ -65,8 +65,13 @@ def test_a_model_takes_them_for_ids() -> None:
 
 def test_documents_that_do_not_fit() -> None:
     model, tokens = Transformer(CONFIG, RoPEppEC()), torch.zeros(2, 6, dtype=torch.int64)
-    with pytest.raises(InputError, match="documents have 9 tokens and the rows 12"):
-        model(tokens, document_ids=Documents(torch.tensor([0, 4, 9])))
+    # Too few tokens, and a document across the end of a row.
+    for bounds in ([0, 4, 9], [0, 3, 12], [0, 4, 8, 12]):
+        with pytest.raises(InputError, match="not those of 2 rows of 6 tokens"):
+            model(tokens, document_ids=Documents(torch.tensor(bounds)))
+    swapped = Documents.from_ids(torch.tensor([[0, 1, 0, 1]] * 3))
+    with pytest.raises(InputError, match="not those of 2 rows of 6 tokens"):
+        model(tokens, document_ids=swapped)
     with pytest.raises(InputError, match="need ids of documents"):
         model(tokens, document_ids=Documents(BOUNDS), cache=KVCache(2))
     with pytest.raises(InputError, match="begin at 0 and never fall"):

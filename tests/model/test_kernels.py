@@ -124,6 +124,23 @@ def test_hidden_keys(backend: str, alibi: bool, T: int) -> None:
     assert not torch.equal(near, far)
 
 
+@pytest.mark.parametrize("alibi", [False, True])
+def test_components_that_lie_apart_in_memory(alibi: bool) -> None:
+    """Strides of several components, of whole heads and of none."""
+    slopes = torch.rand(4) if alibi else None
+    q = torch.randn(2, 9, 16, 4).transpose(-1, -2)
+    k, v = torch.randn(2, 9, 2, 32)[..., ::2], torch.randn(2, 9, 2, 1).expand(2, 9, 2, 16)
+    for bounds in (None, boundaries([9, 4, 5])):
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        agree("sdpa", inputs, cu_seqlens=bounds, alibi_slopes=slopes)
+        with torch.no_grad():
+            found = [
+                attention(*inputs, cu_seqlens=bounds, alibi_slopes=slopes, backend=name)
+                for name in ("reference", "sdpa")
+            ]
+        torch.testing.assert_close(found[1], found[0], atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("backend", FAST)
 def test_bfloat16_stays_near_float32(backend: str) -> None:
     inputs = qkv(1, 32, 32, 4, 2, torch.bfloat16)

@@ -72,7 +72,7 @@ class _Norm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         # Weight and its gradient rounded as those of shards that were gathered in x's dtype.
         w, g, normed = weight.to(x.dtype).float(), grad.float(), x.float() * inverse
-        products = (g * normed).flatten(0, -2)
+        products = (g * normed).reshape(-1, x.shape[-1])
         mean = (products @ w).div_(len(w)).view_as(inverse)
         of_x = torch.mul(g, w).addcmul_(normed, mean, value=-1).mul_(inverse)
         return of_x.to(x.dtype), products.sum(0).to(x.dtype).to(weight.dtype), None

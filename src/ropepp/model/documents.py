@@ -116,6 +116,17 @@ class Documents:
         """Tokens of the longest one."""
         return max(self.lengths)
 
+    def check(self, B: int, T: int) -> None:
+        """Raises an `InputError` unless these are the documents of B rows of T tokens: none may
+        cross a row's end."""
+        ends = set(itertools.accumulate(self.lengths))
+        ordered = self.order is None or self.order.shape == (B, T)
+        if not ordered or max(ends) != B * T or not ends.issuperset(range(T, B * T, T)):
+            raise InputError(
+                f"document_ids have boundaries {self.host.tolist()[:8]}..., which are not those of "
+                f"{B} rows of {T} tokens"
+            )
+
     def for_any_number(self) -> Self:
         """Itself, told to whatever is compiled around it: the number of documents is not to be
         compiled in."""

@@ -191,8 +191,8 @@ class Transformer(nn.Module):
         documents = document_ids if isinstance(document_ids, Documents) else None
         if isinstance(document_ids, Tensor) and (cache is None or cache.length == 0):
             documents = Documents.from_ids(document_ids)
-        if documents is not None and (found := sum(documents.lengths)) != B * T:
-            raise InputError(f"documents have {found} tokens and the rows {B * T}")
+        if documents is not None:
+            documents.check(B, T)
         order = None if documents is None else documents.order
         if self.sequence is not None:
             check_length(T, self.sequence.size)

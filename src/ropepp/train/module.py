@@ -108,6 +108,9 @@ class LanguageModel(pl.LightningModule):
         if not self.network.embed_tokens.weight.is_meta:
             return
         if self.compile_blocks:
+            # Kinds of batches (rows, lengths, documents or none, training or not), all blocks
+            # together; beyond so many the compiler would go on without compiling.
+            torch._dynamo.config.recompile_limit = 64
             for block in self.network.blocks():
                 block.compile(dynamic=False)
         device = self.device

@@ -31,6 +31,12 @@ class Request:
     scale: float
     needs_grad: bool = False  # whether a backward pass may follow
 
+    def __post_init__(self) -> None:
+        # Kernels take it for granted that the components of a head are neighbours in memory.
+        for name in ("q", "k", "v"):
+            if (x := getattr(self, name)).stride(-1) != 1:
+                object.__setattr__(self, name, x.contiguous())
+
     def flattened(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
         """As kernels of documents take it; rows that are not packed become documents of equal
         length.
