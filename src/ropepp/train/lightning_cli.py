@@ -8,7 +8,9 @@ import re
 import sys
 import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -20,9 +22,10 @@ import ropepp.data.recall.task  # noqa: F401 (makes its short class name known)
 from ropepp.data.loading.datamodule import RowsDataModule
 from ropepp.data.packing.concat import Packing
 from ropepp.errors import InputError, Stopped
-from ropepp.files import write_json
+from ropepp.files import disk_errors, held, write_json
 from ropepp.model.positions import Position, Scaling
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
+from ropepp.runs.settings import names_file, read_settings
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.profile import StepProfile
@@ -46,6 +49,27 @@ TRAINER_DEFAULTS = {
 }
 
 
+# What fit refuses of the trainer's keys: the values that may stand there, and what serves instead.
+FIXED = {
+    "fast_dev_run": ("0 False", "trainer.max_steps"),
+    "max_epochs": ("-1", "trainer.max_steps"),
+    "min_epochs": ("", "trainer.max_steps"),
+    "min_steps": ("", "trainer.max_steps"),
+    "max_time": ("", "a signal (SIGUSR1, SIGTERM), at which it saves and ends"),
+    "limit_train_batches": ("1.0", "trainer.max_steps"),
+    "overfit_batches": ("0 0.0", "a corpus of few rows"),
+    "val_check_interval": ("1.0", "data.validate_every_n_steps"),
+    "check_val_every_n_epoch": ("1", "data.validate_every_n_steps"),
+    "log_every_n_steps": ("1", "metrics.every_n_steps"),
+    "gradient_clip_algorithm": ("norm", "the norm"),
+    "use_distributed_sampler": ("False", "the loader, which gives each process its part"),
+    "reload_dataloaders_every_n_epochs": ("0", "data"),
+    "enable_checkpointing": ("True", "checkpoint.every_n_steps"),
+    "enable_autolog_hparams": ("True", "config.yaml, which is complete"),
+    "sync_batchnorm": ("False", "nothing: there are no such layers"),
+    "barebones": ("False", "trainer.logger and metrics.every_n_steps"),
+    "model_registry": ("", "ropepp export"),
+}
 SPECS = {
     "position": Position,
     "scaling": Scaling,
@@ -113,6 +137,11 @@ class RopeppCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for option, following in pairwise([*args, ""]):
+            key, _, value = option.partition("=")
+            value = following if option == "--config" else value or key
+            if (key == "--config" or names_file(value)) and os.path.isfile(value):
+                read_settings(Path(value))  # for what the parser does not see, as a key twice
         # Lightning's own version warns where arguments are given by a caller, as they are here.
         try:
             self.config = parser.parse_args(args)
@@ -121,6 +150,9 @@ class RopeppCLI(LightningCLI):
             if better is None:
                 raise
             raise better from error
+        seed = self.config[self.config.subcommand].seed_everything
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything is {seed}; allowed are 0 to 2**32 - 1")
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration alone: Lightning would let the checkpoint's hyperparameters win
@@ -140,7 +172,10 @@ class RopeppCLI(LightningCLI):
         options.run = options.run or default_run_name()
         if options.resume and not fitting:
             raise InputError("resume is for fit; give --ckpt_path, which may be last")
+        if fitting:
+            self._check_trainer()
         self.begun_from, folder = options.get("ckpt_path"), self.directory / "checkpoints"
+        self.seen = list_checkpoints(folder)
         if options.resume:
             self._leave_if_finished()
         if options.resume or self.begun_from == "last":
@@ -157,6 +192,30 @@ class RopeppCLI(LightningCLI):
             self._check_checkpoint(Path(ckpt_path))
         elif fitting and not options.resume:
             self._refuse_taken_directory()
+
+    def _check_trainer(self) -> None:
+        """Refuses keys of the trainer that would have no effect, or spoil the mean of a step."""
+        for key, (allowed, instead) in FIXED.items():
+            value = self.options.trainer.get(key)
+            if value is not None and str(value) not in allowed.split():
+                raise InputError(
+                    f"trainer.{key} is {value!r}, which fit does not serve; leave it out: what "
+                    f"counts is {instead}"
+                )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not is_first_process():
+            super()._run_subcommand(subcommand)
+        elif subcommand == "fit":
+            with held(self.directory / ".fit.lock"):
+                if list_checkpoints(self.directory / "checkpoints") != self.seen:
+                    raise InputError(f"{self.directory} was in use until now: begin again")
+                super()._run_subcommand(subcommand)
+        else:
+            with disk_errors(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=self.directory).close()
+            super()._run_subcommand(subcommand)
 
     def _leave_if_finished(self) -> None:
         """Ends successfully where there is nothing left to do."""
@@ -256,8 +315,8 @@ class RopeppCLI(LightningCLI):
         outcome = self._outcome()
         if self.trainer.is_global_zero:
             path = self.directory / f"{subcommand}.json"
+            print_outcome(outcome)  # first: the disk may be full by now
             write_json(path, {"ckpt_path": self.options.ckpt_path, **outcome})
-            print_outcome(outcome)
             print(f"written to {path}")
 
 
@@ -308,6 +367,12 @@ def default_run_name() -> str:
 def is_child_process() -> bool:
     """Whether this is not the first process of its machine."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) > 0
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of all."""
+    ranks = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def main(args: list[str]) -> None:

@@ -16,7 +16,7 @@ from ropepp.model.config import ModelConfig
 from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
-from ropepp.runs.machine import no_bfloat16
+from ropepp.runs.machine import compile_reason, no_bfloat16
 from ropepp.train.evaluation import Evaluation, model_inputs, on_the_way
 from ropepp.train.guard import StepGuard
 from ropepp.train.optim import AdamW, OptimizerSpec
@@ -108,6 +108,8 @@ class LanguageModel(pl.LightningModule):
         if not self.network.embed_tokens.weight.is_meta:
             return
         if self.compile_blocks:
+            if reason := compile_reason(self.device):
+                raise InputError(f"model.compile is true, but nothing compiles here: {reason}")
             for block in self.network.blocks():
                 block.compile(dynamic=False)
         device = self.device
