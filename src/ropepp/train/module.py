@@ -108,8 +108,6 @@ class LanguageModel(pl.LightningModule):
         if not self.network.embed_tokens.weight.is_meta:
             return
         if self.compile_blocks:
-            if reason := compile_reason(self.device):
-                raise InputError(f"model.compile is true, but nothing compiles here: {reason}")
             for block in self.network.blocks():
                 block.compile(dynamic=False)
         device = self.device
@@ -118,6 +116,8 @@ class LanguageModel(pl.LightningModule):
             device = strategy.root_device
             if isinstance(strategy, FSDP2Strategy):
                 strategy.shard(self.network)
+        if self.compile_blocks and (reason := compile_reason(device)):
+            raise InputError(f"model.compile is true, but nothing compiles here: {reason}")
         missing = no_bfloat16(device)
         if missing and self.network.compute_dtype == torch.bfloat16:
             pl.utilities.rank_zero_warn(
