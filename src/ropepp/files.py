@@ -141,9 +141,7 @@ def lock(handle: int, path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> b
     except OSError as error:  # EBADF is what NFS says of folders
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
             raise
-        warnings.warn(
-            f"no lock on {path} ({error.strerror}): let no other process use it", stacklevel=2
-        )
+        warnings.warn(f"no lock on {path} ({error.strerror}): nobody else may use it", stacklevel=2)
     return True
 
 

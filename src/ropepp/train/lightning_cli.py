@@ -49,27 +49,15 @@ TRAINER_DEFAULTS = {
 }
 
 
-# What fit refuses of the trainer's keys: the values that may stand there, and what serves instead.
-FIXED = {
-    "fast_dev_run": ("0 False", "trainer.max_steps"),
-    "max_epochs": ("-1", "trainer.max_steps"),
-    "min_epochs": ("", "trainer.max_steps"),
-    "min_steps": ("", "trainer.max_steps"),
-    "max_time": ("", "a signal (SIGUSR1, SIGTERM), at which it saves and ends"),
-    "limit_train_batches": ("1.0", "trainer.max_steps"),
-    "overfit_batches": ("0 0.0", "a corpus of few rows"),
-    "val_check_interval": ("1.0", "data.validate_every_n_steps"),
-    "check_val_every_n_epoch": ("1", "data.validate_every_n_steps"),
-    "log_every_n_steps": ("1", "metrics.every_n_steps"),
-    "gradient_clip_algorithm": ("norm", "the norm"),
-    "use_distributed_sampler": ("False", "the loader, which gives each process its part"),
-    "reload_dataloaders_every_n_epochs": ("0", "data"),
-    "enable_checkpointing": ("True", "checkpoint.every_n_steps"),
-    "enable_autolog_hparams": ("True", "config.yaml, which is complete"),
-    "sync_batchnorm": ("False", "nothing: there are no such layers"),
-    "barebones": ("False", "trainer.logger and metrics.every_n_steps"),
-    "model_registry": ("", "ropepp export"),
-}
+# Keys of the trainer that would have no effect here, or cut a step short: what may stand there.
+FIXED = dict(  # noqa: C408
+    fast_dev_run="0 False", max_epochs="-1", min_epochs="", min_steps="", max_time="",
+    limit_train_batches="1.0", overfit_batches="0 0.0", val_check_interval="1.0",
+    check_val_every_n_epoch="1", log_every_n_steps="1", gradient_clip_algorithm="norm",
+    use_distributed_sampler="False", reload_dataloaders_every_n_epochs="0", barebones="False",
+    enable_checkpointing="True", enable_autolog_hparams="True", sync_batchnorm="False",
+    model_registry="",
+)  # fmt: skip
 SPECS = {
     "position": Position,
     "scaling": Scaling,
@@ -195,12 +183,12 @@ class RopeppCLI(LightningCLI):
 
     def _check_trainer(self) -> None:
         """Refuses keys of the trainer that would have no effect, or spoil the mean of a step."""
-        for key, (allowed, instead) in FIXED.items():
+        for key, allowed in FIXED.items():
             value = self.options.trainer.get(key)
             if value is not None and str(value) not in allowed.split():
                 raise InputError(
-                    f"trainer.{key} is {value!r}, which fit does not serve; leave it out: what "
-                    f"counts is {instead}"
+                    f"trainer.{key} is {value!r}, which fit does not serve: leave it out, and give "
+                    "trainer.max_steps, data.validate_every_n_steps, metrics.every_n_steps"
                 )
 
     def _run_subcommand(self, subcommand: str) -> None:

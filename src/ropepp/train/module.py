@@ -185,10 +185,6 @@ class LanguageModel(pl.LightningModule):
     ) -> None:
         """Clips by norm; keeps the norm before clipping and the step's learning rate for the
         log."""
-        if gradient_clip_algorithm not in (None, "norm"):
-            raise InputError(
-                f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}; allowed: norm"
-            )
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # Of shards, each process has its share of the norm.
