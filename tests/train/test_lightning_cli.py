@@ -142,6 +142,8 @@ def test_one_line_before_any_work(
         error = capfd.readouterr().err.strip().splitlines()
         assert words in error[-1]
         assert not any("Traceback" in line for line in error)
+    assert main(["validate", *arguments(corpus, tmp_path, "bad")[1:], f"--logs={blocked}"]) == 2
+    assert f"{blocked}/default/bad cannot be written" in capfd.readouterr().err
     assert not list(tmp_path.rglob("bad"))
 
 
@@ -165,6 +167,11 @@ def test_what_a_resume_may_not_change(
         assert f"global_batch_size is {size}, the checkpoint's was 8" in capfd.readouterr().err
     with pytest.warns(UserWarning, match="documents not masked here and was"):
         fit(corpus, tmp_path, "run", **longer, data__mask_documents=False)
+    text, other = tmp_path / "other.txt", tmp_path / "other"
+    text.write_text("\n\n".join(f"{number} stones by the river" * 40 for number in range(60)))
+    assert main(["prepare", str(text), f"--out={other}", "--tokenizer=bytes"]) == 0
+    with pytest.warns(UserWarning, match="whose text is not the checkpoint's"):
+        fit(other, tmp_path, "run", **{**longer, "trainer__max_steps": 5})
 
 
 @pytest.mark.slow
