@@ -3,6 +3,7 @@ imports what it needs, so that help and small tools start at once."""
 
 import importlib
 import sys
+from contextlib import suppress
 
 from ropepp.errors import Stopped, user_message
 
@@ -68,8 +69,15 @@ def main(argv: list[str] | None = None) -> int:
         # Lightning's subcommands are told apart by their name.
         command.main(args if module == "fit" else args[1:])
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(stop, file=sys.stderr)
         return stop.code
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns Ctrl-C into an exit with 1.
+        if not isinstance(error.__context__ or error, KeyboardInterrupt):
+            raise
+        print("interrupted before it was done", file=sys.stderr)
+        return 130
     except Exception as error:
         message = user_message(error)
         if debug or message is None:

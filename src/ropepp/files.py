@@ -7,8 +7,10 @@ import json
 import os
 import secrets
 import shutil
+import socket
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,10 +25,11 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes under a temporary name and renames, so that the file is complete or absent; missing
     parents are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 @contextmanager
@@ -117,11 +120,8 @@ def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     with _opened(work) as handle:
-        try:
-            # Let go by the system when the process ends, however it does.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{target} is being written by another process") from error
+        if not lock(handle, work):
+            raise InputError(f"{target} is being written by another process")
         try:
             yield work
             require_free(final, overwrite)
@@ -129,6 +129,49 @@ def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         finally:
             if work.is_dir() and not any(work.iterdir()):
                 work.rmdir()
+
+
+def lock(handle: int, path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool:
+    """Locks an open file until its process ends, however it does; False if another one holds it.
+    Where the file system has no locks it says so, and all goes on."""
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # EBADF is what NFS says of folders
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+            raise
+        warnings.warn(f"no lock on {path} ({error.strerror}): nobody else may use it", stacklevel=2)
+    return True
+
+
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Locks a file that says who holds it; gone with its folder, if that is empty, afterwards.
+
+    Raises:
+        DiskError: It cannot be written.
+        InputError: Another process holds it.
+    """
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        free = lock(handle, file)
+        # Its last holder may have removed it since it was opened here.
+        if not free or not file.exists() or os.fstat(handle).st_ino != file.stat().st_ino:
+            owner = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+            raise InputError(f"{file.parent} is in use by {owner}: wait, or choose another name")
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.parent.rmdir()
+    finally:
+        os.close(handle)
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -185,12 +185,13 @@ def test_one_variant(tmp_path: Path) -> None:
     assert "learning rate" not in text
 
 
-@pytest.mark.parametrize("lost", [math.nan, math.inf, None])
+@pytest.mark.parametrize("lost", [math.nan, math.inf, None])  # null: never logged
 def test_diverged_runs_are_named(tmp_path: Path, lost: Any) -> None:
     changes = {("ec", 1): {"validation_loss": lost}}
     text = report(write_sweep(tmp_path / "heads", LOSSES, changes=changes))
-    assert "Diverged (no finite value), and left out, which flatters their variants" in text
-    assert "ec/seed-1" in text
+    diverged = "Diverged (no finite value), and left out, which flatters their variants: ec/seed-1."
+    unmeasured = "Without a value of validation_loss, which was never logged: ec/seed-1."
+    assert (diverged in text, unmeasured in text) == (lost is not None, lost is None)
     assert rows(text, "Results")["RoPE++ EC"]["seeds"] == "4"
 
 
@@ -212,6 +213,12 @@ def test_unequal_runs_are_said_to_be(tmp_path: Path, key: str, value: Any) -> No
     assert key.replace("_", " ") in line
     assert line.endswith(f"in 19 runs; {value} in eh/seed-3.")
     assert ("uncommitted" in text) == (key == "commit")
+
+
+def test_skipped_steps_are_named(tmp_path: Path) -> None:
+    changes = {("ec", 1): {"skipped_steps": 3}, ("ec", 0): {"skipped_steps": 0}}
+    text = report(write_sweep(tmp_path / "heads", LOSSES, changes=changes))
+    assert "Skipped steps, which changed no weight: ec/seed-1 3." in text
 
 
 def test_shared_learning_rate_is_named(tmp_path: Path) -> None:

@@ -13,15 +13,16 @@ import torch
 def probe() -> dict[str, Any]:
     """Tries out what fast training needs: bfloat16 products in hardware and a working compiler; a
     reason is empty where the thing works."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bfloat16_reason, compile_reason = no_bfloat16(device), _compile_reason(device)
+    bfloat16_reason, reason = no_bfloat16(device), compile_reason(device)
     return {
         "device": device_name(device),
         "gpu": device.type != "cpu",
         "bfloat16": not bfloat16_reason,
         "bfloat16_reason": bfloat16_reason,
-        "compile": not compile_reason,
-        "compile_reason": compile_reason,
+        "compile": not reason,
+        "compile_reason": reason,
     }
 
 
@@ -124,8 +125,8 @@ def no_bfloat16(device: torch.device) -> str:
     return "" if supported else "processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
 
 
-def _compile_reason(device: torch.device) -> str:
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+def compile_reason(device: torch.device) -> str:
+    """Why torch.compile does not work on a device; empty if it does."""
     try:
         x = torch.ones(64, device=device)
         torch.compile(lambda y: (y * 2).relu().sum())(x)

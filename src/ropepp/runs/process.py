@@ -8,7 +8,6 @@ launchers start too, and so the lock lives as long as any of them.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from ropepp.errors import Preempted
-from ropepp.files import write_json
+from ropepp.files import lock, write_json
 from ropepp.runs.records import RESULT
 from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, last_lines, read_json
 
@@ -134,12 +133,10 @@ class StopRequest:
 def claim(directory: Path) -> int | None:
     """The descriptor of a run's ``lock``, held; None if another driver has it."""
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    if lock(descriptor, directory / LOCK):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def adopt(directory: Path, claimed: int) -> RunProcess | None:
@@ -159,7 +156,8 @@ def start(
     """Starts a claimed run; None if processes of an earlier attempt still live."""
     log = os.open(directory / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock(log, directory / LOG):
+            return None
         (directory / OUTCOME).unlink(missing_ok=True)
         os.write(log, f"\n{PROMPT}{shlex.join(command)}\n".encode())
         environment = dict(os.environ)
@@ -172,8 +170,6 @@ def start(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
             start_new_session=True,  # Ctrl-C is for the driver, which asks politely
         )  # fmt: skip
-    except BlockingIOError:
-        return None
     finally:
         os.close(log)
     note = {"host": socket.gethostname(), "pid": process.pid, "driver": os.getpid(), "gpus": gpus}

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ropepp.files import lock
 from ropepp.runs.records import METRICS, RESULT, read_plan, read_runs
 
 LOCK, LOG, OUTCOME = "lock", "fit.log", "outcome.json"
@@ -59,12 +60,9 @@ def is_locked(file: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not lock(descriptor, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     finally:
         os.close(descriptor)
-    return False
 
 
 def state_of(directory: Path) -> str:

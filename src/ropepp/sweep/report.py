@@ -129,9 +129,13 @@ def _warnings(sweep: SweepResults) -> list[str]:
         out.append("One variant with one seed: a smoke test.")
     if sweep.plan.shared_learning_rate and len(sweep.rows) > 1:
         out.append("All variants share one learning rate, which may suit some better: a bias.")
+    skipped = [run for run in sweep.done if run.result.get("skipped_steps")]
+    counts = [f"{run.spec.run} {run.result['skipped_steps']}" for run in skipped]
+    out.append(f"Skipped steps, which changed no weight: {', '.join(counts)}." if counts else "")
     out += [_missing(sweep, row) for row in sweep.rows if row.comparison]
     for runs, text in (
         (sweep.unfinished, "Not finished, or failed, and left out"),
+        (sweep.unmeasured, f"Without a value of {sweep.plan.metric}, which was never logged"),
         (sweep.diverged, "Diverged (no finite value), and left out, which flatters their variants"),
     ):
         out.append(f"{text}: {', '.join(run.spec.run for run in runs)}." if runs else "")

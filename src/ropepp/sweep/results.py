@@ -62,6 +62,7 @@ class SweepResults:
     done: list[Run]
     unfinished: list[Run]
     diverged: list[Run]
+    unmeasured: list[Run]
 
     @property
     def baseline(self) -> VariantResults | None:
@@ -85,14 +86,16 @@ def load(folder: Path) -> SweepResults:
     if not done:
         raise InputError(f"{folder} holds no finished run; `ropepp sweep run` makes them")
     values: dict[str, dict[int, float]] = {name: {} for name in plan.variants}
-    diverged = []
+    diverged: list[Run] = []
+    unmeasured: list[Run] = []
     for run in done:
         value = metric_value(run.result, plan.metric, run.spec.run)
         own = values.setdefault(run.spec.variant, {})
         if math.isfinite(value):
             own[run.spec.seed] = value
         else:
-            diverged.append(run)
+            known = {**run.result.get("evaluation", {}), **run.result}
+            (unmeasured if known[plan.metric] is None else diverged).append(run)
     compared = compare(values, plan.baseline)
     rows = [
         VariantResults(
@@ -106,7 +109,7 @@ def load(folder: Path) -> SweepResults:
     ]
     rows.sort(key=lambda row: row.variant != plan.baseline)  # the baseline first
     unfinished = [run for run in runs if not run.done]
-    return SweepResults(folder, plan, rows, done, unfinished, diverged)
+    return SweepResults(folder, plan, rows, done, unfinished, diverged, unmeasured)
 
 
 def number(value: float | None, digits: int, sign: str = "") -> str:

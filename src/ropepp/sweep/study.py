@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.files import write_json
+from ropepp.files import lock, write_json
 from ropepp.runs.records import PLAN, RESULT, TRIAL, Run, RunSpec, metric_value
 from ropepp.runs.settings import canonical, differences
 from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, read_json
@@ -46,7 +46,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Waits until no other driver is in such a block for this folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "sweep.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file.fileno(), folder, fcntl.LOCK_EX)
         yield
 
 

@@ -8,7 +8,9 @@ import re
 import sys
 import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -20,9 +22,10 @@ import ropepp.data.recall.task  # noqa: F401 (makes its short class name known)
 from ropepp.data.loading.datamodule import RowsDataModule
 from ropepp.data.packing.concat import Packing
 from ropepp.errors import InputError, Stopped
-from ropepp.files import write_json
+from ropepp.files import disk_errors, held, write_json
 from ropepp.model.positions import Position, Scaling
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
+from ropepp.runs.settings import names_file, read_settings
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.profile import StepProfile
@@ -46,6 +49,15 @@ TRAINER_DEFAULTS = {
 }
 
 
+# Keys of the trainer that would have no effect here, or cut a step short: what may stand there.
+FIXED = dict(  # noqa: C408
+    fast_dev_run="0 False", max_epochs="-1", min_epochs="", min_steps="", max_time="",
+    limit_train_batches="1.0", overfit_batches="0 0.0", val_check_interval="1.0",
+    check_val_every_n_epoch="1", log_every_n_steps="1", gradient_clip_algorithm="norm",
+    use_distributed_sampler="False", reload_dataloaders_every_n_epochs="0", barebones="False",
+    enable_checkpointing="True", enable_autolog_hparams="True", sync_batchnorm="False",
+    model_registry="",
+)  # fmt: skip
 SPECS = {
     "position": Position,
     "scaling": Scaling,
@@ -113,6 +125,11 @@ class RopeppCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for option, following in pairwise([*args, ""]):
+            key, _, value = option.partition("=")
+            value = following if option == "--config" else value or key
+            if (key == "--config" or names_file(value)) and os.path.isfile(value):
+                read_settings(Path(value))  # for what the parser does not see, as a key twice
         # Lightning's own version warns where arguments are given by a caller, as they are here.
         try:
             self.config = parser.parse_args(args)
@@ -121,6 +138,9 @@ class RopeppCLI(LightningCLI):
             if better is None:
                 raise
             raise better from error
+        seed = self.config[self.config.subcommand].seed_everything
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything is {seed}; allowed are 0 to 2**32 - 1")
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration alone: Lightning would let the checkpoint's hyperparameters win
@@ -140,7 +160,10 @@ class RopeppCLI(LightningCLI):
         options.run = options.run or default_run_name()
         if options.resume and not fitting:
             raise InputError("resume is for fit; give --ckpt_path, which may be last")
+        if fitting:
+            self._check_trainer()
         self.begun_from, folder = options.get("ckpt_path"), self.directory / "checkpoints"
+        self.seen = list_checkpoints(folder)
         if options.resume:
             self._leave_if_finished()
         if options.resume or self.begun_from == "last":
@@ -157,6 +180,30 @@ class RopeppCLI(LightningCLI):
             self._check_checkpoint(Path(ckpt_path))
         elif fitting and not options.resume:
             self._refuse_taken_directory()
+
+    def _check_trainer(self) -> None:
+        """Refuses keys of the trainer that would have no effect, or spoil the mean of a step."""
+        for key, allowed in FIXED.items():
+            value = self.options.trainer.get(key)
+            if value is not None and str(value) not in allowed.split():
+                raise InputError(
+                    f"trainer.{key} is {value!r}, which fit does not serve: leave it out, and give "
+                    "trainer.max_steps, data.validate_every_n_steps, metrics.every_n_steps"
+                )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not is_first_process():
+            super()._run_subcommand(subcommand)
+        elif subcommand == "fit":
+            with held(self.directory / ".fit.lock"):
+                if list_checkpoints(self.directory / "checkpoints") != self.seen:
+                    raise InputError(f"{self.directory} was in use until now: begin again")
+                super()._run_subcommand(subcommand)
+        else:
+            with disk_errors(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=self.directory).close()
+            super()._run_subcommand(subcommand)
 
     def _leave_if_finished(self) -> None:
         """Ends successfully where there is nothing left to do."""
@@ -256,8 +303,8 @@ class RopeppCLI(LightningCLI):
         outcome = self._outcome()
         if self.trainer.is_global_zero:
             path = self.directory / f"{subcommand}.json"
+            print_outcome(outcome)  # first: the disk may be full by now
             write_json(path, {"ckpt_path": self.options.ckpt_path, **outcome})
-            print_outcome(outcome)
             print(f"written to {path}")
 
 
@@ -308,6 +355,12 @@ def default_run_name() -> str:
 def is_child_process() -> bool:
     """Whether this is not the first process of its machine."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) > 0
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of all."""
+    ranks = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def main(args: list[str]) -> None:

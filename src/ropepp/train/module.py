@@ -16,7 +16,7 @@ from ropepp.model.config import ModelConfig
 from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
-from ropepp.runs.machine import no_bfloat16
+from ropepp.runs.machine import compile_reason, no_bfloat16
 from ropepp.train.evaluation import Evaluation, model_inputs, on_the_way
 from ropepp.train.guard import StepGuard
 from ropepp.train.optim import AdamW, OptimizerSpec
@@ -119,6 +119,8 @@ class LanguageModel(pl.LightningModule):
             device = strategy.root_device
             if isinstance(strategy, FSDP2Strategy):
                 strategy.shard(self.network)
+        if self.compile_blocks and (reason := compile_reason(device)):
+            raise InputError(f"model.compile is true, but nothing compiles here: {reason}")
         missing = no_bfloat16(device)
         if missing and self.network.compute_dtype == torch.bfloat16:
             pl.utilities.rank_zero_warn(
@@ -186,10 +188,6 @@ class LanguageModel(pl.LightningModule):
     ) -> None:
         """Clips by norm; keeps the norm before clipping and the step's learning rate for the
         log."""
-        if gradient_clip_algorithm not in (None, "norm"):
-            raise InputError(
-                f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}; allowed: norm"
-            )
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # Of shards, each process has its share of the norm.

@@ -212,7 +212,8 @@ class CorpusDataModule(RowsDataModule):
     def recipe(self) -> str:
         """How samples are made of the text; by another recipe a sample's number means another."""
         mixture = f", mixture of {self.weights}" if len(self.folders) > 1 else ""
-        return f"{self.packing}, rows of {self.sequence_length}{mixture}"
+        unmasked = "" if self.mask_documents else ", documents not masked"
+        return f"{self.packing}, rows of {self.sequence_length}{mixture}{unmasked}"
 
     @property
     def vocab_size(self) -> int:
@@ -240,7 +241,7 @@ class CorpusDataModule(RowsDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Which tokenizer a checkpoint's model was trained with, and how its samples were made."""
-        return {"tokenizer": self._tokenizer(), "recipe": self.recipe}
+        return {"tokenizer": self._tokenizer(), "recipe": self.recipe, "text": self._text()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises an `InputError` if the corpora have another tokenizer than the checkpoint's; warns
@@ -257,6 +258,16 @@ class CorpusDataModule(RowsDataModule):
                 f"data is {self.recipe} here and was {state_dict['recipe']} in the checkpoint: the "
                 "run goes on after as many samples as it had, but these were others"
             )
+
+        if state_dict.get("text", self._text()) != self._text():
+            pl.utilities.rank_zero_warn(
+                f"data.corpus is {self.corpus}, whose text is not the checkpoint's: the run goes "
+                "on after as many samples as it had, but these were others"
+            )
+
+    def _text(self) -> list[str]:
+        """Checksums of what the samples are made of."""
+        return [corpus.meta.shards_sha256 for corpus in self._corpora("train")]
 
     def _corpora(self, split: str) -> list[Corpus]:
         """The corpora, after checking that one tokenizer made them."""

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from ropepp.errors import Preempted, Stopped, at_least
+from ropepp.errors import InputError, Preempted, Stopped, at_least
 from ropepp.runs.checkpoints import list_checkpoints
 from ropepp.train.callbacks.step import StepCallback
 from ropepp.train.guard import StepGuard
@@ -31,9 +32,9 @@ class StepCheckpoint(StepCallback, Checkpoint):
     no torn one under a final name. Where a validation follows a step, it is saved after the
     validation, which then is not repeated.
 
-    A run that is asked to end (SIGTERM; SIGUSR1, as SLURM sends it before the time is up), or that
-    skipped too many steps, saves after the present step (of several processes, the one after) and
-    raises `Stopped`.
+    A run that is asked to end (SIGTERM; Ctrl-C; SIGHUP of a closed terminal; SIGUSR1, as SLURM
+    sends it before the time is up), or that skipped too many steps, saves after the present step
+    (of several processes, the one after) and raises `Stopped`.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints; 0 saves at the end alone.
@@ -61,6 +62,9 @@ class StepCheckpoint(StepCallback, Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+                    signal.signal(number, self._note)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         pending = _pending_save(trainer)
@@ -99,6 +103,13 @@ class StepCheckpoint(StepCallback, Checkpoint):
             return
         here = trainer.datamodule.rows_per_batch  # type: ignore[attr-defined]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        rows, steps = progress["total"]["ready"] * checkpoint[ROWS], checkpoint["global_step"]
+        size = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
+        if rows != steps * size:  # a step would begin amid another, and have a part of its rows
+            raise InputError(
+                f"data.global_batch_size is {size}, the checkpoint's was {rows / max(1, steps):g}: "
+                "go on with that, or begin with its weights alone by --init_from"
+            )
         for counts in (progress["total"], progress["current"]):
             # The batch after which it was saved was not yet counted as completed.
             begun = counts["ready"]
@@ -107,6 +118,9 @@ class StepCheckpoint(StepCallback, Checkpoint):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Processes agree on it once a step, see `Question`."""
+        if number == signal.SIGINT and not self._signalled:
+            with suppress(OSError):
+                os.write(2, b"\nending after this step, with a checkpoint (Ctrl-\\ ends at once)\n")
         self._signalled = True
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:

@@ -1,6 +1,7 @@
 """What a run leaves in its folder: its configuration before it trains, with a line for people, and
 what it came to or predicted."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,18 @@ class RunFiles(pl.Callback):
         begun_from = Path(self.begun_from or "last")
         is_own = begun_from.name == "last" or self.directory in begun_from.parents
         content["ckpt_path"] = None if is_own else self.begun_from
-        write_text(self.directory / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+        write_text(
+            self.directory / "config.yaml", yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+        )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that the parser, other than YAML 1.1, would read as a number: 1e3."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9_.]+([eE][-+]?[0-9]+)?$"), "-+.0123456789"
+)
 
 
 def _gathering(module: LanguageModel, trainer: pl.Trainer) -> str:
@@ -91,6 +103,7 @@ def describe_run(
         "hyper_parameters": dict(module.hparams),
         "seed": module.seed,
         "steps": trainer.global_step,
+        "skipped_steps": module.guard.skipped if module.guard else 0,
         "tokens": metrics.tokens,
         "parameters": num_parameters(network),
         "kv_cache_bytes_per_token": kv_cache_bytes_per_token(network),

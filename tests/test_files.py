@@ -1,0 +1,37 @@
+"""Locks of files, and file systems that have none."""
+
+import errno
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from ropepp.errors import InputError
+from ropepp.files import held, resuming_folder
+
+
+def test_the_second_holder_is_told_the_first(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "lock"
+    with held(file):
+        with pytest.raises(InputError, match=r"run is in use by process \d+ on "), held(file):
+            pass
+        assert file.exists()
+    assert not file.parent.exists()
+    with held(file):
+        (file.parent / "result").touch()
+    assert [path.name for path in file.parent.iterdir()] == ["result"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def test_file_systems_without_locks(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(code, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="no lock on"), held(tmp_path / "run" / "lock"):
+        pass
+    with pytest.warns(UserWarning, match="no lock on"), resuming_folder(tmp_path / "out") as work:
+        (work / "file").touch()
+    assert (tmp_path / "out" / "file").exists()
