@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ropepp.data.tokenizer import load_tokenizer
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
@@ -19,6 +20,7 @@ from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
 from ropepp.model.positions import ALiBi, RoPE, YaRN
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
+from ropepp.runs.checkpoints import TOKENIZERS
 
 Form = Literal["hf", "reference"]
 MODELING = Path(__file__).with_name("modeling_ropepp.py")
@@ -57,12 +59,15 @@ def export(
     settings["torch_dtype"] = str(dtype).removeprefix("torch.")
     with replacing_folder(Path(folder)) as work:
         write_tensors(work, _tensors(model, prefix, form, dtype), shard_bytes)
+        if found is not None:
+            write_tokenizer(found, work, text["max_position_embeddings"])
+            # Of what it was made from, and of the file that lies here.
+            prints = (found.fingerprint, load_tokenizer(work).fingerprint)
+            settings[TOKENIZERS] = list(dict.fromkeys(prints))
         write_json(work / "config.json", dict(sorted(settings.items())))
         if (end := text["eos_token_id"]) is not None:
             ids = {"bos_token_id": text["bos_token_id"], "eos_token_id": end, "pad_token_id": end}
             write_json(work / "generation_config.json", ids)
-        if found is not None:
-            write_tokenizer(found, work, text["max_position_embeddings"])
         if "auto_map" in settings:
             shutil.copyfile(MODELING, work / MODELING.name)
         kind = form if form == "reference" else str(settings["model_type"])
