@@ -126,8 +126,8 @@ def test_a_file_of_prompts(
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("", "there is no prompt"), ('{"text": 1}', "line 1 is no object with 'prompt'"),
-     ('{"prompt": 1}', "must be a text")],
+    [("", "there is no prompt"), ('{"text": 1}', "line 1: no field 'prompt'; fields are text"),
+     ('{"prompt": 1}', "field 'prompt' is int; allowed is a string")],
 )  # fmt: skip
 def test_bad_files_are_refused(
     folder: Path, tmp_path: Path, content: str, words: str, capsys: pytest.CaptureFixture[str]

@@ -1,10 +1,8 @@
 """From prompts as text to continuations as text."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -118,25 +116,6 @@ class Speed:
             rate = self.new_tokens / self.write_seconds
             rows.append(f"{self.new_tokens:,} written at {rate:,.1f} tokens/s")
         return f"{', '.join(rows)}; KV cache {self.cache_bytes:,} bytes"
-
-
-def column(path: Path, content: str, key: str) -> list[str]:
-    """The texts under a key of a .jsonl file's content; empty lines are none.
-
-    Raises:
-        InputError: A line is no object with this key, or its value is no text.
-    """
-    found = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            try:
-                value = json.loads(line)[key]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path}, line {number} is no object with {key!r}") from error
-            if not isinstance(value, str):
-                raise InputError(f"{path}, line {number}: {key!r} is {value!r}; it must be a text")
-            found.append(value)
-    return found
 
 
 def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:

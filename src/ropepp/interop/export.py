@@ -1,6 +1,5 @@
 """Models out: folders that transformers, the authors' implementation and this project read."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ropepp.data.tokenizer import load_tokenizer
+from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
@@ -21,6 +21,7 @@ from ropepp.model.positions import ALiBi, RoPE, YaRN
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import TOKENIZERS
+from ropepp.runs.table import read_result
 
 Form = Literal["hf", "reference"]
 MODELING = Path(__file__).with_name("modeling_ropepp.py")
@@ -97,6 +98,11 @@ def _tensors(
         if name == "lm_head.weight" and model.config.tied_embeddings:
             continue
         wide = tensor.float()
+        if not bool(wide.sum().isfinite()) and not bool(wide.isfinite().all()):
+            raise InputError(
+                f"tensor {name} holds NaN or infinity: the weights are damaged, or the training has"
+                " diverged"
+            )
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             wide = wide * factor
         outer = f"{prefix}{name}"
@@ -125,5 +131,5 @@ def _result(saved: SavedModel) -> dict[str, Any] | None:
     """The run's figures, if they are those of these weights."""
     if saved.run is None or not (saved.run / "result.json").is_file():
         return None
-    result = json.loads((saved.run / "result.json").read_text())
+    result = read_result(saved.run / "result.json")
     return result if result.get("steps") == saved.step else None

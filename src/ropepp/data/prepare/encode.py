@@ -143,7 +143,8 @@ def encode_shard(job: ShardJob, report: Report) -> None:
         left_out = asdict(skipped)
         reports = left_out.pop("reports")
         if reports:
-            write_synced(place / BAD_LINES_FILE, ("\n".join(reports) + "\n").encode())
+            content = "".join(f"{report}\n" for report in reports)
+            write_synced(place / BAD_LINES_FILE, content.encode(errors="backslashreplace"))
         meta = ShardMeta(
             name=job.shard.name,
             settings_sha256=job.settings.sha256,
