@@ -79,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         if not _reader_is_gone():
             raise
         # Nothing is left to say; the interpreter's own flush at its end would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
         return 128 + signal.SIGPIPE
     except Stopped as stop:
         print(stop, file=sys.stderr)

@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def one_at_a_time(file: Path, what: str) -> Iterator[None]:
-    """Refuses to do what another process does already; the system lets go when a process ends.
+    """Refuses to do what another process does already.
 
     Args:
         file: The lock, which stays; made if it is not there.
@@ -45,14 +45,19 @@ def one_at_a_time(file: Path, what: str) -> Iterator[None]:
     with disk_errors(file):
         handle = file.open("ab")
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{what} is being written by another process") from error
-        except OSError as error:
-            reason = error.strerror or error
-            print(f"{what}: no lock ({reason}); let no other process write it", file=sys.stderr)
+        _lock(handle.fileno(), what)
         yield
+
+
+def _lock(handle: int, what: str) -> None:
+    """Lets nobody else have an open file or folder; the system lets go when a process ends."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{what} is being written by another process") from error
+    except OSError as error:  # some file systems have no locks
+        reason = error.strerror or error
+        print(f"{what}: no lock ({reason}); let no other process write it", file=sys.stderr)
 
 
 @contextmanager
@@ -174,11 +179,7 @@ def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     with _opened(work) as handle:
-        try:
-            # Let go by the system when the process ends, however it does.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{target} is being written by another process") from error
+        _lock(handle, str(target))
         try:
             yield work
             require_free(final, overwrite)
