@@ -88,7 +88,7 @@ def run(options: Namespace) -> None:
             )
             found, curves = evaluate(subject, work, options)
             report.add(subject, found, curves)
-            failed = report.write()
+            failed = report.write(complete=path == options.models[-1])
             _to_tensorboard(saved, found, curves)
     print(report.text(), end="")
     if failed is not None:

@@ -45,6 +45,7 @@ class Report:
         asked["data"] = options.data and str(options.data)
         asked["text"] = [str(path) for path in options.text]
         self.asked = {**asked, **self.settings}
+        self.written = False
         self.models: dict[str, dict[str, Any]] = {}
         self.rows: list[Score] = []
         self.curves: list[dict[str, Any]] = []
@@ -91,9 +92,13 @@ class Report:
         ]
         return markdown(self.rows, notes)
 
-    def write(self) -> DiskError | None:
-        """Writes the tables, if there is anything to write; what went wrong."""
-        if not self.rows:
+    def write(self, complete: bool) -> DiskError | None:
+        """Writes the tables, if there is anything to write; what went wrong.
+
+        What an earlier evaluation has left stays until this one is complete.
+        """
+        there = not self.written and any((self.out / name).exists() for name in TABLES)
+        if not self.rows or (there and not complete):
             return None
         results = [asdict(row) for row in self.rows]
         content = {
@@ -108,18 +113,18 @@ class Report:
         table, figures, everything = (self.out / name for name in TABLES)
         try:
             with disk_errors(self.out):
-                self._keep_others()
+                if there:
+                    self._keep_others()
                 write_text(table, self.text())
                 write_text(figures, to_csv(results))
                 write_json(everything, content)
         except DiskError as error:
             return error
+        self.written = True
         return None
 
     def _keep_others(self) -> None:
         """Gives tables of another evaluation other names."""
-        if not any((self.out / name).exists() for name in TABLES):
-            return
         try:
             old = json.loads((self.out / TABLES[-1]).read_bytes())
             known = {name: one["identity"] for name, one in old["models"].items()}
