@@ -151,3 +151,17 @@ def test_text_of_another_tokenizer_than_the_weights_is_refused(
     with pytest.warns(UserWarning, match="was trained with tokenizer"):
         assert main(["generate", "--ckpt", str(run), "--prompt", "a", *given]) == 0
     assert main(["generate", "--ckpt", str(folder), "--prompt", "a"]) == 0
+
+
+@pytest.mark.parametrize("out", ["file/x", "/proc/x", "x" * 300])
+def test_outputs_that_cannot_be_written_are_refused_before_work(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("ropepp.interop.saved.open_model", None)
+    monkeypatch.setattr("ropepp.interop.saved.import_checkpoint", None)
+    for command in (["export", "model", out], ["import", "model", out]):
+        assert main(command) == 2
+        assert f"error: {out} cannot be written: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
