@@ -83,13 +83,19 @@ def run_harness(lm: Any, name: str, data: Path, limit: int | None = None) -> dic
         manager = TaskManager(include_path=folder, include_defaults=False)
         # GPQA shuffles its choices with the global generator, while its documents are read.
         random.seed(SEED)
+        tasks = None
         try:
             tasks = manager.load([name])
-        except Exception as error:  # the libraries raise of all kinds
+            results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+        except InputError:
+            raise
+        except Exception as error:  # while it reads, the libraries raise of all kinds
+            of_rows = ValueError, LookupError, TypeError, AttributeError
+            if tasks is not None and not isinstance(error, of_rows):
+                raise
             reason = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())
             file = TASKS[name].file(data)
             raise InputError(f"{file} cannot be read by lm-eval: {reason}") from error
-        results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
     samples = results["samples"][name]
     return {
         metric: [float(sample[metric]) for sample in samples]
