@@ -44,7 +44,7 @@ def fetch(source: Benchmark, file: Path) -> int:
     rows = load_dataset(source.path, source.name, split=source.split)
     lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
     write_text(file, "".join(lines))
-    source.check(file.parents[source.folder.count("/") + 1])
+    source.rows(file.parents[source.folder.count("/") + 1])
     return len(lines)
 
 

@@ -51,6 +51,39 @@ def test_version_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None
     assert captured.err == (f"error: unknown command 'fly'; allowed: {', '.join(COMMANDS)}\n")
 
 
+def test_a_reader_that_ends_first_ends_the_command_in_silence(tmp_path: Path) -> None:
+    """As in `ropepp ... | head -1`, whether the output is long or is written at the end."""
+    for text in ("", "x" * 100_000):
+        code = f"import ropepp.commands.probe as p; p.main = lambda args: print({text!r})"
+        run = f"{code}; import sys; from ropepp.cli import main; sys.exit(main(['probe']))"
+        command = [sys.executable, "-c", run]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 141
+
+
+def test_what_the_machine_forbids_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "x" * 300]) == 2
+    assert capsys.readouterr().err == f"error: {'x' * 300}: File name too long\n"
+
+
+def test_results_of_other_programs_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = (b'{"accuracy": 1}', b"[]", b"\xff", b"", b'{"seed": "a", "variant": []}')
+    for number, content in enumerate(contents):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "result.json").write_bytes(content)
+    assert main(["results", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert all(f"left out: {tmp_path / str(n) / 'result.json'} " in shown for n in range(5))
+    assert f"error: no finished run (result.json of fit) in {tmp_path}" in shown
+
+
 SIZES = {"vocab_size": 257, "hidden_size": 32, "num_layers": 1, "ffn_size": 16}
 
 

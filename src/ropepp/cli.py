@@ -2,8 +2,12 @@
 imports what it needs, so that help and small tools start at once."""
 
 import importlib
+import os
+import select
+import signal
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 
 from ropepp.errors import Stopped, user_message
 
@@ -63,11 +67,23 @@ def main(argv: list[str] | None = None) -> int:
             f"error: unknown command {args[0]!r}; allowed: {', '.join(COMMANDS)}", file=sys.stderr
         )
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may be no Unicode text
+            stream.reconfigure(errors="backslashreplace")
     try:
         module = MODULES.get(args[0], args[0])
         command = importlib.import_module(f"ropepp.commands.{module}")
         # Lightning's subcommands are told apart by their name.
         command.main(args if module == "fit" else args[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        # Nothing is left to say; the interpreter's own flush at its end would complain.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return 128 + signal.SIGPIPE
     except Stopped as stop:
         with suppress(OSError):  # the terminal may be gone
             print(stop, file=sys.stderr)
@@ -85,6 +101,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether what reads standard output has ended, as `head` does."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except (OSError, ValueError):
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,14 @@
 """Exceptions that speak to a user."""
 
+import errno
+
+# What a machine may lack or forbid, wherever it shows.
+ENVIRONMENT = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EIO),
+    *(errno.ESTALE, errno.ENOLCK, errno.ENOMEM),
+}
+
 
 class InputError(ValueError):
     """Bad input: names the file or key, the value found and what is allowed, in one line.
@@ -46,6 +55,9 @@ def user_message(error: BaseException) -> str | None:
     cause = cause if isinstance(cause, InputError) else None
     # Lightning's own exception for a configuration that cannot be, imported if it was raised.
     misconfigured = type(error).__name__ == "MisconfigurationException"
+    if cause is None and isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{error.strerror}"
     if cause is None and not isinstance(error, ArgumentError) and not misconfigured:
         return None
     return " ".join(str(cause or error).split())

@@ -28,7 +28,8 @@ def write_text(path: Path, text: str) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
+        # A name of a file may be no Unicode text.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)
 
 
@@ -78,6 +79,37 @@ def replacing_file(target: Path) -> Iterator[BinaryIO]:
     except BaseException:
         work.unlink(missing_ok=True)
         raise
+
+
+def require_writable(target: Path, folder: bool = False) -> None:
+    """Tries whether a file, or a folder, can be written under this name, before the work whose
+    result it is to hold; leaves nothing behind.
+
+    Raises:
+        InputError: It cannot.
+    """
+    with disk_errors(target):
+        if target.exists() and target.is_dir() != folder:
+            is_one = "a folder" if target.is_dir() else "a file"
+            raise FileExistsError(errno.EEXIST, f"{is_one} has this name")
+        if target.is_file():
+            target.open("ab").close()
+        trial = target / ".trial" if target.is_dir() else target
+        trial = trial.with_name(f".{trial.name}.partial-{secrets.token_hex(4)}")
+        missing = [parent for parent in trial.parents if not parent.exists()]
+        try:
+            trial.parent.mkdir(parents=True, exist_ok=True)
+            trial.touch()
+            trial.unlink()
+        finally:
+            for parent in missing:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def printable(name: str | Path) -> str:
+    """A file's name as text: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 class DiskError(InputError):
@@ -192,14 +224,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_free(target: Path, overwrite: bool) -> None:
+def require_free(target: Path, overwrite: bool | None = None) -> None:
     """Refuses to take a name that is in use.
 
     Raises:
-        InputError: `target` exists and `overwrite` is false.
+        InputError: `target` exists and `overwrite` is false, or None where there is no such option.
     """
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists; choose another name or pass --overwrite true")
+    with disk_errors(target):
+        exists = target.exists()
+    if exists and not overwrite:
+        advice = "" if overwrite is None else " or pass --overwrite true"
+        raise InputError(f"{target} exists; choose another name{advice}")
 
 
 def _rename_over(work: Path, final: Path) -> None:

@@ -1,12 +1,14 @@
 """``ropepp import`` and ``ropepp export`` around real runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from helpers.corpora import run as run_prepare
 from helpers.fit_runs import arguments, fit, metrics
 from ropepp.cli import main
 from ropepp.commands import export_model, import_model
@@ -107,3 +109,59 @@ def test_an_import_has_the_form_of_a_run_s_checkpoint(
         import_model.main([str(folder), str(file)])
     with pytest.raises(InputError, match="exists"):
         export_model.main([str(run), str(folder)])
+
+
+def test_text_of_another_tokenizer_than_the_weights_is_refused(
+    run: Path, folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A corpus that was prepared again under its name, with as many ids in another order."""
+    other = json.loads((folder / "tokenizer.json").read_text())
+    vocab = other["model"]["vocab"]
+    vocab["a"], vocab["e"] = vocab["e"], vocab["a"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+    text = tmp_path / "text.txt"
+    text.write_text("a text that is long enough, ee aa. " * 40)
+    again = run_prepare(text, tmp_path / "again", str(tmp_path / "tokenizer.json"))
+    moved = tmp_path / "logs" / "moved"
+    shutil.copytree(run, moved)
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(corpus), str(again)))
+    exported = shutil.copytree(folder, tmp_path / "exported")
+    (exported / "tokenizer.json").write_text(json.dumps(other))
+    checkpoint = tmp_path / "imported.ckpt"
+    import_model.main([str(folder), str(checkpoint)])
+    reads = ["--suite", "perplexity", "--lengths", "16", "--text"]
+    for model in (moved, exported):
+        for command in (
+            ["generate", "--ckpt", str(model), "--prompt", "a"],
+            ["evaluate", str(model), *reads, str(text), "--out", str(tmp_path / "e")],
+            ["export", str(model), str(tmp_path / "out")],
+            ["analyze", "attention", str(model), "--out", str(tmp_path / "a")],
+        ):
+            if (command[0], model) != ("analyze", exported):
+                assert main(command) == 2, command
+                assert "was trained with tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+    for begun in (run / "checkpoints" / "step-0000005.ckpt", folder, checkpoint):
+        changes = {"init_from": begun, "trainer__max_steps": 1}
+        assert main(arguments(again, tmp_path, "new", **changes)) == 2, begun
+        assert "trained with tokenizer" in capsys.readouterr().err
+    # A tokenizer that is given is the user's word: it is used, with a warning.
+    given = ["--tokenizer", str(tmp_path / "tokenizer.json")]
+    with pytest.warns(UserWarning, match="was trained with tokenizer"):
+        assert main(["generate", "--ckpt", str(run), "--prompt", "a", *given]) == 0
+    assert main(["generate", "--ckpt", str(folder), "--prompt", "a"]) == 0
+
+
+@pytest.mark.parametrize("out", ["file/x", "/proc/x", "x" * 300])
+def test_outputs_that_cannot_be_written_are_refused_before_work(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("ropepp.interop.saved.open_model", None)
+    monkeypatch.setattr("ropepp.interop.saved.import_checkpoint", None)
+    for command in (["export", "model", out], ["import", "model", out]):
+        assert main(command) == 2
+        assert f"error: {out} cannot be written: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

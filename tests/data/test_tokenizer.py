@@ -1,12 +1,13 @@
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, processors, trainers
 
 from helpers.tokenizer_files import byte_characters, llama_split, model_file, ranks_of, trained
 from ropepp.data.tokenizer import (
@@ -171,6 +172,81 @@ def test_usual_names_of_special_tokens_are_found(bos: str | None, eot: str) -> N
 def test_end_of_text_that_the_file_does_not_mark_as_special_is_no_way_in() -> None:
     tokenizer = BpeTokenizer(bpe_json("</s>", special=False), "file")
     assert tokenizer.eot_id not in tokenizer.encode_batch(["a</s>b"])[0]
+
+
+WORDS = {"<s>": "an ordinary word", "[START]": "begins", "[STOP]": "ends"}
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "ids"),
+    [
+        ({}, {}, None),
+        ({}, {"bos": "[START]", "eot": "[STOP]"}, (1, 2)),
+        ({}, {"eot": "[STOP]"}, (None, 2)),
+        ({"tokenizer_config": {"bos_token": "[START]", "eos_token": "[STOP]"}}, {}, (1, 2)),
+        ({"special_tokens_map": {"eos_token": {"content": "[STOP]"}}}, {}, (None, 2)),
+        ({"tokenizer_config": {"eos_token": "[STOP]", "bos_token": None},
+          "special_tokens_map": {"bos_token": "[START]"}}, {}, (None, 2)),
+        ({"tokenizer_config": {"eos_token": "[STOP]", "bos_token": "[STOP]"}}, {}, (None, 2)),
+        ({"tokenizer_config": {"bos_token": "[START]", "eos_token": "[STOP]"}},
+         {"bos": ""}, (None, 2)),
+        ({"template": "[START] $A [STOP]"}, {}, (1, 2)),
+        ({"template": "$A [STOP]"}, {"bos": "<s>"}, (0, 2)),
+    ],
+)  # fmt: skip
+def test_begin_and_end_are_told_by_the_files_or_the_user(
+    files: dict[str, Any],
+    options: dict[str, str],
+    ids: tuple[int | None, int] | None,
+    tmp_path: Path,
+) -> None:
+    """An ordinary `<s>` of the vocabulary, which texts may hold, begins no document."""
+    backend = tokenizers.Tokenizer.from_str(train_json())
+    content = json.loads(backend.to_str())
+    vocab = {name: number for number, name in enumerate(WORDS)}
+    content["model"]["vocab"] = vocab | {
+        token: number + len(vocab) for token, number in content["model"]["vocab"].items()
+    }
+    backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+    if template := files.pop("template", None):
+        backend.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[(name, vocab[name]) for name in list(WORDS)[1:]]
+        )
+    (tmp_path / "tokenizer.json").write_text(backend.to_str())
+    for name, values in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    if ids is None:
+        with pytest.raises(InputError, match=r"has no end-of-text token; .* --eot, or as eos"):
+            load_tokenizer(tmp_path, **options)
+        return
+    found = load_tokenizer(tmp_path, **options)
+    assert (found.bos_id, found.eot_id) == ids
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    found.save(saved)
+    again = load_tokenizer(saved)
+    assert (again.bos_id, again.eot_id, again.fingerprint) == (*ids, found.fingerprint)
+    other = load_tokenizer(tmp_path, bos="[STOP]", eot="[START]")
+    assert other.fingerprint != found.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "tokenizer_config.json is no JSON"),
+        (b"[]", "tokenizer_config.json is list; allowed is a JSON object"),
+        (b'{"bos_token": 7}', "bos_token is 7; allowed is a token or null"),
+        (b'{"eos_token": "<gone>"}', "has no token '<gone>', which is named as end-of-text"),
+    ],
+)
+def test_bad_words_of_a_tokenizer_are_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(bpe_json("</s>"))
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(tmp_path)
+    assert message in str(caught.value)
+    with pytest.raises(InputError, match="eot 'x'; allowed are tokens of a"):
+        load_tokenizer("bytes", eot="x")
 
 
 RANKS = model_file({bytes([byte]): byte for byte in range(256)})

@@ -176,3 +176,28 @@ def test_doubled_heads_run_too(data: Path, tokenizer: Any, tmp_path: Path) -> No
     model = evaluated.make_model(tokenizer.vocab_size, RoPEppEC())
     rows = evaluate_harness(evaluated.make_subject(tmp_path, model, tokenizer), "piqa", data, 5)
     assert rows[0].n == 5
+
+
+def test_odd_paths_and_a_cache_that_cannot_be_written(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths are patterns, and chains of protocols, to the library that reads the files."""
+    import datasets
+
+    from ropepp.eval.harness import evaluate_harness
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/none")
+    odd = tmp_path / "ed [v1]*?::{a}"
+    subject = evaluated.make_subject(
+        tmp_path, evaluated.make_model(tokenizer.vocab_size), tokenizer
+    )
+    file = TASKS["piqa"].file(odd)
+    row = {"goal": "en", "sol1": "to\u2028", "sol2": "tre", "label": 0}
+    file.parent.mkdir(parents=True)
+    line = json.dumps(row, ensure_ascii=False)
+    file.write_bytes(b"\xef\xbb\xbf" + (line + "\r\n\n" + line).encode())
+    found = evaluate_harness(subject, "piqa", odd)
+    assert {score.n for score in found} == {2}
+    file.write_text(f"{line}\n{line[:-3]}\n")
+    with pytest.raises(InputError, match=r"piqa/validation\.jsonl, line 2: malformed JSON"):
+        evaluate_harness(subject, "piqa", odd)

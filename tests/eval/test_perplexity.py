@@ -134,7 +134,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.txt is missing"):
         read_text(tmp_path / "none.txt")
     (tmp_path / "bad.txt").write_bytes(b"ab\xff")
-    with pytest.raises(InputError, match=r"bad\.txt is not UTF-8 at byte 2"):
+    with pytest.raises(InputError, match=r"bad\.txt: not UTF-8 at byte 2"):
         read_text(tmp_path / "bad.txt")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     with pytest.raises(InputError, match=r"bad\.jsonl, line 2"):

@@ -1,12 +1,14 @@
 """Text from tokens as they come, and the command."""
 
+import errno
 import json
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ropepp.cli import main
 from ropepp.data.tokenizer import BytesTokenizer
@@ -125,9 +127,77 @@ def test_a_file_of_prompts(
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("a.jsonl", b'\xef\xbb\xbf{"prompt": "a\xe2\x80\xa8b"}\r\n{"prompt": "c\xc2\x85d"}', 2),
+        ("A.JSONL", b'{"prompt": "a"}\n\n', 1),
+        ("a.txt", b"\xef\xbb\xbfa\x0cb\r\nc\xe2\x80\xa8d\n\n", 2),
+    ],
+)
+def test_lines_of_prompts_end_with_line_feeds_alone(
+    folder: Path, tmp_path: Path, name: str, content: bytes, prompts: int
+) -> None:
+    out = tmp_path / "out.jsonl"
+    (tmp_path / name).write_bytes(content)
+    assert run(folder, "--file", str(tmp_path / name), "--out", str(out)) == 0
+    found = [json.loads(line)["prompt"] for line in out.read_text().split("\n")[:-1]]
+    assert len(found) == prompts
+    assert not any(prompt.startswith("\ufeff") or prompt.endswith("\r") for prompt in found)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--prompt", "a", "--stop", ""), "--stop is ''"),
+        (("--prompt", "\udce9"), "--prompt has half a surrogate pair"),
+        (("--file", "latin.txt"), "latin.txt: not UTF-8 at byte 0 (found 0xe9)"),
+        (("--prompt", "a", "--out", "latin.txt/a.jsonl"), "latin.txt/a.jsonl cannot be written"),
+        (("--prompt", "a", "--out", "latin.txt"), "latin.txt exists"),
+        (("--prompt", "a", "--out", "x" * 300), "cannot be written: File name too long"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_refused_before_work(
+    folder: Path, tmp_path: Path, options: tuple[str, ...], words: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    monkeypatch.setattr("ropepp.interop.saved.open_model", None)
+    assert run(folder, *options) == 2
+    assert words in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"latin.txt", "model"}
+
+
+def test_answers_are_shown_where_they_cannot_be_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ropepp.commands.generate.write_text", full)
+    assert run(folder, "--prompt", "a", "--prompt", "b", "--out", str(tmp_path / "o.jsonl")) == 2
+    shown = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in shown.out.splitlines()] == ["a", "b"]
+    assert "o.jsonl cannot be written: No space left on device; free some space" in shown.err
+
+
+@pytest.mark.parametrize("temperature", ["0", "1"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+def test_weights_that_give_no_numbers_are_an_error(
+    folder: Path, value: float, temperature: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"][:] = value
+    save_file(weights, folder / "model.safetensors")
+    assert run(folder, "--prompt", "a", "--temperature", temperature) == 2
+    assert "the model's logits are no finite numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
-    [("", "there is no prompt"), ('{"text": 1}', "line 1 is no object with 'prompt'"),
-     ('{"prompt": 1}', "must be a text")],
+    [("", "there is no prompt"), ('{"text": 1}', "line 1: no field 'prompt'; fields are text"),
+     ('{"prompt": 1}', "field 'prompt' is int; allowed is a string")],
 )  # fmt: skip
 def test_bad_files_are_refused(
     folder: Path, tmp_path: Path, content: str, words: str, capsys: pytest.CaptureFixture[str]

@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import processors
 
 from helpers.small_models import exported
 from helpers.tokenizer_files import byte_characters as expected_characters
-from helpers.tokenizer_files import write_tokenizers
+from helpers.tokenizer_files import trained, write_tokenizers
 from ropepp.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from ropepp.errors import InputError
 from ropepp.generate import generate
+from ropepp.generate.text import prompt_ids
 from ropepp.interop.saved import open_model
 from ropepp.interop.text import byte_characters
 from ropepp.model import ModelConfig, Transformer
@@ -74,6 +77,32 @@ def test_a_tokenizer_json_stays_as_it_is(tmp_path: Path) -> None:
     _, place = tokenizer("bpe", tmp_path)
     out = exported(model(RoPE()), tmp_path / "out", "reference", tokenizer=place)
     assert (out / "tokenizer.json").read_bytes() == Path(place).read_bytes()
+
+
+@pytest.mark.parametrize("template", [None, "<s> $A </s>", "$A </s>"])
+def test_transformers_reads_a_prompt_as_it_is_read_here(
+    template: str | None, tmp_path: Path
+) -> None:
+    """Whatever the file puts around a text, and however it was cut and filled."""
+    backend = trained(TEXTS, 300)
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.enable_truncation(4)
+    backend.enable_padding(length=9)
+    if template:
+        known = [(name, backend.token_to_id(name)) for name in ("<s>", "</s>")]
+        backend.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=known
+        )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    out = exported(model(RoPE()), tmp_path / "out", tokenizer=tmp_path / "tokenizer.json")
+    ours = open_model(out).tokenizer()
+    there = transformers.AutoTokenizer.from_pretrained(out)
+    plain = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+    for text in TEXTS[:2]:
+        expected = prompt_ids(ours, text)
+        assert ours.bos_id == expected[0]
+        assert there(text).input_ids == plain.encode(text).ids == expected
+    assert ours.fingerprint == load_tokenizer(tmp_path / "tokenizer.json").fingerprint
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path: Path) -> None:

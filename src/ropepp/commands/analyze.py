@@ -9,6 +9,7 @@ from argparse import (
 from importlib import import_module
 from pathlib import Path
 
+from ropepp.files import require_writable
 from ropepp.options import positive
 
 DESCRIPTION = """\
@@ -63,6 +64,7 @@ def main(args: list[str]) -> None:
         models = [open_model(options.model, dtype, device)]
         name = models[0].name.replace("/", "-")
     options.out = options.out or Path("logs/analyze", name)
+    require_writable(options.out, folder=True)
     analysis.analyze(*models, options)
 
 

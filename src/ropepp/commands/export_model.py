@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ropepp.errors import InputError
+from ropepp.files import require_free, require_writable
 
 
 def main(args: list[str]) -> None:
@@ -25,8 +25,8 @@ def main(args: list[str]) -> None:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     add("--tokenizer", help="file, folder or 'bytes'; otherwise the model's own")
     options = parser.parse_args(args)
-    if options.folder.exists():
-        raise InputError(f"{options.folder} exists; choose another name")
+    require_free(options.folder)
+    require_writable(options.folder, folder=True)
     import torch
 
     from ropepp.interop.export import export

@@ -7,8 +7,9 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+from ropepp.data.text.readers import read_column, read_text, require_text
 from ropepp.errors import InputError
-from ropepp.files import write_text
+from ropepp.files import DiskError, disk_errors, require_free, require_writable, write_text
 from ropepp.generate.sampling import Sampling
 from ropepp.options import positive
 
@@ -19,8 +20,9 @@ def main(args: list[str]) -> None:
     options = _parser().parse_args(args)
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     prompts = _prompts(options)
-    if options.out and options.out.exists():
-        raise InputError(f"{options.out} exists; choose another name")
+    if options.out:
+        require_free(options.out)
+        require_writable(options.out)
     import torch
     from tqdm import tqdm
 
@@ -49,7 +51,7 @@ def main(args: list[str]) -> None:
         )
         lines += [json.dumps(asdict(one), ensure_ascii=False) for one in found]
     if options.out:
-        write_text(options.out, "\n".join(lines) + "\n")
+        _write(options.out, "\n".join(lines) + "\n")
     elif alone:
         print()
     else:
@@ -57,22 +59,32 @@ def main(args: list[str]) -> None:
     print(f"{'last batch: ' if len(batches) > 1 else ''}{speed}", file=sys.stderr)
 
 
+def _write(file: Path, text: str) -> None:
+    try:
+        with disk_errors(file):
+            write_text(file, text)
+    except DiskError:
+        print(text, end="", flush=True)  # the work is done: it must not be lost
+        raise
+
+
 def _show(text: str) -> None:
     print(text, end="", flush=True)
 
 
 def _prompts(options: Namespace) -> list[str]:
-    prompts = list(options.prompt)
+    prompts = [require_text(prompt, "--prompt") for prompt in options.prompt]
+    if not all(require_text(stop, "--stop") for stop in options.stop):
+        raise InputError("--stop is ''; it must be a text that is not empty")
     if options.file:
         if not options.file.is_file():
             raise InputError(f"{options.file} is no file of prompts")
-        from ropepp.generate.text import column
-
-        content = options.file.read_text(encoding="utf-8")
-        if options.file.suffix == ".jsonl":
-            prompts += column(options.file, content, "prompt")
+        if options.file.suffix.lower() == ".jsonl":
+            prompts += read_column(options.file, "prompt")
         else:
-            prompts += [line for line in content.splitlines() if line.strip()]
+            # Lines end with line feeds alone: a prompt may hold what else is called a line end.
+            lines = [line.removesuffix("\r") for line in read_text(options.file).split("\n")]
+            prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise InputError("there is no prompt: give --prompt TEXT or --file FILE")
     return prompts

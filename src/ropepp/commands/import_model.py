@@ -3,6 +3,8 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
+from ropepp.files import require_free, require_writable
+
 
 def main(args: list[str]) -> None:
     """Makes a checkpoint; ``args`` are those after ``ropepp import``.
@@ -18,6 +20,8 @@ def main(args: list[str]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("file", type=Path, help="the new checkpoint, such as model.ckpt")
     options = parser.parse_args(args)
+    require_free(options.file)
+    require_writable(options.file)
     import yaml  # type: ignore[import-untyped]
 
     from ropepp.interop.saved import import_checkpoint

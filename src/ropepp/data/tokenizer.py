@@ -18,11 +18,10 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
+from ropepp.data.special_tokens import CONFIG_FILE, EOT_NAMES, find, named_beside, usual_ids
 from ropepp.errors import InputError
 from ropepp.files import write_synced
 
-BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
-EOT_NAMES = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
 BPE_FILE = "tokenizer.json"
 TIKTOKEN_FILE = "tokenizer.model"
 
@@ -87,14 +86,20 @@ class BpeTokenizer:
     Args:
         content: The text of a `tokenizer.json`.
         origin: What messages call it.
+        bos: The token that begins a document, "" for none. Unless given, what the tokenizer itself
+            puts before a text, or else one of its special tokens with a usual name.
+        eot: The token that ends a document; found in the same way behind a text.
 
     Raises:
-        InputError: The content is no tokenizer, or none of its tokens is known as end-of-text.
+        InputError: The content is no tokenizer, lacks a given token, or none of its tokens is known
+            as end-of-text.
     """
 
     kind = "bpe"
 
-    def __init__(self, content: str, origin: str) -> None:
+    def __init__(
+        self, content: str, origin: str, bos: str | None = None, eot: str | None = None
+    ) -> None:
         from tokenizers import Tokenizer as Backend
 
         try:
@@ -103,23 +108,42 @@ class BpeTokenizer:
             reason = " ".join(str(error).split())
             raise InputError(f"{origin} is no tokenizer.json of `tokenizers`: {reason}") from error
         self._content = content
+        self._named = bos is not None or eot is not None  # which the content alone does not tell
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocab_size = max(self._backend.get_vocab().values(), default=-1) + 1
-        self.bos_id = self._find(BOS_NAMES)
-        eot_id = self._find(EOT_NAMES)
-        if eot_id is None:
-            raise InputError(f"{origin} has no end-of-text token; known are {', '.join(EOT_NAMES)}")
-        self.eot_id = eot_id
+        found = find(self._backend, json.loads(content))
+        bos, eot = found[0] if bos is None else bos, found[1] if eot is None else eot
+        self._config = {"bos_token": bos or None, "eos_token": eot}
+        if eot is None:
+            raise InputError(
+                f"{origin} has no end-of-text token; known are {', '.join(EOT_NAMES)} among special"
+                f" tokens: name another with --eot, or as eos_token in a {CONFIG_FILE} beside it"
+            )
+        self.eot_id = self._id_of(eot, "end-of-text", origin)
+        # One token between documents ends them; it does not begin them too.
+        self.bos_id = self._id_of(bos, "BOS", origin) if bos and bos != eot else None
         # A file may not mark them as special: they would be found in text, and shown by decode.
-        known = [i for i in (self.bos_id, self.eot_id) if i is not None]
-        self._backend.add_special_tokens([str(self._backend.id_to_token(i)) for i in known])
-        self.fingerprint = _fingerprint_of_json(json.loads(content))
+        self._backend.add_special_tokens([token for token in (bos, eot) if token])
+        self.fingerprint = self._fingerprint(json.loads(content))
 
-    def _find(self, names: tuple[str, ...]) -> int | None:
-        ids = (self._backend.token_to_id(name) for name in names)
-        return next((i for i in ids if i is not None), None)
+    def _id_of(self, token: str, role: str, origin: str) -> int:
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise InputError(
+                f"{origin} has no token {token!r}, which is named as {role}; allowed are its own"
+            )
+        return int(found)
+
+    def _fingerprint(self, content: dict[str, Any]) -> str:
+        """Of the parts that decide ids: not truncation, padding, decoder or the file's layout; BOS
+        and end-of-text where the vocabulary does not tell them."""
+        parts = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+        facts = {part: content.get(part) for part in parts}
+        if [self.bos_id, self.eot_id] != usual_ids(self._backend):
+            facts |= {"bos": self.bos_id, "eot": self.eot_id}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -130,6 +154,8 @@ class BpeTokenizer:
 
     def save(self, folder: Path) -> None:
         write_synced(folder / BPE_FILE, self._content.encode())
+        if self._named:
+            write_synced(folder / CONFIG_FILE, (json.dumps(self._config) + "\n").encode())
 
 
 class TiktokenTokenizer:
@@ -207,19 +233,26 @@ def num_threads() -> int:
     return 1 if parent_process() is not None else os.cpu_count() or 1
 
 
-def load_tokenizer(path_or_kind: str | Path) -> Tokenizer:
+def load_tokenizer(
+    path_or_kind: str | Path, bos: str | None = None, eot: str | None = None
+) -> Tokenizer:
     """The tokenizer of a folder (such as a prepared corpus), of a file, or the word "bytes".
 
     Args:
         path_or_kind: "bytes"; a `.json` file of `tokenizers`; a `.model` or `.tiktoken` file of
             "base64 rank" lines; or a folder that holds `tokenizer.json` or `tokenizer.model`.
+        bos: Token that begins documents, "" for none. Unless given, what the files beside a
+            `tokenizer.json` say, and else what `BpeTokenizer` finds.
+        eot: Token that ends documents; the same.
 
     Raises:
         InputError: There is no such thing, or it is no tokenizer.
     """
-    if str(path_or_kind) == "bytes":
-        return BytesTokenizer()
     path = Path(path_or_kind)
+    if (bos, eot) != (None, None) and (path.suffix in (".model", ".tiktoken") or not path.exists()):
+        raise InputError(f"bos is {bos!r}, eot {eot!r}; allowed are tokens of a {BPE_FILE} alone")
+    if str(path) == "bytes":
+        return BytesTokenizer()
     if path.is_dir():
         inside = [path / name for name in (BPE_FILE, TIKTOKEN_FILE) if (path / name).is_file()]
         if not inside:
@@ -231,13 +264,62 @@ def load_tokenizer(path_or_kind: str | Path) -> Tokenizer:
         )
     content = path.read_bytes()
     if path.suffix == ".json":
+        told = named_beside(path) if path.name == BPE_FILE else {}
+        bos = told.get("bos_token") if bos is None else bos
+        eot = told.get("eos_token") if eot is None else eot
         try:
-            return BpeTokenizer(content.decode(), str(path))
+            return BpeTokenizer(content.decode(), str(path), bos, eot)
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 at byte {error.start}") from error
     if path.suffix in (".model", ".tiktoken"):
         return TiktokenTokenizer(content, str(path))
     raise InputError(f"tokenizer is {str(path)!r}; allowed are files .json, .model and .tiktoken")
+
+
+def encode_behind(tokenizer: Tokenizer, texts: list[str], before: str = "") -> list[list[int]]:
+    """The ids of texts that go on after another one.
+
+    Some tokenizers mark the beginning of all that they encode (Llama 2's puts a space there), which
+    must not stand inside a text. So the text before is encoded too and its ids are taken away; or
+    those of a stand-in, where it is unknown or shares a token with what follows.
+
+    Args:
+        tokenizer: Whose ids.
+        texts: What goes on.
+        before: What it goes on after, "" if that is unknown.
+    """
+    plain = tokenizer.encode_batch(texts)
+    heads = ["\n", ".", "a"]
+    own = tokenizer.encode_batch([*heads, "b", *(head + "b" for head in heads)])
+    if any(own[at] + own[3] == own[4 + at] for at in range(3)):
+        return plain  # it marks nothing
+    left = set(range(len(texts)))
+    for head in [before, *heads] if before else heads:
+        tried = sorted(left)
+        begun, *whole = tokenizer.encode_batch([head, *(head + texts[at] for at in tried)])
+        for at, ids in zip(tried, whole, strict=True):
+            if ids[: len(begun)] == begun:
+                plain[at] = ids[len(begun) :]
+                left.discard(at)
+    return plain
+
+
+def decode_behind(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of ids that go on after others: decoded alone, tokenizers that mark the beginning of
+    a text would take away their first space."""
+    whole, begun = tokenizer.decode([*before, *ids]), tokenizer.decode(before)
+    return whole[len(begun) :] if whole.startswith(begun) else tokenizer.decode(ids)
+
+
+def tail(tokenizer: Tokenizer, ids: Sequence[int], least: int = 32) -> Sequence[int]:
+    """The last ids, as few as do for `decode_behind`: they decode to the end of the text."""
+    text = tokenizer.decode(ids)
+    while least < len(ids):
+        end = tokenizer.decode(ids[-least:])
+        if end and text.endswith(end):
+            return ids[-least:]
+        least *= 2
+    return ids
 
 
 def require_room(vocab_size: int) -> None:
@@ -279,13 +361,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     return BpeTokenizer(backend.to_str(), "the trained tokenizer")
-
-
-def _fingerprint_of_json(content: dict[str, Any]) -> str:
-    """Of the parts that decide ids: not truncation, padding, decoder or the file's layout."""
-    parts = ("added_tokens", "normalizer", "pre_tokenizer", "model")
-    canonical = json.dumps({part: content.get(part) for part in parts}, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _parse_ranks(content: bytes, origin: str) -> dict[bytes, int]:

@@ -3,8 +3,8 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from ropepp.eval.generated import averages, evaluate_task
 from ropepp.eval.harness import evaluate_harness, require_harness, summarize
 from ropepp.eval.local_data import TASKS, TEXTS
 from ropepp.eval.perplexity import Text, evaluate_text, read_text
-from ropepp.eval.scores import Score, markdown, to_csv
+from ropepp.eval.report import TABLES, Report
+from ropepp.eval.scores import Score
 from ropepp.eval.tasks import Task
-from ropepp.files import write_json, write_text
+from ropepp.files import disk_errors, held, printable, require_writable
 from ropepp.interop.saved import SavedModel, open_model, placement
-from ropepp.model.flops import num_parameters
-from ropepp.runs.machine import provenance
 
 GENERATED = ("ruler", "babilong")
 ITEMS = "items.jsonl"
@@ -38,12 +37,22 @@ class Workload:
     left_out: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
-    def leaving_out(self, what: str) -> Iterator[None]:
+    def leaving_out(self, what: str, aloud: bool = True) -> Iterator[None]:
         """Leaves it out where the block raises an `InputError`."""
         try:
             yield
         except InputError as error:
             self.left_out[what] = str(error)
+            if aloud:
+                print(f"left out: {what}: {error}", file=sys.stderr)
+
+    def add_text(self, path: Path, name: str | None = None) -> None:
+        """Adds a text, or leaves it out; names tell texts apart."""
+        with self.leaving_out(name or printable(path.stem), aloud=False):
+            text = read_text(path, name)
+            if any(other.name == text.name for other in self.texts):
+                text = text._replace(name=printable(path))
+            self.texts.append(text)
 
 
 def run(options: Namespace) -> None:
@@ -61,18 +70,29 @@ def run(options: Namespace) -> None:
     if len(options.models) > 1:  # a broken one must not show up after hours
         for path in options.models:
             open_model(path).tokenizer(options.tokenizer)
-    rows: list[Score] = []
-    models: dict[str, dict[str, Any]] = {}
-    curves: list[dict[str, Any]] = []
-    for path in options.models:
-        subject = _open(path, options, set(models))
-        models[subject.name] = _describe(subject)
-        own, own_curves = evaluate(subject, work, options)
-        rows += own
-        curves += own_curves
-        _to_tensorboard(subject.saved, own, own_curves)
-        write_report(options, work, models, rows, curves)
-    print((options.out / "evaluation.md").read_text(), end="")
+    report = Report(options, work)
+    failed = None
+    with ExitStack() as stack:
+        cache = None
+        for path in options.models:
+            saved = open_model(path, getattr(torch, options.dtype), options.device)
+            tokenizer = saved.tokenizer(options.tokenizer)
+            if cache is None:
+                with disk_errors(options.out):
+                    options.out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(held(options.out / ".evaluate.lock"))
+                cache = ResultCache(options.out / ITEMS)
+            name = saved.name if saved.name not in report.models else printable(path)
+            subject = EvaluatedModel(
+                name, saved, tokenizer, cache, options.batch_tokens, identify(saved)
+            )
+            found, curves = evaluate(subject, work, options)
+            report.add(subject, found, curves)
+            failed = report.write(complete=path == options.models[-1])
+            _to_tensorboard(saved, found, curves)
+    print(report.text(), end="")
+    if failed is not None:
+        raise failed
 
 
 def find_work(options: Namespace) -> Workload:
@@ -81,21 +101,21 @@ def find_work(options: Namespace) -> Workload:
     suites = SUITES if "all" in options.suite else options.suite
     data = options.data
     if "perplexity" in suites:
-        work.texts += [read_text(path) for path in options.text]
+        for path in dict.fromkeys(options.text):
+            work.add_text(path)
         for name, source in TEXTS.items() if data or not options.text else ():
-            file = source.file(_given(data))
-            with work.leaving_out(name):
-                work.texts.append(read_text(file, name))
+            with work.leaving_out(name, aloud=False):
+                work.add_text(source.file(_given(data)), name)
     if "short" in suites:
-        with work.leaving_out("short"):
+        with work.leaving_out("short", aloud=False):
             require_harness()
         for name, task in TASKS.items() if "short" not in work.left_out else ():
-            with work.leaving_out(name):
-                task.check(_given(data))
+            with work.leaving_out(name, aloud=False):
+                task.rows(_given(data))
                 work.harness.append(name)
     for suite in GENERATED:
         if suite in suites:
-            with work.leaving_out(suite):
+            with work.leaving_out(suite, aloud=False):
                 work.generated += _tasks(suite, data)
     if options.tasks:
         _choose(work, options.tasks)
@@ -111,15 +131,15 @@ def evaluate(
     for text in work.texts:
         for length in options.lengths:
             stride = options.stride or max(1, length // 8)
-            found, by_position = evaluate_text(subject, text, length, stride)
-            rows += found
-            curve = {"model": subject.name, "text": text.name, "length": length}
-            curves.append(curve | by_position)
-    short = [
-        row
-        for name in work.harness
-        for row in evaluate_harness(subject, name, options.data, options.samples)
-    ]
+            with work.leaving_out(f"{text.name} {length}"):
+                found, by_position = evaluate_text(subject, text, length, stride)
+                rows += found
+                curve = {"model": subject.name, "text": text.name, "length": length}
+                curves.append(curve | by_position)
+    short: list[Score] = []
+    for name in work.harness:
+        with work.leaving_out(name):
+            short += evaluate_harness(subject, name, options.data, options.samples)
     rows += short + summarize(short)
     for suite in GENERATED:
         own: list[Score] = []
@@ -133,73 +153,26 @@ def evaluate(
     return rows, curves
 
 
-def write_report(
-    options: Namespace,
-    work: Workload,
-    models: dict[str, dict[str, Any]],
-    rows: list[Score],
-    curves: list[dict[str, Any]],
-) -> None:
-    """Writes evaluation.md, .csv and .json."""
-    if not rows:
-        raise InputError("; ".join(f"{what}: {why}" for what, why in work.left_out.items()))
-    names = ("lengths", "samples", "stride", "seed", "dtype", "device", "batch_tokens")
-    settings = {name: getattr(options, name) for name in names}
-    notes = [
-        "± is one standard error over items (windows of a text, questions, samples); shares are in "
-        "percent, perplexities and nats as they are.",
-        *(f"{name}: {facts['path']}, step {facts['step']}" for name, facts in models.items()),
-        *(f"left out: {what}: {reason}" for what, reason in work.left_out.items()),
-        ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
-    ]
-    write_text(options.out / "evaluation.md", markdown(rows, notes))
-    write_text(options.out / "evaluation.csv", to_csv([asdict(row) for row in rows]))
-    content = {
-        "settings": settings,
-        "versions": provenance(),
-        "models": models,
-        "left_out": work.left_out,
-        "results": [asdict(row) for row in rows],
-        "loss_by_position": curves,
-    }
-    write_json(options.out / "evaluation.json", content)
-
-
-def _open(path: str, options: Namespace, taken: set[str]) -> EvaluatedModel:
-    saved = open_model(path, getattr(torch, options.dtype), options.device)
-    name = saved.name if saved.name not in taken else str(path)
-    return EvaluatedModel(
-        name=name,
-        saved=saved,
-        tokenizer=saved.tokenizer(options.tokenizer),
-        results=ResultCache(options.out / ITEMS),
-        batch_tokens=options.batch_tokens,
-        identity=identify(saved),
-    )
-
-
-def _describe(subject: EvaluatedModel) -> dict[str, Any]:
-    return {
-        "path": str(subject.saved.path),
-        "step": subject.saved.step,
-        "variant": type(subject.model.position).__name__,
-        "parameters": num_parameters(subject.model),
-        "tokenizer": subject.tokenizer.fingerprint,
-        "identity": subject.identity,
-    }
-
-
 def _to_tensorboard(saved: SavedModel, rows: list[Score], curves: list[dict[str, Any]]) -> None:
     """Scalars at the model's step into its run's folder; loss by position at the position."""
     if saved.run is None:
         return
+    try:
+        _write_events(saved.run, saved.step, rows, curves)
+    except OSError as error:  # of somebody else's run, for instance; the tables are there
+        print(f"{saved.run}: TensorBoard's events cannot be written: {error}", file=sys.stderr)
+
+
+def _write_events(
+    run: Path, step: int | None, rows: list[Score], curves: list[dict[str, Any]]
+) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(saved.run)) as writer:
+    with SummaryWriter(str(run)) as writer:
         for row in rows:
             task = row.task + (f" {row.length}" if row.length else "")
             tag = f"evaluation_{row.suite}/{task}/{row.metric}".replace(" ", "_").replace(",", "")
-            writer.add_scalar(tag, row.value, saved.step)
+            writer.add_scalar(tag, row.value, step)
         for curve in curves:
             tag = f"loss_by_position/{curve['text']}_{curve['length']}"
             for position, loss in zip(curve["position"], curve["loss"], strict=True):
@@ -236,6 +209,13 @@ def _check(options: Namespace) -> None:
     for path in options.models:
         if not Path(path).exists():
             raise InputError(f"model {path} does not exist")
+    options.models = list(dict.fromkeys(options.models))
+    for path in options.text:
+        if not path.is_file():
+            raise InputError(f"{path} is missing; --text takes texts, or .jsonl lines with 'text'")
+    require_writable(options.out, folder=True)
+    for name in TABLES:
+        require_writable(options.out / name)
     if options.data is not None and not options.data.is_dir():
         raise InputError(f"--data is {options.data}; it must be a folder")
     smallest = min(options.lengths)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from ropepp import __version__
 from ropepp.data.tokenizer import Tokenizer
+from ropepp.files import disk_errors
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
 
@@ -34,22 +36,30 @@ class ResultCache(dict[str, Any]):
         super().__init__()
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        for line in text.splitlines():
+        with disk_errors(path):
+            content = path.read_bytes() if path.exists() else b""
+        for line in content.split(b"\n"):
             try:
                 entry = json.loads(line)
                 self[entry["key"]] = entry["value"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
-        if text and not text.endswith("\n"):
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n")
+        self._torn = bool(content) and not content.endswith(b"\n")
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Appends entries, which have ``key`` and ``value`` and anything for a reader."""
+        """Appends entries, which have ``key`` and ``value`` and anything for a reader; values that
+        cannot be written are kept in memory alone, with a warning."""
         entries = list(entries)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        try:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write("\n" * self._torn + lines)
+            self._torn = False
+        except OSError as error:
+            if not self._torn:
+                reason = error.strerror or error
+                print(f"{self.path} cannot be written: {reason}; going on", file=sys.stderr)
+            self._torn = True
         # What a later run reads is what this one uses.
         self.update((entry["key"], json.loads(json.dumps(entry["value"]))) for entry in entries)
 

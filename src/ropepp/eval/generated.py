@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer, decode_behind, encode_behind
 from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.likelihood import continue_cached
 from ropepp.eval.scores import NLL, Score, average, mean_of, ratio_of
@@ -38,7 +38,8 @@ def encoded_samples(
     for sample in task.samples(tokenizer, length, count, seed):
         prompt = prompt_ids(tokenizer, sample.prompt)
         gap = "" if sample.prompt[-1:].isspace() else " "
-        answers = tokenizer.encode_batch([gap + answer for answer in sample.answers])
+        wanted = [gap + answer for answer in sample.answers]
+        answers = encode_behind(tokenizer, wanted, sample.prompt)
         room = len(prompt) + max(task.max_new_tokens, *map(len, answers), 1)
         found.append(EncodedSample(sample, prompt, answers, room))
     return found
@@ -112,6 +113,6 @@ def _answer(
     answers = [one.answers for one in batch]
     scored = continue_cached(model, cache, prompts, answers, subject.batch_tokens)
     return [
-        {"output": tokenizer.decode(output), "nll": sum(one.nll for one in own)}
-        for output, own in zip(outputs, scored, strict=True)
+        {"output": decode_behind(tokenizer, prompt, output), "nll": sum(one.nll for one in own)}
+        for prompt, output, own in zip(prompts, outputs, scored, strict=True)
     ]

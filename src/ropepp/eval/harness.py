@@ -1,6 +1,7 @@
 """The short-context benchmarks, run by lm-eval on local files."""
 
 import importlib
+import json
 import logging
 import random
 import re
@@ -23,6 +24,7 @@ from ropepp.files import write_text
 
 SQUAD = "transformers.data.metrics.squad_metrics"
 SEED = 0  # lm-eval's own; it orders GPQA's choices
+ROWS = "rows.jsonl"
 METRICS = ("acc", "acc_norm", "f1", "em")
 
 
@@ -75,12 +77,25 @@ def run_harness(lm: Any, name: str, data: Path, limit: int | None = None) -> dic
     datasets.disable_progress_bars()
     provide_squad_metrics()
     with tempfile.TemporaryDirectory() as folder:
-        write_text(Path(folder) / f"{name}.yaml", task_yaml(name, data))
+        lines = "".join(json.dumps(row) + "\n" for row in TASKS[name].rows(data))
+        write_text(Path(folder) / ROWS, lines)
+        write_text(Path(folder) / f"{name}.yaml", task_yaml(name, Path(folder)))
         manager = TaskManager(include_path=folder, include_defaults=False)
         # GPQA shuffles its choices with the global generator, while its documents are read.
         random.seed(SEED)
-        tasks = manager.load([name])
-        results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+        tasks = None
+        try:
+            tasks = manager.load([name])
+            results = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+        except InputError:
+            raise
+        except Exception as error:  # while it reads, the libraries raise of all kinds
+            of_rows = ValueError, LookupError, TypeError, AttributeError
+            if tasks is not None and not isinstance(error, of_rows):
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())
+            file = TASKS[name].file(data)
+            raise InputError(f"{file} cannot be read by lm-eval: {reason}") from error
     samples = results["samples"][name]
     return {
         metric: [float(sample[metric]) for sample in samples]
@@ -89,12 +104,13 @@ def run_harness(lm: Any, name: str, data: Path, limit: int | None = None) -> dic
     }
 
 
-def task_yaml(name: str, data: Path) -> str:
-    """A task that includes lm-eval's own and reads a local file instead."""
+def task_yaml(name: str, folder: Path) -> str:
+    """A task that includes lm-eval's own and reads the rows in a folder instead, where it also has
+    its cache: names of files are patterns to the library of datasets, and its own cache may not be
+    writable."""
     import lm_eval.tasks
 
     task = TASKS[name]
-    file = task.check(data).resolve()
     split = task.split
     return yaml.safe_dump(
         {
@@ -102,7 +118,10 @@ def task_yaml(name: str, data: Path) -> str:
             "task": name,
             "dataset_path": "json",
             "dataset_name": None,
-            "dataset_kwargs": {"data_files": {split: [str(file)]}},
+            "dataset_kwargs": {
+                "data_files": {split: [str(folder / ROWS)]},
+                "cache_dir": str(folder / "cache"),
+            },
             "training_split": None,
             "validation_split": None if split == "test" else split,
             "test_split": split if split == "test" else None,

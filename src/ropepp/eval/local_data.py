@@ -5,10 +5,10 @@ local_data.csv has them all.
 """
 
 import csv
-import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ropepp.data.text.readers import read_objects
 from ropepp.errors import InputError
 
 
@@ -37,11 +37,11 @@ class Benchmark(NamedTuple):
         """Where it lies."""
         return data / self.folder / f"{self.split}.jsonl"
 
-    def check(self, data: Path) -> Path:
-        """The file, once its first line was looked at.
+    def rows(self, data: Path) -> list[dict[str, Any]]:
+        """Its lines.
 
         Raises:
-            InputError: It is missing, or lacks a column.
+            InputError: It is missing, a line is no JSON object, or lacks a column.
         """
         path = self.file(data)
         if not path.is_file():
@@ -49,16 +49,15 @@ class Benchmark(NamedTuple):
                 f"{path} is missing ({', '.join(self.columns)} a line; scripts/fetch_eval_data.py "
                 "fetches it)"
             )
-        with path.open(encoding="utf-8") as file:
-            line = file.readline()
-        try:
-            row = json.loads(line)
+        found = []
+        for place, row in read_objects(path):
             absent = [column for column in self.columns if column not in row]
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}, line 1 is no JSON object: {error}") from error
-        if absent:
-            raise InputError(f"{path}, line 1 has no {', '.join(absent)}; needed: {self.columns}")
-        return path
+            if absent:
+                raise InputError(f"{place} has no {', '.join(absent)}; needed: {self.columns}")
+            found.append(row)
+        if not found:
+            raise InputError(f"{path} is empty; it must have {', '.join(self.columns)} a line")
+        return found
 
 
 def _read_table() -> dict[str, Benchmark]:

@@ -23,10 +23,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ropepp.data.text import readers
+from ropepp.data.text.readers import read_column
 from ropepp.errors import InputError
 from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.scores import Score, mean_of, ratio_of
-from ropepp.generate.text import column, document_ids
+from ropepp.files import printable
+from ropepp.generate.text import document_ids
 from ropepp.train.evaluation import context_bins
 
 
@@ -35,6 +38,11 @@ class Text(NamedTuple):
 
     name: str
     text: str
+
+    @property
+    def bytes(self) -> int:
+        """In UTF-8."""
+        return len(self.text.encode())
 
 
 class Window(NamedTuple):
@@ -49,17 +57,17 @@ def read_text(path: Path, name: str | None = None) -> Text:
     """A text file as it is, or the column ``text`` of a .jsonl file, joined by blank lines.
 
     Raises:
-        InputError: It is missing, no UTF-8, or a line is no object with "text".
+        InputError: It is missing, empty, no UTF-8, or a line is no object with "text".
     """
     if not path.is_file():
-        raise InputError(f"{path} is missing; it must be a text, or .jsonl lines with 'text'")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}") from error
-    if path.suffix == ".jsonl":
-        text = "\n\n".join(column(path, text, "text"))
-    return Text(name or path.stem, text)
+        raise InputError(
+            f"{printable(path)} is missing; it must be a text, or .jsonl lines with 'text'"
+        )
+    lines = path.suffix.lower() == ".jsonl"
+    text = "\n\n".join(read_column(path, "text")) if lines else readers.read_text(path)
+    if not text.strip():
+        raise InputError(f"{printable(path)} is empty; it must have text")
+    return Text(name or printable(path.stem), text)
 
 
 def windows(tokens: int, window: int, stride: int) -> list[Window]:
@@ -140,7 +148,7 @@ def _rows(
         metric: (_exp(loss), None if stderr is None else _exp(loss) * stderr)
         for metric, (loss, stderr) in losses.items()
     }
-    numbers["bits per byte"] = scaled(total / len(text.text.encode()) / math.log(2))
+    numbers["bits per byte"] = scaled(total / text.bytes / math.log(2))
     return [
         Score(model, "perplexity", text.name, window, metric, *both, len(sums))
         for metric, both in numbers.items()

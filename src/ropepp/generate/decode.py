@@ -52,7 +52,8 @@ def generate(
         (B, T + n) int64, or less where all rows have ended.
 
     Raises:
-        InputError: A number is out of its range, or a row ends with padding.
+        InputError: A number is out of its range, a row ends with padding, or the model's logits are
+            no finite numbers.
     """
     sampling = Sampling(temperature, top_k, top_p)
     tokens = stream(
@@ -89,11 +90,16 @@ def stream(
         cache = KVCache(len(model.layers), input_ids.shape[1] + max_new_tokens)
     ends = torch.tensor(sorted(stop_ids), device=input_ids.device)
     tokens, ended = input_ids, torch.zeros_like(input_ids[:, :1], dtype=torch.bool)
-    for _ in range(max_new_tokens):
+    finite = torch.ones((), dtype=torch.bool, device=input_ids.device)
+    for number in range(max_new_tokens):
         # A generator must not leave its caller in inference mode.
         with torch.inference_mode():
             last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
-            chosen = sampling.choose(model.lm_head(last), generator)
+            logits = model.lm_head(last)
+            finite = finite & logits.isfinite().all()
+            if number in (0, max_new_tokens - 1):  # asking the device each time would wait for it
+                _require_finite(finite)
+            chosen = sampling.choose(logits, generator)
             chosen = torch.where(ended, tokens[:, -1:], chosen)
         yield chosen
         if len(ends):
@@ -103,6 +109,14 @@ def stream(
         tokens = chosen
         positions = positions[:, -1:] + 1 if positions is not None else None
         document_ids = document_ids[:, -1:] if document_ids is not None else None
+
+
+def _require_finite(finite: Tensor) -> None:
+    if not bool(finite):
+        raise InputError(
+            "the model's logits are no finite numbers: its weights are damaged, or its training has"
+            " diverged"
+        )
 
 
 def read(

@@ -1,14 +1,12 @@
 """From prompts as text to continuations as text."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer, decode_behind, tail
 from ropepp.errors import InputError
 from ropepp.generate.decode import pad_left, stream
 from ropepp.generate.sampling import Sampling
@@ -24,13 +22,17 @@ class TextStream:
     Args:
         tokenizer: Whose tokens.
         stops: Texts that end the stream; they and what follows are left out.
+        before: Ids of the text that the stream goes on after.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), before: Sequence[int] = ()
+    ) -> None:
         self.tokenizer = tokenizer
         self.stops = tuple(stops)
         self.finished = False
         self.ids: list[int] = []
+        self._before = tail(tokenizer, before)
         self._given = 0
 
     def push(self, token: int) -> str:
@@ -40,7 +42,7 @@ class TextStream:
         self.finished = token == self.tokenizer.eot_id
         if not self.finished:
             self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
+        text = self._text()
         found = [at for at in map(text.find, self.stops) if at >= 0]
         if found:
             self.finished = True
@@ -52,7 +54,10 @@ class TextStream:
         if self.finished:
             return ""
         self.finished = True
-        return self._give(self.tokenizer.decode(self.ids))
+        return self._give(self._text())
+
+    def _text(self) -> str:
+        return decode_behind(self.tokenizer, self._before, self.ids)
 
     def _give(self, text: str) -> str:
         new, self._given = text[self._given :], max(self._given, len(text))
@@ -113,25 +118,6 @@ class Speed:
         return f"{', '.join(rows)}; KV cache {self.cache_bytes:,} bytes"
 
 
-def column(path: Path, content: str, key: str) -> list[str]:
-    """The texts under a key of a .jsonl file's content; empty lines are none.
-
-    Raises:
-        InputError: A line is no object with this key, or its value is no text.
-    """
-    found = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            try:
-                value = json.loads(line)[key]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path}, line {number} is no object with {key!r}") from error
-            if not isinstance(value, str):
-                raise InputError(f"{path}, line {number}: {key!r} is {value!r}; it must be a text")
-            found.append(value)
-    return found
-
-
 def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The beginning of a document, with BOS if the tokenizer has one."""
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -175,7 +161,7 @@ def continue_texts(
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     ids, documents = pad_left(encoded, model.embed_tokens.weight.device)
     cache = KVCache(len(model.layers), ids.shape[1] + max_new_tokens)
-    rows = [TextStream(tokenizer, stops) for _ in prompts]
+    rows = [TextStream(tokenizer, stops, own) for own in encoded]
     texts = [""] * len(rows)
     speed = Speed(prompt_tokens=sum(map(len, encoded)))
     steps = stream(model, ids, max_new_tokens, sampling, generator, None, documents, cache=cache)

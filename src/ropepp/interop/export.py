@@ -1,6 +1,5 @@
 """Models out: folders that transformers, the authors' implementation and this project read."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ropepp.data.tokenizer import load_tokenizer
+from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
@@ -19,6 +20,8 @@ from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
 from ropepp.model.positions import ALiBi, RoPE, YaRN
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
+from ropepp.runs.checkpoints import TOKENIZERS
+from ropepp.runs.table import read_result
 
 Form = Literal["hf", "reference"]
 MODELING = Path(__file__).with_name("modeling_ropepp.py")
@@ -57,12 +60,15 @@ def export(
     settings["torch_dtype"] = str(dtype).removeprefix("torch.")
     with replacing_folder(Path(folder)) as work:
         write_tensors(work, _tensors(model, prefix, form, dtype), shard_bytes)
+        if found is not None:
+            write_tokenizer(found, work, text["max_position_embeddings"])
+            # Of what it was made from, and of the file that lies here.
+            prints = (found.fingerprint, load_tokenizer(work).fingerprint)
+            settings[TOKENIZERS] = list(dict.fromkeys(prints))
         write_json(work / "config.json", dict(sorted(settings.items())))
         if (end := text["eos_token_id"]) is not None:
             ids = {"bos_token_id": text["bos_token_id"], "eos_token_id": end, "pad_token_id": end}
             write_json(work / "generation_config.json", ids)
-        if found is not None:
-            write_tokenizer(found, work, text["max_position_embeddings"])
         if "auto_map" in settings:
             shutil.copyfile(MODELING, work / MODELING.name)
         kind = form if form == "reference" else str(settings["model_type"])
@@ -92,6 +98,11 @@ def _tensors(
         if name == "lm_head.weight" and model.config.tied_embeddings:
             continue
         wide = tensor.float()
+        if not bool(wide.sum().isfinite()) and not bool(wide.isfinite().all()):
+            raise InputError(
+                f"tensor {name} holds NaN or infinity: the weights are damaged, or the training has"
+                " diverged"
+            )
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             wide = wide * factor
         outer = f"{prefix}{name}"
@@ -120,5 +131,5 @@ def _result(saved: SavedModel) -> dict[str, Any] | None:
     """The run's figures, if they are those of these weights."""
     if saved.run is None or not (saved.run / "result.json").is_file():
         return None
-    result = json.loads((saved.run / "result.json").read_text())
+    result = read_result(saved.run / "result.json")
     return result if result.get("steps") == saved.step else None

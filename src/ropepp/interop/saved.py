@@ -1,7 +1,7 @@
 """Opens any saved model by its path: a run, a checkpoint, a published or exported folder; and makes
 a checkpoint, of the form that runs have, of a folder."""
 
-import json
+import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
+from ropepp.data.tokens.meta import read_meta
 from ropepp.errors import InputError
 from ropepp.files import replacing_file
 from ropepp.model.config import ModelConfig
@@ -18,7 +19,13 @@ from ropepp.model.folders.published import load_pretrained
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.transformer import Transformer
-from ropepp.runs.checkpoints import METADATA, newest_complete, read_metadata
+from ropepp.runs.checkpoints import (
+    METADATA,
+    TOKENIZERS,
+    newest_complete,
+    read_metadata,
+    tokenizers,
+)
 from ropepp.train.weights import load_weights
 
 
@@ -32,6 +39,7 @@ class SavedModel:
         run: The run's folder, or None for a published or exported one.
         step: Optimizer steps behind the weights, if known.
         config: The run's complete configuration, empty if there is none.
+        tokenizers: See `ropepp.runs.checkpoints.tokenizers`.
     """
 
     model: Transformer
@@ -39,6 +47,7 @@ class SavedModel:
     run: Path | None
     step: int | None
     config: dict[str, Any]
+    tokenizers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -71,7 +80,8 @@ class SavedModel:
                 beside the weights and in the run's corpus.
 
         Raises:
-            InputError: There is none, or it has more ids than the model.
+            InputError: There is none, it has more ids than the model, or it is not that of the
+                training (of a given one, a warning says so).
         """
         places = [given] if given else self.tokenizer_places()
         if not places:
@@ -83,7 +93,22 @@ class SavedModel:
                 f"tokenizer {places[0]} has {tokenizer.vocab_size} ids, the model of {self.path} "
                 f"{size}"
             )
+        try:
+            self.require_tokenizer(tokenizer.fingerprint, places[0])
+        except InputError as error:
+            if not given:
+                raise
+            warnings.warn(str(error), stacklevel=2)
         return tokenizer
+
+    def require_tokenizer(self, fingerprint: str, place: str | Path) -> None:
+        """Raises an `InputError` if the model was trained with another tokenizer."""
+        if self.tokenizers and fingerprint not in self.tokenizers:
+            raise InputError(
+                f"{place} has tokenizer {fingerprint[:12]}; the model of {self.path} was trained "
+                f"with tokenizer {self.tokenizers[0][:12]}, to which its ids belong: give that one "
+                "with --tokenizer, or prepare the text with it"
+            )
 
     def tokenizer_places(self) -> list[str | Path]:
         """Where its tokenizer may be, the likeliest first."""
@@ -132,7 +157,7 @@ def open_model(
         raise InputError(f"model {path} does not exist")
     if path.is_dir() and (path / "config.json").is_file():
         model = load_pretrained(path)
-        return SavedModel(_placed(model, dtype, device), path, None, None, {})
+        return SavedModel(_placed(model, dtype, device), path, None, None, {}, tokenizers(path))
     if path.is_dir() and not (path / METADATA).exists() and not (path / ".metadata").exists():
         path = _checkpoint_of(path)
     content = read_metadata(path)
@@ -149,9 +174,9 @@ def open_model(
     model.tie()
     load_weights(model, path)
     run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
-    config = yaml.safe_load((run / "config.yaml").read_text()) if run else {}
+    config = _configuration(run / "config.yaml") if run else {}
     step = content.get("global_step")
-    return SavedModel(_placed(model, dtype, device), path, run, step, config)
+    return SavedModel(_placed(model, dtype, device), path, run, step, config, tokenizers(path))
 
 
 def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
@@ -185,6 +210,7 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
         "hyper_parameters": settings,
         # For whoever opens the file; training takes its targets from the data.
         "ignore_index": network.ignore_index,
+        TOKENIZERS: list(tokenizers(Path(folder))),
     }
     with replacing_file(file) as out:
         torch.save(content, out)
@@ -208,6 +234,16 @@ def _checkpoint_of(run: Path) -> Path:
     return found
 
 
+def _configuration(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is no YAML: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
+        raise InputError(f"{file} is no configuration of a run: it has no keys, or no data")
+    return content
+
+
 def _tokenizer_of(corpus: Path) -> str | Path:
     """A corpus' tokenizer as `load_tokenizer` takes it."""
     meta = corpus / "train" / "meta.json"
@@ -215,4 +251,4 @@ def _tokenizer_of(corpus: Path) -> str | Path:
         raise InputError(
             f"the model's corpus {corpus} is not here ({meta} is missing): give --tokenizer"
         )
-    return "bytes" if json.loads(meta.read_text())["tokenizer"] == "bytes" else corpus
+    return "bytes" if read_meta(meta).tokenizer == "bytes" else corpus

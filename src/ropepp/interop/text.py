@@ -1,11 +1,12 @@
 """A folder's tokenizer, in the files that this project and transformers read."""
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
 from ropepp.data.tokenizer import BPE_FILE, LLAMA3_PATTERN, TIKTOKEN_FILE, Tokenizer
-from ropepp.files import write_json
+from ropepp.files import write_json, write_text
 
 TIKTOKEN_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>")
 BYTES_SPECIAL = ("<|endoftext|>",)
@@ -15,8 +16,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
     """Writes ``tokenizer.json``, with ``tokenizer.model`` if that was its source, and
     ``tokenizer_config.json``.
 
-    A ``tokenizer.json`` is copied as it is; the other kinds become one that gives the same ids,
-    where one of Llama 3's form begins every text with BOS, as that of Llama 3 does.
+    A ``tokenizer.json`` stays as it is but for what it does around a text: it begins one with BOS,
+    if there is one, and cuts, fills and ends none, as a prompt is read here. The other kinds become
+    one that gives the same ids.
     """
     from tokenizers import Tokenizer as Backend
 
@@ -27,6 +29,16 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
     elif tokenizer.kind == "bytes":
         _byte_level({c: i for i, c in enumerate(byte_characters())}, []).save(str(file))
     backend = Backend.from_file(str(file))
+    bos = None if tokenizer.bos_id is None else backend.id_to_token(tokenizer.bos_id)
+    content = json.loads(file.read_bytes())
+    begun = [] if bos is None else [tokenizer.bos_id]
+    plain = backend.encode("a", add_special_tokens=False).ids
+    as_here = backend.encode("a").ids == begun + plain
+    if not as_here or content.get("truncation") or content.get("padding"):
+        content |= {"truncation": None, "padding": None}
+        if not as_here:
+            content["post_processor"] = _beginning(bos, tokenizer.bos_id)
+        write_text(file, json.dumps(content, indent=2, ensure_ascii=False))
     eos = backend.id_to_token(tokenizer.eot_id)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -37,9 +49,23 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
-    if tokenizer.bos_id is not None:
-        settings["bos_token"] = backend.id_to_token(tokenizer.bos_id)
+    if bos is not None:
+        settings["bos_token"] = bos
     write_json(folder / "tokenizer_config.json", settings)
+
+
+def _beginning(bos: str | None, bos_id: int | None) -> dict[str, Any] | None:
+    """The post-processor of a ``tokenizer.json`` that puts BOS before a text, and nothing else."""
+    if bos is None:
+        return None
+    begins: list[dict[str, Any]] = [{"SpecialToken": {"id": bos, "type_id": 0}}]
+    one, two = ({"Sequence": {"id": which, "type_id": 0}} for which in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [*begins, one],
+        "pair": [*begins, one, *begins, two],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }
 
 
 def byte_characters() -> list[str]:
@@ -66,21 +92,7 @@ def _from_ranks(content: bytes) -> Any:
         known = [(a, b) for a, b in cuts if a in ranks and b in ranks]
         known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
         merges += [(written[a], written[b]) for a, b in known]
-    backend = _byte_level({written[t]: r for t, r in ranks.items()}, merges, LLAMA3_PATTERN)
-    from tokenizers import processors
-
-    bos = TIKTOKEN_SPECIAL[0]
-    backend.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=f"{bos} $A",
-                pair=f"{bos} $A {bos}:1 $B:1",
-                special_tokens=[(bos, backend.token_to_id(bos))],
-            ),
-        ]
-    )
-    return backend
+    return _byte_level({written[t]: r for t, r in ranks.items()}, merges, LLAMA3_PATTERN)
 
 
 def _byte_level(

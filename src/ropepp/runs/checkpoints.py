@@ -19,9 +19,11 @@ import torch
 
 from ropepp.errors import InputError
 from ropepp.files import replacing_file
+from ropepp.model.folders.published import read_settings
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 METADATA = "meta.pt"
+TOKENIZERS = "ropepp_tokenizers"  # key of config.json, and of checkpoints without a data module's
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -84,6 +86,20 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{file} holds more than tensors and plain values and is not opened"
         ) from error
+
+
+def tokenizers(path: Path) -> tuple[str, ...]:
+    """Fingerprints of the tokenizer that the weights go with, in each form that its file has; none
+    where nothing tells.
+
+    Args:
+        path: A checkpoint, or a folder with ``config.json``.
+    """
+    if (path / "config.json").is_file():
+        return tuple(read_settings(path / "config.json").get(TOKENIZERS, ()))
+    content = read_metadata(path)
+    data = content.get("CorpusDataModule")  # the name by which Lightning keeps its state
+    return (data["tokenizer"],) if data else tuple(content.get(TOKENIZERS, ()))
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,15 +26,31 @@ def results(directories: Sequence[str]) -> str:
         found += sorted(Path(directory).rglob("result.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(f"no finished run (result.json) in {', '.join(directories)}")
-    return table([read_result(path) for path in dict.fromkeys(found)])
+    rows = []
+    for path in dict.fromkeys(found):
+        try:
+            rows.append(read_result(path))
+            table(rows[-1:])  # it has all that a table needs
+        except InputError as error:
+            print(f"left out: {error}", file=sys.stderr)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            del rows[-1]
+            reason = f"{type(error).__name__}: {error}"
+            print(f"left out: {path} is no result of a run ({reason})", file=sys.stderr)
+    if not rows:
+        raise InputError(f"no finished run (result.json of fit) in {', '.join(directories)}")
+    return table(rows)
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """One run's result, with its folder's name as ``run``."""
     try:
-        return {"run": path.parent.name, **json.loads(path.read_text())}
-    except ValueError as error:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is {type(content).__name__}; allowed is a JSON object")
+    return {"run": path.parent.name, **content}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

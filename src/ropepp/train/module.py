@@ -16,6 +16,7 @@ from ropepp.model.config import ModelConfig
 from ropepp.model.plain import from_plain, to_plain
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
+from ropepp.runs.checkpoints import tokenizers
 from ropepp.runs.machine import compile_reason, no_bfloat16
 from ropepp.train.evaluation import Evaluation, model_inputs, on_the_way
 from ropepp.train.guard import StepGuard
@@ -139,6 +140,14 @@ class LanguageModel(pl.LightningModule):
             raise InputError("predict needs whole rows: trainer.strategy.context_parallel_size 1")
         data_vocab = getattr(getattr(trainer, "datamodule", None), "vocab_size", None)
         self.check(trainer.precision, data_vocab, trainer.max_steps if stage == "fit" else None)
+        data = getattr(trainer, "datamodule", None)
+        here = data.state_dict().get("tokenizer") if data is not None else None
+        known = tokenizers(Path(self.init_from)) if self.init_from else ()
+        if here and known and here not in known:
+            raise InputError(
+                f"init_from is {self.init_from}, trained with tokenizer {known[0][:12]}; that of "
+                f"the data is {here[:12]}: prepare the text with the model's"
+            )
 
     def check(self, precision: str, data_vocab: int | None, max_steps: int | None) -> None:
         """Raises an `InputError` if the trainer's precision, the data's token ids (None: unknown)

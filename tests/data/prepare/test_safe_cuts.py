@@ -6,11 +6,19 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from helpers.tokenizer_files import llama_split, model_file, ranks_of, trained
 from ropepp.data.prepare.safe_cuts import pieces
-from ropepp.data.tokenizer import BpeTokenizer, BytesTokenizer, TiktokenTokenizer, Tokenizer
+from ropepp.data.tokenizer import (
+    BpeTokenizer,
+    BytesTokenizer,
+    TiktokenTokenizer,
+    Tokenizer,
+    decode_behind,
+    encode_behind,
+    tail,
+)
 
 FRAGMENTS = [
     *("a", "the", " the", " word", "Word", "'s", "'LL", "don't", "x" * 30, "ни", "é", "e\u0301"),
@@ -21,6 +29,7 @@ FRAGMENTS = [
     *("<|endoftext|>", "<|begin_of_text|>"),
 ]
 some_text = st.lists(st.sampled_from(FRAGMENTS), max_size=300).map("".join)
+no_special = some_text.filter(lambda text: "<|" not in text)
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
@@ -52,6 +61,8 @@ def sentence_pieces(split: pre_tokenizers.PreTokenizer | None) -> BpeTokenizer:
         )
     else:
         backend.pre_tokenizer = split
+    replace = decoders.Replace("\u2581", " ")
+    backend.decoder = decoders.Sequence([replace, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     backend.train_from_iterator(
         training_texts(), trainers.BpeTrainer(vocab_size=500, show_progress=False)
     )
@@ -81,7 +92,9 @@ def tokenizer_of(kind: str) -> Tokenizer:
 
 
 def ids(tokenizer: Tokenizer, parts: list[str]) -> list[int]:
-    return [i for encoded in tokenizer.encode_batch(parts) for i in encoded]
+    """As a long document is encoded: what follows the first part goes on."""
+    encoded = tokenizer.encode_batch(parts[:1]) + encode_behind(tokenizer, parts[1:])
+    return [i for own in encoded for i in own]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,9 +138,24 @@ def test_without_a_safe_place_the_text_is_cut_at_the_limit(kind: str, letters: s
     assert "".join(tokenizer.decode(ids(tokenizer, [part])) for part in parts) == text
 
 
-def test_a_tokenizer_without_safe_places_is_cut_at_the_limit() -> None:
-    """Its normalizer puts a mark in front of every piece: what a cut of such a text costs."""
+def test_a_tokenizer_that_marks_beginnings_cuts_as_others_do() -> None:
     tokenizer, text = tokenizer_of("llama 2"), "the word " * 100
     parts = list(pieces([text], tokenizer, size=50, limit=200))
-    assert [len(part) for part in parts] == [200] * 4 + [100]
-    assert len(ids(tokenizer, parts)) - len(ids(tokenizer, [text])) <= 5 * (len(parts) - 1)
+    assert len(parts) > 15
+    assert ids(tokenizer, parts) == ids(tokenizer, [text])
+
+
+@pytest.mark.parametrize("kind", [*PROVEN, "prefix space", "metaspace", "llama 2"])
+@settings(max_examples=60, deadline=None)
+@given(before=no_special.filter(bool), text=no_special)
+def test_what_goes_on_after_a_text_is_as_in_the_whole(kind: str, before: str, text: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    (whole,), (begun,) = tokenizer.encode_batch([before + text]), tokenizer.encode_batch([before])
+    (behind,) = encode_behind(tokenizer, [text], before)
+    expected = tokenizer.decode(whole)
+    assert tokenizer.decode(begun + behind) == expected
+    if kind not in PROVEN and whole[: len(begun)] == begun:
+        assert begun + behind == whole
+    # The text of the ids behind: all of them, and with as few before as do.
+    for part in (begun, tail(tokenizer, begun, 2)):
+        assert tokenizer.decode(begun) + decode_behind(tokenizer, part, behind) == expected

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ropepp.data.prepare.safe_cuts import PIECE, pieces
 from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen, Skipped
 from ropepp.data.text.sources import Shard
-from ropepp.data.tokenizer import Tokenizer, load_tokenizer, num_threads
+from ropepp.data.tokenizer import Tokenizer, encode_behind, load_tokenizer, num_threads
 from ropepp.data.tokens.meta import SHARDS_FOLDER
 from ropepp.data.tokens.writer import (
     META_FILE,
@@ -143,7 +143,8 @@ def encode_shard(job: ShardJob, report: Report) -> None:
         left_out = asdict(skipped)
         reports = left_out.pop("reports")
         if reports:
-            write_synced(place / BAD_LINES_FILE, ("\n".join(reports) + "\n").encode())
+            content = "".join(f"{report}\n" for report in reports)
+            write_synced(place / BAD_LINES_FILE, content.encode(errors="backslashreplace"))
         meta = ShardMeta(
             name=job.shard.name,
             settings_sha256=job.settings.sha256,
@@ -252,9 +253,11 @@ class _Encoder:
     def _encode_long(self, split: str, text: Text) -> None:
         out, begun = self.files[split], False
         ids: list[int] = []
+        encode = self.tokenizer.encode_batch
         for piece in pieces(blocks(text), self.tokenizer):
             # Held back until the document is known to be long enough.
-            ids += self.tokenizer.encode_batch([piece])[0]
+            ids += encode([piece])[0]
+            encode = partial(encode_behind, self.tokenizer)
             if len(ids) >= self.min_tokens and not begun:
                 begun = True
                 out.begin()

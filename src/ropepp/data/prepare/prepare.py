@@ -26,6 +26,7 @@ from ropepp.data.prepare.encode import (
 )
 from ropepp.data.prepare.safe_cuts import pieces
 from ropepp.data.prepare.workers import Progress, run_jobs
+from ropepp.data.special_tokens import CONFIG_FILE
 from ropepp.data.text.documents import blocks
 from ropepp.data.text.readers import OnBadLine, Reader, Skipped
 from ropepp.data.text.sources import Shard, Source, find_source
@@ -60,6 +61,8 @@ def prepare(
     processes: int = 1,
     min_tokens: int = 0,
     sample_mb: int = 256,
+    bos: str | None = None,
+    eot: str | None = None,
 ) -> Path:
     """Turns raw text into token files that training reads.
 
@@ -90,6 +93,10 @@ def prepare(
         processes: Shards that are worked on at a time.
         min_tokens: Leave out documents with fewer tokens, BOS and end-of-text not counted.
         sample_mb: MB of text, from up to 64 shards, that `bpe` is trained on at most.
+        bos: Token of a tokenizer.json that begins every document, "" for none. Unless given, what
+            tokenizer_config.json or special_tokens_map.json beside it or its own template says, or
+            else a special token with a usual name.
+        eot: Token that ends every document; the same.
 
     Returns:
         The folder.
@@ -106,7 +113,8 @@ def prepare(
         raise InputError(f"on_bad_line is {on_bad_line!r}; allowed are {get_args(OnBadLine)}")
     if tokenizer == "bpe":
         require_room(vocab_size)
-    loaded = None if tokenizer == "bpe" else load_tokenizer(tokenizer)
+    trains = tokenizer == "bpe" and bos is None and eot is None
+    loaded = None if trains else load_tokenizer(tokenizer, bos, eot)
     found = find_source(source)
     target = Path(out) if out else Path("data") / found.name
     _check_target(target, overwrite, found)
@@ -146,7 +154,7 @@ class _Run:
         """Saves the given tokenizer, or trains one: (size of its vocabulary, MB of text)."""
         if isinstance(given, tuple):
             return self._train(*given)
-        self.clear(BPE_FILE, TIKTOKEN_FILE, TRAINING_FILE)
+        self.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE, TRAINING_FILE)
         given.save(self.folder)
         return given
 
@@ -228,7 +236,7 @@ class _Run:
         record = self.folder / TRAINING_FILE
         if record.is_file() and record.read_text() == key:
             return load_tokenizer(self.folder)
-        self.clear(BPE_FILE, TIKTOKEN_FILE, TRAINING_FILE)
+        self.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE, TRAINING_FILE)
         with Progress("tokenizer", sum(job.shard.size for job in jobs)) as progress:
             texts = _sample(jobs, sample_mb * _MB // count, progress)
             trained = train_bpe(texts, vocab_size)

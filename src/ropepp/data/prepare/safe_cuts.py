@@ -11,9 +11,9 @@ punctuation. For them these places are safe:
 * after a line end that follows one such character and is followed by another;
 * before punctuation that follows a letter: letters end a match there, whatever comes.
 
-A tokenizer of another kind may still depend on what is on the other side (a normalizer that puts
-something in front of every text, a prefix space, a vocabulary that merges across spaces). So every
-place is tried first: the text around it must give the same ids in whole and in two halves.
+A tokenizer of another kind may still depend on what is on the other side (a vocabulary that merges
+across spaces). So every place is tried first: the text around it must give the same ids in whole
+and in two halves, the second one as what goes on after a text (see `encode_behind`).
 
 Where a stretch of `LIMIT` characters has no such place, as in a million of the same letter, the
 text is cut at the stretch's end. The ids may then differ around that place from those of the whole
@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from ropepp.data.tokenizer import Tokenizer
+from ropepp.data.tokenizer import Tokenizer, encode_behind
 
 PIECE = 1 << 19  # characters, about; a shorter text is one piece
 LIMIT = 2 * PIECE
@@ -99,5 +99,5 @@ def _places(text: str, length: int) -> Iterator[int]:
 
 def _is_safe(text: str, place: int, tokenizer: Tokenizer, around: int) -> bool:
     left, right = text[max(place - around, 0) : place], text[place : place + around]
-    whole, *halves = tokenizer.encode_batch([left + right, left, right])
-    return whole == halves[0] + halves[1]
+    whole, begun = tokenizer.encode_batch([left + right, left])
+    return whole == begun + encode_behind(tokenizer, [right])[0]

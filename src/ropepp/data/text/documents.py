@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ropepp.errors import InputError
 
+BOM = "\ufeff"  # at a file's beginning: a mark of editors, no text
 BLOCK = 1 << 18  # bytes or characters read at a time
 IN_MEMORY = 16 << 20  # bytes of a .txt file up to which it is read whole
 
@@ -40,11 +41,13 @@ def scan(path: Path) -> LongText:
     Raises:
         InputError: It is not UTF-8.
     """
+    with path.open("rb") as file:
+        start = len(BOM.encode()) if file.read(3) == BOM.encode() else 0
     stop, digest, length = path.stat().st_size, hashlib.sha256(), 0
-    for block in _decoded(path, 0, stop):
+    for block in _decoded(path, start, stop):
         digest.update(block.encode())
         length += len(block)
-    return LongText(path, 0, stop, length, digest.digest())
+    return LongText(path, start, stop, length, digest.digest())
 
 
 def blocks(text: Text) -> Iterator[str]:

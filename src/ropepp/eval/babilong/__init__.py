@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 
+from ropepp.data.text.readers import read_text
 from ropepp.errors import InputError
 from ropepp.eval.babilong.original import FOLDER, read_stories
 from ropepp.eval.babilong.scoring import scores
@@ -100,9 +101,7 @@ def babilong_tasks(data: Path | None) -> list[Task]:
 
 @lru_cache(maxsize=512)
 def _book(path: Path) -> list[str]:
-    found = [
-        s for s in sentences(path.read_text(encoding="utf-8")) if s.count(" ") >= MIN_WORDS - 1
-    ]
+    found = [s for s in sentences(read_text(path)) if s.count(" ") >= MIN_WORDS - 1]
     if not found:
         raise InputError(f"{path} has no sentence of {MIN_WORDS} words or more")
     return found

@@ -3,6 +3,8 @@
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
+from ropepp.data.text.documents import BOM, decode
+from ropepp.data.text.readers import read_text
 from ropepp.errors import InputError
 from ropepp.eval.babilong.stories import Story
 
@@ -23,7 +25,7 @@ def read_stories(path: Path, task: str) -> list[Story]:
     name, text = _text(path, task)
     stories: list[Story] = []
     facts: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         place, _, rest = line.strip().partition(" ")
         if not place.isdecimal() or not rest:
             raise InputError(f"{name}, line {number}: {line[:40]!r} is not 'number text'")
@@ -44,13 +46,14 @@ def _text(path: Path, task: str) -> tuple[str, str]:
     if path.is_dir():
         found = sorted(path.glob(pattern))
         if found:
-            return str(found[0]), found[0].read_text(encoding="utf-8")
+            return str(found[0]), read_text(found[0])
     else:
         try:
             with ZipFile(path) as archive:
                 names = [n for n in archive.namelist() if Path(n).match(f"*/{pattern}")]
                 if names:
-                    return f"{path}/{names[0]}", archive.read(names[0]).decode()
+                    place = f"{path}/{names[0]}"
+                    return place, decode(archive.read(names[0]), place).removeprefix(BOM)
         except BadZipFile as error:
             raise InputError(f"{path} is no zip file") from error
     raise InputError(f"{path} has no file {pattern}")

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ropepp.data.text.readers import read_text
 from ropepp.data.text.sources import find_source
 from ropepp.errors import InputError
 
@@ -78,9 +79,9 @@ def given(data: Path | None, name: str) -> Path | None:
 
 def read_json(path: Path) -> Any:
     """Raises:
-    InputError: The file is no JSON.
+    InputError: The file is no JSON, or no UTF-8.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise InputError(f"{path} is no JSON: {error}") from error

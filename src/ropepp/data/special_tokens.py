@@ -1,0 +1,80 @@
+"""Which tokens begin and end a document: by the word of a tokenizer's own files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ropepp.errors import InputError
+
+BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
+EOT_NAMES = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
+CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
+
+
+def named_beside(file: Path) -> dict[str, str]:
+    """What the files of transformers beside a `tokenizer.json` call ``bos_token`` and
+    ``eos_token``; "" where they say that texts have no BOS.
+
+    Raises:
+        InputError: One of them is damaged.
+    """
+    found: dict[str, str] = {}
+    for path in (file.with_name(CONFIG_FILE), file.with_name(MAP_FILE)):
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path} is no JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{path} is {type(content).__name__}; allowed is a JSON object")
+        if content.get("add_bos_token") is False:
+            content["bos_token"] = None
+        for key in ("bos_token", "eos_token"):
+            value = content.get(key)
+            value = value.get("content") if isinstance(value, dict) else value
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"{path}: {key} is {value!r}; allowed is a token or null")
+            if value or (key == "bos_token" and key in content):
+                found.setdefault(key, value or "")
+    return found
+
+
+def find(backend: Any, content: Mapping[str, Any]) -> tuple[str, str | None]:
+    """BOS ("" for none) and end-of-text (None if there is none) of a `tokenizer.json`: what its
+    template puts around a text, or else its special tokens with usual names.
+
+    An ordinary entry of the vocabulary is neither, whatever its name: it may be a word of texts.
+
+    Args:
+        backend: The tokenizer of the library.
+        content: The file.
+    """
+    added = content.get("added_tokens") or []
+    # A file may mark none as special.
+    tokens = [token for token in added if token.get("special")] or added
+    names = [token["content"] for token in tokens]
+    before, behind = _template(backend)
+    return (
+        before or next((name for name in BOS_NAMES if name in names), ""),
+        behind or next((name for name in EOT_NAMES if name in names), None),
+    )
+
+
+def usual_ids(backend: Any) -> list[int | None]:
+    """The ids of the first usual names that any entry of the vocabulary has."""
+    return [
+        next((i for name in names if (i := backend.token_to_id(name)) is not None), None)
+        for names in (BOS_NAMES, EOT_NAMES)
+    ]
+
+
+def _template(backend: Any) -> tuple[str | None, str | None]:
+    """The one token that the file itself puts before a text, and the one behind it."""
+    found = backend.encode("a")
+    text = [at for at, special in enumerate(found.special_tokens_mask) if not special]
+    if not text:
+        return None, None
+    before, behind = found.tokens[: text[0]], found.tokens[text[-1] + 1 :]
+    return before[0] if len(before) == 1 else None, behind[0] if len(behind) == 1 else None
