@@ -9,21 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from measure import (
     CONFIG,
     DEVICE,
     DTYPES,
     FASTEST,
-    LENGTH,
-    ROWS,
     SPECS,
     Step,
     alternate,
     in_processes,
     milliseconds,
-    random_rows,
     ratio,
     training_step,
 )
@@ -37,36 +34,7 @@ from ropepp.data.tokens.writer import TokenWriter
 from ropepp.model import Transformer
 from ropepp.model.flops import training_flops
 from ropepp.model.loss import cross_entropy_sum, cross_entropy_sum_naive
-from ropepp.model.positions import RoPE
 from ropepp.runs.machine import peak_memory_bytes
-from ropepp.train.optim import AdamW
-
-
-def llama_step() -> Step:
-    """The same of transformers' Llama of the same sizes, float32, with the same optimizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=CONFIG.vocab_size,
-        hidden_size=CONFIG.hidden_size,
-        intermediate_size=CONFIG.ffn_size,
-        num_hidden_layers=CONFIG.num_layers,
-        num_attention_heads=CONFIG.num_heads,
-        num_key_value_heads=CONFIG.num_kv_heads,
-        rms_norm_eps=CONFIG.norm_eps,
-        attn_implementation="sdpa",
-    )
-    model = LlamaForCausalLM(config).to(DEVICE)
-    optimizer = AdamW().build(model)
-    ids = random_rows(ROWS, LENGTH)
-
-    def step() -> None:
-        model(ids, labels=ids).loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def bench_variants() -> list[str]:
@@ -93,17 +61,6 @@ def bench_variants() -> list[str]:
                 f"{measured / expected:.2f} |"
             )
     return lines
-
-
-def bench_llama() -> list[str]:
-    """Our RoPE step against transformers' Llama in float32."""
-    sides = {"transformers, float32": llama_step()}
-    sides |= {f"ours, {name}": training_step(RoPE(), dtype) for name, dtype in DTYPES.items()}
-    sides[f"ours, {FASTEST}, compiled"] = training_step(RoPE(), DTYPES[FASTEST], compiled=True)
-    times = alternate(sides, 15)
-    base = times["transformers, float32"]
-    lines = ["| training step | median | speed over transformers' |", "| --- | ---: | ---: |"]
-    return lines + [f"| {n} | {milliseconds(t)} | {ratio(base, t)} |" for n, t in times.items()]
 
 
 LOSSES = {"chunked": cross_entropy_sum, "naive": cross_entropy_sum_naive}
@@ -186,7 +143,6 @@ def _read_batches(loader: TrainLoader) -> None:
 
 BENCHMARKS = {
     "variants": bench_variants,
-    "llama": bench_llama,
     "loss": bench_loss,
     "loader": bench_loader,
 }

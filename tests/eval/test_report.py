@@ -62,10 +62,10 @@ def test_a_second_evaluation_into_a_folder_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "e").mkdir()
-    with (place / "e" / "items.jsonl").open("ab") as other:
+    with (place / "e" / ".evaluate.lock").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert evaluate("m0") == 2
-        assert "e is in use by process" in capsys.readouterr().err
+        assert "e is in use by another process" in capsys.readouterr().err
     assert evaluate("m0") == 0
 
 
