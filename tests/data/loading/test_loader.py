@@ -1,4 +1,7 @@
 import itertools
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -139,6 +142,18 @@ def test_workers_change_nothing(corpus_rows: ConcatRows) -> None:
     again.load_state_dict(loader.state_dict())
     assert_same(start + take(again, count - 5), whole)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_workers_outlive_what_asks_a_whole_group_to_end(corpus_rows: ConcatRows) -> None:
+    batches = iter(TrainLoader(corpus_rows, 12, 3, 1, 2, seed=2, num_workers=1))
+    whole = take(TrainLoader(corpus_rows, 12, 3, 1, 2, seed=2), 12)
+    found = [next(batches)]
+    for process in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(process.pid, number)
+    found += [next(batches) for _ in range(11)]
+    assert_same(found, whole)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ run that stops after n samples goes on with sample n.
 """
 
 import math
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
@@ -206,12 +207,20 @@ class TrainLoader:
             # Without one of its own it would draw from the global generator, and change the run's
             # other draws.
             generator=torch.Generator(),
+            worker_init_fn=_outlive_signals,
         )
         return iter(loader)
 
     def _rows_of_micro_batch(self, before: int) -> NDArray[np.int64]:
         begin = before + self.rank * self.micro_batch_size
         return self.order.rows(begin, begin + self.micro_batch_size)
+
+
+def _outlive_signals(worker: int) -> None:
+    """What asks a whole group of processes to end is for the one that trains, which needs batches
+    until it has saved; a worker ends with it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class EvalLoader:
