@@ -68,8 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names of files may be no Unicode text
-            stream.reconfigure(errors="backslashreplace")
+        with suppress(OSError):  # whose file was exchanged
+            if isinstance(stream, TextIOWrapper):  # names of files may be no Unicode text
+                stream.reconfigure(errors="backslashreplace")
     try:
         module = MODULES.get(args[0], args[0])
         command = importlib.import_module(f"ropepp.commands.{module}")
