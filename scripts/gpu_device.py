@@ -16,12 +16,15 @@ from unittest import mock
 
 import torch
 import yaml
+from torch import Tensor
 
 from ropepp.model import ModelConfig, Transformer
 from ropepp.runs.machine import device_name, peak_flops, peak_memory_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("376m", "776m")
+DTYPE = torch.bfloat16
+TOLERANCE = 1e-2  # relative L2 of what is computed in it
 
 # What a measurement found: a name, a number or words, and the unit.
 Figure = tuple[str, float | str, str]
@@ -236,6 +239,10 @@ class Bench:
     @property
     def rehearses(self) -> bool:
         return self.device.device.type == "cpu"
+
+
+def distance(x: Tensor, true: Tensor) -> float:
+    return float((x.float() - true).norm() / true.norm().clamp(min=1e-30))
 
 
 def load_config(size: str) -> ModelConfig:

@@ -16,6 +16,7 @@ import torch
 import gpu_check
 import gpu_device
 import gpu_kernels
+import gpu_loss
 import gpu_table
 import gpu_training
 import gpu_worker
@@ -157,15 +158,15 @@ def test_refusals_are_listed(toy: gpu_device.Bench) -> None:
 
 def test_the_loss_takes_the_rows_that_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    whole = gpu_kernels.loss.losses_and_gradient
+    whole = gpu_loss.loss.losses_and_gradient
 
     def count(logits: Any, *rest: Any) -> Any:
         seen.append(len(logits))
         return whole(logits, *rest)
 
-    monkeypatch.setattr(gpu_kernels.loss, "losses_and_gradient", count)
+    monkeypatch.setattr(gpu_loss.loss, "losses_and_gradient", count)
     hidden, weight = torch.randn(40, 8), torch.randn(32, 8)
-    with gpu_kernels.chunks_of(16):
+    with gpu_loss.chunks_of(16):
         cross_entropy_sum(hidden, weight, torch.zeros(40, dtype=torch.int64))
     assert seen == [16, 16, 8]
 

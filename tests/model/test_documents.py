@@ -10,7 +10,7 @@ from torch.utils.data import default_convert
 from ropepp.errors import InputError
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.cache import KVCache
-from ropepp.model.documents import Documents
+from ropepp.model.documents import Documents, Recent, lengths
 from ropepp.model.positions import RoPEppEC
 
 CONFIG = ModelConfig(
@@ -76,3 +76,16 @@ def test_documents_that_do_not_fit() -> None:
         model(tokens, document_ids=Documents(BOUNDS), cache=KVCache(2))
     with pytest.raises(InputError, match="begin at 0 and never fall"):
         model(tokens, document_ids=Documents(torch.tensor([0, 4, 3, 12])))
+
+
+def test_recent_results_are_found_by_identity_and_not_after_a_change() -> None:
+    bounds = torch.tensor([0, 3, 7])
+    assert lengths(bounds) is lengths(bounds)
+    assert lengths(bounds) == (3, 4)
+    bounds[1] = 5
+    assert lengths(bounds) == (5, 2)
+    recent: Recent[int] = Recent(2)
+    made = [recent.get((n,), lambda n=n: n) for n in (1, 2, 3)]  # type: ignore[misc]
+    assert made == [1, 2, 3]
+    assert recent.get((3,), lambda: 0) == 3
+    assert recent.get((1,), lambda: 0) == 0

@@ -15,8 +15,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_mask
 
-from ropepp.errors import InputError
-from ropepp.model.documents import Documents, Recent, lengths
+from ropepp.model.documents import Documents, Recent
 from ropepp.model.kernels import BACKENDS, Backend, attention, flex, fused
 
 FAST = ["sdpa", "plain"]
@@ -380,39 +379,3 @@ def test_flex_fails_where_it_would_not_be_compiled(monkeypatch: pytest.MonkeyPat
         assert kernel(torch.zeros(size)).sum() == size
     with pytest.raises(FailOnRecompileLimitHit):
         kernel(torch.zeros(14))
-
-
-def test_recent_results_are_found_by_identity_and_not_after_a_change() -> None:
-    bounds = torch.tensor([0, 3, 7])
-    assert lengths(bounds) is lengths(bounds)
-    assert lengths(bounds) == (3, 4)
-    bounds[1] = 5
-    assert lengths(bounds) == (5, 2)
-    recent: Recent[int] = Recent(2)
-    made = [recent.get((n,), lambda n=n: n) for n in (1, 2, 3)]  # type: ignore[misc]
-    assert made == [1, 2, 3]
-    assert recent.get((3,), lambda: 0) == 3
-    assert recent.get((1,), lambda: 0) == 0
-
-
-def test_bad_requests_are_refused_in_words() -> None:
-    q, k, v = qkv(1, 4, 4, 4, 2)
-    with pytest.raises(InputError, match="allowed: auto, reference, sdpa"):
-        attention(q, k, v, backend="quantum")
-    with pytest.raises(InputError, match=r"q \(1, 4, 4, 16\), k \(1, 4, 3, 16\)"):
-        attention(q, torch.randn(1, 4, 3, 16), torch.randn(1, 4, 3, 16))
-    with pytest.raises(InputError, match="as many keys as queries"):
-        attention(q[:, :2], k, v, cu_seqlens=torch.tensor([0, 2], dtype=torch.int32))
-    with pytest.raises(InputError, match=r"document_ids are .*\(1, 3\)\); they must be"):
-        attention(q, k, v, document_ids=(torch.zeros(1, 4), torch.zeros(1, 3)))
-    bounds, wrong = torch.tensor([0, 1, 4]), torch.tensor([0, 3])
-    with pytest.raises(InputError, match="bound the same documents"):
-        attention(q, k, v, cu_seqlens=bounds, cu_seqlens_k=wrong)
-    with pytest.raises(InputError, match="cu_seqlens missing"):
-        attention(q, k, v, cu_seqlens_k=wrong)
-    with pytest.raises(InputError, match=r"cu_seqlens ends at 3; it must end .* 4"):
-        attention(q, k, v, cu_seqlens=wrong)
-    with pytest.raises(InputError, match=r"are \[1, 4\]; they must begin at 0"):
-        attention(q, k, v, cu_seqlens=torch.tensor([1, 4]))
-    with pytest.raises(InputError, match="document 1 has 3 queries and 2 keys"):
-        attention(q, k, v, cu_seqlens=bounds, cu_seqlens_k=torch.tensor([0, 2, 4]))

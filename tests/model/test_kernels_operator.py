@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
+from ropepp.errors import InputError
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.documents import Documents
 from ropepp.model.kernels import BACKENDS, Backend, attention, fused, operator
@@ -205,3 +206,26 @@ def test_a_backend_without_a_backward_pass_splits_the_block() -> None:
         model.set_backend(backend)
         near(step(model, documents), want, 1e-5)
         assert counters["stats"]["unique_graphs"] > 1
+
+
+def test_bad_requests_are_refused_in_words() -> None:
+    q, k, v = torch.randn(1, 4, 4, 16), torch.randn(1, 4, 2, 16), torch.randn(1, 4, 2, 16)
+    with pytest.raises(InputError, match="allowed: auto, reference, sdpa"):
+        attention(q, k, v, backend="quantum")
+    with pytest.raises(InputError, match=r"q \(1, 4, 4, 16\), k \(1, 4, 3, 16\)"):
+        attention(q, torch.randn(1, 4, 3, 16), torch.randn(1, 4, 3, 16))
+    with pytest.raises(InputError, match="as many keys as queries"):
+        attention(q[:, :2], k, v, cu_seqlens=torch.tensor([0, 2], dtype=torch.int32))
+    with pytest.raises(InputError, match=r"document_ids are .*\(1, 3\)\); they must be"):
+        attention(q, k, v, document_ids=(torch.zeros(1, 4), torch.zeros(1, 3)))
+    bounds, wrong = torch.tensor([0, 1, 4]), torch.tensor([0, 3])
+    with pytest.raises(InputError, match="bound the same documents"):
+        attention(q, k, v, cu_seqlens=bounds, cu_seqlens_k=wrong)
+    with pytest.raises(InputError, match="cu_seqlens missing"):
+        attention(q, k, v, cu_seqlens_k=wrong)
+    with pytest.raises(InputError, match=r"cu_seqlens ends at 3; it must end .* 4"):
+        attention(q, k, v, cu_seqlens=wrong)
+    with pytest.raises(InputError, match=r"are \[1, 4\]; they must begin at 0"):
+        attention(q, k, v, cu_seqlens=torch.tensor([1, 4]))
+    with pytest.raises(InputError, match="document 1 has 3 queries and 2 keys"):
+        attention(q, k, v, cu_seqlens=bounds, cu_seqlens_k=torch.tensor([0, 2, 4]))
