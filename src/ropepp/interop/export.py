@@ -21,7 +21,7 @@ from ropepp.model.positions import ALiBi, RoPE, YaRN
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import TOKENIZERS
-from ropepp.runs.table import read_result
+from ropepp.runs.records import DIVERGED, read_result
 
 Form = Literal["hf", "reference"]
 MODELING = Path(__file__).with_name("modeling_ropepp.py")
@@ -129,7 +129,6 @@ def _text(saved: SavedModel) -> dict[str, Any]:
 
 def _result(saved: SavedModel) -> dict[str, Any] | None:
     """The run's figures, if they are those of these weights."""
-    if saved.run is None or not (saved.run / "result.json").is_file():
-        return None
-    result = read_result(saved.run / "result.json")
-    return result if result.get("steps") == saved.step else None
+    result = read_result(saved.run) if saved.run is not None else {}
+    fits = result.get("steps") == saved.step and DIVERGED not in result
+    return result if result and fits else None

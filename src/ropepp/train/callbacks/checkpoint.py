@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ropepp.errors import InputError, Preempted, Stopped, at_least
 from ropepp.runs.checkpoints import list_checkpoints
+from ropepp.runs.process import STOP_SIGNALS
 from ropepp.train.callbacks.step import StepCallback
 from ropepp.train.guard import StepGuard
 from ropepp.train.strategy import FSDP2Strategy
@@ -57,12 +58,9 @@ class StepCheckpoint(StepCallback, Checkpoint):
         super().on_train_start(trainer, pl_module)
         self._asked = Question()
         self._saved_step = trainer.global_step  # nothing is due right after a resume
-        # Lightning's own handler exchanges messages inside the handler, which deadlocks processes
-        # that are at different places; it puts the handlers from before back when a run is over.
+        # Whoever has made the trainer puts the handlers from before back.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, self._note)
-            for number in (signal.SIGINT, signal.SIGHUP):
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
                     signal.signal(number, self._note)
 
