@@ -34,9 +34,11 @@ def read_yaml(file: Path) -> Any:
         text = content.decode()
         check_size(text, file)
         return OmegaConf.to_container(OmegaConf.load(StringIO(text)))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{file} is no file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise InputError(f"{file} is nested too deeply") from None

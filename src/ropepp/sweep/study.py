@@ -217,6 +217,7 @@ def open_sweep(config: SweepConfig) -> SweepStudy:
         InputError: ``fit`` would refuse a row, the pruner has no such option, or a sweep of that
             name exists that was asked for differently.
     """
+    fixed = config.fixed  # read before anything is made
     with exclusive(config.folder):
         resolved = read_json(config.folder / RESOLVED, _check_resolved)
         refuse_changes(config, resolved.get("fixed"))
@@ -241,7 +242,7 @@ def open_sweep(config: SweepConfig) -> SweepStudy:
         if config.search:
             search.pruner(config)
         study = SweepStudy(config, rows)
-        study.set_up({"fixed": config.fixed, "rows": rows})
+        study.set_up({"fixed": fixed, "rows": rows})
     return study
 
 

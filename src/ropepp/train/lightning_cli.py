@@ -147,7 +147,8 @@ class RopeppCLI(LightningCLI):
         for option, following in pairwise([*args, ""]):
             key, _, value = option.partition("=")
             value = following if option == "--config" else value or key
-            if (key == "--config" or names_file(value)) and os.path.isfile(value):
+            given = key == "--config" or names_file(value) or value.endswith(".json")
+            if given and os.path.isfile(value):
                 # For what the parser does not see, as a key twice, or not in time.
                 check_references(read_settings(Path(value)), value)
         # Lightning's own version warns where arguments are given by a caller, as they are here.
@@ -179,7 +180,7 @@ class RopeppCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options, fitting = self.options, self.subcommand == "fit"
-        options.run = options.run or default_run_name()
+        options.run = default_run_name() if options.run is None else options.run
         if options.resume and not fitting:
             raise InputError("resume is for fit; give --ckpt_path, which may be last")
         if fitting:
