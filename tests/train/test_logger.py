@@ -1,4 +1,4 @@
-"""Each step stands once in metrics.jsonl and in TensorBoard, whatever earlier attempts have left."""
+"""Each step stands once in metrics.jsonl and TensorBoard, whatever earlier attempts have left."""
 
 import json
 import time

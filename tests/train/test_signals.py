@@ -1,12 +1,10 @@
 """A run that is asked to end, or whose terminal is gone, saves; its processes end with it."""
 
-import fcntl
 import os
 import pty
 import signal
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,15 +65,14 @@ def test_a_terminal_that_is_gone(corpus: Path, tmp_path: Path, run: Path, ends: 
     """A closed pseudo-terminal, as when tmux ends, hangs up and refuses output; a closed pipe does
     the latter alone, and training goes on."""
     ours, theirs = os.pipe() if ends == "pipe" else pty.openpty()
-
-    def in_terminal() -> None:
-        os.setsid()
-        if ends != "pipe":
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    command = [sys.executable, "-m", "ropepp.cli", *arguments(corpus, tmp_path, "run", **ENDLESS)]
+    script = tmp_path / "in_terminal.py"
+    script.write_text(
+        "import fcntl, sys, termios\nfrom ropepp.cli import main\n"
+        "if sys.stdin.isatty(): fcntl.ioctl(0, termios.TIOCSCTTY, 0)\nsys.exit(main())\n"
+    )
+    command = [sys.executable, str(script), *arguments(corpus, tmp_path, "run", **ENDLESS)]
     process: Any = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=in_terminal, cwd=REPOSITORY
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=REPOSITORY, start_new_session=True
     )
     os.close(theirs)
     wait_for_step(process, run, 2)
