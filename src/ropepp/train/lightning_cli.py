@@ -28,11 +28,11 @@ import ropepp.data.recall.task  # noqa: F401 (makes its short class name known)
 from ropepp.data.loading.datamodule import RowsDataModule
 from ropepp.data.packing.concat import Packing
 from ropepp.errors import Diverged, InputError, Stopped
-from ropepp.files import disk_errors, held, run_folder, write_json
+from ropepp.files import disk_errors, held, require_writable, run_folder, write_json
 from ropepp.model.positions import Position, Scaling
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.runs.process import STOP_SIGNALS
-from ropepp.runs.records import DIVERGED, RESULT, read_result
+from ropepp.runs.records import DIVERGED, METRICS, RESULT, read_result
 from ropepp.runs.settings import check_references, check_size, names_file, read_settings
 from ropepp.runs.survival import lasting_output
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
@@ -226,6 +226,9 @@ class RopeppCLI(LightningCLI):
             with held(self.directory / ".fit.lock"):
                 if list_checkpoints(self.directory / "checkpoints") != self.seen:
                     raise InputError(f"{self.directory} was in use until now: begin again")
+                require_writable(self.directory / "checkpoints", folder=True)
+                for name in (METRICS, RESULT, "config.yaml"):
+                    require_writable(self.directory / name)
                 self._run_and_wait(subcommand)
         else:
             with disk_errors(self.directory):
