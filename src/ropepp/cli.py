@@ -15,6 +15,7 @@ from ropepp.options import TRUST
 COMMANDS = {
     "prepare": "make token files from text",
     "corpus": "inspect token files, or compare them with their checksums",
+    "configs": "copy the shipped configurations into a folder, to train from and to change",
     "fit": "train a model",
     "validate": "loss and perplexity of a checkpoint on the validation split",
     "test": "the same under the name test",
@@ -45,8 +46,8 @@ Train and compare RoPE, RoPE++ and other position encodings for language models.
 
 {}
 
-ropepp COMMAND --help explains each. --debug anywhere shows the traceback of an error. --trust MODULE
-before COMMAND imports a module of yours with position encodings, optimizers or schedules.
+ropepp COMMAND --help explains each. --debug anywhere shows the traceback of an error.
+--trust MODULE before COMMAND imports a module of yours with encodings, optimizers or schedules.
 """.format("\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items()))
 
 

@@ -35,9 +35,7 @@ def test_csv_logger_gets_what_metrics_jsonl_gets(corpus: Path, tmp_path: Path) -
     assert settings == yaml.safe_load((run / "config.yaml").read_text())
 
 
-def test_mlflow_file_store(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_file_store(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow", reason="pip install mlflow-skinny")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     store = (tmp_path / "mlruns").as_uri()

@@ -4,6 +4,7 @@ alone imports nothing."""
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -48,12 +49,11 @@ def trusting(*args: str) -> int:
 
 @pytest.mark.slow
 def test_own_class_through_the_commands(corpus: Path, folder: Path) -> None:
-    own = {"model__position": {"class_path": "own_turn.Quarter", "init_args": {"angle": -30.0}}}
-    whole, short = (
-        arguments(corpus, folder / "logs", name, **own, trainer__max_steps=6,
-                  checkpoint__every_n_steps=3)  # fmt: skip
-        for name in ("whole", "short")
-    )
+    own: dict[str, Any] = {
+        "model__position": {"class_path": "own_turn.Quarter", "init_args": {"angle": -30.0}}
+    }
+    own |= {"trainer__max_steps": 6, "checkpoint__every_n_steps": 3}
+    whole, short = (arguments(corpus, folder / "logs", name, **own) for name in ("whole", "short"))
     assert trusting(*whole) == 0
     assert trusting(*short) == 0
     logs = folder / "logs" / "default"

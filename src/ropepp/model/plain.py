@@ -42,8 +42,8 @@ def from_plain(value: Any, root: str = "ropepp") -> Any:
     module, _, name = value["class_path"].rpartition(".")
     if not trusted(module, root):
         raise InputError(
-            f"class_path is {value['class_path']!r}; allowed are classes of {root}, and of your own "
-            f"modules by name: ropepp --trust {module or 'MODULE'} ..., if you trust {module}"
+            f"class_path is {value['class_path']!r}; allowed are classes of {root}, and of modules "
+            f"that you name because you trust them: ropepp --trust {module or 'MODULE'} ..."
         )
     kind = _find(module, name)
     # Modules import classes of others too, and making one of these may do anything.

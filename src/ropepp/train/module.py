@@ -71,8 +71,8 @@ class LanguageModel(pl.LightningModule):
         for spec in (position, optimizer, schedule):
             if not trusted(module := type(spec).__module__):
                 raise InputError(
-                    f"{type(spec).__name__} is a class of {module}, which checkpoints can name only "
-                    f"if you trust it: ropepp --trust {module} ..."
+                    f"{type(spec).__name__} is a class of {module}; a checkpoint that names it can "
+                    f"be read only if you trust that module: ropepp --trust {module} ..."
                 )
         plain = {
             "network": asdict(network),
