@@ -6,7 +6,7 @@ import errno
 ENVIRONMENT = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
     *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EIO),
-    *(errno.ESTALE, errno.ENOLCK, errno.ENOMEM, errno.EEXIST),
+    *(errno.ESTALE, errno.ENOLCK, errno.ENOMEM, errno.EEXIST, errno.EFBIG),
 }
 
 

@@ -15,6 +15,7 @@ from ropepp.errors import InputError
 
 # A configuration beyond these is a mistake or an attack; all that is read is held to them first.
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**20, 20_000, 50
+MOST_TEXT = 2000  # characters with a reference, or that one stands for
 # What a value may take from elsewhere: another key (relative with dots), or the environment.
 REFERENCE = re.compile(r"\$\{(?:oc\.env:[^${}]*|(\.*[\w.\[\]-]+))\}")
 
@@ -81,60 +82,43 @@ def check_size(text: str, file: object) -> None:
 
 
 def check_references(content: Any, file: object) -> None:
-    """Measures settings with their ``${...}`` filled in, before they are.
+    """Checks that ``${...}`` stand for plain values, so that filling them in has an end.
 
     Args:
         content: Settings as `read_settings` returns them.
         file: Where they are from, for messages.
 
     Raises:
-        InputError: A reference is of another kind than `REFERENCE`, leads back to itself, or all
-            together have more than `MAX_NODES` values.
+        InputError: A reference is of another kind than `REFERENCE`, or leads to a list, to other
+            keys, to a long text or to another reference.
     """
-    known: dict[tuple[str, ...], int] = {}
-    opened: list[tuple[str, ...]] = []
-
-    def name(at: tuple[str, ...]) -> str:
-        return ".".join(at) or "it"
-
-    def size(at: tuple[str, ...], value: Any) -> int:
-        if at in opened:
-            raise InputError(f"{file}: {name(at)} refers to itself")
-        if at not in known:
-            opened.append(at)
-            known[at] = 1 + sum(sizes(at, value))
-            opened.pop()
-        if known[at] > MAX_NODES:
-            raise InputError(f"{file}: {name(at)} has too many values with its ${{...}} filled in")
-        return known[at]
-
-    def sizes(at: tuple[str, ...], value: Any) -> Iterator[int]:
+    todo: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    while todo:
+        at, value = todo.pop()
         if isinstance(value, dict | list):
             items = value.items() if isinstance(value, dict) else enumerate(value)
-            yield from (size((*at, str(key)), item) for key, item in items)
-        elif isinstance(value, str):
-            yield len(value) // 100
-            if "${" in REFERENCE.sub("", value):
-                here = f"{file}: {name(at)} is {value[:100]!r}"
-                raise InputError(f"{here}; allowed: ${{key}}, ${{oc.env:NAME}}")
-            for path in filter(None, REFERENCE.findall(value)):
-                dots = len(path) - len(path.lstrip("."))
-                parts = [part for part in re.split(r"[.\[\]]", path) if part]
-                target = (*(at[: len(at) - dots] if dots else ()), *parts)
-                if (found := _at(content, target)) is not None:
-                    yield size(target, found)
-
-    try:
-        size((), content)
-    except RecursionError:
-        raise InputError(f"{file}: ${{...}} that lead to others too deeply") from None
+            todo += [((*at, str(key)), item) for key, item in items]
+        if not isinstance(value, str) or "${" not in value:
+            continue
+        fine = "${" not in REFERENCE.sub("", value) and len(value) <= MOST_TEXT
+        for path in filter(None, REFERENCE.findall(value)):
+            dots = len(path) - len(path.lstrip("."))
+            parts = [part for part in re.split(r"[.\[\]]", path) if part]
+            found = _at(content, (*(at[: len(at) - dots] if dots else ()), *parts))
+            plain = not isinstance(found, dict | list) and "${" not in (text := str(found))
+            fine = fine and plain and len(text) <= MOST_TEXT
+        if not fine:
+            raise InputError(
+                f"{file}: {'.'.join(at)} is {value[:100]!r}; allowed: ${{KEY}} of a plain value, "
+                "${oc.env:NAME}"
+            )
 
 
 def _at(content: Any, path: Iterable[str]) -> Any:
     """The value at a path, None without one."""
     for part in path:
         if isinstance(content, list):
-            inside = part.isdigit() and int(part) < len(content)
+            inside = part.isdecimal() and len(part) < 9 and int(part) < len(content)
             content = content[int(part)] if inside else None
         else:
             content = content.get(part) if isinstance(content, dict) else None

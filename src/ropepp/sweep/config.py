@@ -247,7 +247,7 @@ def is_range(how: Mapping[str, Any]) -> bool:
     ends = [how.get("low"), how.get("high"), how.get("step", 1)]
     if not {*how} <= {"low", "high", "step", "log"} or not isinstance(how.get("log", True), bool):
         return False
-    if any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends):
+    if any(type(end) not in (int, float) or not abs(end) < 1e300 for end in ends):
         return False
     low, high, step = ends
     return low < high and step > 0 and not (how.get("log") and ("step" in how or low <= 0))
