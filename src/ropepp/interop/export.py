@@ -51,6 +51,7 @@ def export(
         InputError: The folder exists, the form cannot express the model, or there is no tokenizer
             where the model's text had one.
     """
+    saved.require_finite()
     model = saved.model
     found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
     text = _text(saved)

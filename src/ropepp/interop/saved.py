@@ -13,7 +13,7 @@ from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_token
 from ropepp.data.tokens.meta import read_meta
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
-from ropepp.model.folders.published import check_shapes, load_pretrained, unfilled
+from ropepp.model.folders.published import load_pretrained, unfilled
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, to_plain, understanding
 from ropepp.model.transformer import Transformer
@@ -29,7 +29,7 @@ from ropepp.runs.checkpoints import (
 )
 from ropepp.runs.settings import read_yaml
 from ropepp.runs.shards import INDEX
-from ropepp.train.weights import load_weights
+from ropepp.train.weights import check_weights, load_weights
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,15 @@ class SavedModel:
                 "with --tokenizer, or prepare the text with it"
             )
 
+    def require_finite(self) -> None:
+        """Raises an `InputError` if a weight is NaN or infinite."""
+        for name, tensor in self.model.state_dict().items():
+            if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+                raise InputError(
+                    f"{self.path}: tensor {name} holds NaN or infinity: the weights are damaged, "
+                    "or the training has diverged"
+                )
+
     def tokenizer_places(self) -> list[str | Path]:
         """Where its tokenizer may be, the likeliest first."""
         beside = [self.path, self.run] if self.run else [self.path]
@@ -152,30 +161,27 @@ def open_model(
         device: Where to.
 
     Raises:
-        InputError: There is no such model, or it is damaged, of another shape than it says or
-            without finite weights.
+        InputError: There is no such model, or it is damaged or of another shape than it says.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"model {path} does not exist")
     if path.is_dir() and (path / "config.json").is_file():
         model = load_pretrained(path)
-        return SavedModel(
-            _placed(model, path, dtype, device), path, None, None, {}, tokenizers(path)
-        )
+        return SavedModel(_placed(model, dtype, device), path, None, None, {}, tokenizers(path))
     if path.is_dir() and not (path / METADATA).exists() and not (path / INDEX).exists():
-        path, model, step = first_whole(_checkpoint_of(path), _from_checkpoint)
+        path, model, content = first_whole(_checkpoint_of(path), _from_checkpoint)
     else:
-        path, model, step = _from_checkpoint(path)
+        path, model, content = _from_checkpoint(path)
     run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
     config = _configuration(run / "config.yaml") if run else {}
-    model = _placed(model, path, dtype, device)
-    return SavedModel(model, path, run, step, config, tokenizers(path))
+    step, known = content.get("global_step"), tokenizers(path, content)
+    return SavedModel(_placed(model, dtype, device), path, run, step, config, known)
 
 
-def _from_checkpoint(path: Path) -> tuple[Path, Transformer, int | None]:
-    """A checkpoint with its model and step."""
-    content = read_checkpoint(path)
+def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
+    """A checkpoint with its model and what else is in it."""
+    content = read_checkpoint(path, "state_dict")
     settings = content.get("hyper_parameters")
     if not settings or "network" not in settings:
         raise InputError(f"{path} is a checkpoint of something else: it names no network")
@@ -183,11 +189,11 @@ def _from_checkpoint(path: Path) -> tuple[Path, Transformer, int | None]:
         config, position = ModelConfig(**settings["network"]), from_plain(settings["position"])
     model = unfilled(config, position, path, content.get("ignore_index", IGNORE_INDEX))
     # Before memory is taken: a file may say anything.
-    check_shapes({k: tuple(x.shape) for k, x in model.state_dict().items()}, shapes(path), path)
+    check_weights(model.state_dict(), shapes(path, content), path)
     model.to_empty(device="cpu")
     model.tie()
-    load_weights(model, path)
-    return path, model, content.get("global_step")
+    load_weights(model, path, content)
+    return path, model, content
 
 
 def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
@@ -227,15 +233,8 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
     return settings
 
 
-def _placed(
-    model: Transformer, path: Path, dtype: torch.dtype, device: str | torch.device
-) -> Transformer:
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.sum().isfinite()) and not bool(parameter.isfinite().all()):
-            raise InputError(
-                f"{path}: tensor {name} holds NaN or infinity: the weights are damaged, or the "
-                "training has diverged"
-            )
+def _placed(model: Transformer, dtype: torch.dtype, device: str | torch.device) -> Transformer:
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.tie()
     return model.to(device).eval().requires_grad_(False)

@@ -155,23 +155,25 @@ def _require_kinds(content: Any) -> None:
             raise InputError(f"state_dict: {name!r:.200} is no plain tensor of numbers")
 
 
-def tokenizers(path: Path) -> tuple[str, ...]:
+def tokenizers(path: Path, content: dict[str, Any] | None = None) -> tuple[str, ...]:
     """Fingerprints of the tokenizer that the weights go with, in each form that its file has; none
     where nothing tells.
 
     Args:
         path: A checkpoint, or a folder with ``config.json``.
+        content: What is in it, if it was read already.
     """
-    own = (path / "config.json").is_file()
-    content = read_settings(path / "config.json") if own else read_checkpoint(path)
+    if content is None:
+        own = (path / "config.json").is_file()
+        content = read_settings(path / "config.json") if own else read_checkpoint(path)
     found = [content[DATA].get("tokenizer")] if DATA in content else content.get(TOKENIZERS) or []
     if not isinstance(found, list) or not all(isinstance(x, str | None) for x in found):
         raise InputError(f"{path}: {found!r:.60} are no fingerprints of tokenizers")
     return tuple(filter(None, found))
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's tensors in a checkpoint."""
+def shapes(path: Path, content: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's tensors in a checkpoint, whose content was read already."""
     if path.is_dir():
         prefix = "state_dict.network."
         found = {
@@ -181,7 +183,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         }
     else:
         prefix = "network."
-        tensors = read_checkpoint(path).get("state_dict", {})
+        tensors = content.get("state_dict", {})
         found = {key: tuple(value.shape) for key, value in tensors.items()}
     return {key.removeprefix(prefix): shape for key, shape in found.items()}
 
@@ -209,7 +211,9 @@ def describe(path: Path) -> dict[str, Any]:
                 "step": metadata.get("global_step"),
                 "tokens": metadata.get("callbacks", {}).get("Metrics", {}).get("tokens"),
                 "variant": settings.get("position", {}).get("class_path", "").rpartition(".")[2],
-                "parameters": sum(torch.Size(shape).numel() for shape in shapes(path).values()),
+                "parameters": sum(
+                    torch.Size(shape).numel() for shape in shapes(path, metadata).values()
+                ),
                 "settings": settings,
                 "complete": True,
             }

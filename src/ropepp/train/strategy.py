@@ -188,7 +188,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         used = ("state_dict", "optimizer_states") if self.optimizers else ("state_dict",)
         content = read_checkpoint(path, *used)
         own = {k.removeprefix("network."): x for k, x in module.state_dict().items()}
-        check_weights(own, shapes(path), path)
+        check_weights(own, shapes(path, content), path)
         states = content.pop("optimizer_states", [])
         tensors = content.pop("state_dict", {})
         if sharded:

@@ -23,13 +23,16 @@ from ropepp.train.optim import state_of
 
 
 @torch.no_grad()
-def load_weights(network: Transformer, path: str | Path) -> None:
+def load_weights(
+    network: Transformer, path: str | Path, content: dict[str, Any] | None = None
+) -> None:
     """Copies weights into ``network``, sharded or not.
 
     Args:
         network: The model; its position may differ from the saved one's (another theta, another
             scaling) as long as its tensors have the same shapes.
         path: A checkpoint file, a sharded checkpoint, or a folder in the published format.
+        content: What `read_checkpoint` gave of a checkpoint, if it was read already.
 
     Raises:
         InputError: There is nothing of that kind, it is damaged, or a tensor is missing, left over
@@ -44,8 +47,8 @@ def load_weights(network: Transformer, path: str | Path) -> None:
         check_weights(own, {name: tuple(x.shape) for name, x in found.items()}, path)
         load_tensors(own, found)
         return
-    content = read_checkpoint(path, "state_dict")
-    check_weights(own, shapes(path), path)
+    content = content or read_checkpoint(path, "state_dict")
+    check_weights(own, shapes(path, content), path)
     wanted = {f"network.{name}": tensor for name, tensor in own.items()}
     if path.is_dir():
         load_shards({"state_dict": wanted}, path)
