@@ -1,10 +1,8 @@
 """Damaged and hostile files of models: refused in one line, or harmless; nothing of them is run."""
 
-import json
 import pickle
 import shutil
 import warnings
-import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -15,18 +13,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from helpers.fit_runs import arguments, curve, fit
+from helpers.fit_runs import arguments, fit
 from helpers.small_models import exported
-from ropepp.checksums import CHECKSUMS, Damaged
 from ropepp.cli import main
 from ropepp.errors import InputError
 from ropepp.interop.saved import SavedModel, open_model
-from ropepp.runs import shards
-from ropepp.runs.checkpoints import consolidate, describe, read_checkpoint
-from ropepp.runs.shards import INDEX, read_index, seal
+from ropepp.runs.checkpoints import consolidate, read_checkpoint
+from ropepp.runs.shards import INDEX, seal
 from ropepp.train.optim import AdamW
 from ropepp.train.weights import load_optimizer_from, load_weights
 
@@ -122,3 +118,139 @@ def test_a_flipped_bit_is_found_or_harmless(
         damage()
     finally:
         shutil.rmtree(whole)
+
+
+class Trap:
+    """Unpickling one touches a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def copied(source: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "copy" / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path((shutil.copytree if source.is_dir() else shutil.copy2)(source, target))
+
+
+def index_of(folder: Path) -> Any:
+    """The index as torch reads it."""
+    return pickle.loads((folder / INDEX).read_bytes())
+
+
+def write_index(folder: Path, index: Any) -> None:
+    (folder / INDEX).write_bytes(pickle.dumps(index))
+    seal(folder)
+
+
+def in_index(folder: Path, mark: Path) -> None:
+    index = index_of(folder)
+    index.planner_data["trap"] = Trap(mark)
+    write_index(folder, index)
+
+
+def in_dotted_name(folder: Path, mark: Path) -> None:
+    """A name of an allowed module that leads out of it."""
+    words = [b"torch.distributed.checkpoint.metadata", b"os.system", b"touch " + bytes(mark)]
+    module, name, command = (b"\x8c" + bytes([len(word)]) + word for word in words)
+    (folder / INDEX).write_bytes(b"\x80\x04" + module + name + b"\x93" + command + b"\x85R.")
+    seal(folder)
+
+
+def in_bytes(folder: Path, mark: Path) -> None:
+    """A plain value of the optimizer, which torch loads with ``weights_only=False``."""
+    index = index_of(folder)
+    key = next(k for k in index.storage_data if k.fqn.endswith("weight_decay"))
+    place = index.storage_data[key]
+    out = BytesIO()
+    torch.save(Trap(mark), out)
+    file = folder / place.relative_path
+    place.offset, place.length = file.stat().st_size, len(out.getvalue())
+    file.write_bytes(file.read_bytes() + out.getvalue())
+    write_index(folder, index)
+
+
+def in_meta(folder: Path, mark: Path) -> None:
+    content = torch.load(folder / "meta.pt", weights_only=True)
+    torch.save({**content, "trap": Trap(mark)}, folder / "meta.pt")
+
+
+def in_file(file: Path, mark: Path) -> None:
+    torch.save({**torch.load(file, weights_only=True), "trap": Trap(mark)}, file)
+
+
+ENTRANCES: dict[str, Callable[[Path, Path], Any]] = {
+    "open_model": lambda path, out: open_model(path),
+    "load_weights": lambda path, out: load_weights(open_model(path).model, path),
+    "load_optimizer": lambda path, out: moments_of(path),
+    "consolidate": consolidate,
+    "read_checkpoint": lambda path, out: read_checkpoint(path, "state_dict", "optimizer_states"),
+}
+COMMANDS: list[list[str]] = [
+    ["checkpoint", "inspect", "PATH"],
+    ["checkpoint", "consolidate", "PATH", "OUT"],
+    ["generate", "--ckpt", "PATH", "--prompt", "a", "--tokenizer", "bytes"],
+    ["export", "PATH", "OUT", "--tokenizer", "bytes"],
+    ["evaluate", "PATH", "--suite", "perplexity", "--text", "TEXT", "--out", "OUT"],
+    ["analyze", "noise", "PATH", "--out", "OUT"],
+]
+
+
+def moments_of(path: Path) -> None:
+    model = open_model(path).model.requires_grad_(True)
+    load_optimizer_from(model, AdamW().build(model), path)
+
+
+def test_the_traps_would_work(sharded: Path, single: Path, tmp_path: Path) -> None:
+    for number, (source, trap) in enumerate(
+        ((sharded, in_index), (sharded, in_bytes), (sharded, in_meta), (single, in_file))
+    ):
+        mark, path = tmp_path / f"mark{number}", copied(source, tmp_path / str(number))
+        trap(path, mark)
+        if trap is in_index:
+            index_of(path)
+        elif trap is in_bytes:
+            dcp_to_torch_save(path, tmp_path / "out")
+        else:
+            torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=False)
+        assert mark.exists(), trap
+
+
+@pytest.mark.parametrize("trap", [in_index, in_dotted_name, in_bytes, in_meta, in_file])
+def test_nothing_is_executed(
+    trap: Callable[[Path, Path], None], sharded: Path, single: Path, tmp_path: Path, corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    mark = tmp_path / "mark"
+    path = copied(single if trap is in_file else sharded, tmp_path)
+    trap(path, mark)
+    for number, enter in enumerate(ENTRANCES.values()):
+        reads_moments = enter in (ENTRANCES["load_optimizer"], ENTRANCES["consolidate"])
+        if trap is not in_bytes or reads_moments:
+            with pytest.raises(InputError, match="not opened"):
+                enter(path, tmp_path / f"out{number}")
+    text = tmp_path / "text.txt"
+    text.write_text("some text of no importance, twice: some text of no importance")
+    logs, sizes = (
+        tmp_path / "logs",
+        {"PATH": str(path), "OUT": str(tmp_path / "o"), "TEXT": str(text)},
+    )
+    fits = [
+        arguments(corpus, logs, "a", ckpt_path=path, trainer__strategy="fsdp2", **STEPS),
+        arguments(corpus, logs, "b", init_from=path, **STEPS),
+        arguments(corpus, logs, "c", init_from=path, init_optimizer=True, **STEPS),
+    ]
+    fits.append(["validate", *fits[0][1:]])
+    for command in [*COMMANDS, *fits]:
+        if trap is in_bytes and command[0] in ("generate", "export", "evaluate", "analyze"):
+            continue  # which do not read it
+        if trap is in_bytes and command in (fits[1], fits[3]):
+            continue
+        assert main([sizes.get(word, word) for word in command]) == 2, command
+        err = capsys.readouterr().err.strip().splitlines()
+        assert "Traceback" not in " ".join(err)
+        assert err[-1].startswith("error: "), err
+    assert not mark.exists()

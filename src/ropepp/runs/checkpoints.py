@@ -234,6 +234,8 @@ def inspect(path: Path, as_json: bool = False) -> str:
     described = [describe(one) for one in found]
     if as_json:
         return json.dumps(described if len(found) > 1 else described[0], indent=2)
+    if len(found) == 1 and described[0]["torn"]:
+        raise InputError(f"{path} is torn: {described[0]['torn']}")
     return "\n".join(_line(one) for one in described)
 
 
