@@ -57,6 +57,11 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
             )
 
 
+def listed(folder: Path) -> list[str]:
+    """Names of the files that have checksums."""
+    return list(_read(folder / CHECKSUMS)[1])
+
+
 def file_sums(file: Path, block_bytes: int = BLOCK_BYTES) -> list[str]:
     """CRC-32 of each block of a file, hexadecimal."""
     with file.open("rb", buffering=0) as handle, ThreadPoolExecutor(THREADS) as pool:

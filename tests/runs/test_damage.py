@@ -110,7 +110,7 @@ def test_a_flipped_bit_is_found_or_harmless(
                 warnings.simplefilter("ignore")
                 assert torch.equal(use(place), logits)
         except InputError as error:
-            assert str(place) in str(error)
+            assert str(place) in str(error)  # noqa: PT017 (it may be harmless)
         finally:
             file.write_bytes(before)
 

@@ -128,8 +128,8 @@ def understanding(name: str | Path) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:  # damaged content raises anything
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise InputError(f"{name} is incomplete or not understood: {what}"[:2000]) from error
+        kind = "" if isinstance(error, LookupError | TypeError) else f"{type(error).__name__}: "
+        raise InputError(f"{name} is incomplete: {kind}{error}"[:2000]) from error
 
 
 def _find(module: str, name: str) -> Any:

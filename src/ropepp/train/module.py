@@ -286,11 +286,12 @@ class LanguageModel(pl.LightningModule):
                 "of another kind; begin with the weights alone by --init_from"
             )
         if "state_dict" in checkpoint:  # otherwise the strategy has loaded it
-            where = self.trainer.ckpt_path or "checkpoint"
+            where = (self._trainer and self._trainer.ckpt_path) or "checkpoint"
             found = {k: tuple(x.shape) for k, x in checkpoint["state_dict"].items()}
             check_weights(self.state_dict(), found, where)
-        for state in checkpoint.get("optimizer_states", [])[: self.trainer.state.fn == "fit"]:
-            check_optimizer(self, self.optimizer_spec.build(self.network), state, where)
+            if self._trainer and self._trainer.state.fn == "fit":
+                for state in checkpoint.get("optimizer_states", []):
+                    check_optimizer(self, self.optimizer_spec.build(self.network), state, where)
         for key in sorted(saved.keys() & here.keys()):
             if saved[key] != here[key]:
                 pl.utilities.rank_zero_warn(

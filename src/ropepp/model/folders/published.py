@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropepp.checksums import check_files
+from ropepp.checksums import check_files, listed
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.tensors import read_tensors
@@ -71,6 +71,8 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
     settings = read_settings(folder / "config.json")
     config, spec = architecture(settings, folder / "config.json")
     model = unfilled(config, spec, folder / "config.json", ignore_index(settings))
+    # Also what others read, such as the tokenizer.
+    check_files(folder, (name for name in listed(folder) if not name.endswith(".safetensors")))
     tensors = {our_name(name): tensor for name, tensor in read_tensors(folder).items()}
     take_slopes(model, tensors, folder)
     if config.tied_embeddings:

@@ -83,8 +83,8 @@ def _read(file: Path) -> dict[str, Tensor]:
         why = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
         raise InputError(f"{file} is missing: a folder holds config.json and safetensors{why}")
     check_files(file.parent, [file.name])
-    try:
-        with understanding(file):
+    with understanding(file):
+        try:
             return load_file(file)
-    except SafetensorError as error:
-        raise InputError(f"{file} is no complete safetensors file: {error}") from error
+        except SafetensorError as error:
+            raise InputError(f"{file} is no complete safetensors file: {error}") from error
