@@ -25,7 +25,10 @@ def write_archive(content: Any, target: Path) -> None:
         DiskError: They cannot be written.
     """
     with disk_errors(target), replacing_file(target) as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # of its C++ part, which hides what the file has said
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read_archive(file: Path | RawIOBase, name: Path, mapped: bool = True) -> tuple[Any, Sums]:

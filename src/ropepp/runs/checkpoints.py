@@ -135,8 +135,7 @@ def read_checkpoint(path: Path, *used: str, mapped: bool = True) -> dict[str, An
     with understanding(file):
         _require_kinds(content)
         parts = content if path.is_dir() else {key: content[key] for key in used if key in content}
-        tensors = list(named_tensors(parts))
-    check_tensors(tensors, sums, file)
+        check_tensors(named_tensors(parts), sums, file)
     return content
 
 
@@ -151,7 +150,12 @@ def _require_kinds(content: Any) -> None:
         require_plain(content.get(key), key)
     for name, tensor in content.get("state_dict", {}).items():
         dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        if not dense or not tensor.is_floating_point() or not tensor.is_contiguous():
+        if (
+            not dense
+            or tensor.is_meta
+            or not tensor.is_floating_point()
+            or not tensor.is_contiguous()
+        ):
             raise InputError(f"state_dict: {name!r:.200} is no plain tensor of numbers")
 
 
