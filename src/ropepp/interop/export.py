@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ropepp.checksums import write_checksums
 from ropepp.data.tokenizer import load_tokenizer
-from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
@@ -51,6 +51,7 @@ def export(
         InputError: The folder exists, the form cannot express the model, or there is no tokenizer
             where the model's text had one.
     """
+    saved.require_finite()
     model = saved.model
     found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
     text = _text(saved)
@@ -73,6 +74,7 @@ def export(
             shutil.copyfile(MODELING, work / MODELING.name)
         kind = form if form == "reference" else str(settings["model_type"])
         write_text(work / "README.md", model_card(saved, kind, dtype, _result(saved)))
+        write_checksums(work, (file.name for file in work.iterdir() if file.suffix != ".md"))
 
 
 def _settings(model: Transformer, text: dict[str, Any], form: Form) -> tuple[dict[str, Any], str]:
@@ -98,11 +100,6 @@ def _tensors(
         if name == "lm_head.weight" and model.config.tied_embeddings:
             continue
         wide = tensor.float()
-        if not bool(wide.sum().isfinite()) and not bool(wide.isfinite().all()):
-            raise InputError(
-                f"tensor {name} holds NaN or infinity: the weights are damaged, or the training has"
-                " diverged"
-            )
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             wide = wide * factor
         outer = f"{prefix}{name}"
