@@ -12,7 +12,7 @@ from ropepp.runs.records import RunSpec
 from ropepp.runs.settings import canonical
 from ropepp.sweep.config import SweepConfig, SweepRow
 from ropepp.train.estimate import EstimateCLI
-from ropepp.train.lightning_cli import BASES, subclasses
+from ropepp.train.parsing import BASES, subclasses
 
 
 def check_row(config: SweepConfig, row: SweepRow) -> dict[str, Any]:

@@ -3,37 +3,26 @@ directories."""
 
 import logging
 import os
-import re
-import secrets
-import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentError, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import Strategy
 from omegaconf.errors import OmegaConfBaseException
 
-import ropepp.data.recall.task  # noqa: F401 (makes its short class name known)
 from ropepp.data.loading.datamodule import RowsDataModule
-from ropepp.data.packing.concat import Packing
 from ropepp.errors import Diverged, InputError, Stopped
-from ropepp.files import disk_errors, held, require_writable, run_folder, write_json
-from ropepp.model.positions import Position, Scaling
+from ropepp.files import held, require_writable, run_folder, write_json
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
-from ropepp.runs.process import STOP_SIGNALS
 from ropepp.runs.records import DIVERGED, METRICS, RESULT, read_result
-from ropepp.runs.settings import check_references, check_size, names_file, read_settings
+from ropepp.runs.settings import check_references, names_file, read_settings
 from ropepp.runs.survival import lasting_output
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.callbacks.metrics import Metrics
@@ -49,10 +38,17 @@ from ropepp.train.callbacks.run_files import (
 from ropepp.train.callbacks.suite import SuiteEvaluation
 from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.guard import StepGuard
+from ropepp.train.launching import (
+    default_run_name,
+    is_child_process,
+    is_first_process,
+    own_process,
+    restore,
+    signal_handlers,
+)
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
-from ropepp.train.optim import OptimizerSpec
-from ropepp.train.schedules import Schedule
+from ropepp.train.parsing import PARSER_MODE, explained, prepare_parsing
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -75,17 +71,7 @@ FIXED = dict(  # noqa: C408
     enable_checkpointing="True", enable_autolog_hparams="False", sync_batchnorm="False",
     model_registry="",
 )  # fmt: skip
-PARSER_MODE = "omegaconf+"
 CHILDREN_SECONDS = 60.0  # that the other processes of this machine may take to end
-SPECS = {
-    "position": Position,
-    "scaling": Scaling,
-    "optimizer": OptimizerSpec,
-    "schedule": Schedule,
-    "data": RowsDataModule,
-    "packing": Packing,
-}
-BASES = (*SPECS.values(), Strategy)  # of the classes that short names mean
 
 
 def run_options(
@@ -118,8 +104,7 @@ class RopeppCLI(LightningCLI):
     directory."""
 
     def __init__(self, args: list[str]) -> None:
-        set_parsing_settings(subclasses_enabled=list(SPECS.values()))
-        set_loader(PARSER_MODE, bounded_load, (yaml.YAMLError,))
+        prepare_parsing()
         self.started, self.handlers = time.time(), signal_handlers()
         super().__init__(
             LanguageModel,
@@ -236,9 +221,7 @@ class RopeppCLI(LightningCLI):
                     require_writable(self.directory / name)
                 self._run_and_wait(subcommand)
         else:
-            with disk_errors(self.directory):
-                self.directory.mkdir(parents=True, exist_ok=True)
-                TemporaryFile(dir=self.directory).close()
+            require_writable(self.directory, folder=True)
             self._run_and_wait(subcommand)
 
     def _run_and_wait(self, subcommand: str) -> None:
@@ -384,86 +367,6 @@ def print_outcome(outcome: dict[str, float]) -> None:
     """One line a metric."""
     for key, value in outcome.items():
         print(f"{key:<28} {value:.4f}")
-
-
-def explained(error: ArgumentError) -> InputError | None:
-    """What is wrong and what is allowed, where the parser's error lists all that it tried."""
-    text = " ".join(str(error).split())
-    # The key of a class and, inside its arguments, that of a spec: data and packing.
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', text))
-    option = re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text)
-    if key and option:
-        return InputError(f"{key}: {option[1]} has no argument {option[2]!r}")
-    unknown = re.search(r"Expected a dot import path string: (\S+)", text)
-    base = SPECS.get(key.rsplit(".", 1)[-1])
-    if unknown and base is not None:
-        known = sorted(kind.__name__ for kind in subclasses(base))
-        names = ", ".join(name for name in known if not name.startswith("_"))
-        return InputError(f"{key} is {unknown[1]!r}; allowed: {names}, a class path or a file")
-    return None
-
-
-def bounded_load(text: str, path: str = "") -> Any:
-    """A value or file as the parser reads it, unless that would never end."""
-    if len(text) > 40:
-        check_size(text, path or "a value")
-    return get_loader("yaml")(text)
-
-
-def subclasses(base: type) -> set[type]:
-    """All classes below ``base`` that have been imported."""
-    found: set[type] = set(base.__subclasses__())
-    return found.union(*(subclasses(kind) for kind in found))
-
-
-def default_run_name() -> str:
-    """The job's id under a scheduler, the same in all its processes; otherwise the time of the
-    start."""
-    for variable in ("ROPEPP_RUN", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
-        if os.environ.get(variable, "none") != "none":
-            return os.environ[variable]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "--run is missing: with several processes and no job id each would make up its own"
-        )
-    # Two may begin in one second. Processes that this one starts inherit the name.
-    os.environ["ROPEPP_RUN"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    return os.environ["ROPEPP_RUN"]
-
-
-def is_child_process() -> bool:
-    """Whether this is not the first process of its machine."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) > 0
-
-
-def is_first_process() -> bool:
-    """Whether this is the first process of all."""
-    ranks = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
-    return all(os.environ.get(name, "0") == "0" for name in ranks)
-
-
-def signal_handlers() -> dict[signal.Signals, Any]:
-    """What this process does when it is asked to end."""
-    return {number: signal.getsignal(number) for number in STOP_SIGNALS}
-
-
-def restore(handlers: dict[signal.Signals, Any]) -> None:
-    with suppress(ValueError):  # in another thread nothing was changed
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def own_process() -> Iterator[None]:
-    """What a run changes in its process is as before after this block: handlers of signals, and the
-    name that the processes inherit which it starts."""
-    handlers, named = signal_handlers(), "ROPEPP_RUN" in os.environ
-    try:
-        yield
-    finally:
-        restore(handlers)
-        if not named:
-            os.environ.pop("ROPEPP_RUN", None)
 
 
 def main(args: list[str]) -> None:

@@ -1,0 +1,62 @@
+"""The process of a run: its place among others, its name, and the signals that ask it to end."""
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ropepp.errors import InputError
+from ropepp.runs.process import STOP_SIGNALS
+
+
+def default_run_name() -> str:
+    """The job's id under a scheduler, the same in all its processes; otherwise the time of the
+    start."""
+    for variable in ("ROPEPP_RUN", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
+        if os.environ.get(variable, "none") != "none":
+            return os.environ[variable]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "--run is missing: with several processes and no job id each would make up its own"
+        )
+    # Two may begin in one second. Processes that this one starts inherit the name.
+    os.environ["ROPEPP_RUN"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return os.environ["ROPEPP_RUN"]
+
+
+def is_child_process() -> bool:
+    """Whether this is not the first process of its machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) > 0
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of all."""
+    ranks = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
+def signal_handlers() -> dict[signal.Signals, Any]:
+    """What this process does when it is asked to end."""
+    return {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+
+def restore(handlers: dict[signal.Signals, Any]) -> None:
+    with suppress(ValueError):  # in another thread nothing was changed
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def own_process() -> Iterator[None]:
+    """What a run changes in its process is as before after this block: handlers of signals, and the
+    name that the processes inherit which it starts."""
+    handlers, named = signal_handlers(), "ROPEPP_RUN" in os.environ
+    try:
+        yield
+    finally:
+        restore(handlers)
+        if not named:
+            os.environ.pop("ROPEPP_RUN", None)
