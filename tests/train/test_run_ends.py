@@ -52,6 +52,7 @@ def test_a_damaged_or_missing_result_is_made_again(corpus: Path, tmp_path: Path)
         again = json.loads(file.read_text())
         for key in ("steps", "train_loss", "validation_loss", "evaluation", "tokens"):
             assert again[key] == whole[key], key
+        assert len(list(file.parent.glob("*.position"))) == 1
 
 
 def test_where_a_run_begins(

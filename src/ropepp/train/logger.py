@@ -65,6 +65,10 @@ class RunLogger(TensorBoardLogger):
             if file.suffix not in (".board", POSITIONS)
         )
 
+    def _forget_positions(self) -> None:
+        for file in self.directory.glob(f"{EVENTS}*{POSITIONS}"):
+            file.unlink()
+
     @rank_zero_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
@@ -77,8 +81,7 @@ class RunLogger(TensorBoardLogger):
         # As for SummaryWriter's purge_step, which had to be known before Lightning opens it.
         start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         self.experiment.file_writer.add_event(start)
-        for file in self.directory.glob(f"{EVENTS}*{POSITIONS}"):
-            file.unlink()
+        self._forget_positions()
         if not self.metrics_file.exists():
             return
         lines = self.metrics_file.read_bytes().split(b"\n")[:-1]  # a kill can tear the last one
@@ -117,6 +120,7 @@ class RunLogger(TensorBoardLogger):
             for position, loss in zip(found["position"], found["loss"], strict=True)
         )
         self.save()
+        self._forget_positions()
         own = self._event_files()[-1]
         write_events(own.with_name(own.name + POSITIONS), points)
 
