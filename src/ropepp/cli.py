@@ -95,23 +95,27 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except Stopped as stop:
         _ends(argv)
-        with suppress(OSError):  # the terminal may be gone
-            print(stop, file=sys.stderr)
+        _say(stop)
         return stop.code
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns Ctrl-C into an exit with 1.
         if not isinstance(error.__context__ or error, KeyboardInterrupt):
             raise
         _ends(argv)
-        print("interrupted before it was done", file=sys.stderr)
+        _say("interrupted before it was done")
         return 130
     except Exception as error:
         message = user_message(error)
         if debug or message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        _say(f"error: {message}")
         return 2
     return 0
+
+
+def _say(text: object) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print(text, file=sys.stderr)
 
 
 def _ends(argv: list[str] | None) -> None:
