@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ropepp.errors import InputError
 
 # A configuration beyond these is a mistake or an attack; all that is read is held to them first.
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**20, 20_000, 50
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**20, 10_000, 50
 MOST_TEXT = 2000  # characters with a reference, or that one stands for
 # What a value may take from elsewhere: another key (relative with dots), or the environment.
 REFERENCE = re.compile(r"\$\{(?:oc\.env:[^${}]*|(\.*[\w.\[\]-]+))\}")
