@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
@@ -44,24 +43,16 @@ def load_weights(
     own = network.state_dict()
     if path.is_dir() and (path / "config.json").is_file():
         found = load_pretrained(path).state_dict()
-        check_weights(own, {name: tuple(x.shape) for name, x in found.items()}, path)
+        check_shapes(own, {name: tuple(x.shape) for name, x in found.items()}, path)
         load_tensors(own, found)
         return
     content = content or read_checkpoint(path, "state_dict")
-    check_weights(own, shapes(path, content), path)
+    check_shapes(own, shapes(path, content), path)
     wanted = {f"network.{name}": tensor for name, tensor in own.items()}
     if path.is_dir():
         load_shards({"state_dict": wanted}, path)
     else:
         load_tensors(wanted, content["state_dict"])
-
-
-def check_weights(
-    own: Mapping[str, Tensor], found: dict[str, tuple[int, ...]], path: Path | str
-) -> None:
-    """Raises an `InputError` if the shapes ``found`` at ``path`` are not those of a model's
-    tensors."""
-    check_shapes({name: tuple(x.shape) for name, x in own.items()}, found, Path(path))
 
 
 @torch.no_grad()
@@ -149,12 +140,6 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
     content = read_checkpoint(path, "optimizer_states", mapped=False)
     states = content.get("optimizer_states") or [None]
     load_optimizer(module, optimizer, states[0], path)
-
-
-def load_model_shards(module: nn.Module, path: Path) -> None:
-    """Restores a module's sharded parameters."""
-    state = {"state_dict": get_model_state_dict(module)}
-    load_shards(state, path)
 
 
 def load_optimizer_shards(

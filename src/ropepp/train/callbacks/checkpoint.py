@@ -64,7 +64,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
         super().on_train_start(trainer, pl_module)
         self._asked = Question()
         self._saved_step = trainer.global_step  # nothing is due right after a resume
-        self._restored(trainer)
+        self.on_validation_start(trainer, pl_module)
         # Whoever has made the trainer puts the handlers from before back.
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
@@ -87,18 +87,11 @@ class StepCheckpoint(StepCallback, Checkpoint):
         if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             self._save_if_due(trainer)
 
-    def _restored(self, trainer: pl.Trainer) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(trainer.strategy.checkpoint_io, CheckpointFiles):
             trainer.strategy.checkpoint_io.restoring = None
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restored(trainer)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restored(trainer)
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restored(trainer)
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
