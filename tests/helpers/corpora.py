@@ -57,18 +57,21 @@ def write_corpus(
     documents: Iterable[list[int]],
     tokenizer: Tokenizer | None = None,
     split: str = "train",
+    shards: int = 1,
     **about: Any,
 ) -> Path:
-    """Writes a split of one shard, of ids that need not be those of any text."""
-    tokenizer = tokenizer or BytesTokenizer()
-    place = shard_folder(folder, "toy", split)
-    place.mkdir(parents=True)
-    with TokenWriter(place, tokenizer) as writer:
-        for ids in documents:
-            writer.append(ids, text_bytes=len(ids))
-        writer.sync()
-    entry = ShardEntry("toy", **writer.counts_and_checksums())
-    join_shards(folder, split, [entry], tokenizer, "toy", **about)
+    """Writes a split of some shards, of ids that need not be those of any text."""
+    tokenizer, documents, entries = tokenizer or BytesTokenizer(), list(documents), []
+    for number in range(shards):
+        name = f"toy-{number}" if number else "toy"
+        place = shard_folder(folder, name, split)
+        place.mkdir(parents=True)
+        with TokenWriter(place, tokenizer) as writer:
+            for ids in documents[number::shards]:
+                writer.append(ids, text_bytes=len(ids))
+            writer.sync()
+        entries.append(ShardEntry(name, **writer.counts_and_checksums()))
+    join_shards(folder, split, entries, tokenizer, "toy", **about)
     return folder
 
 

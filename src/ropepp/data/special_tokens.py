@@ -1,10 +1,10 @@
 """Which tokens begin and end a document: by the word of a tokenizer's own files."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ropepp.data.records import read_json
 from ropepp.errors import InputError
 
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
@@ -23,10 +23,7 @@ def named_beside(file: Path) -> dict[str, str]:
     for path in (file.with_name(CONFIG_FILE), file.with_name(MAP_FILE)):
         if not path.is_file():
             continue
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{path} is no JSON: {error}") from error
+        content = read_json(path)
         if not isinstance(content, dict):
             raise InputError(f"{path} is {type(content).__name__}; allowed is a JSON object")
         if content.get("add_bos_token") is False:
