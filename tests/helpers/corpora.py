@@ -12,6 +12,7 @@ import numpy as np
 import zstandard
 
 from ropepp.data.prepare.prepare import prepare
+from ropepp.data.records import checksum_of
 from ropepp.data.tokenizer import BytesTokenizer, Tokenizer
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.meta import ShardEntry, join_shards, shard_folder
@@ -79,6 +80,12 @@ def random_documents(draw: np.random.Generator, count: int, longest: int) -> lis
     """Documents of bytes, of 1 to below `longest` of them."""
     lengths = draw.integers(1, longest, count)
     return [draw.integers(0, 256, length).tolist() for length in lengths]
+
+
+def change_record(file: Path, **values: object) -> None:
+    """Other values, with a checksum that fits: as a program writes them, not a disk."""
+    content = {k: v for k, v in json.loads(file.read_text()).items() if k != "crc32"} | values
+    file.write_text(json.dumps(content | {"crc32": checksum_of(content)}))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

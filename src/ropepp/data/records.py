@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from ropepp.errors import InputError
 from ropepp.files import write_synced
@@ -23,7 +23,7 @@ def write_record(path: Path, record: Any) -> None:
         DiskError: It cannot be written.
     """
     values = asdict(record)
-    content = json.dumps({**values, CHECKSUM: _checksum(values)}, indent=2)
+    content = json.dumps({**values, CHECKSUM: checksum_of(values)}, indent=2)
     write_synced(path, f"{content}\n".encode())
 
 
@@ -47,7 +47,7 @@ def read_record(path: Path, cls: type[Record], version: int | None = None) -> Re
         )
     checksum = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
     record = as_record(values, cls, str(path))
-    if checksum != (found := _checksum(values)):
+    if checksum != (found := checksum_of(values)):
         raise InputError(f"{path} is damaged: its {CHECKSUM} is {found}, not {checksum!r:.80}")
     return record
 
@@ -74,13 +74,11 @@ def read_bytes(path: Path, limit: int = LARGEST_JSON) -> bytes:
     if not path.is_file():  # a pipe would wait for ever
         raise InputError(f"{path} is {'no file' if path.exists() else 'missing'}")
     try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
+        if path.stat().st_size > limit:
+            raise InputError(f"{path} has more than {limit} bytes, the most that is read")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    if len(content) > limit:
-        raise InputError(f"{path} has more than {limit} bytes, the most that is read")
-    return content
 
 
 def as_record(values: Any, cls: type[Record], place: str) -> Record:
@@ -90,7 +88,7 @@ def as_record(values: Any, cls: type[Record], place: str) -> Record:
     Raises:
         InputError: They are others.
     """
-    types = _types(cls)
+    types = _types(cast(Any, cls))
     if not isinstance(values, dict) or values.keys() != types.keys():
         odd = sorted(map(str, values.keys() ^ types.keys())) if isinstance(values, dict) else values
         raise InputError(
@@ -123,5 +121,6 @@ def _is_of(value: Any, kind: Any) -> bool:
     return kind is Any or isinstance(value, kind)
 
 
-def _checksum(values: Any) -> str:
+def checksum_of(values: Any) -> str:
+    """Of plain values, whatever their layout in a file."""
     return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"

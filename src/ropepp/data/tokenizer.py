@@ -13,14 +13,21 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
 from ropepp.data.records import read_bytes
-from ropepp.data.special_tokens import CONFIG_FILE, EOT_NAMES, find, named_beside, usual_ids
+from ropepp.data.special_tokens import (
+    CONFIG_FILE,
+    EOT_NAMES,
+    find,
+    library_errors,
+    named_beside,
+    require_short,
+    usual_ids,
+)
 from ropepp.errors import InputError
 from ropepp.files import write_synced
 
@@ -105,9 +112,12 @@ class BpeTokenizer:
         from tokenizers import Tokenizer as Backend
 
         self._content, self._origin = content, origin
-        with _library_errors(f"{origin} is no tokenizer.json of `tokenizers`"):
+        with library_errors(f"{origin} is no tokenizer.json of `tokenizers`"):
             self._backend = Backend.from_str(content)
-            found = find(self._backend, json.loads(content))
+        values = json.loads(content)
+        require_short(values.get("normalizer"), origin)
+        with library_errors(f"{origin} is no tokenizer.json of `tokenizers`"):
+            found = find(self._backend, values)
         self._named = bos is not None or eot is not None  # which the content alone does not tell
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
@@ -125,7 +135,7 @@ class BpeTokenizer:
         self.bos_id = self._id_of(bos, "BOS", origin) if bos and bos != eot else None
         # A file may not mark them as special: they would be found in text, and shown by decode.
         self._backend.add_special_tokens([token for token in (bos, eot) if token])
-        self.fingerprint = self._fingerprint(json.loads(content))
+        self.fingerprint = self._fingerprint(values)
 
     def _id_of(self, token: str, role: str, origin: str) -> int:
         found = self._backend.token_to_id(token)
@@ -145,7 +155,7 @@ class BpeTokenizer:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        with _library_errors(f"{self._origin} cannot encode a text"):
+        with library_errors(f"{self._origin} cannot encode a text"):
             encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
             return [item.ids for item in encoded]
 
@@ -188,7 +198,7 @@ class TiktokenTokenizer:
         ranks = _parse_ranks(content, origin)
         self._content = content
         self._ordinary = len(ranks)
-        with _library_errors(f"{origin} is no tokenizer of `tiktoken`"):
+        with library_errors(f"{origin} is no tokenizer of `tiktoken`"):
             self._backend = tiktoken.Encoding(
                 "ropepp", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
             )
@@ -226,17 +236,6 @@ class TiktokenTokenizer:
 
     def save(self, folder: Path) -> None:
         write_synced(folder / TIKTOKEN_FILE, self._content)
-
-
-@contextmanager
-def _library_errors(what: str) -> Iterator[None]:
-    """What a tokenizer library says of a file that anybody may have written, as an `InputError`."""
-    try:
-        yield
-    except (InputError, MemoryError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a bare Exception, or the panic of code in Rust
-        raise InputError(f"{what}: {' '.join(str(error).split()):.300}") from error
 
 
 def num_threads() -> int:

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.corpora import write_corpus
-from ropepp.data.records import _checksum
+from helpers.corpora import change_record, write_corpus
 from ropepp.data.text.readers import Skipped
 from ropepp.data.tokenizer import BytesTokenizer, train_bpe
 from ropepp.data.tokens import corpus as corpus_module
@@ -73,10 +72,7 @@ def truncate(file: Path, by: int) -> None:
 
 def change_meta(folder: Path, **values: object) -> None:
     """With a checksum that fits: as a program writes it, not a disk."""
-    file = folder / "train/meta.json"
-    content = json.loads(file.read_text()) | values
-    content.pop("crc32")
-    file.write_text(json.dumps(content | {"crc32": _checksum(content)}))
+    change_record(folder / "train/meta.json", **values)
 
 
 def change_offsets(folder: Path, values: list[int]) -> None:

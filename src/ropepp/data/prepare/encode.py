@@ -199,7 +199,6 @@ def encode_shard(job: ShardJob, report: Report) -> None:
             **left_out,
         )
         write_record(place / META_FILE, meta)
-        sync_folder(place)
 
 
 def finished_shard(job: ShardJob, verify: bool = False) -> ShardMeta | None:

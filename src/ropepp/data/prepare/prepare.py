@@ -171,22 +171,21 @@ class _Run:
         Raises:
             InputError: It is, and a file is damaged.
         """
+        record = self.folder / TRAINING_FILE
+        splits = {path.parent.name for path in self.folder.glob(f"*/{META_FILE}")}
         try:
-            splits = {path.parent.name for path in self.folder.glob(f"*/{META_FILE}")}
-            if splits != set(self.settings.splits):
-                return False
-            meta, record = read_meta(self.folder / TRAIN / META_FILE), self.folder / TRAINING_FILE
+            meta = read_meta(self.folder / TRAIN / META_FILE)
             if isinstance(given, tuple):
-                same = record.is_file() and record.read_text() == self._training(*given)[0]
+                made_with = record.read_text() == self._training(*given)[0]
             else:
-                same = given.fingerprint == meta.tokenizer_fingerprint
-            if not same or meta.source != self.source.given:
-                return False
-            jobs = self._jobs(meta.tokenizer_fingerprint, meta.tokenizer)
+                made_with = given.fingerprint == meta.tokenizer_fingerprint
+            names = {path.name for path in (self.folder / SHARDS_FOLDER).iterdir()}
         except (InputError, OSError, ValueError):
             return False
-        names = {path.name for path in (self.folder / SHARDS_FOLDER).iterdir()}
-        if names != {job.shard.name for job in jobs} or not all(map(finished_shard, jobs)):
+        jobs = self._jobs(meta.tokenizer_fingerprint, meta.tokenizer)
+        here = self.source.given, set(self.settings.splits), {job.shard.name for job in jobs}
+        same = made_with and here == (meta.source, splits, names)
+        if not same or not all(map(finished_shard, jobs)):
             return False
         for split in self.settings.splits:
             Corpus.open(self.folder, split).verify()

@@ -109,6 +109,7 @@ def join_shards(
     place = folder / split
     with disk_errors(place):
         shutil.rmtree(place, ignore_errors=True)
+        place.unlink(missing_ok=True)
         place.mkdir()
     beside = sorted(path for path in folder.iterdir() if path.is_file())
     kept = [shard for shard in shards if shard.tokens]
