@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from helpers.corpora import write_corpus
 from ropepp.data.loading.loader import EpochOrder
-from ropepp.data.packing.best_fit import BestFit
 from ropepp.data.packing.concat import Concat
 from ropepp.data.tokens import reader
 from ropepp.data.tokens.corpus import Corpus
@@ -132,35 +131,18 @@ def test_a_file_that_changes_while_it_is_used(
     assert tokens[10_000:].tolist() == list(range(10_000, 10_005))
 
 
-def test_what_is_mapped_is_not_read_beyond_its_end(
+def test_numbers_are_compared_with_their_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To touch such a page would end the process by SIGBUS."""
-    monkeypatch.setattr(reader, "IN_MEMORY", 0)
-    folder = write_corpus(tmp_path, [[1] * 30] * 2000)
-    for packing in (Concat(), BestFit()):
-        rows = packing.rows(Corpus.open(folder, "train"), 16)
-        rows.batch([3])
-        mapped = [file for file in (tmp_path / "train").rglob("*.*") if file.suffix != ".json"]
-        mapped = [file for file in mapped if file.is_file()]
-        assert len(mapped) == (2 if packing == Concat() else 6)
-        for file in mapped:
-            content = file.read_bytes()
-            os.truncate(file, 0)
-            for read in (rows.batch, rows.num_targets):
-                with pytest.raises(InputError, match=file.name):
-                    read([len(rows) - 1])
-            with file.open("r+b") as handle:
-                handle.write(content)
-        rows.batch([3])
-
-
-def test_numbers_are_compared_with_their_checksum(tmp_path: Path) -> None:
     file = tmp_path / "n"
     np.arange(50_000, dtype="<i8").tofile(file)
     checksum = BlockChecksums(file.read_bytes()).digest()
     kind = np.dtype("<i8")
     assert load_numbers(file, kind, 50_000, checksum).sum() == sum(range(50_000))
+    monkeypatch.setattr(reader, "IN_MEMORY", 0)
+    mapped = load_numbers(file, kind, 50_000, checksum)
+    assert isinstance(mapped.base, np.memmap)
+    assert mapped.sum() == sum(range(50_000))
     flip(file, 399_999)
     with pytest.raises(InputError, match="n is damaged: its checksum is"):
         load_numbers(file, kind, 50_000, checksum)

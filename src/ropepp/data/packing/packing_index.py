@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ropepp.data.records import read_record, write_record
 from ropepp.data.tokens.corpus import CHUNK, Corpus
-from ropepp.data.tokens.reader import load_numbers, require_whole
+from ropepp.data.tokens.reader import load_numbers
 from ropepp.data.tokens.writer import BlockChecksums
 from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_synced
@@ -68,12 +68,6 @@ class IndexMeta:
     checksums: dict[str, str] = field(default_factory=dict)
 
 
-def index_folder(corpus: Corpus, length: int, min_opening_tokens: int) -> Path:
-    """Where the index of a corpus is kept."""
-    place = corpus.folder / corpus.meta.split
-    return place / f"best_fit_{length}_{min_opening_tokens}.index"
-
-
 def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingIndex:
     """The index from its folder in the split's folder, which is made if needed.
 
@@ -88,13 +82,14 @@ def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingI
         min_opening_tokens: Tokens of a piece from which on it may open a row; shorter ones go
             where there is room, and are left out where there is none.
     """
-    path = index_folder(corpus, length, min_opening_tokens)
+    place = corpus.folder / corpus.meta.split
+    path = place / f"best_fit_{length}_{min_opening_tokens}.index"
     documents, checksum = len(corpus.offsets) - 1, corpus.meta.offsets_checksum
     key = IndexMeta(INDEX_VERSION, length, min_opening_tokens, documents, checksum)
     found = _load(path, key)
     if found is None:
         built = build_index(corpus.offsets, length, min_opening_tokens)
-        if path.parent.is_dir() and _load(path, key) is None:  # no other process was faster
+        if place.is_dir() and _load(path, key) is None:  # no other process was faster
             _save(path, key, built)
         # From the files, processes on a machine share it.
         found = _load(path, key) or built
@@ -223,23 +218,13 @@ def _cut(
     return remainders, np.concatenate(whole), np.concatenate(rows)
 
 
-def require_whole_index(folder: Path, index: PackingIndex) -> None:
-    """Raises an `InputError` if a mapped file was cut short, see `reader.require_whole`."""
-    for name, array in vars(index).items():
-        require_whole(_file(folder, name), array)
-
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.bin"
-
-
 def _save(folder: Path, key: IndexMeta, index: PackingIndex) -> None:
     """Writes the arrays and what is known of them, completely or not at all."""
     arrays = {name: getattr(index, name).astype(kind) for name, kind in ARRAYS.items()}
     # The folder may be read-only, or another process may have been faster.
     with suppress(OSError, InputError), replacing_folder(folder, overwrite=True) as work:
         for name, array in arrays.items():
-            write_synced(_file(work, name), array.data)
+            write_synced(work / f"{name}.bin", array.data)
         meta = replace(
             key,
             sizes={name: len(array) for name, array in arrays.items()},
@@ -258,7 +243,7 @@ def _load(folder: Path, key: IndexMeta) -> PackingIndex | None:
             return None
         return PackingIndex(
             *(
-                load_numbers(_file(folder, name), kind, meta.sizes[name], meta.checksums[name])
+                load_numbers(folder / f"{name}.bin", kind, meta.sizes[name], meta.checksums[name])
                 for name, kind in ARRAYS.items()
             )
         )

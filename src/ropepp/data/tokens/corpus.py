@@ -33,7 +33,7 @@ from ropepp.data.tokens.meta import (
     read_shards,
     shard_folder,
 )
-from ropepp.data.tokens.reader import CHUNK, ShardedTokens, load_numbers, require_whole
+from ropepp.data.tokens.reader import CHUNK, ShardedTokens, load_numbers
 from ropepp.data.tokens.writer import (
     BLOCK,
     BLOCKS_FILE,
@@ -112,13 +112,6 @@ class Corpus:
         for entry in read_shards(self.folder, self.meta):
             place = shard_folder(self.folder, entry.name, self.meta.split)
             verify_shard(place, entry, token_type(self.meta.vocab_size), self.meta.vocab_size)
-
-    def require_whole(self) -> None:
-        """Raises an `InputError` if a mapped file was cut short, see `reader.require_whole`."""
-        place = self.folder / self.meta.split
-        require_whole(place / OFFSETS_FILE, self.offsets)
-        if isinstance(self.tokens, ShardedTokens):
-            require_whole(place / BLOCKS_FILE, self.tokens.checksums)
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids.

@@ -209,17 +209,6 @@ def load_numbers(path: Path, dtype: np.dtype[Any], count: int, checksum: str) ->
     return numbers
 
 
-def require_whole(path: Path, numbers: NDArray[Any]) -> None:
-    """Looks whether a file that `load_numbers` has mapped still has its size: to read what was cut
-    off would end the process.
-
-    Raises:
-        InputError: It has not.
-    """
-    if numbers.nbytes > IN_MEMORY:
-        check_size(path, numbers.dtype, len(numbers))
-
-
 def check_size(path: Path, dtype: np.dtype[Any], count: int) -> tuple[int, ...]:
     """Raises an `InputError` if a file of numbers is missing or has another number of them; its
     size, time and number."""
