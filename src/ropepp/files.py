@@ -78,7 +78,7 @@ def run_folder(logs: Path, experiment: str, run: str) -> Path:
 
 
 @contextmanager
-def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def replacing_folder(target: Path, overwrite: bool = False, clear: bool = True) -> Iterator[Path]:
     """Yields a new hidden folder beside `target` that takes its name when the block ends well.
 
     When the block raises, the hidden folder is removed and `target` is as it was before.
@@ -87,12 +87,14 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         target: The folder's final name; missing parents are made.
         overwrite: Replace a folder that has this name already; it is removed only once the new one
             is in place.
+        clear: Look for what killed processes left, which takes long beside thousands of others.
 
     Raises:
         InputError: `target` exists and `overwrite` is false.
     """
     final = target.resolve()
-    _put_back(final)
+    if clear:
+        clear_leftovers(final)
     require_free(final, overwrite)
     with _beside(final, Path.mkdir) as work:
         yield work
@@ -107,23 +109,21 @@ def replacing_file(target: Path) -> Iterator[BinaryIO]:
     Args:
         target: The file's final name; missing parents are made.
     """
+    clear_leftovers(target)
     with _beside(target, Path.touch) as work:
         with work.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         work.rename(target)
+        sync_folder(target.parent)
 
 
 @contextmanager
 def _beside(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """Yields a new hidden file or folder beside `target`, gone afterwards unless it has another
-    name by then; removes those that killed processes have left, which nobody has locked."""
+    name by then; locked, by which others know that its process lives."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
-        with suppress(OSError), _opened(left) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(left)
     handle = None
     while handle is None:
         work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
@@ -152,14 +152,26 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _put_back(final: Path) -> None:
-    """Ends what a process was killed in that replaced a folder: the old one is removed, or has its
-    name again if the new one has not taken it."""
-    for old in final.parent.glob(f".{glob.escape(final.name)}.old-*"):
-        if final.exists():
-            _remove(old)
-        else:
-            old.rename(final)
+def clear_leftovers(final: Path) -> None:
+    """Ends what a process was killed in that wrote a file or folder: what nobody has locked is
+    removed, but for what `resuming_folder` goes on with; what was to be replaced is removed, or has
+    its name again if the new one has not taken it."""
+    beside, lives = f".{glob.escape(final.name)}", False
+    patterns = (f"{beside}.partial", f"{beside}.partial-{8 * '[0-9a-f]'}")
+    for left in (path for pattern in patterns for path in final.parent.glob(pattern)):
+        try:
+            with _opened(left) as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left.suffix != ".partial":
+                    _remove(left)
+        except OSError:
+            lives = True
+    for old in () if lives else final.parent.glob(f"{beside}.old-{8 * '[0-9a-f]'}"):
+        with suppress(OSError):  # best effort: nobody has asked for it
+            if final.exists():
+                _remove(old)
+            else:
+                old.rename(final)
 
 
 def require_writable(target: Path, folder: bool = False) -> None:
@@ -228,13 +240,14 @@ def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         InputError: `target` exists and `overwrite` is false, or another process works on it.
     """
     final = target.resolve()
-    _put_back(final)
+    clear_leftovers(final)
     require_free(final, overwrite)
     work = final.with_name(f".{final.name}.partial")
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     with _opened(work) as handle:
-        if not lock(handle, work):
+        # One that has just finished may have renamed it since it was opened here.
+        if not lock(handle, work) or not work.exists():
             raise InputError(f"{target} is being written by another process")
         try:
             yield work
@@ -322,6 +335,7 @@ def require_free(target: Path, overwrite: bool | None = None) -> None:
 def _rename_over(work: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
     replaces = final.exists()
+    sync_folder(work)
     if replaces:
         final.rename(old)
     try:
@@ -332,7 +346,7 @@ def _rename_over(work: Path, final: Path) -> None:
         raise
     sync_folder(final.parent)
     if replaces:
-        shutil.rmtree(old)
+        _remove(old)
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,9 +6,11 @@ run that stops after n samples goes on with sample n.
 """
 
 import math
+import os
 import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, Protocol, cast
 
@@ -202,25 +204,58 @@ class TrainLoader:
         loader: Iterable[dict[str, Tensor]] = DataLoader(
             cast(Any, range(len(self.rows))),  # a row is its number until they are put together
             batch_sampler=cast(Any, indices),
-            collate_fn=cast(Any, self.rows.batch),
+            collate_fn=cast(Any, partial(_made, self.rows.batch)),
             num_workers=self.num_workers,
             # Without one of its own it would draw from the global generator, and change the run's
             # other draws.
             generator=torch.Generator(),
             worker_init_fn=_outlive_signals,
         )
-        return iter(loader)
+        return _received(loader)
 
     def _rows_of_micro_batch(self, before: int) -> NDArray[np.int64]:
         begin = before + self.rank * self.micro_batch_size
         return self.order.rows(begin, begin + self.micro_batch_size)
 
 
+def _made(make: Callable[[Any], dict[str, Tensor]], indices: Any) -> dict[str, Tensor] | InputError:
+    """In a worker: what was wrong with a file goes to the process that trains as it is."""
+    try:
+        return make(indices)
+    except InputError as error:
+        return error
+
+
+def _received(batches: Iterable[dict[str, Tensor] | InputError]) -> Iterator[dict[str, Tensor]]:
+    try:
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"a process that reads ahead was killed, often for want of memory: {error!s:.200}; use"
+            " fewer data.num_workers"
+        ) from error
+
+
 def _outlive_signals(worker: int) -> None:
     """What asks a whole group of processes to end is for the one that trains, which needs batches
-    until it has saved; a worker ends with it."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    until it has saved; a worker ends with it, or when that one asks."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that is ignored is never waited for
+    threading.Thread(target=_end_if_asked, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_if_asked(parent: int) -> None:
+    # Without this, a process that ends by an error would wait for its workers for ever.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class EvalLoader:
