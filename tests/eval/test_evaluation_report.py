@@ -54,6 +54,7 @@ def test_tables_of_another_evaluation_are_kept(
     assert not (place / "e" / "evaluation-3.md").exists()
     weights = (place / "m0" / "model.safetensors").read_bytes()
     (place / "m1" / "model.safetensors").write_bytes(weights)
+    (place / "m1" / "checksums.json").unlink()  # it was changed on purpose
     assert evaluate("m0", "m1") == 0
     assert (place / "e" / "evaluation-3.md").read_text() == first[2]
 
@@ -139,11 +140,16 @@ def test_values_that_are_no_numbers_are_named(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = place / "m0" / "model.safetensors"
+    (place / "m0" / "checksums.json").unlink()
     weights = load_file(file)
-    weights["model.layers.0.mlp.down_proj.weight"][:] = math.nan
+    weights["model.layers.0.mlp.down_proj.weight"][:] = 1e38
     save_file(weights, file)
     assert evaluate("m0") == 0
     assert "m0: 4 values are no finite numbers" in capsys.readouterr().err
+    weights["model.layers.0.mlp.down_proj.weight"][:] = math.nan
+    save_file(weights, file)
+    assert evaluate("m0") == 2
+    assert "mlp.down_proj.weight holds NaN or infinity" in capsys.readouterr().err
     assert main(["export", "m0", "out"]) == 2
     assert "mlp.down_proj.weight holds NaN or infinity" in capsys.readouterr().err
     assert not (place / "out").exists()
