@@ -2,8 +2,12 @@
 
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ropepp.files import require_free, require_writable
+
+if TYPE_CHECKING:
+    from ropepp.model.transformer import Transformer
 
 
 def main(args: list[str]) -> None:
@@ -19,8 +23,9 @@ def main(args: list[str]) -> None:
     add = parser.add_argument
     add("source", type=Path, help="a run, a checkpoint, a published or exported folder")
     add("folder", type=Path, help="the new folder")
-    add("--format", choices=("hf", "reference"), default="hf",
-        help="hf: for transformers, an ordinary Llama where the model is one (default); "
+    add("--format", choices=("hf", "llama", "ropepp", "reference"), default="hf",
+        help="llama: an ordinary Llama, for programs that know no RoPE++; ropepp: for transformers "
+        "with this package; hf: the first of these that the model can be (default); "
         "reference: the published RoPE++ format")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     add("--tokenizer", help="file, folder or 'bytes'; otherwise the model's own")
@@ -33,5 +38,27 @@ def main(args: list[str]) -> None:
     from ropepp.interop.saved import open_model
 
     saved = open_model(options.source)
-    export(saved, options.folder, options.format, getattr(torch, options.dtype), options.tokenizer)
+    dtype = getattr(torch, options.dtype)
+    settings = export(saved, options.folder, options.format, dtype, options.tokenizer)
+    print(grown(saved.model, settings))
     print(f"written to {options.folder}")
+
+
+def grown(model: "Transformer", settings: dict[str, Any]) -> str:
+    """Parameters and KV cache of an export with this ``config.json``, and of the model before."""
+    from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
+
+    config, layout = model.config, model.layout
+    before = after = num_parameters(model)
+    name = settings["architectures"][0]
+    if name != "RoPEppForCausalLM" and "rope_config" not in settings:
+        heads = settings["num_attention_heads"] - layout.num_projections
+        after += heads * config.num_layers * config.hidden_size * config.head_dim
+    cache = kv_cache_bytes_per_token(model)
+    line = f"{name}: {after:,} parameters"
+    if after != before:
+        line += (
+            f" ({before:,} before: each of {layout.num_heads} attention heads now has a query "
+            f"matrix, which {layout.num_projections} had)"
+        )
+    return f"{line}, KV cache {cache:,} bytes a token in bfloat16 as before"

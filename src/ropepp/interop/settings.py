@@ -6,19 +6,23 @@ tokens that the model was made for, and ``bos_token_id`` and ``eos_token_id``, w
 document, or None.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import FOURIER_SETTINGS, IMAGINARY_MODES, OWN_TYPE, position
 from ropepp.model.heads import HeadLayout
 from ropepp.model.plain import to_plain
-from ropepp.model.positions import PI, ALiBi, FoPE, Position, Pythia, RoPE, YaRN
+from ropepp.model.positions import PI, ALiBi, FoPE, Position, Pythia, RoPE, Scaling, YaRN
 from ropepp.model.transformer import Transformer
 
 AUTO_MAP = {
     "AutoConfig": "modeling_ropepp.RoPEppConfig",
+    "AutoModel": "modeling_ropepp.RoPEppModel",
     "AutoModelForCausalLM": "modeling_ropepp.RoPEppForCausalLM",
 }
 LLAMA = {
@@ -29,6 +33,18 @@ LLAMA = {
     "mlp_bias": False,
     "model_type": "llama",
     "pretraining_tp": 1,
+}
+# The same arithmetic for any number of heads, and with an RMSNorm of queries and keys.
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": None,
+    "transformers_version": "5.0.0",  # or its tokenizer is suspected of an old fault
+}
+QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "use_sliding_window": False,
 }
 # What published FoPE models state besides the settings on which loading insists.
 FOURIER = {
@@ -72,6 +88,11 @@ def sizes(config: ModelConfig, heads: ModelConfig | HeadLayout) -> dict[str, Any
     }
 
 
+def outer_name(name: str) -> str:
+    """A tensor's name in a folder, which is a Llama's."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
 def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of any variant, for transformers with this package installed."""
     return {
@@ -87,41 +108,77 @@ def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any] | None:
-    """``config.json`` of an ordinary Llama; None if the model is none.
+def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
+    """``config.json`` of an ordinary Llama that computes what the model does, with a query matrix
+    for each attention head (see `ropepp.interop.export.turned`).
 
-    YaRN becomes "llama3", whose weights need `RoPE`'s magnitude folded in.
+    A Mistral where transformers refuses a Llama's number of heads, a Qwen3 for ``qk_norm``: the
+    same arithmetic. YaRN becomes "llama3", whose weights need its magnitude folded in.
+
+    Raises:
+        InputError: There is no such Llama; names what it lacks.
     """
-    config, spec = model.config, model.position
-    if type(spec) is not RoPE or spec.rotary_share != 1 or config.qk_norm:
-        return None
-    if config.hidden_size % config.num_heads:  # which transformers refuses
-        return None
+    config, spec, layout = model.config, model.position, model.layout
+    known = (RoPE.table, RoPE.build, RoPE.frequencies)
+    if (
+        not isinstance(spec, RoPE)
+        or (type(spec).table, type(spec).build, type(spec).frequencies) != known
+    ):
+        raise _no_llama(f"position {spec}: it rotates queries and keys by RoPE's frequencies")
+    if spec.rotary_dim(config.head_dim) != config.head_dim:
+        raise _no_llama(f"rotary_share {spec.rotary_share}: all components of its heads rotate")
     rope: dict[str, Any] | None = None
-    length = text["max_position_embeddings"]
     match spec.scaling:
-        case None:
-            pass
         case PI(factor=factor):
             rope = {"rope_type": "linear", "factor": factor}
-        case YaRN(slow=slow) as yarn if slow > 0:
-            length = max(length, int(yarn.original_length * yarn.factor))
+        case YaRN() as yarn:
             rope = {
                 "rope_type": "llama3",
                 "factor": yarn.factor,
-                "low_freq_factor": slow,
+                # By which it divides; so few turns are none in float32.
+                "low_freq_factor": yarn.slow or 1e-9,
                 "high_freq_factor": yarn.fast,
                 "original_max_position_embeddings": yarn.original_length,
             }
-        case _:
-            return None
-    return {
-        **_plain_llama(model, text),
-        "max_position_embeddings": length,
+        case scaling if scaling is not None and type(scaling) is not Scaling:
+            raise _no_llama(f"scaling {scaling}: it knows PI and YaRN")
+    kind: dict[str, Any] = {}
+    if config.qk_norm:
+        if any(head.phase % 180 for head in layout.heads) and not _halves_agree(model):
+            raise _no_llama(
+                "qk_norm with phases other than 0 and 180 degrees: the norm's weights differ "
+                "between the halves that a turn mixes"
+            )
+        kind = QWEN3
+    elif config.hidden_size % layout.num_heads:  # which transformers refuses
+        kind = MISTRAL
+    settings = {
+        **_plain_llama(model, layout, text),
         "rope_scaling": rope,
         "rope_theta": spec.theta,
         "use_cache": True,
+        **kind,
     }
+    if rope and rope["rope_type"] == "llama3":  # llama.cpp's converter looks for it here
+        settings["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+    return settings
+
+
+def _no_llama(why: str) -> InputError:
+    return InputError(f"an ordinary Llama cannot express {why}; --format hf can")
+
+
+def _halves_agree(model: Transformer) -> bool:
+    weights: Iterable[Tensor] = (block.self_attn.q_norm.weight for block in model.blocks())
+    return all(bool((a == b).all()) for a, b in (weight.chunk(2) for weight in weights))
+
+
+def context_length(spec: Position, length: int) -> int:
+    """Longest row that a model is good for, which was trained on rows of ``length`` tokens."""
+    scaling = getattr(spec, "scaling", None)
+    if isinstance(scaling, YaRN):
+        return max(length, int(scaling.original_length * scaling.factor))
+    return length
 
 
 def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
@@ -133,18 +190,20 @@ def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, An
     if model.config.qk_norm:
         raise _beyond("qk_norm")
     return {
-        **_plain_llama(model, text),
+        **_plain_llama(model, model.config, text),
         "rope_scaling": None,
         "use_cache": False,
         **_reference_position(model.position),
     }
 
 
-def _plain_llama(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
+def _plain_llama(
+    model: Transformer, heads: ModelConfig | HeadLayout, text: dict[str, Any]
+) -> dict[str, Any]:
     return {
         **LLAMA,
         "ignore_index": model.ignore_index,
-        **sizes(model.config, model.config),
+        **sizes(model.config, heads),
         **text,
     }
 
