@@ -136,9 +136,9 @@ class RoPEppAttention(nn.Module):
         slopes = self.position.alibi_slopes(position_embeddings)
         if slopes is not None:
             attention_mask = with_slopes(attention_mask, slopes, begin, q_BHTD, k_BKTD.shape[2])
-        attend = eager_attention_forward
-        if (name := self.config._attn_implementation) != "eager":
-            attend = ALL_ATTENTION_FUNCTIONS[name]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         out_BTHD, weights = attend(
             self, q_BHTD, k_BKTD, v_BKTD, attention_mask, scaling=self.scaling, **kwargs
         )
@@ -224,6 +224,26 @@ class RoPEppModel(RoPEppPreTrainedModel, LlamaModel):
         self.gradient_checkpointing = False
         self._keep_in_fp32_modules_strict = {"sin_coef", "cos_coef"}  # FoPE's constants
         self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A Llama's, where padding does not move a row's own tokens: FoPE's angles are absolute."""
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            T = (inputs_embeds if input_ids is None else input_ids).shape[1]  # type: ignore[union-attr]
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -T:]
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
 
 
 class RoPEppForCausalLM(RoPEppPreTrainedModel, LlamaForCausalLM):
