@@ -183,15 +183,15 @@ class RoPEppDecoderLayer(LlamaDecoderLayer):
     """A block of a Llama."""
 
     def __init__(self, config: RoPEppConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.self_attn = RoPEppAttention(config, layer_idx)
+        super().__init__(config, layer_idx)  # type: ignore[arg-type]
+        self.self_attn = RoPEppAttention(config, layer_idx)  # type: ignore[assignment]
 
 
 class RoPEppPreTrainedModel(LlamaPreTrainedModel):
     """What both classes below state of themselves."""
 
     config_class = RoPEppConfig
-    config: RoPEppConfig
+    config: RoPEppConfig  # type: ignore[assignment]
     _no_split_modules = ["RoPEppDecoderLayer"]  # noqa: RUF012 (as the base class has it)
     _supports_flash_attn = False  # which knows no slopes
     _supports_flex_attn = False
@@ -204,8 +204,8 @@ class RoPEppPreTrainedModel(LlamaPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         draw = getattr(module, "initial_value", None)
-        for name, buffer in module.named_buffers(recurse=False) if draw is not None else ():
-            if not getattr(buffer, "_is_hf_initialized", False):
+        for name, buffer in module.named_buffers(recurse=False):
+            if draw is not None and not getattr(buffer, "_is_hf_initialized", False):
                 buffer.copy_(draw(name, buffer.shape, torch.default_generator))
 
 
@@ -220,7 +220,7 @@ class RoPEppModel(RoPEppPreTrainedModel, LlamaModel):
             RoPEppDecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = PositionTable(config)
+        self.rotary_emb = PositionTable(config)  # type: ignore[assignment]
         self.gradient_checkpointing = False
         self._keep_in_fp32_modules_strict = {"sin_coef", "cos_coef"}  # FoPE's constants
         self.post_init()

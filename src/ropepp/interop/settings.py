@@ -6,11 +6,10 @@ tokens that the model was made for, and ``bos_token_id`` and ``eos_token_id``, w
 document, or None.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
@@ -18,6 +17,7 @@ from ropepp.model.folders.published import FOURIER_SETTINGS, IMAGINARY_MODES, OW
 from ropepp.model.heads import HeadLayout
 from ropepp.model.plain import to_plain
 from ropepp.model.positions import PI, ALiBi, FoPE, Position, Pythia, RoPE, Scaling, YaRN
+from ropepp.model.positions.ropepp import Repeating
 from ropepp.model.transformer import Transformer
 
 AUTO_MAP = {
@@ -169,8 +169,8 @@ def _no_llama(why: str) -> InputError:
 
 
 def _halves_agree(model: Transformer) -> bool:
-    weights: Iterable[Tensor] = (block.self_attn.q_norm.weight for block in model.blocks())
-    return all(bool((a == b).all()) for a, b in (weight.chunk(2) for weight in weights))
+    weights = (x for name, x in model.named_parameters() if name.endswith("q_norm.weight"))
+    return all(torch.equal(*weight.chunk(2)) for weight in weights)
 
 
 def context_length(spec: Position, length: int) -> int:
@@ -226,6 +226,8 @@ def _reference_position(spec: Position) -> dict[str, Any]:
         if spec.scaling is not None:
             raise _beyond("partial rotation with scaling")
         return {"partial_rotary_factor": spec.rotary_share, "rope_theta": spec.theta}
+    if isinstance(spec, Repeating):  # how it began is no matter
+        spec = replace(spec, start_as_rope=False)
     if isinstance(spec, RoPE):
         rope: dict[str, Any] = {}
         if isinstance(spec.scaling, PI | YaRN):

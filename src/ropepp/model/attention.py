@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ropepp.model.cache import LayerCache
 from ropepp.model.config import ModelConfig
+from ropepp.model.init import normal
 from ropepp.model.kernels import Backend
 from ropepp.model.positions.base import Position, Table
 from ropepp.model.scope import CAUSAL, AttentionScope
@@ -37,6 +38,40 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+class OutputProjection(Linear):
+    """Adds up what the attention heads have found.
+
+    Args:
+        silent: For each head whether its columns begin as zero; the others are drawn as the matrix
+            of these heads alone.
+        out_features: Size of the output (M).
+        head_dim: Size of a head (D).
+        init_std: Deviation of the model's weights, of which ``std`` is a multiple.
+        std: See `Linear`.
+        step: See `Linear`.
+    """
+
+    def __init__(
+        self,
+        silent: tuple[bool, ...],
+        out_features: int,
+        head_dim: int,
+        init_std: float,
+        std: float,
+        step: float,
+    ) -> None:
+        super().__init__(len(silent) * head_dim, out_features, std, step)
+        self.silent, self.init_std = silent, init_std
+
+    def initial_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        drawn = ~torch.tensor(self.silent)
+        value = torch.zeros(shape).unflatten(1, (len(self.silent), -1))
+        wanted = torch.Size((shape[0], int(drawn.sum()) * value.shape[2]))
+        own = normal(wanted, self.init_std * self.std, generator)
+        value[:, drawn] = own.unflatten(1, (-1, value.shape[2]))
+        return value.flatten(1)
 
 
 class RMSNorm(nn.Module):
@@ -90,9 +125,12 @@ class Attention(nn.Module):
         self.q_proj = Linear(M, layout.num_projections * D)
         self.k_proj = Linear(M, layout.num_kv_heads * D)
         self.v_proj = Linear(M, layout.num_kv_heads * D)
-        ratio, L = layout.num_heads / layout.num_projections, config.num_layers
-        std, step = (rule.factor(ratio, L) for rule in (config.o_proj.std, config.o_proj.step))
-        self.o_proj = Linear(layout.num_heads * D, M, std, step)
+        silent, rules, L = position.silent(layout), config.o_proj, config.num_layers
+        # What adds to the residual stream at first is the heads that are not silent.
+        ratio = layout.num_heads / layout.num_projections
+        std = rules.std.factor(silent.count(False) / layout.num_projections, L)
+        step = rules.step.factor(ratio, L)
+        self.o_proj = OutputProjection(silent, M, D, config.init_std, std, step)
         self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.position = position.build(config, layer_index)

@@ -86,6 +86,43 @@ class HeadLayout:
         """Attention heads (H): the output projection reads ``H * D`` values."""
         return len(self.heads)
 
+    def places_of(self, other: "HeadLayout") -> list[int]:
+        """Which head here is each of another layout's: of the same projection, phase and kv head.
+
+        Raises:
+            InputError: One of them is not here, or here are more projections or kv heads.
+        """
+        free = [(head.projection, head.phase % 360, head.kv_head) for head in self.heads]
+        places: list[int] = []
+        lost: list[Head] = []
+        for head in other.heads:
+            key = (head.projection, head.phase % 360, head.kv_head)
+            if key in free:
+                places.append(free.index(key))
+                free[places[-1]] = (-1, 0.0, -1)
+            else:
+                lost.append(head)
+        if lost:
+            p, phase, k = lost[0]
+            raise InputError(
+                f"{len(lost)} of {other.num_heads} attention heads are not among the new "
+                f"{self.num_heads}, so what they add would be lost: the first has projection {p}, "
+                f"phase {phase:g} degrees, kv head {k}"
+            )
+        counts = [(x.num_projections, x.num_kv_heads) for x in (other, self)]
+        if counts[0] != counts[1]:
+            raise InputError(
+                f"there are {counts[0][0]} query projections and {counts[0][1]} kv heads, and "
+                f"{counts[1][0]} and {counts[1][1]} are needed: only heads can be added"
+            )
+        return places
+
+    @cached_property
+    def repeats(self) -> tuple[bool, ...]:
+        """For each head whether one before it uses the same projection."""
+        before = [{head.projection for head in self.heads[:i]} for i in range(self.num_heads)]
+        return tuple(h.projection in seen for h, seen in zip(self.heads, before, strict=True))
+
     @cached_property
     def num_projections(self) -> int:
         """Query projections (P)."""

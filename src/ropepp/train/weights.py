@@ -15,19 +15,31 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ropepp.errors import InputError
-from ropepp.model.folders.published import check_shapes, load_pretrained
+from ropepp.model.config import ModelConfig
+from ropepp.model.folders.published import (
+    architecture,
+    check_shapes,
+    load_pretrained,
+    read_settings,
+)
 from ropepp.model.init import as_sharded
+from ropepp.model.plain import from_plain
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import METADATA, read_metadata, shapes
+
+MIXER = "self_attn.o_proj.weight"  # what of a layer depends on the number of attention heads
 
 
 @torch.no_grad()
 def load_weights(network: Transformer, path: str | Path) -> None:
     """Copies weights into ``network``, sharded or not.
 
+    Of a model with fewer attention heads, the heads that are new get columns of zeros in the output
+    projection: the function stays, see `ropepp.model.heads.HeadLayout.places_of`.
+
     Args:
         network: The model; its position may differ from the saved one's (another theta, another
-            scaling) as long as its tensors have the same shapes.
+            scaling, more attention heads) as long as all else has the same shapes.
         path: A checkpoint file, a sharded checkpoint, or a folder in the published format.
 
     Raises:
@@ -38,6 +50,44 @@ def load_weights(network: Transformer, path: str | Path) -> None:
     if not path.exists():
         raise InputError(f"init_from is {path}, which does not exist")
     own = network.state_dict()
+    layout, narrow = network.layout, {}
+    places = added_heads(network, path)
+    if places is not None:
+        columns = len(places) * network.config.head_dim
+        narrow = {
+            name: torch.empty(len(tensor), columns, dtype=tensor.dtype)
+            for name, tensor in own.items()
+            if name.endswith(MIXER)
+        }
+    _load_whole(own | narrow, path)
+    for name, tensor in narrow.items():
+        wide = tensor.new_zeros(len(tensor), layout.num_heads, network.config.head_dim)
+        wide[:, places] = tensor.unflatten(1, (len(places or ()), -1))
+        own[name].copy_(as_sharded(own[name], wide.flatten(1)))
+
+
+def added_heads(network: Transformer, path: Path) -> list[int] | None:
+    """Where in ``network`` the attention heads of a saved model of the same sizes are; None if it
+    has as many, or is of other sizes, which others refuse in words."""
+    if (path / "config.json").is_file():
+        config, spec = architecture(read_settings(path / "config.json"), path / "config.json")
+    else:
+        settings = read_metadata(path).get("hyper_parameters", {})
+        if "network" not in settings:
+            return None
+        config, spec = ModelConfig(**settings["network"]), from_plain(settings["position"])
+    layout = spec.layout(config.num_heads, config.num_kv_heads)
+    sizes = [(x.num_heads, x.num_kv_heads, x.head_dim) for x in (config, network.config)]
+    if layout.num_heads == network.layout.num_heads or sizes[0] != sizes[1]:
+        return None
+    try:
+        return network.layout.places_of(layout)
+    except InputError as error:
+        raise InputError(f"{path} is of {spec}: {error}") from error
+
+
+def _load_whole(own: dict[str, Tensor], path: Path) -> None:
+    """Copies all tensors of a saved model into those of the same names and shapes."""
     expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     if path.is_dir() and (path / "config.json").is_file():
         found = load_pretrained(path).state_dict()
@@ -99,9 +149,36 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
             _load_shards(states, path)
             set_optimizer_state_dict(module, optimizer, states["optimizer_0"])
         else:
-            load_optimizer(optimizer, content["optimizer_states"][0])
+            state = content["optimizer_states"][0]
+            network = module.get_submodule("network")
+            assert isinstance(network, Transformer)
+            if added_heads(network, path) is not None:
+                state = _without_mixers(network, optimizer, content)
+            load_optimizer(optimizer, state)
     except (KeyError, ValueError, IndexError, CheckpointException) as error:
         raise InputError(f"{path}: its optimizer's state does not fit this one: {error}") from error
+
+
+def _without_mixers(
+    network: Transformer, optimizer: torch.optim.Optimizer, content: dict[str, Any]
+) -> dict[str, Any]:
+    """A checkpoint's optimizer state by the numbers of ``optimizer``, without that of the output
+    projections, which have become wider: theirs begins anew."""
+    settings = content["hyper_parameters"]
+    with torch.device("meta"):
+        source = Transformer(ModelConfig(**settings["network"]), from_plain(settings["position"]))
+    before = _names(source, from_plain(settings["optimizer"]).build(source))
+    numbers = {name: number for number, name in enumerate(_names(network, optimizer))}
+    saved = content["optimizer_states"][0]["state"]
+    kept = [name for name in before if not name.endswith(MIXER)]
+    state = {numbers[x]: saved[before.index(x)] for x in kept if before.index(x) in saved}
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _names(network: Transformer, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The parameters' names, in the order of an optimizer's numbers."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
 def _load_shards(wanted: dict[str, Any], path: Path) -> None:
