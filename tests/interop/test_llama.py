@@ -59,10 +59,20 @@ def test_logits_tokens_padding_and_cache(position: Position, tmp_path: Path) -> 
         found = decode(there, batch, mask, use_cache=use_cache, max_new_tokens=12)
         assert found[:, -12:].tolist() == want
     assert there.config.num_key_value_heads == model.layout.num_kv_heads
-    # And here, where it is a RoPE with more projections.
+    # And back here: as what it was, or as a RoPE with more projections once it was trained.
     back = load_pretrained(tmp_path / "out")
-    assert type(back.position) is RoPE
+    assert back.position == position
+    assert back.config == CONFIG
     torch.testing.assert_close(back(ids), model(ids), atol=1e-5, rtol=0)
+    if model.layout.num_heads > model.layout.num_projections:
+        with torch.no_grad():
+            there.model.layers[1].self_attn.q_proj.weight[0, 0] += 0.01
+            there.save_pretrained(tmp_path / "trained")
+            want = there(ids).logits
+        with pytest.warns(UserWarning, match=r"layers.1.self_attn.q_proj.weight differ by more"):
+            back = load_pretrained(tmp_path / "trained")
+        assert type(back.position) is RoPE
+        torch.testing.assert_close(back(ids), want, atol=1e-5, rtol=0)
 
 
 @every_llama

@@ -23,7 +23,7 @@ from ropepp.interop.settings import (
 from ropepp.interop.text import write_tokenizer
 from ropepp.model.folders.published import OWN_TYPE, read_settings
 from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
-from ropepp.model.heads import HeadLayout, turn
+from ropepp.model.heads import turned
 from ropepp.model.positions import ALiBi
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
@@ -102,23 +102,6 @@ def _settings(model: Transformer, text: dict[str, Any], form: Form) -> dict[str,
             if form == "llama":
                 raise
     return own_settings(model, text)
-
-
-def turned(weight: Tensor, layout: HeadLayout) -> Tensor:
-    """A query matrix in which every attention head has rows of its own.
-
-    A turn of a query commutes with its rotation, so a head with phase p is one with phase 0 whose
-    rows of halves [a, b] are ``cos(p) [a, b] + sin(p) [-b, a]`` (see `ropepp.model.heads.turn`).
-
-    Args:
-        weight: (P D, M), a projection's rows one after another.
-        layout: The attention heads.
-
-    Returns:
-        (H D, M) in float64.
-    """
-    a, b = weight.double().unflatten(0, (layout.num_projections, 2, -1)).unbind(1)
-    return torch.cat([x for p, phase, _ in layout.heads for x in turn(a[p], b[p], phase)])
 
 
 def _tensors(model: Transformer, kind: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -110,7 +110,7 @@ def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
 
 def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of an ordinary Llama that computes what the model does, with a query matrix
-    for each attention head (see `ropepp.interop.export.turned`).
+    for each attention head (see `ropepp.model.heads.turned`).
 
     A Mistral where transformers refuses a Llama's number of heads, a Qwen3 for ``qk_norm``: the
     same arithmetic. YaRN becomes "llama3", whose weights need its magnitude folded in.
@@ -154,6 +154,7 @@ def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
         kind = MISTRAL
     settings = {
         **_plain_llama(model, layout, text),
+        OWN_TYPE: {"network": asdict(config), "position": to_plain(spec)},  # for reading it back
         "rope_scaling": rope,
         "rope_theta": spec.theta,
         "use_cache": True,

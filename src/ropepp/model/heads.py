@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
@@ -172,3 +173,35 @@ def turn(a: Tensor, b: Tensor, phase: float) -> tuple[Tensor, Tensor]:
             return b, -a
     cos, sin = math.cos(math.radians(phase)), math.sin(math.radians(phase))
     return cos * a - sin * b, cos * b + sin * a
+
+
+def turned(weight: Tensor, layout: HeadLayout) -> Tensor:
+    """A query matrix in which every attention head has rows of its own.
+
+    A turn of a query commutes with its rotation, so a head with phase p is one with phase 0 whose
+    rows of halves [a, b] are ``cos(p) [a, b] + sin(p) [-b, a]`` (see `turn`).
+
+    Args:
+        weight: (P D, M), a projection's rows one after another.
+        layout: The attention heads.
+
+    Returns:
+        (H D, M) in float64.
+    """
+    a, b = weight.double().unflatten(0, (layout.num_projections, 2, -1)).unbind(1)
+    return torch.cat([x for p, phase, _ in layout.heads for x in turn(a[p], b[p], phase)])
+
+
+def turned_back(weight: Tensor, layout: HeadLayout) -> Tensor | None:
+    """What `turned` has made ``weight`` (H D, M) of, (P D, M) in float64, up to the rounding of its
+    dtype; None if its heads are no turned copies."""
+    a, b = weight.double().unflatten(0, (layout.num_heads, 2, -1)).unbind(1)
+    rows: list[Tensor] = []
+    for p in range(layout.num_projections):
+        own = [(h.phase % 90 != 0, i) for i, h in enumerate(layout.heads) if h.projection == p]
+        i = min(own)[1]  # of an exact copy, if there is one
+        rows += turn(a[i], b[i], -layout.heads[i].phase)
+    found = torch.cat(rows)
+    exact = all(head.phase % 90 == 0 for head in layout.heads)
+    bound = 0.0 if exact else 2 * torch.finfo(weight.dtype).eps * weight.abs().max().item()
+    return found if torch.allclose(turned(found, layout), weight.double(), 0.0, bound) else None

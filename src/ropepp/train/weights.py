@@ -16,12 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
-from ropepp.model.folders.published import (
-    architecture,
-    check_shapes,
-    load_pretrained,
-    read_settings,
-)
+from ropepp.model.folders.published import check_shapes, load_pretrained
 from ropepp.model.init import as_sharded
 from ropepp.model.plain import from_plain
 from ropepp.model.transformer import Transformer
@@ -51,7 +46,8 @@ def load_weights(network: Transformer, path: str | Path) -> None:
         raise InputError(f"init_from is {path}, which does not exist")
     own = network.state_dict()
     layout, narrow = network.layout, {}
-    places = added_heads(network, path)
+    saved = load_pretrained(path) if (path / "config.json").is_file() else None
+    places = added_heads(network, path, saved)
     if places is not None:
         columns = len(places) * network.config.head_dim
         narrow = {
@@ -59,18 +55,20 @@ def load_weights(network: Transformer, path: str | Path) -> None:
             for name, tensor in own.items()
             if name.endswith(MIXER)
         }
-    _load_whole(own | narrow, path)
+    _load_whole(own | narrow, path, saved)
     for name, tensor in narrow.items():
         wide = tensor.new_zeros(len(tensor), layout.num_heads, network.config.head_dim)
         wide[:, places] = tensor.unflatten(1, (len(places or ()), -1))
         own[name].copy_(as_sharded(own[name], wide.flatten(1)))
 
 
-def added_heads(network: Transformer, path: Path) -> list[int] | None:
+def added_heads(
+    network: Transformer, path: Path, saved: Transformer | None = None
+) -> list[int] | None:
     """Where in ``network`` the attention heads of a saved model of the same sizes are; None if it
     has as many, or is of other sizes, which others refuse in words."""
-    if (path / "config.json").is_file():
-        config, spec = architecture(read_settings(path / "config.json"), path / "config.json")
+    if saved is not None:  # the model of a folder
+        config, spec = saved.config, saved.position
     else:
         settings = read_metadata(path).get("hyper_parameters", {})
         if "network" not in settings:
@@ -86,11 +84,11 @@ def added_heads(network: Transformer, path: Path) -> list[int] | None:
         raise InputError(f"{path} is of {spec}: {error}") from error
 
 
-def _load_whole(own: dict[str, Tensor], path: Path) -> None:
+def _load_whole(own: dict[str, Tensor], path: Path, saved: Transformer | None) -> None:
     """Copies all tensors of a saved model into those of the same names and shapes."""
     expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    if path.is_dir() and (path / "config.json").is_file():
-        found = load_pretrained(path).state_dict()
+    if saved is not None:
+        found = saved.state_dict()
         check_shapes(expected, {name: tuple(x.shape) for name, x in found.items()}, path)
         load_tensors(own, found)
         return

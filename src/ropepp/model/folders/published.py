@@ -2,6 +2,7 @@
 has their arithmetic (SmolLM2, Mistral without a window, Qwen3), and this project's own exports."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.tensors import read_tensors
+from ropepp.model.heads import turned_back
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain
 from ropepp.model.positions import (
@@ -80,11 +82,15 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
     folder = Path(folder)
     settings = read_settings(folder / "config.json")
     config, spec = architecture(settings, folder / "config.json")
-    with torch.device("meta"):
-        model = Transformer(config, spec, ignore_index=ignore_index(settings))
     tensors = {our_name(name): tensor for name, tensor in read_tensors(folder).items()}
     # Older Llamas keep what follows from their settings.
     tensors = {name: x for name, x in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    if OWN_TYPE in settings:
+        of_it = {**settings, **settings[OWN_TYPE], "model_type": OWN_TYPE}
+        made_of = architecture(of_it, folder / "config.json")
+        config, spec = made_of if take_projections(tensors, *made_of, folder) else (config, spec)
+    with torch.device("meta"):
+        model = Transformer(config, spec, ignore_index=ignore_index(settings))
     take_slopes(model, tensors, folder)
     if config.tied_embeddings:
         tensors.setdefault("lm_head.weight", tensors.get("embed_tokens.weight", torch.empty(0)))
@@ -265,6 +271,27 @@ def our_name(name: str) -> str:
     """Our name of a tensor in a folder."""
     name = name.removeprefix("network.").removeprefix("model.")
     return name.replace(".self_attn.pos_emb.", ".self_attn.position.")
+
+
+def take_projections(
+    tensors: dict[str, Tensor], config: ModelConfig, spec: Position, folder: Path
+) -> bool:
+    """Gives an ordinary Llama back the query projections that it was made of, see
+    `ropepp.model.heads.turned`; False, with a warning, if it was trained as a Llama since."""
+    layout, found = spec.layout(config.num_heads, config.num_kv_heads), {}
+    for name, tensor in tensors.items():
+        if name.endswith("q_proj.weight"):
+            rows = layout.num_heads * config.head_dim
+            own = turned_back(tensor, layout) if len(tensor) == rows else None
+            if own is None:
+                warnings.warn(
+                    f"{folder}: heads of {name} differ by more than {spec} says; read as a Llama",
+                    stacklevel=3,
+                )
+                return False
+            found[name] = own.to(tensor.dtype)
+    tensors |= found
+    return True
 
 
 def take_slopes(model: Transformer, tensors: dict[str, Tensor], path: Path) -> None:
