@@ -3,17 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from helpers.small_models import CONFIG, LLAMAS, OTHERS, exported, label, saved, small, some_ids
 from ropepp.commands import export_model
+from ropepp.data.tokenizer import train_bpe
 from ropepp.errors import InputError
 from ropepp.generate import generate
 from ropepp.interop import load_pretrained
 from ropepp.interop.export import export
-from ropepp.interop.saved import import_checkpoint
+from ropepp.interop.saved import import_checkpoint, open_model
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.flops import num_parameters
 from ropepp.model.positions import (
@@ -211,3 +213,44 @@ def test_head_splits_do_not_grow(tmp_path: Path) -> None:
     model = small(HeadSplit())
     there = load(exported(model, tmp_path / "out", "llama"))
     assert sum(p.numel() for p in there.parameters()) == num_parameters(model)
+
+
+def test_what_other_converters_ask_of_a_folder(tmp_path: Path) -> None:
+    """llama.cpp's: its names of keys, ids below the vocabulary's size, no tokenizer.model."""
+    position = RoPEppEC(scaling=YaRN(4.0, 64))
+    config = ModelConfig(300, 32, 2, 4, 2, 48, init_std=0.2)
+    model = Transformer(config, position).eval()
+    train_bpe(["some text of a corpus, some more of it"], 280).save(tmp_path)
+    options: dict[str, Any] = {"tokenizer": tmp_path / "tokenizer.json"}
+    folder = exported(model, tmp_path / "out", "llama", **options)
+    settings = json.loads((folder / "config.json").read_text())
+    # Where the original length is looked for, with 8192 in its place otherwise.
+    assert settings["original_max_position_embeddings"] == 64
+    assert settings["rope_scaling"]["rope_type"] == "llama3"
+    assert settings["rope_theta"] == 10000.0
+    assert settings["head_dim"] * settings["num_attention_heads"] == 64
+    words = json.loads((folder / "tokenizer.json").read_text())
+    assert words["model"]["type"] == "BPE"
+    assert max(words["model"]["vocab"].values()) < settings["vocab_size"]
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors", "README.md"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
+    plain = transformers.AutoTokenizer.from_pretrained(folder)
+    assert (
+        plain("some text").input_ids
+        == open_model(folder).tokenizer().encode_batch(["some text"])[0]
+    )
+
+
+@pytest.mark.parametrize("position", [RoPEppEC(), PartialDoubling(), RoPEppEH()], ids=label)
+def test_transformers_generates_in_every_way(position: Position, tmp_path: Path) -> None:
+    model, ids = small(position), some_ids(2, 9)
+    there = load(exported(model, tmp_path / "out", "llama"))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    want = decode(there, ids, mask)
+    assert decode(there, ids, mask, cache_implementation="static").tolist() == want.tolist()
+    beams = {"num_beams": 3, "max_new_tokens": 9}
+    plain = decode(there, ids, mask, use_cache=False, **beams)
+    assert decode(there, ids, mask, **beams).tolist() == plain.tolist()
