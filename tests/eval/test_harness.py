@@ -12,7 +12,6 @@ import torch
 
 from helpers import evaluated
 from ropepp.errors import InputError
-from ropepp.eval.likelihood import score_continuations
 from ropepp.eval.local_data import GROUPS, TASKS
 from ropepp.eval.perplexity import Text, evaluate_text
 from ropepp.eval.scores import Score
@@ -103,13 +102,17 @@ def test_log_likelihoods_are_those_of_our_own_decoding(
         texts += [(context, f" {evaluated.sentence(rng, k)}") for k in (1, 2, 5)]
     requests = [Instance("loglikelihood", {}, text, i) for i, text in enumerate(texts)]
     ours = harness_model(evaluated.make_subject(tmp_path, pair.model, tokenizer))
-    encoded = [tokenizer.encode_batch(list(text)) for text in texts]
-    begun = [[tokenizer.bos_id, *context] for context, _ in encoded]
-    own = score_continuations(pair.model, begun, [[ids] for _, ids in encoded], 600)
+    own = []
+    for text in texts:
+        context, ids = tokenizer.encode_batch(list(text))
+        row = torch.tensor([[tokenizer.bos_id, *context, *ids]])
+        logits = pair.model(row)[0, -len(ids) - 1 : -1].log_softmax(-1)
+        likelihood = logits.gather(1, row[0, -len(ids) :, None]).sum().item()
+        own.append((likelihood, logits.argmax(-1).tolist() == ids))
     for lm in (ours, pair.reference):
         found = lm.loglikelihood(requests, disable_tqdm=True)
-        assert [x for x, _ in found] == pytest.approx([-row[0].nll for row in own], abs=1e-4)
-        assert [greedy for _, greedy in found] == [row[0].greedy for row in own]
+        assert [x for x, _ in found] == pytest.approx([x for x, _ in own], abs=1e-4)
+        assert [greedy for _, greedy in found] == [greedy for _, greedy in own]
 
 
 def test_a_task_that_was_measured_is_not_measured_again(

@@ -126,11 +126,11 @@ def test_gradients_reach_the_new_heads_and_they_learn(
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        (RoPE(), RoPEppEH(), r"2 of 4 attention heads are not among the new 4.*projection 2"),
-        (RoPEppEC(), RoPE(), r"4 of 8 .* not among the new 4, .*lost.*phase -90 degrees"),
-        (RoPE(), HeadSplit(), r"2 of 4 .*projection 2, phase 0 degrees"),
-        (RoPE(), Phases(phases=(-45.0, -90.0)), "4 of 4 attention heads"),
-        (RoPEppEH(), RoPEppEC(), "attention heads are not among|projections .* are needed"),
+        (RoPE(), RoPEppEH(), r"of 4 attention heads not all are among the new 4.*projection 2"),
+        (RoPEppEC(), RoPE(), r"of 8 .* not all are among the new 4, .*lost.*phase -90 degrees"),
+        (RoPE(), HeadSplit(), r"of 4 .*projection 2, phase 0 degrees"),
+        (RoPE(), Phases(phases=(-45.0, -90.0)), "of 4 attention heads not all"),
+        (RoPEppEH(), RoPEppEC(), "heads not all are among|projections .* are needed"),
         (RoPE(theta=5e5), RoPEppEC(), r"theta is 10000.0, .* it is 500000.0.*leave it out"),
         (RoPE(), RoPEppEC(scaling=SCALED), r"scaling is YaRN\(.*it is None"),
         (RoPE(), RoPEppEC(rotary_share=0.5), r"rotary_share is 0.5"),

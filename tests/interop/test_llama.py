@@ -200,8 +200,8 @@ def test_the_command_says_what_grows(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sum(p.numel() for p in own.parameters()) == before
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"LlamaForCausalLM: {after:,} parameters ({before:,} before: ")
-    assert "each of 8 attention heads now has a query matrix, which 4 had" in out[0]
-    assert out[2].startswith(f"RoPEppForCausalLM: {before:,} parameters, KV cache 128 bytes")
+    assert "query matrices of 8 heads, 4 before), KV cache 128 bytes" in out[0]
+    assert out[2].startswith(f"RoPEppForCausalLM: {before:,} parameters ({before:,} before: ")
 
 
 def test_eh_has_half_the_cache(tmp_path: Path) -> None:

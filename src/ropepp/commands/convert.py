@@ -28,10 +28,7 @@ def main(args: list[str]) -> None:
     from ropepp.model.flops import num_parameters
 
     saved, network, moments = convert(options.source, options.file, options.position)
-    for name, model in ((saved.name, saved.model), (str(options.file), network)):
+    for model in (saved.model, network):
         heads = f"{model.layout.num_heads} attention heads of {model.layout.num_projections}"
-        print(
-            f"{name}: {model.position}\n  {heads} projections, {num_parameters(model):,} parameters"
-        )
-    with_moments = " --init_optimizer true for the moments of what was there" if moments else ""
-    print(f"written to {options.file}: for --init_from{with_moments and ',' + with_moments}")
+        print(f"{model.position}: {heads} projections, {num_parameters(model):,} parameters")
+    print(f"written to {options.file}: for --init_from{', --init_optimizer true' * moments}")

@@ -2,12 +2,8 @@
 
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ropepp.files import require_free, require_writable
-
-if TYPE_CHECKING:
-    from ropepp.model.transformer import Transformer
 
 
 def main(args: list[str]) -> None:
@@ -36,29 +32,21 @@ def main(args: list[str]) -> None:
 
     from ropepp.interop.export import export
     from ropepp.interop.saved import open_model
+    from ropepp.model.folders.published import OWN_TYPE
 
     saved = open_model(options.source)
     dtype = getattr(torch, options.dtype)
     settings = export(saved, options.folder, options.format, dtype, options.tokenizer)
-    print(grown(saved.model, settings))
-    print(f"written to {options.folder}")
-
-
-def grown(model: "Transformer", settings: dict[str, Any]) -> str:
-    """Parameters and KV cache of an export with this ``config.json``, and of the model before."""
     from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
 
-    config, layout = model.config, model.layout
-    before = after = num_parameters(model)
-    name = settings["architectures"][0]
-    if name != "RoPEppForCausalLM" and "rope_config" not in settings:
-        heads = settings["num_attention_heads"] - layout.num_projections
-        after += heads * config.num_layers * config.hidden_size * config.head_dim
-    cache = kv_cache_bytes_per_token(model)
-    line = f"{name}: {after:,} parameters"
-    if after != before:
-        line += (
-            f" ({before:,} before: each of {layout.num_heads} attention heads now has a query "
-            f"matrix, which {layout.num_projections} had)"
-        )
-    return f"{line}, KV cache {cache:,} bytes a token in bfloat16 as before"
+    config, layout, before = saved.model.config, saved.model.layout, num_parameters(saved.model)
+    name, added = settings["architectures"][0], 0
+    if OWN_TYPE in settings:  # a Llama: each attention head has a query matrix
+        added = layout.num_heads - layout.num_projections
+    after = before + added * config.num_layers * config.hidden_size * config.head_dim
+    print(
+        f"{name}: {after:,} parameters ({before:,} before: query matrices of "
+        f"{layout.num_projections + added} heads, {layout.num_projections} before), "
+        f"KV cache {kv_cache_bytes_per_token(saved.model):,} bytes a token as before"
+    )
+    print(f"written to {options.folder}")

@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ropepp.errors import InputError
@@ -19,11 +18,9 @@ from ropepp.train.weights import load_optimizer_from, load_weights
 
 
 def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel, Transformer, bool]:
-    """Writes a checkpoint at step 0 of a model that computes what another does and has more
-    attention heads: what they add is zero until their columns of the output projection are trained.
-
-    The optimizer's moments go along, if ``source`` has them in one file; those of the output
-    projections begin anew, step count included.
+    """Writes a checkpoint at step 0 of a model with more attention heads, whose columns of the
+    output projection are zero; with the optimizer's moments of all else, if ``source`` is a
+    checkpoint in one file that has them.
 
     Args:
         source: See `ropepp.interop.saved.open_model`.
@@ -39,15 +36,8 @@ def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel,
     """
     saved = open_model(source)
     spec = wanted_position(position, saved)
-    config = saved.model.config
-    with torch.device("meta"):
-        network = Transformer(config, spec, ignore_index=saved.model.ignore_index)
-    try:
-        network.layout.places_of(saved.model.layout)
-    except InputError as error:
-        raise InputError(f"{position}: {error}") from error
-    network.to_empty(device="cpu")
-    network.tie()
+    network = Transformer(saved.model.config, spec, ignore_index=saved.model.ignore_index)
+    network.layout.places_of(saved.model.layout)
     load_weights(network, saved.path)
     content = read_metadata(saved.path) if saved.path.is_file() else {}
     states: list[dict[str, Any]] = []
@@ -60,26 +50,22 @@ def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel,
 
 
 def wanted_position(file: Path, saved: SavedModel) -> Position:
-    """The position encoding of a YAML file, whose rotation is that of a saved model.
-
-    Raises:
-        InputError: It is none, or rotates otherwise.
-    """
+    """The position encoding of a YAML file, which rotates as a saved model does."""
     source, content = saved.model.position, _full(read_settings(file))
     if not isinstance(content, dict) or not isinstance(content.get("class_path"), str):
         raise InputError(f"{file} is no position encoding: it needs class_path and init_args")
     try:
         spec = own_position(content)
-        if not isinstance(source, RoPE) or not isinstance(spec, RoPE):
-            raise InputError(
-                f"{file} is {spec}, the model of {saved.path} has {source}: heads can be added "
-                "where both rotate as RoPE does"
-            )
-        shared = {field.name: getattr(source, field.name) for field in fields(RoPE)}
-        stated = content["init_args"]
-        spec = replace(spec, **{key: x for key, x in shared.items() if key not in stated})
     except TypeError as error:  # an argument that the class has not, or of another type
         raise InputError(f"{file}: {error}") from error
+    if not isinstance(source, RoPE) or not isinstance(spec, RoPE):
+        raise InputError(
+            f"{file} is {spec}, the model of {saved.path} has {source}: heads can be added where "
+            "both rotate as RoPE does"
+        )
+    shared = {field.name: getattr(source, field.name) for field in fields(RoPE)}
+    left_out = {key: x for key, x in shared.items() if key not in content["init_args"]}
+    spec = replace(spec, **left_out)
     for key, value in shared.items():
         if getattr(spec, key) != value:
             raise InputError(
@@ -95,6 +81,6 @@ def _full(content: Any) -> Any:
         return content
     out = {key: _full(value) for key, value in content.items()}
     if isinstance(path := out.get("class_path"), str):
-        out["class_path"] = path if "." in path else SPECS + path
+        out["class_path"] = path if "." in path else f"{SPECS}.{path}"
         out["init_args"] = out.get("init_args") or {}
     return out

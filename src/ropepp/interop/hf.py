@@ -38,16 +38,9 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 
 
 class RoPEppConfig(PretrainedConfig):
-    """Sizes and position encoding as plain values.
-
-    Args:
-        network: The fields of `ModelConfig`; the vocabulary's size and whether embeddings are tied
-            stand besides by their customary names, which win.
-        position: A position encoding as ``class_path`` and ``init_args``.
-        ignore_index: Label that does not count in the loss, besides -100.
-        max_position_embeddings: Longest row in tokens that the model was made for.
-        use_cache: Whether a forward pass returns a cache.
-    """
+    """Sizes and position encoding as plain values: ``network``, the fields of `ModelConfig`, and
+    ``position``, with ``class_path`` and ``init_args``. ``ignore_index`` is a label that does not
+    count in the loss, besides -100."""
 
     model_type = OWN_TYPE
     has_no_defaults_at_init = True
@@ -148,15 +141,8 @@ class RoPEppAttention(nn.Module):
 def with_slopes(
     mask: Tensor | None, slopes_H: Tensor, begin: int | Tensor, q_BHTD: Tensor, S: int
 ) -> Tensor:
-    """ALiBi as the mask that is added to scores, (B or 1, H, T, S).
-
-    Args:
-        mask: transformers' own, (B, 1, T, S), True or 0 where a query sees a key; causal if None.
-        slopes_H: See `ropepp.model.positions.alibi`.
-        begin: Place of the first query among the keys.
-        q_BHTD: The queries.
-        S: Number of keys.
-    """
+    """ALiBi as a mask added to scores, (B or 1, H, T, S), of queries from place ``begin`` on; ``mask``
+    is transformers' own, (B, 1, T, S), bool or added to scores, causal if None."""
     keys = torch.arange(S, device=q_BHTD.device)
     distance = (torch.arange(q_BHTD.shape[2], device=q_BHTD.device) + begin).unsqueeze(-1) - keys
     bias = -slopes_H[:, None, None] * distance
@@ -180,8 +166,6 @@ class PositionTable(nn.Module):
 
 
 class RoPEppDecoderLayer(LlamaDecoderLayer):
-    """A block of a Llama."""
-
     def __init__(self, config: RoPEppConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[arg-type]
         self.self_attn = RoPEppAttention(config, layer_idx)  # type: ignore[assignment]
@@ -230,20 +214,13 @@ class RoPEppModel(RoPEppPreTrainedModel, LlamaModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """A Llama's, where padding does not move a row's own tokens: FoPE's angles are absolute."""
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            T = (inputs_embeds if input_ids is None else input_ids).shape[1]  # type: ignore[union-attr]
+            T = (kwargs["inputs_embeds"] if input_ids is None else input_ids).shape[1]
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -T:]
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        return super().forward(input_ids, attention_mask, position_ids, **kwargs)
 
 
 class RoPEppForCausalLM(RoPEppPreTrainedModel, LlamaForCausalLM):
@@ -276,12 +253,8 @@ class RoPEppForCausalLM(RoPEppPreTrainedModel, LlamaForCausalLM):
 
 
 def wrapped(model: Transformer, max_length: int) -> RoPEppForCausalLM:
-    """A model as transformers sees it, with the same tensors, in evaluation mode.
-
-    Args:
-        model: The model.
-        max_length: Longest row in tokens.
-    """
+    """A model as transformers sees it, with the same tensors, in evaluation mode; ``max_length`` is
+    that of a row in tokens."""
     text = {"max_position_embeddings": max_length, "bos_token_id": None, "eos_token_id": None}
     config = RoPEppConfig.from_dict(own_settings(model, text))
     with torch.device("meta"):

@@ -207,14 +207,8 @@ def write_checkpoint(
     prints: Sequence[str],
     optimizer_states: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Writes a checkpoint at step 0; returns its hyperparameters.
-
-    Args:
-        file: The new file, complete or absent.
-        network: The model.
-        prints: See `ropepp.runs.checkpoints.tokenizers`.
-        optimizer_states: That of the optimizer, if there is one.
-    """
+    """Writes a checkpoint at step 0 with these fingerprints of tokenizers (see
+    `ropepp.runs.checkpoints.tokenizers`); returns its hyperparameters."""
     # What training had besides is unknown, so that nothing can contradict a run that takes this.
     settings = {"network": asdict(network.config), "position": to_plain(network.position)}
     content = {

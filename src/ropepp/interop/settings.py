@@ -119,67 +119,49 @@ def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
         InputError: There is no such Llama; names what it lacks.
     """
     config, spec, layout = model.config, model.position, model.layout
-    known = (RoPE.table, RoPE.build, RoPE.frequencies)
-    if (
-        not isinstance(spec, RoPE)
-        or (type(spec).table, type(spec).build, type(spec).frequencies) != known
-    ):
-        raise _no_llama(f"position {spec}: it rotates queries and keys by RoPE's frequencies")
-    if spec.rotary_dim(config.head_dim) != config.head_dim:
-        raise _no_llama(f"rotary_share {spec.rotary_share}: all components of its heads rotate")
-    rope: dict[str, Any] | None = None
-    match spec.scaling:
-        case PI(factor=factor):
-            rope = {"rope_type": "linear", "factor": factor}
-        case YaRN() as yarn:
-            rope = {
-                "rope_type": "llama3",
-                "factor": yarn.factor,
-                # By which it divides; so few turns are none in float32.
-                "low_freq_factor": yarn.slow or 1e-9,
-                "high_freq_factor": yarn.fast,
-                "original_max_position_embeddings": yarn.original_length,
-            }
-        case scaling if scaling is not None and type(scaling) is not Scaling:
-            raise _no_llama(f"scaling {scaling}: it knows PI and YaRN")
-    kind: dict[str, Any] = {}
-    if config.qk_norm:
-        if any(head.phase % 180 for head in layout.heads) and not _halves_agree(model):
-            raise _no_llama(
-                "qk_norm with phases other than 0 and 180 degrees: the norm's weights differ "
-                "between the halves that a turn mixes"
-            )
-        kind = QWEN3
-    elif config.hidden_size % layout.num_heads:  # which transformers refuses
-        kind = MISTRAL
-    settings = {
+    why, scaling = None, getattr(spec, "scaling", None)
+    parts = ("table", "build", "frequencies")
+    if not isinstance(spec, RoPE) or any(getattr(type(spec), x) != getattr(RoPE, x) for x in parts):
+        why = f"position {spec}: it rotates queries and keys by RoPE's frequencies"
+    elif spec.rotary_dim(config.head_dim) != config.head_dim:
+        why = f"rotary_share {spec.rotary_share}: all components of its heads rotate"
+    elif type(scaling) not in (type(None), Scaling, PI, YaRN):
+        why = f"scaling {scaling}: it knows PI and YaRN"
+    elif config.qk_norm and any(head.phase % 180 for head in layout.heads):
+        norms = (x for name, x in model.named_parameters() if name.endswith("q_norm.weight"))
+        if not all(torch.equal(*weight.chunk(2)) for weight in norms):
+            why = "qk_norm with phases other than 0 and 180 degrees, whose halves a turn mixes"
+    if why is not None:
+        raise InputError(f"an ordinary Llama cannot express {why}; --format hf can")
+    rope: dict[str, Any] = {"rope_scaling": None}
+    if isinstance(scaling, PI):
+        rope = {"rope_scaling": {"rope_type": "linear", "factor": scaling.factor}}
+    elif isinstance(scaling, YaRN):
+        length = {"original_max_position_embeddings": scaling.original_length}
+        ramp = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.slow or 1e-9,  # by which it divides; none in float32
+            "high_freq_factor": scaling.fast,
+        }
+        rope = {"rope_scaling": ramp | length, **length}  # llama.cpp's converter takes the second
+    # Transformers refuses a Llama whose width is no multiple of the number of heads.
+    kind = MISTRAL if config.hidden_size % layout.num_heads else {}
+    return {
         **_plain_llama(model, layout, text),
         OWN_TYPE: {"network": asdict(config), "position": to_plain(spec)},  # for reading it back
-        "rope_scaling": rope,
         "rope_theta": spec.theta,
         "use_cache": True,
-        **kind,
+        **rope,
+        **(QWEN3 if config.qk_norm else kind),
     }
-    if rope and rope["rope_type"] == "llama3":  # llama.cpp's converter looks for it here
-        settings["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
-    return settings
-
-
-def _no_llama(why: str) -> InputError:
-    return InputError(f"an ordinary Llama cannot express {why}; --format hf can")
-
-
-def _halves_agree(model: Transformer) -> bool:
-    weights = (x for name, x in model.named_parameters() if name.endswith("q_norm.weight"))
-    return all(torch.equal(*weight.chunk(2)) for weight in weights)
 
 
 def context_length(spec: Position, length: int) -> int:
     """Longest row that a model is good for, which was trained on rows of ``length`` tokens."""
     scaling = getattr(spec, "scaling", None)
-    if isinstance(scaling, YaRN):
-        return max(length, int(scaling.original_length * scaling.factor))
-    return length
+    own = int(scaling.original_length * scaling.factor) if isinstance(scaling, YaRN) else 0
+    return max(length, own)
 
 
 def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:

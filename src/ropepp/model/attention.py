@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 
 from ropepp.model.cache import LayerCache
 from ropepp.model.config import ModelConfig
-from ropepp.model.init import normal
 from ropepp.model.kernels import Backend
 from ropepp.model.positions.base import Position, Table
 from ropepp.model.scope import CAUSAL, AttentionScope
@@ -27,7 +26,12 @@ class Linear(nn.Module):
         out_features: Size of the output's.
         std: Initial deviation in units of the model's ``init_std``.
         step: Learning rate in units of the optimizer's.
+
+    Attributes:
+        drawn: Columns that are drawn at first, the others being zero; all unless given.
     """
+
+    drawn: list[int] | None = None
 
     def __init__(
         self, in_features: int, out_features: int, std: float = 1.0, step: float = 1.0
@@ -38,40 +42,6 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
-
-
-class OutputProjection(Linear):
-    """Adds up what the attention heads have found.
-
-    Args:
-        silent: For each head whether its columns begin as zero; the others are drawn as the matrix
-            of these heads alone.
-        out_features: Size of the output (M).
-        head_dim: Size of a head (D).
-        init_std: Deviation of the model's weights, of which ``std`` is a multiple.
-        std: See `Linear`.
-        step: See `Linear`.
-    """
-
-    def __init__(
-        self,
-        silent: tuple[bool, ...],
-        out_features: int,
-        head_dim: int,
-        init_std: float,
-        std: float,
-        step: float,
-    ) -> None:
-        super().__init__(len(silent) * head_dim, out_features, std, step)
-        self.silent, self.init_std = silent, init_std
-
-    def initial_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        drawn = ~torch.tensor(self.silent)
-        value = torch.zeros(shape).unflatten(1, (len(self.silent), -1))
-        wanted = torch.Size((shape[0], int(drawn.sum()) * value.shape[2]))
-        own = normal(wanted, self.init_std * self.std, generator)
-        value[:, drawn] = own.unflatten(1, (-1, value.shape[2]))
-        return value.flatten(1)
 
 
 class RMSNorm(nn.Module):
@@ -125,12 +95,12 @@ class Attention(nn.Module):
         self.q_proj = Linear(M, layout.num_projections * D)
         self.k_proj = Linear(M, layout.num_kv_heads * D)
         self.v_proj = Linear(M, layout.num_kv_heads * D)
-        silent, rules, L = position.silent(layout), config.o_proj, config.num_layers
-        # What adds to the residual stream at first is the heads that are not silent.
-        ratio = layout.num_heads / layout.num_projections
-        std = rules.std.factor(silent.count(False) / layout.num_projections, L)
-        step = rules.step.factor(ratio, L)
-        self.o_proj = OutputProjection(silent, M, D, config.init_std, std, step)
+        drawn, rules, L = position.drawn(layout), config.o_proj, config.num_layers
+        # What adds to the residual stream at first is the heads that are drawn.
+        std = rules.std.factor(len(drawn) / layout.num_projections, L)
+        step = rules.step.factor(layout.num_heads / layout.num_projections, L)
+        self.o_proj = Linear(layout.num_heads * D, M, std, step)
+        self.o_proj.drawn = [h * D + i for h in drawn for i in range(D)]
         self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.position = position.build(config, layer_index)

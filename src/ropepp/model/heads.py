@@ -95,21 +95,16 @@ class HeadLayout:
         """
         free = [(head.projection, head.phase % 360, head.kv_head) for head in self.heads]
         places: list[int] = []
-        lost: list[Head] = []
         for head in other.heads:
             key = (head.projection, head.phase % 360, head.kv_head)
-            if key in free:
-                places.append(free.index(key))
-                free[places[-1]] = (-1, 0.0, -1)
-            else:
-                lost.append(head)
-        if lost:
-            p, phase, k = lost[0]
-            raise InputError(
-                f"{len(lost)} of {other.num_heads} attention heads are not among the new "
-                f"{self.num_heads}, so what they add would be lost: the first has projection {p}, "
-                f"phase {phase:g} degrees, kv head {k}"
-            )
+            if key not in free:
+                raise InputError(
+                    f"of {other.num_heads} attention heads not all are among the new "
+                    f"{self.num_heads}, so what they add would be lost: the first has projection "
+                    f"{head.projection}, phase {head.phase:g} degrees, kv head {head.kv_head}"
+                )
+            places.append(free.index(key))
+            free[places[-1]] = (-1, 0.0, -1)
         counts = [(x.num_projections, x.num_kv_heads) for x in (other, self)]
         if counts[0] != counts[1]:
             raise InputError(
@@ -117,12 +112,6 @@ class HeadLayout:
                 f"{counts[1][0]} and {counts[1][1]} are needed: only heads can be added"
             )
         return places
-
-    @cached_property
-    def repeats(self) -> tuple[bool, ...]:
-        """For each head whether one before it uses the same projection."""
-        before = [{head.projection for head in self.heads[:i]} for i in range(self.num_heads)]
-        return tuple(h.projection in seen for h, seen in zip(self.heads, before, strict=True))
 
     @cached_property
     def num_projections(self) -> int:
@@ -176,32 +165,25 @@ def turn(a: Tensor, b: Tensor, phase: float) -> tuple[Tensor, Tensor]:
 
 
 def turned(weight: Tensor, layout: HeadLayout) -> Tensor:
-    """A query matrix in which every attention head has rows of its own.
+    """A query matrix (H D, M), float64, in which every head has rows of its own, from one of
+    projections (P D, M).
 
     A turn of a query commutes with its rotation, so a head with phase p is one with phase 0 whose
     rows of halves [a, b] are ``cos(p) [a, b] + sin(p) [-b, a]`` (see `turn`).
-
-    Args:
-        weight: (P D, M), a projection's rows one after another.
-        layout: The attention heads.
-
-    Returns:
-        (H D, M) in float64.
     """
     a, b = weight.double().unflatten(0, (layout.num_projections, 2, -1)).unbind(1)
     return torch.cat([x for p, phase, _ in layout.heads for x in turn(a[p], b[p], phase)])
 
 
 def turned_back(weight: Tensor, layout: HeadLayout) -> Tensor | None:
-    """What `turned` has made ``weight`` (H D, M) of, (P D, M) in float64, up to the rounding of its
-    dtype; None if its heads are no turned copies."""
+    """What `turned` has made ``weight`` of, up to its rounding; None if its heads are no turned
+    copies."""
     a, b = weight.double().unflatten(0, (layout.num_heads, 2, -1)).unbind(1)
-    rows: list[Tensor] = []
-    for p in range(layout.num_projections):
-        own = [(h.phase % 90 != 0, i) for i, h in enumerate(layout.heads) if h.projection == p]
-        i = min(own)[1]  # of an exact copy, if there is one
-        rows += turn(a[i], b[i], -layout.heads[i].phase)
-    found = torch.cat(rows)
+    # Of each projection a head that is an exact copy, if there is one.
+    order = sorted(range(layout.num_heads), key=lambda i: layout.heads[i].phase % 90 == 0)
+    of = {layout.heads[i].projection: i for i in order}
+    chosen = [of[p] for p in range(layout.num_projections)]
+    found = torch.cat([x for i in chosen for x in turn(a[i], b[i], -layout.heads[i].phase)])
     exact = all(head.phase % 90 == 0 for head in layout.heads)
     bound = 0.0 if exact else 2 * torch.finfo(weight.dtype).eps * weight.abs().max().item()
     return found if torch.allclose(turned(found, layout), weight.double(), 0.0, bound) else None

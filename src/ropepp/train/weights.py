@@ -160,8 +160,8 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
 def _without_mixers(
     network: Transformer, optimizer: torch.optim.Optimizer, content: dict[str, Any]
 ) -> dict[str, Any]:
-    """A checkpoint's optimizer state by the numbers of ``optimizer``, without that of the output
-    projections, which have become wider: theirs begins anew."""
+    """A checkpoint's optimizer state by the numbers of ``optimizer``, without the output
+    projections', which have become wider: theirs begins anew."""
     settings = content["hyper_parameters"]
     with torch.device("meta"):
         source = Transformer(ModelConfig(**settings["network"]), from_plain(settings["position"]))

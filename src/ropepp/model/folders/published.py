@@ -44,7 +44,7 @@ FIXED = {
     "use_sliding_window": False,
     "quantization_config": None,
 }
-SPECS = "ropepp.model.positions."
+SPECS = "ropepp.model.positions"
 
 IMAGINARY_MODES: dict[str, Callable[..., RoPE]] = {
     "imag1": RoPEppEH,

@@ -21,8 +21,9 @@ class Repeating(RoPE):
 
     start_as_rope: bool = False
 
-    def silent(self, layout: HeadLayout) -> tuple[bool, ...]:
-        return layout.repeats if self.start_as_rope else super().silent(layout)
+    def drawn(self, layout: HeadLayout) -> list[int]:
+        first = {head.projection: i for i, head in reversed([*enumerate(layout.heads)])}
+        return sorted(first.values()) if self.start_as_rope else super().drawn(layout)
 
 
 @dataclass(frozen=True)
