@@ -141,8 +141,8 @@ class RoPEppAttention(nn.Module):
 def with_slopes(
     mask: Tensor | None, slopes_H: Tensor, begin: int | Tensor, q_BHTD: Tensor, S: int
 ) -> Tensor:
-    """ALiBi as a mask added to scores, (B or 1, H, T, S), of queries from place ``begin`` on; ``mask``
-    is transformers' own, (B, 1, T, S), bool or added to scores, causal if None."""
+    """ALiBi as a mask added to scores, (B or 1, H, T, S), of queries from place ``begin`` on;
+    ``mask`` is transformers' own, (B, 1, T, S), bool or added to scores, causal if None."""
     keys = torch.arange(S, device=q_BHTD.device)
     distance = (torch.arange(q_BHTD.shape[2], device=q_BHTD.device) + begin).unsqueeze(-1) - keys
     bias = -slopes_H[:, None, None] * distance
