@@ -206,7 +206,10 @@ class RoPEppModel(RoPEppPreTrainedModel, LlamaModel):
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = PositionTable(config)  # type: ignore[assignment]
         self.gradient_checkpointing = False
-        self._keep_in_fp32_modules_strict = {"sin_coef", "cos_coef"}  # FoPE's constants
+        # FoPE's constants stay as they were drawn.
+        self._keep_in_fp32_modules_strict = {
+            name.split(".")[-1] for name, _ in self.named_buffers()
+        }
         self.post_init()
 
     def forward(
@@ -226,6 +229,8 @@ class RoPEppModel(RoPEppPreTrainedModel, LlamaModel):
 class RoPEppForCausalLM(RoPEppPreTrainedModel, LlamaForCausalLM):
     """A `Transformer` behind transformers' interface; padding is told by ``attention_mask``, and
     packed documents by ``position_ids`` that begin anew, as to a Llama."""
+
+    _tp_plan = {}  # noqa: RUF012 (projections are shared by heads)
 
     def __init__(self, config: RoPEppConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)
