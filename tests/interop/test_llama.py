@@ -234,7 +234,7 @@ def test_what_other_converters_ask_of_a_folder(tmp_path: Path) -> None:
     assert max(words["model"]["vocab"].values()) < settings["vocab_size"]
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "README.md"),
-        *("tokenizer.json", "tokenizer_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "checksums.json"),
     }
     plain = transformers.AutoTokenizer.from_pretrained(folder)
     assert (

@@ -12,7 +12,7 @@ from ropepp.model.folders.published import SPECS, own_position
 from ropepp.model.plain import from_plain
 from ropepp.model.positions import Position, RoPE
 from ropepp.model.transformer import Transformer
-from ropepp.runs.checkpoints import read_metadata
+from ropepp.runs.checkpoints import read_checkpoint
 from ropepp.runs.settings import read_settings
 from ropepp.train.weights import load_optimizer_from, load_weights
 
@@ -39,7 +39,8 @@ def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel,
     network = Transformer(saved.model.config, spec, ignore_index=saved.model.ignore_index)
     network.layout.places_of(saved.model.layout)
     load_weights(network, saved.path)
-    content = read_metadata(saved.path) if saved.path.is_file() else {}
+    is_one = saved.path.is_file()
+    content = read_checkpoint(saved.path, "optimizer_states") if is_one else {}
     states: list[dict[str, Any]] = []
     if content.get("optimizer_states"):
         optimizer = from_plain(content["hyper_parameters"]["optimizer"]).build(network)

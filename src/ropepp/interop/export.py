@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ropepp.checksums import write_checksums
 from ropepp.data.tokenizer import load_tokenizer
 from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_json, write_text
@@ -63,6 +64,7 @@ def export(
         InputError: The folder exists, the form cannot express the model, or there is no tokenizer
             where the model's text had one.
     """
+    saved.require_finite()
     model = saved.model
     found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
     text = _text(saved)
@@ -86,6 +88,7 @@ def export(
         if kind == OWN_TYPE:
             shutil.copyfile(MODELING, work / MODELING.name)
         write_text(work / "README.md", model_card(saved, kind, dtype, _result(saved)))
+        write_checksums(work, (file.name for file in work.iterdir() if file.suffix != ".md"))
     return settings
 
 
@@ -116,11 +119,6 @@ def _tensors(model: Transformer, kind: str, dtype: torch.dtype) -> Iterator[tupl
         if name == "lm_head.weight" and model.config.tied_embeddings:
             continue
         wide = tensor.float()
-        if not bool(wide.sum().isfinite()) and not bool(wide.isfinite().all()):
-            raise InputError(
-                f"tensor {name} holds NaN or infinity: the weights are damaged, or the training has"
-                " diverged"
-            )
         if ordinary and name.endswith("q_proj.weight"):
             wide = turned(wide, model.layout)
         if name.endswith((f"q_{last}.weight", f"k_{last}.weight")):

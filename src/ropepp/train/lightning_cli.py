@@ -32,6 +32,7 @@ from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
 from ropepp.train.callbacks.run_files import PredictionWriter, RunFiles, describe_run
 from ropepp.train.callbacks.suite import SuiteEvaluation
+from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.guard import StepGuard
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
@@ -164,16 +165,19 @@ class RopeppCLI(LightningCLI):
         if fitting:
             self._check_trainer()
         self.begun_from, folder = options.get("ckpt_path"), self.directory / "checkpoints"
+        self.fall_back = False  # to an older checkpoint, should one be damaged
         self.seen = list_checkpoints(folder)
         if options.resume:
             self._leave_if_finished()
         if options.resume or self.begun_from == "last":
             found = newest_complete(folder)
-            if found is None and not options.resume:
+            if found is None and (self.seen or not options.resume):
                 raise InputError(
-                    f"ckpt_path is 'last', but {folder} holds no complete checkpoint (step-N.ckpt)"
+                    f"{folder} holds no complete checkpoint (step-N.ckpt) to go on from; damaged: "
+                    f"{len(self.seen)} (without them --resume auto begins anew)"
                 )
             options.ckpt_path = str(found) if found else self.begun_from
+            self.fall_back = found is not None
         if options.init_optimizer and not options.init_from:
             raise InputError("init_optimizer is true, but there is no init_from to take it from")
         ckpt_path = options.get("ckpt_path")
@@ -263,6 +267,8 @@ class RopeppCLI(LightningCLI):
             begun_from, ckpt_path = self.begun_from, self.options.ckpt_path
             callbacks.append(RunFiles(self.directory, text, ckpt_path, begun_from))
         self.metrics = metrics
+        files, plugins = CheckpointFiles(self.fall_back), trainer.get("plugins") or []
+        trainer["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), files]
         return self.trainer_class(**{**trainer, **kwargs, "callbacks": callbacks})
 
     def _refuse_taken_directory(self) -> None:

@@ -1,6 +1,7 @@
 """Scalars of a run, once in TensorBoard and once as lines of JSON."""
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,14 @@ class RunLogger(TensorBoardLogger):
             super().log_metrics(values, step)
             with self.metrics_file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Returns when the disk has all lines so far."""
+        self.save()
+        if self.metrics_file.exists():
+            with self.metrics_file.open("a") as file:
+                os.fsync(file.fileno())
 
     @rank_zero_only
     def log_by_position(self, losses: Mapping[str, Mapping[str, list[float]]]) -> None:

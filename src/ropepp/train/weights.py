@@ -1,15 +1,13 @@
-"""Weights to begin a stage with, from whatever form they are in."""
+"""Weights to begin a stage with, from whatever form they are in, and optimizers' states."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
@@ -18,15 +16,19 @@ from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import check_shapes, load_pretrained
 from ropepp.model.init import as_sharded
-from ropepp.model.plain import from_plain
+from ropepp.model.plain import from_plain, understanding
 from ropepp.model.transformer import Transformer
-from ropepp.runs.checkpoints import METADATA, read_metadata, shapes
+from ropepp.runs.checkpoints import METADATA, read_checkpoint, shapes
+from ropepp.runs.shards import load_shards
+from ropepp.train.optim import state_of
 
 MIXER = "self_attn.o_proj.weight"  # what of a layer depends on the number of attention heads
 
 
 @torch.no_grad()
-def load_weights(network: Transformer, path: str | Path) -> None:
+def load_weights(
+    network: Transformer, path: str | Path, content: dict[str, Any] | None = None
+) -> None:
     """Copies weights into ``network``, sharded or not.
 
     Of a model with fewer attention heads, the heads that are new get columns of zeros in the output
@@ -36,10 +38,11 @@ def load_weights(network: Transformer, path: str | Path) -> None:
         network: The model; its position may differ from the saved one's (another theta, another
             scaling, more attention heads) as long as all else has the same shapes.
         path: A checkpoint file, a sharded checkpoint, or a folder in the published format.
+        content: What `read_checkpoint` gave of a checkpoint, if it was read already.
 
     Raises:
-        InputError: There is nothing of that kind, it is torn, or a tensor is missing, left over or
-            of another shape.
+        InputError: There is nothing of that kind, it is damaged, or a tensor is missing, left over
+            or of another shape.
     """
     path = Path(path)
     if not path.exists():
@@ -47,7 +50,9 @@ def load_weights(network: Transformer, path: str | Path) -> None:
     own = network.state_dict()
     layout, narrow = network.layout, {}
     saved = load_pretrained(path) if (path / "config.json").is_file() else None
-    places = added_heads(network, path, saved)
+    if saved is None and content is None:
+        content = read_checkpoint(path, "state_dict")
+    places = added_heads(network, path, saved or content)
     if places is not None:
         columns = len(places) * network.config.head_dim
         narrow = {
@@ -55,50 +60,54 @@ def load_weights(network: Transformer, path: str | Path) -> None:
             for name, tensor in own.items()
             if name.endswith(MIXER)
         }
-    _load_whole(own | narrow, path, saved)
+    _load_whole(own | narrow, path, saved or content)
     for name, tensor in narrow.items():
         wide = tensor.new_zeros(len(tensor), layout.num_heads, network.config.head_dim)
         wide[:, places] = tensor.unflatten(1, (len(places or ()), -1))
         own[name].copy_(as_sharded(own[name], wide.flatten(1)))
 
 
-def added_heads(
-    network: Transformer, path: Path, saved: Transformer | None = None
-) -> list[int] | None:
+def added_heads(network: Transformer, path: Path, saved: Any) -> list[int] | None:
     """Where in ``network`` the attention heads of a saved model of the same sizes are; None if it
-    has as many, or is of other sizes, which others refuse in words."""
-    if saved is not None:  # the model of a folder
+    has as many, or is of other sizes, which others refuse in words. ``saved`` is the model, or what
+    a checkpoint holds."""
+    if isinstance(saved, Transformer):
         config, spec = saved.config, saved.position
     else:
-        settings = read_metadata(path).get("hyper_parameters", {})
+        settings = saved.get("hyper_parameters") or {}
         if "network" not in settings:
             return None
-        config, spec = ModelConfig(**settings["network"]), from_plain(settings["position"])
-    layout = spec.layout(config.num_heads, config.num_kv_heads)
+        with understanding(path):
+            config, spec = ModelConfig(**settings["network"]), from_plain(settings["position"])
     sizes = [(x.num_heads, x.num_kv_heads, x.head_dim) for x in (config, network.config)]
-    if layout.num_heads == network.layout.num_heads or sizes[0] != sizes[1]:
-        return None
-    try:
+    with understanding(f"{path} is of {spec}"):
+        layout = spec.layout(config.num_heads, config.num_kv_heads)
+        if layout.num_heads == network.layout.num_heads or sizes[0] != sizes[1]:
+            return None
         return network.layout.places_of(layout)
-    except InputError as error:
-        raise InputError(f"{path} is of {spec}: {error}") from error
 
 
-def _load_whole(own: dict[str, Tensor], path: Path, saved: Transformer | None) -> None:
+def _load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
     """Copies all tensors of a saved model into those of the same names and shapes."""
-    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    if saved is not None:
+    if isinstance(saved, Transformer):
         found = saved.state_dict()
-        check_shapes(expected, {name: tuple(x.shape) for name, x in found.items()}, path)
+        check_weights(own, {name: tuple(x.shape) for name, x in found.items()}, path)
         load_tensors(own, found)
         return
-    content = read_metadata(path)  # says what is torn
-    check_shapes(expected, shapes(path), path)
+    check_weights(own, shapes(path, saved), path)
     wanted = {f"network.{name}": tensor for name, tensor in own.items()}
     if path.is_dir():
-        _load_shards({"state_dict": wanted}, path)
+        load_shards({"state_dict": wanted}, path)
     else:
-        load_tensors(wanted, content["state_dict"])
+        load_tensors(wanted, saved["state_dict"])
+
+
+def check_weights(
+    own: Mapping[str, Tensor], found: dict[str, tuple[int, ...]], path: Path | str
+) -> None:
+    """Raises an `InputError` if the shapes ``found`` at ``path`` are not those of a model's
+    tensors."""
+    check_shapes({name: tuple(x.shape) for name, x in own.items()}, found, Path(path))
 
 
 @torch.no_grad()
@@ -108,23 +117,63 @@ def load_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None
         tensor.copy_(as_sharded(tensor, found[name]))
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restores an optimizer over sharded parameters from a state of whole tensors.
+def load_optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer, state: Any, path: Path | str
+) -> None:
+    """Restores an optimizer, over sharded parameters or not, from a state of whole tensors.
 
     Args:
+        module: What the parameters belong to.
         optimizer: The optimizer.
         state: What ``state_dict`` of such an optimizer over whole parameters has returned.
+        path: Where it is from, for messages.
+
+    Raises:
+        InputError: It is no such state.
     """
+    check_optimizer(module, optimizer, state, path)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
     sharded = {}
-    for number, parameter in zip(numbers, parameters, strict=True):
+    for number, parameter in enumerate(parameters):
         sharded[number] = {
             # A step's number is a tensor too, or a plain one.
             key: as_sharded(parameter, x) if getattr(x, "shape", None) == parameter.shape else x
             for key, x in state["state"].get(number, {}).items()
         }
     optimizer.load_state_dict({**state, "state": sharded})
+
+
+def check_optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer, state: Any, path: Path | str
+) -> None:
+    """Refuses a state that the optimizer could not use: fused ones write where they were told
+    to.
+
+    Raises:
+        InputError: It is no state of such an optimizer over these parameters; names the tensor.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    with understanding(f"{path}: its optimizer's state does not fit this one"):
+        sizes = [
+            [len(group["params"]) for group in groups]
+            for groups in (state["param_groups"], optimizer.param_groups)
+        ]
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        if sizes[0] != sizes[1] or numbers != list(range(len(numbers))):
+            raise InputError(f"groups of {sizes[0]} parameters instead of {sizes[1]}")
+        parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        for number, own in state["state"].items():
+            parameter, group = parameters[number]
+            expected = state_of(optimizer, group, parameter)
+            if not own or expected is None:
+                continue
+            for key in {**own, **expected}:
+                found, shape = own.get(key), expected.get(key)
+                plain = isinstance(found, Tensor) and found.layout == torch.strided
+                if not plain or not found.is_floating_point() or tuple(found.shape) != shape:
+                    is_one = tuple(found.shape) if plain else type(found).__name__
+                    name = names.get(parameter, number)
+                    raise InputError(f"{key} of {name!r} is {is_one}; expected {shape}")
 
 
 def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
@@ -140,21 +189,16 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
     """
     if path.is_dir() and not (path / METADATA).exists():
         raise InputError(f"{path} has weights alone, no optimizer's state")
-    content = read_metadata(path)
-    try:
-        if path.is_dir():
-            states = {"optimizer_0": get_optimizer_state_dict(module, optimizer)}
-            _load_shards(states, path)
-            set_optimizer_state_dict(module, optimizer, states["optimizer_0"])
-        else:
-            state = content["optimizer_states"][0]
-            network = module.get_submodule("network")
-            assert isinstance(network, Transformer)
-            if added_heads(network, path) is not None:
-                state = _without_mixers(network, optimizer, content)
-            load_optimizer(optimizer, state)
-    except (KeyError, ValueError, IndexError, CheckpointException) as error:
-        raise InputError(f"{path}: its optimizer's state does not fit this one: {error}") from error
+    if path.is_dir():
+        load_optimizer_shards(module, optimizer, path)
+        return
+    content = read_checkpoint(path, "optimizer_states", mapped=False)
+    state, network = (content.get("optimizer_states") or [None])[0], module.get_submodule("network")
+    assert isinstance(network, Transformer)
+    if state is not None and added_heads(network, path, content) is not None:
+        with understanding(f"{path}: its optimizer's state does not fit this one"):
+            state = _without_mixers(network, optimizer, content)
+    load_optimizer(module, optimizer, state, path)
 
 
 def _without_mixers(
@@ -179,6 +223,18 @@ def _names(network: Transformer, optimizer: torch.optim.Optimizer) -> list[str]:
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
-def _load_shards(wanted: dict[str, Any], path: Path) -> None:
-    """Fills the tensors in ``wanted``; without processes too."""
-    dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
+def load_model_shards(module: nn.Module, path: Path) -> None:
+    """Restores a module's sharded parameters."""
+    state = {"state_dict": get_model_state_dict(module)}
+    load_shards(state, path)
+
+
+def load_optimizer_shards(
+    module: nn.Module, optimizer: torch.optim.Optimizer, path: Path, index: int = 0
+) -> None:
+    """Restores an optimizer, over sharded parameters or not, from a sharded checkpoint."""
+    key = f"optimizer_{index}"
+    with understanding(f"{path}: its optimizer's state does not fit this one"):
+        states = {key: get_optimizer_state_dict(module, optimizer)}
+        load_shards(states, path)
+        set_optimizer_state_dict(module, optimizer, states[key])
