@@ -132,7 +132,7 @@ def evaluate(
         for length in options.lengths:
             stride = options.stride or max(1, length // 8)
             with work.leaving_out(f"{text.name} {length}"):
-                found, by_position = evaluate_text(subject, text, length, stride)
+                found, by_position = evaluate_text(subject, text, length, stride, work.leaving_out)
                 rows += found
                 curve = {"model": subject.name, "text": text.name, "length": length}
                 curves.append(curve | by_position)
