@@ -77,6 +77,7 @@ def run_options(
     resume: Literal["auto"] | None = None,
     init_from: str | None = None,
     init_optimizer: bool = False,
+    fresh_optimizer: bool = False,
 ) -> None:
     """Options of every command here, besides model, data and trainer.
 
@@ -90,6 +91,8 @@ def run_options(
         init_from: Weights to begin with: a checkpoint, sharded or one file, or a folder in the
             published format. Steps, schedule and data begin anew.
         init_optimizer: Whether to begin with the optimizer's moments of init_from too.
+        fresh_optimizer: Whether the optimizer begins anew where a run begins from ckpt_path, whose
+            step, data and weights go on.
     """
 
 
@@ -175,6 +178,8 @@ class RopeppCLI(LightningCLI):
             options.ckpt_path = str(found) if found else self.begun_from
         if options.init_optimizer and not options.init_from:
             raise InputError("init_optimizer is true, but there is no init_from to take it from")
+        if options.fresh_optimizer and not options.get("ckpt_path"):
+            raise InputError("fresh_optimizer is true, but there is no ckpt_path to go on from")
         ckpt_path = options.get("ckpt_path")
         if ckpt_path:
             self._check_checkpoint(Path(ckpt_path))
@@ -232,6 +237,8 @@ class RopeppCLI(LightningCLI):
         if not self.options.get("ckpt_path"):
             self.model.init_from = self.options.init_from
             self.model.init_optimizer = self.options.init_optimizer
+        elif self.options.ckpt_path == self.begun_from:  # not where the run itself goes on
+            self.model.fresh_optimizer = self.options.fresh_optimizer
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         checkpoint, metrics, guard, profile, suite = (
