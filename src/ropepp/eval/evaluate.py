@@ -22,6 +22,7 @@ from ropepp.eval.scores import Score
 from ropepp.eval.tasks import Task
 from ropepp.files import disk_errors, held, printable, require_writable
 from ropepp.interop.saved import SavedModel, open_model, placement
+from ropepp.model.folders.hub import local_path
 
 GENERATED = ("ruler", "babilong")
 ITEMS = "items.jsonl"
@@ -206,10 +207,10 @@ def _choose(work: Workload, wanted: list[str]) -> None:
 
 def _check(options: Namespace) -> None:
     """Completes options and refuses what cannot be."""
+    options.models = list(dict.fromkeys(str(local_path(path)) for path in options.models))
     for path in options.models:
         if not Path(path).exists():
             raise InputError(f"model {path} does not exist")
-    options.models = list(dict.fromkeys(options.models))
     for path in options.text:
         if not path.is_file():
             raise InputError(f"{path} is missing; --text takes texts, or .jsonl lines with 'text'")

@@ -15,6 +15,7 @@ from ropepp.data.tokens.meta import read_meta
 from ropepp.errors import InputError
 from ropepp.files import replacing_file
 from ropepp.model.config import ModelConfig
+from ropepp.model.folders.hub import local_path
 from ropepp.model.folders.published import load_pretrained
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, to_plain
@@ -53,6 +54,10 @@ class SavedModel:
     def name(self) -> str:
         """What tables call it: a run's folder by its last two parts, any other by its own name."""
         parts = (self.run or self.path).resolve().parts
+        if len(parts) > 2 and parts[-3].startswith(
+            "models--"
+        ):  # the hub's OWNER--NAME/snapshots/HASH
+            return parts[-3].rpartition("--")[2]
         return "/".join(parts[-2:]) if self.run else parts[-1]
 
     @property
@@ -144,7 +149,8 @@ def open_model(
 
     Args:
         path: A run's folder (its newest complete checkpoint is taken), a checkpoint file, a sharded
-            checkpoint, or a folder with ``config.json`` as published or exported.
+            checkpoint, a folder with ``config.json`` as published or exported, or
+            ``hub:NAME[@REVISION]``.
         dtype: Dtype of weights and activations. Weights in bfloat16 compute what training in
             bfloat16 over float32 weights does; what a position encoding keeps stays float32.
         device: Where to.
@@ -152,7 +158,7 @@ def open_model(
     Raises:
         InputError: There is no such model, or it is torn or of another shape than it says.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise InputError(f"model {path} does not exist")
     if path.is_dir() and (path / "config.json").is_file():
@@ -196,6 +202,7 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
     file = Path(file)
     if file.exists():
         raise InputError(f"{file} exists; choose another name")
+    folder = local_path(folder)
     network = load_pretrained(folder)
     # What training had besides is unknown, so that nothing can contradict a run that takes this.
     settings = {"network": asdict(network.config), "position": to_plain(network.position)}
@@ -210,7 +217,7 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
         "hyper_parameters": settings,
         # For whoever opens the file; training takes its targets from the data.
         "ignore_index": network.ignore_index,
-        TOKENIZERS: list(tokenizers(Path(folder))),
+        TOKENIZERS: list(tokenizers(folder)),
     }
     with replacing_file(file) as out:
         torch.save(content, out)
