@@ -17,6 +17,7 @@ from ropepp.eval.generated import averages, evaluate_task
 from ropepp.eval.harness import evaluate_harness, require_harness, summarize
 from ropepp.eval.local_data import TASKS, TEXTS
 from ropepp.eval.perplexity import Text, evaluate_text, read_text
+from ropepp.eval.published import tasks_of
 from ropepp.eval.report import TABLES, Report
 from ropepp.eval.scores import Score
 from ropepp.eval.tasks import Task
@@ -117,7 +118,7 @@ def find_work(options: Namespace) -> Workload:
     for suite in GENERATED:
         if suite in suites:
             with work.leaving_out(suite, aloud=False):
-                work.generated += _tasks(suite, data)
+                work.generated += tasks_of(suite, data, options.protocol)
     if options.tasks:
         _choose(work, options.tasks)
     return work
@@ -144,11 +145,11 @@ def evaluate(
     rows += short + summarize(short)
     for suite in GENERATED:
         own: list[Score] = []
-        for task in (task for task in work.generated if task.suite == suite):
+        for task in (task for task in work.generated if task.suite.startswith(suite)):
             for length in options.lengths:
                 count = options.samples or 100
                 # A length may be too short for it.
-                with work.leaving_out(f"{suite} {task.name} {length}"):
+                with work.leaving_out(f"{task.suite} {task.name} {length}"):
                     own += evaluate_task(subject, task, length, count, options.seed)
         rows += own + averages(own)
     return rows, curves
@@ -184,14 +185,6 @@ def _given(data: Path | None) -> Path:
     if data is None:
         raise InputError("its data is not here: give --data DIR")
     return data
-
-
-def _tasks(suite: str, data: Path | None) -> list[Task]:
-    from ropepp.eval.babilong import babilong_tasks
-    from ropepp.eval.ruler import ruler_tasks
-
-    folder = data / suite if data and (data / suite).is_dir() else None
-    return ruler_tasks(folder) if suite == "ruler" else babilong_tasks(folder)
 
 
 def _choose(work: Workload, wanted: list[str]) -> None:
