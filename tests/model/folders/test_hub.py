@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from helpers import evaluated
+from helpers.dry_cli import DryCLI
+from helpers.fit_runs import arguments
 from helpers.golden_data import REPOSITORY
 from helpers.hub_server import digest, hub
 from ropepp.cli import main
@@ -154,3 +156,10 @@ def test_the_endpoint_is_that_of_the_environment(folders: dict[str, Path], tmp_p
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("en to")
         assert any("safetensors" in request for request in asked)
+
+
+def test_a_run_begins_from_such_a_model(asked: list[str], tmp_path: Path) -> None:
+    flags = arguments(tmp_path / "corpus", tmp_path, "r", init_from=f"hub:{NAME}@old")
+    cli = DryCLI(flags)
+    assert cli.options.init_from == f"hub:{NAME}@old"  # what its config.yaml keeps
+    assert cli.model.init_from == str(local_path(f"hub:{NAME}@old"))
