@@ -14,6 +14,7 @@ from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_token
 from ropepp.data.tokens.meta import read_meta
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
+from ropepp.model.folders.hub import local_path
 from ropepp.model.folders.published import load_pretrained, unfilled
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, to_plain, understanding
@@ -57,6 +58,10 @@ class SavedModel:
     def name(self) -> str:
         """What tables call it: a run's folder by its last two parts, any other by its own name."""
         parts = (self.run or self.path).resolve().parts
+        if len(parts) > 2 and parts[-3].startswith(
+            "models--"
+        ):  # the hub's OWNER--NAME/snapshots/HASH
+            return parts[-3].rpartition("--")[2]
         return "/".join(parts[-2:]) if self.run else parts[-1]
 
     @property
@@ -156,7 +161,8 @@ def open_model(
 
     Args:
         path: A run's folder (its newest checkpoint that is not damaged is taken), a checkpoint
-            file, a sharded checkpoint, or a folder with ``config.json`` as published or exported.
+            file, a sharded checkpoint, a folder with ``config.json`` as published or exported, or
+            ``hub:NAME[@REVISION]``.
         dtype: Dtype of weights and activations. Weights in bfloat16 compute what training in
             bfloat16 over float32 weights does; what a position encoding keeps stays float32.
         device: Where to.
@@ -164,7 +170,7 @@ def open_model(
     Raises:
         InputError: There is no such model, or it is damaged or of another shape than it says.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise InputError(f"model {path} does not exist")
     if path.is_dir() and (path / "config.json").is_file():
@@ -214,6 +220,7 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
     file = Path(file)
     if file.exists():
         raise InputError(f"{file} exists; choose another name")
+    folder = local_path(folder)
     network = load_pretrained(folder)
     return write_checkpoint(file, network, tokenizers(Path(folder)))
 

@@ -108,6 +108,7 @@ class LanguageModel(pl.LightningModule):
         self.network.loss_backend, self.network.z_loss = loss_backend, z_loss
         self.init_from: str | None = None  # weights to begin with, instead of drawn ones
         self.init_optimizer = False  # whether the optimizer's moments come from there too
+        self.fresh_optimizer = False  # whether a checkpoint's is left aside
         self.guard: StepGuard | None = None
         self.grad_norm: Tensor | None = None
         self.learning_rate = 0.0
@@ -237,6 +238,8 @@ class LanguageModel(pl.LightningModule):
             load_optimizer_from(self, self.trainer.optimizers[0], Path(self.init_from))
         elif not self.trainer.global_step:
             return
+        elif self.fresh_optimizer:
+            self.trainer.optimizers[0].state.clear()
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0]
         scheduler = schedule.scheduler
         assert isinstance(scheduler, LambdaLR)
