@@ -133,6 +133,7 @@ def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
             why = "qk_norm with phases other than 0 and 180 degrees, whose halves a turn mixes"
     if why is not None:
         raise InputError(f"an ordinary Llama cannot express {why}; --format hf can")
+    assert isinstance(spec, RoPE)
     rope: dict[str, Any] = {"rope_scaling": None}
     if isinstance(scaling, PI):
         rope = {"rope_scaling": {"rope_type": "linear", "factor": scaling.factor}}
