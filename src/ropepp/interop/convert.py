@@ -9,7 +9,7 @@ from torch import nn
 from ropepp.errors import InputError
 from ropepp.interop.saved import SavedModel, open_model, write_checkpoint
 from ropepp.model.folders.published import SPECS, own_position
-from ropepp.model.plain import from_plain
+from ropepp.model.plain import from_plain, understanding
 from ropepp.model.positions import Position, RoPE
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import read_checkpoint
@@ -36,8 +36,9 @@ def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel,
     """
     saved = open_model(source)
     spec = wanted_position(position, saved)
-    network = Transformer(saved.model.config, spec, ignore_index=saved.model.ignore_index)
-    network.layout.places_of(saved.model.layout)
+    with understanding(position):
+        network = Transformer(saved.model.config, spec, ignore_index=saved.model.ignore_index)
+        network.layout.places_of(saved.model.layout)
     load_weights(network, saved.path)
     is_one = saved.path.is_file()
     content = read_checkpoint(saved.path, "optimizer_states") if is_one else {}
@@ -55,10 +56,8 @@ def wanted_position(file: Path, saved: SavedModel) -> Position:
     source, content = saved.model.position, _full(read_settings(file))
     if not isinstance(content, dict) or not isinstance(content.get("class_path"), str):
         raise InputError(f"{file} is no position encoding: it needs class_path and init_args")
-    try:
+    with understanding(file):
         spec = own_position(content)
-    except TypeError as error:  # an argument that the class has not, or of another type
-        raise InputError(f"{file}: {error}") from error
     if not isinstance(source, RoPE) or not isinstance(spec, RoPE):
         raise InputError(
             f"{file} is {spec}, the model of {saved.path} has {source}: heads can be added where "
