@@ -12,9 +12,8 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import RawIOBase
+from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
 
 from ropepp.errors import InputError
 from ropepp.files import write_json
@@ -76,7 +75,7 @@ def crc32s(buffers: Sequence[memoryview]) -> list[int]:
         return list(pool.map(zlib.crc32, buffers))
 
 
-def archive_sums(file: Path | RawIOBase, name: Path) -> set[tuple[int, int]]:
+def archive_sums(file: Path | BytesIO, name: Path) -> set[tuple[int, int]]:
     """Reads what an archive of `torch.save` holds besides the bytes of tensors, and compares it
     with its checksums.
 
@@ -92,7 +91,7 @@ def archive_sums(file: Path | RawIOBase, name: Path) -> set[tuple[int, int]]:
         InputError: It holds more plain data than tensors need.
     """
     try:
-        with zipfile.ZipFile(cast(Any, file)) as archive:
+        with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
             tensors = {info.filename for info in infos if "/data/" in info.filename}
             limit = MAX_PLAIN_BYTES + MAX_PLAIN_BYTES_PER_TENSOR * len(tensors)

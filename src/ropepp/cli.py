@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from io import TextIOWrapper
 
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         with suppress(OSError):  # whose file was exchanged
             if isinstance(stream, TextIOWrapper):  # names of files may be no Unicode text
                 stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one line
     try:
         _import_trusted(modules)
         module = MODULES.get(args[0], args[0])

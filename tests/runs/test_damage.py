@@ -80,13 +80,14 @@ def write_sharded(single: Path, saved: SavedModel, out: Path) -> Path:
     return out
 
 
-def use(path: Path) -> torch.Tensor:
-    """All that a checkpoint or folder is read for."""
-    model = open_model(path).model
+def use(path: Path) -> list[torch.Tensor]:
+    """All that a checkpoint or folder is read for: logits and the optimizer's moments."""
+    model, moments = open_model(path).model.requires_grad_(True), []
     if not (path / "config.json").exists():
-        again = open_model(path).model.requires_grad_(True)
-        load_optimizer_from(again, AdamW().build(again), path)
-    return model(IDS)
+        optimizer = AdamW().build(model)
+        load_optimizer_from(model, optimizer, path)
+        moments = [x for state in optimizer.state.values() for x in state.values()]
+    return [model(IDS).detach(), *moments]
 
 
 @pytest.mark.parametrize("kind", ["single", "sharded", "folder"])
@@ -100,7 +101,8 @@ def test_a_flipped_bit_is_found_or_harmless(
     files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.suffix != ".md")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert torch.equal(use(place), logits)
+        whole_ones = use(place)
+    assert torch.equal(whole_ones[0], logits)
 
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(files), st.floats(0, 1), st.integers(0, 7), st.booleans())
@@ -113,7 +115,8 @@ def test_a_flipped_bit_is_found_or_harmless(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                assert torch.equal(use(place), logits)
+                found = use(place)
+            assert all(map(torch.equal, found, whole_ones))
         except InputError as error:
             assert str(place) in str(error)  # noqa: PT017 (it may be harmless)
         finally:

@@ -15,7 +15,7 @@ from ropepp.data.tokens.meta import read_meta
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.hub import local_path
-from ropepp.model.folders.published import load_pretrained, unfilled
+from ropepp.model.folders.published import check_shapes, load_pretrained, unfilled
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, to_plain, understanding
 from ropepp.model.transformer import Transformer
@@ -31,7 +31,7 @@ from ropepp.runs.checkpoints import (
 )
 from ropepp.runs.settings import read_yaml
 from ropepp.runs.shards import INDEX
-from ropepp.train.weights import check_weights, load_weights
+from ropepp.train.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
         config, position = ModelConfig(**settings["network"]), from_plain(settings["position"])
     model = unfilled(config, position, path, content.get("ignore_index", IGNORE_INDEX))
     # Before memory is taken: a file may say anything.
-    check_weights(model.state_dict(), shapes(path, content), path)
+    check_shapes(model.state_dict(), shapes(path, content), path)
     model.to_empty(device="cpu")
     model.tie()
     load_weights(model, path, content)

@@ -2,10 +2,10 @@
 with the checksums that they hold."""
 
 from collections.abc import Collection, Iterable, Iterator
-from io import RawIOBase
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def write_archive(content: Any, target: Path) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def read_archive(file: Path | RawIOBase, name: Path, mapped: bool = True) -> tuple[Any, Sums]:
+def read_archive(file: Path | BytesIO, name: Path, mapped: bool = True) -> tuple[Any, Sums]:
     """The content of an archive and the checksums of its tensors, with which `check_tensors`
     compares those that are used; the rest is compared already.
 
@@ -50,9 +50,7 @@ def read_archive(file: Path | RawIOBase, name: Path, mapped: bool = True) -> tup
         file.seek(0)
     try:
         with understanding(name):
-            content = torch.load(
-                cast(Any, file), map_location="cpu", weights_only=True, mmap=mapped
-            )
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except InputError as error:
         if isinstance(error.__cause__, UnpicklingError):
             raise InputError(

@@ -134,6 +134,9 @@ def read_checkpoint(path: Path, *used: str, mapped: bool = True) -> dict[str, An
     content, sums = read_archive(file, file, mapped)
     with understanding(file):
         _require_kinds(content)
+        named, step = _NAME.fullmatch(path.name), content.get("global_step", 0)
+        if named and step != int(named[1]):
+            warnings.warn(f"{path} is a checkpoint of step {step}, whatever its name", stacklevel=2)
         parts = content if path.is_dir() else {key: content[key] for key in used if key in content}
         check_tensors(named_tensors(parts), sums, file)
     return content

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from io import SEEK_CUR, SEEK_END, SEEK_SET, BytesIO, RawIOBase
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -185,36 +185,6 @@ def _entry(
     return TensorStorageMetadata(TensorProperties(dtype=dtype), size, parts)
 
 
-class _View(RawIOBase):
-    """A slice of a file as a file."""
-
-    def __init__(self, whole: IO[bytes], place: Slice) -> None:
-        self._whole, self._start, self._length = whole, place.offset, place.length
-        self._at = 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        self._at = max(
-            0, offset + {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: self._length}[whence]
-        )
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._length - self._at)]
-        self._whole.seek(self._start + self._at)
-        n: int = self._whole.readinto(view)  # type: ignore[attr-defined]
-        self._at += n
-        return n
-
-
 class _Reader(dcp.FileSystemReader):
     """Reads slices in several threads, compares each with its checksums and unpickles nothing but
     tensors and plain values."""
@@ -234,9 +204,10 @@ class _Reader(dcp.FileSystemReader):
         place: Any = self.storage_data[item.storage_index]
         file, fqn = Path(self.path, place.relative_path), item.storage_index.fqn
         with file.open("rb") as whole:
-            content, sums = read_archive(_View(whole, place), file)
-            with understanding(file):
-                check_tensors(named_tensors(content, fqn), sums, file)
+            whole.seek(place.offset)
+            content, sums = read_archive(BytesIO(whole.read(place.length)), file)
+        with understanding(file):
+            check_tensors(named_tensors(content, fqn), sums, file)
             if item.type == LoadItemType.BYTE_IO:
                 cast(_Planner, planner).take(item, content)
                 return

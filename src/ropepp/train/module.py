@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ropepp.errors import InputError, at_least
 from ropepp.model.config import ModelConfig
+from ropepp.model.folders.published import check_shapes
 from ropepp.model.plain import from_plain, to_plain, trusted
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
@@ -25,7 +26,6 @@ from ropepp.train.schedules import Constant, Schedule
 from ropepp.train.strategy import FSDP2Strategy
 from ropepp.train.weights import (
     check_optimizer,
-    check_weights,
     load_optimizer_from,
     load_weights,
 )
@@ -299,9 +299,12 @@ class LanguageModel(pl.LightningModule):
         if "state_dict" in checkpoint:  # otherwise the strategy has loaded it
             where = (self._trainer and self._trainer.ckpt_path) or "checkpoint"
             found = {k: tuple(x.shape) for k, x in checkpoint["state_dict"].items()}
-            check_weights(self.state_dict(), found, where)
+            check_shapes(self.state_dict(), found, where)
             if self._trainer and self._trainer.state.fn == "fit":
-                for state in checkpoint.get("optimizer_states", []):
+                states = checkpoint.get("optimizer_states", [])
+                if checkpoint["global_step"] and len(states) != 1:
+                    raise InputError(f"{where} has {len(states)} optimizer's states, not one")
+                for state in states:
                     check_optimizer(self, self.optimizer_spec.build(self.network), state, where)
         for key in sorted(saved.keys() & here.keys()):
             if saved[key] != here[key]:

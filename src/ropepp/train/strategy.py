@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -24,15 +25,14 @@ from torch.distributed.fsdp import (
 
 from ropepp.errors import InputError, at_least
 from ropepp.files import DiskError, disk_errors
+from ropepp.model.folders.published import check_shapes
 from ropepp.model.sequence import SequenceGroup
 from ropepp.model.transformer import Transformer
 from ropepp.runs.archives import write_archive
 from ropepp.runs.checkpoints import METADATA, read_checkpoint, shapes
-from ropepp.runs.shards import one_failure, seal
+from ropepp.runs.shards import load_shards, one_failure, seal
 from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.weights import (
-    check_weights,
-    load_model_shards,
     load_optimizer,
     load_optimizer_shards,
     load_tensors,
@@ -188,11 +188,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         used = ("state_dict", "optimizer_states") if self.optimizers else ("state_dict",)
         content = read_checkpoint(path, *used)
         own = {k.removeprefix("network."): x for k, x in module.state_dict().items()}
-        check_weights(own, shapes(path, content), path)
+        check_shapes(own, shapes(path, content), path)
         states = content.pop("optimizer_states", [])
         tensors = content.pop("state_dict", {})
         if sharded:
-            load_model_shards(module, path)
+            load_shards({"state_dict": get_model_state_dict(module)}, path)
         else:
             load_tensors(module.state_dict(), tensors)
         for index, optimizer in enumerate(self.optimizers):

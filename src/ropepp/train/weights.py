@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
@@ -91,23 +90,15 @@ def _load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
     """Copies all tensors of a saved model into those of the same names and shapes."""
     if isinstance(saved, Transformer):
         found = saved.state_dict()
-        check_weights(own, {name: tuple(x.shape) for name, x in found.items()}, path)
+        check_shapes(own, {name: tuple(x.shape) for name, x in found.items()}, path)
         load_tensors(own, found)
         return
-    check_weights(own, shapes(path, saved), path)
+    check_shapes(own, shapes(path, saved), path)
     wanted = {f"network.{name}": tensor for name, tensor in own.items()}
     if path.is_dir():
         load_shards({"state_dict": wanted}, path)
     else:
         load_tensors(wanted, saved["state_dict"])
-
-
-def check_weights(
-    own: Mapping[str, Tensor], found: dict[str, tuple[int, ...]], path: Path | str
-) -> None:
-    """Raises an `InputError` if the shapes ``found`` at ``path`` are not those of a model's
-    tensors."""
-    check_shapes({name: tuple(x.shape) for name, x in own.items()}, found, Path(path))
 
 
 @torch.no_grad()
@@ -221,12 +212,6 @@ def _names(network: Transformer, optimizer: torch.optim.Optimizer) -> list[str]:
     """The parameters' names, in the order of an optimizer's numbers."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def load_model_shards(module: nn.Module, path: Path) -> None:
-    """Restores a module's sharded parameters."""
-    state = {"state_dict": get_model_state_dict(module)}
-    load_shards(state, path)
 
 
 def load_optimizer_shards(

@@ -3,7 +3,7 @@ has their arithmetic (SmolLM2, Mistral without a window, Qwen3), and this projec
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
     take_slopes(model, tensors, folder)
     if config.tied_embeddings:
         tensors.setdefault("lm_head.weight", tensors.get("embed_tokens.weight", torch.empty(0)))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_shapes(expected, {name: tuple(x.shape) for name, x in tensors.items()}, folder)
+    check_shapes(model.state_dict(), {name: tuple(x.shape) for name, x in tensors.items()}, folder)
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     factors = query_key_factors(settings, spec)
     for name, tensor in tensors.items():
@@ -322,14 +321,15 @@ def take_slopes(model: Transformer, tensors: dict[str, Tensor], path: Path) -> N
 
 
 def check_shapes(
-    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path
+    own: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]], path: Path | str
 ) -> None:
-    """Raises an `InputError` that names the first tensor which is missing, left over or
-    misshapen."""
-    for name, shape in expected.items():
+    """Raises an `InputError` that names the first of a model's own tensors which is missing or of
+    another shape than was found at ``path``, or what is left over there."""
+    for name, tensor in own.items():
+        shape = tuple(tensor.shape)
         if name not in found:
             raise InputError(f"{path}: tensor {name!r} {shape} is missing")
         if found[name] != shape:
             raise InputError(f"{path}: {name!r} is {found[name]}; expected {shape}")
-    if left := sorted(found.keys() - expected.keys()):
+    if left := sorted(found.keys() - own.keys()):
         raise InputError(f"{path}: unexpected tensor {left[0]!r} ({len(left)} in all)")

@@ -63,7 +63,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
         super().on_train_start(trainer, pl_module)
         self._asked = Question()
         self._saved_step = trainer.global_step  # nothing is due right after a resume
-        self._restored(trainer)
+        self.on_validation_start(trainer, pl_module)
         # Lightning's own handler exchanges messages inside the handler, which deadlocks processes
         # that are at different places; it puts the handlers from before back when a run is over.
         if threading.current_thread() is threading.main_thread():
@@ -89,18 +89,11 @@ class StepCheckpoint(StepCallback, Checkpoint):
         if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             self._save_if_due(trainer)
 
-    def _restored(self, trainer: pl.Trainer) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(trainer.strategy.checkpoint_io, CheckpointFiles):
             trainer.strategy.checkpoint_io.restoring = None
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restored(trainer)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restored(trainer)
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restored(trainer)
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
