@@ -61,7 +61,7 @@ def test_the_papers_stages(size: str, tmp_path: Path) -> None:
             if stage.name == "long_yarn":
                 assert (position.scaling.factor, position.scaling.original_length) == (32.0, 4096)
     decay = next(s for s in pipeline.stages if s.name == "decay")
-    assert (decay.after, decay.take) == ("pretrain", "everything")
+    assert (decay.after, decay.take) == ("pretrain", "progress")
     cli = DryCLI(["fit", *pipeline.arguments("EC", decay), *cpu])
     assert cli.model.schedule.multiplier(89_999, 100_000) == 1.0
     assert cli.model.schedule.multiplier(95_000, 100_000) == pytest.approx(0.5)
@@ -195,7 +195,10 @@ def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
     [
         ({"stages": []}, "stages is missing or empty"),
         ({"speed": 1}, "unknown key speed; allowed: name, base"),
-        ({"stages": [{"name": "a", "take": "all"}]}, "take is 'all'; allowed: everything, weights"),
+        (
+            {"stages": [{"name": "a", "take": "all"}]},
+            "take is 'all'; allowed: everything, progress, weights",
+        ),
         ({"stages": [{"name": "../a"}]}, "stages[0].name is '../a'; allowed: letters"),
         ({"like": "tiny.yaml"}, "like is tiny.yaml, which has like itself"),
         ({"seed": 2**70}, f"seed is {2**70}; allowed: 0 to"),

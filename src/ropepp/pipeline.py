@@ -26,9 +26,11 @@ from ropepp.runs.table import number, read_rows, table
 
 TAKE = {
     "everything": "step, data, weights and optimizer go on as if the stage before had not ended",
+    "progress": "step, data and weights go on; the optimizer begins anew",
     "weights": "only the weights go on",
     "moments": "weights and the optimizer's moments go on; step, schedule and data begin anew",
 }
+Take = Literal["everything", "progress", "weights", "moments"]
 GRACE = 600.0  # seconds for a fit that is asked to end, before it is killed
 
 
@@ -48,7 +50,7 @@ class Stage:
     name: AnyText
     config: FitFiles = field(default_factory=list)
     after: Annotated[str | None, "an earlier stage"] = None
-    take: Annotated[Literal["everything", "weights", "moments"], ", ".join(TAKE)] = "weights"
+    take: Annotated[Take, ", ".join(TAKE)] = "weights"
     set: FitKeys = field(default_factory=dict)
     variants: Annotated[list[str] | None, "a list of variants"] = None
 
@@ -121,8 +123,9 @@ class Pipeline(RunsConfig):
         found = newest_complete(folder)
         if found is None:
             raise InputError(f"{folder} holds no complete checkpoint for stage {stage.name!r}")
-        if stage.take == "everything":
-            return [f"--ckpt_path={found}"]
+        if stage.take in ("everything", "progress"):
+            fresh = str(stage.take == "progress").lower()
+            return [f"--ckpt_path={found}", f"--fresh_optimizer={fresh}"]
         return [f"--init_from={found}", f"--init_optimizer={str(stage.take == 'moments').lower()}"]
 
     def command(self, variant: str, stage: Stage) -> list[str]:

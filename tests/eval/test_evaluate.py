@@ -9,18 +9,19 @@ from random import Random
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import evaluated
 from ropepp.commands.evaluate import main
-from ropepp.data.tokenizer import BytesTokenizer, Tokenizer
+from ropepp.data.tokenizer import BpeTokenizer, BytesTokenizer, Tokenizer
 from ropepp.errors import InputError
 from ropepp.eval import harness
 from ropepp.eval.evaluate import _to_tensorboard
 from ropepp.eval.evaluated_model import ResultCache, by_length
-from ropepp.eval.generated import averages, evaluate_task
+from ropepp.eval.generated import averages, encoded_samples, evaluate_task
 from ropepp.eval.likelihood import score_continuations
 from ropepp.eval.perplexity import Text, evaluate_text
 from ropepp.eval.scores import NLL, Score, average, markdown, mean_of, ratio_of
@@ -384,3 +385,42 @@ def test_the_short_suite_names_its_extra(
     assert "left out: short: the suite short needs lm-eval and transformers" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_answers_are_what_the_whole_text_has_beyond_the_prompt(scheme: str) -> None:
+    """Of a tokenizer that marks the beginning of a text, as Llama 2's does."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.decoder = tokenizers.decoders.Metaspace(prepend_scheme=scheme)
+    trainer = tokenizers.trainers.BpeTrainer(special_tokens=["</s>"], show_progress=False)
+    backend.train_from_iterator([evaluated.sentence(Random(0), 2000), ":\n ."], trainer)
+    tokenizer = BpeTokenizer(backend.to_str(), "test")
+    task = Repeat()
+    begins = set()
+    for sample in task.samples(tokenizer, 40, 6, 0):
+        task.samples = lambda *args, one=sample: [one]  # type: ignore[method-assign]
+        (encoded,) = encoded_samples(task, tokenizer, 40, 1, 0)
+        gap = "" if sample.prompt.endswith(" ") else " "
+        for answer, ids in zip(sample.answers, encoded.answers, strict=True):
+            (whole,) = tokenizer.encode_batch([f"{sample.prompt}{gap}{answer}"])
+            if gap:  # otherwise the mark of the first word stands before it, in the prompt
+                assert whole == encoded.prompt + ids
+            assert tokenizer.decode(encoded.prompt + ids) == tokenizer.decode(whole)
+            begins.add(tokenizer.encode_batch([answer])[0] == ids)
+    assert begins == {True, False}  # alone, an answer has a mark that it has not behind a space
+
+
+def test_the_papers_protocol_is_told_apart(tokenizer: Any, tmp_path: Path) -> None:
+    model = str(evaluated.write_folder(tmp_path / "m", tokenizer))
+    options = ["--suite", "babilong", "--tasks", "qa1", "--lengths", "4096", "--samples", "2"]
+    rows = {}
+    for protocol in ("official", "paper"):
+        out = tmp_path / protocol
+        main([model, *options, "--device", "cpu", "--protocol", protocol, "--out", str(out)])
+        content = json.loads((out / "evaluation.json").read_text())
+        assert content["settings"]["protocol"] == protocol
+        rows[protocol] = {(row["suite"], row["metric"]) for row in content["results"]}
+        assert f"protocol {protocol}" in (out / "evaluation.md").read_text()
+    assert rows["official"] == {("babilong", m) for m in ("score", "official", "simple", NLL)}
+    assert rows["paper"] == {("babilong, paper", "score"), ("babilong, paper", NLL)}

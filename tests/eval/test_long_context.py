@@ -11,12 +11,15 @@ from random import Random
 
 import pytest
 
-from ropepp.data.tokenizer import Tokenizer, train_bpe
+from helpers.ruler_files import write_ruler_files
+from ropepp.data.tokenizer import BytesTokenizer, Tokenizer, train_bpe
 from ropepp.errors import InputError
 from ropepp.eval.babilong import FactQuestions, babilong_tasks
 from ropepp.eval.babilong.scoring import LABELS, scores
+from ropepp.eval.published import tasks_of
 from ropepp.eval.ruler import ruler_tasks
 from ropepp.eval.ruler.background import sentences, speeches
+from ropepp.eval.ruler.base import words
 from ropepp.eval.ruler.niah import NEEDLE, NOISE
 from ropepp.eval.tasks import Sample, Task, count_tokens
 
@@ -34,9 +37,11 @@ def tokenizer() -> Tokenizer:
 @BY_NAME
 @pytest.mark.parametrize("length", [4096, 8192, 32768])
 def test_prompts_fill_their_length(task: Task, length: int, tokenizer: Tokenizer) -> None:
+    # Those of RULER may be some steps shorter, see test_ruler_structure.
+    least = 0.97 if task.suite == "babilong" else 0.5
     for sample in task.samples(tokenizer, length, 2, seed=1):
         tokens = count_tokens(tokenizer, sample.prompt) + task.max_new_tokens
-        assert 0.97 * length <= tokens <= length
+        assert least * length <= tokens <= length
 
 
 @BY_NAME
@@ -142,38 +147,154 @@ def test_sentences_give_the_text_back(text: str) -> None:
     assert " ".join(sentences(text)) == " ".join(text.split())
 
 
-def test_given_files_are_used_and_make_tasks_official(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    essay = " ".join(f"Sentence number {i} is here." for i in range(50))
-    (tmp_path / "PaulGrahamEssays.json").write_text(json.dumps({"text": essay}))
-    paragraphs = [
-        {
-            "context": f"Paragraph {i} is about thing{i}. " + "It is long. " * 30,
-            "qas": [
-                {
-                    "question": f"What of {i}?",
-                    "answers": [{"text": f"thing{i}"}],
-                    "is_impossible": False,
-                }
-            ],
-        }
-        for i in range(60)
-    ]
-    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+def test_rulers_files_are_used_and_make_tasks_official(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    write_ruler_files(tmp_path)
     tasks = {task.name: task for task in ruler_tasks(tmp_path)}
-    assert tasks["niah_single_2"].official
-    assert tasks["qa_1"].official
-    assert not tasks["qa_2"].official
+    assert all(task.official for task in tasks.values())
+    essay = json.loads((tmp_path / "PaulGrahamEssays.json").read_text())["text"]
     (sample,) = tasks["niah_single_2"].samples(tokenizer, 2048, 1, 0)
-    assert "Sentence number 7 is here." in sample.prompt
-    (sample,) = tasks["qa_1"].samples(tokenizer, 2048, 1, 0)
-    assert sample.answers[0] in sample.prompt
-    with zipfile.ZipFile(tmp_path / "tasks_1-20_v1-2.zip", "w") as archive:
-        lines = "1 Mary moved to the attic.\n2 Where is Mary? \tattic\t1\n"
-        for i in range(1, 11):
-            archive.writestr(f"tasks_1-20_v1-2/en-10k/qa{i}_x_test.txt", lines)
+    assert " ".join(essay.split()[:12]) in sample.prompt
+    squad = json.loads((tmp_path / "squad.json").read_text())["data"]
+    asked = [
+        (qa["question"], tuple(a["text"] for a in qa["answers"]), paragraph["context"])
+        for article in squad
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+        if not qa["is_impossible"]
+    ]
+    near = {p["context"] for p in squad[0]["paragraphs"]}
+    for sample, (question, answers, context) in zip(
+        tasks["qa_1"].samples(tokenizer, 4096, 5, 0), asked, strict=False
+    ):  # the first questions, in order
+        assert sample.prompt.endswith(f"Question: {question} Answer:")
+        assert sample.answers == answers
+        told = re.split(r"\n*Document \d+:\n", sample.prompt.rsplit("\n\nAnswer the", 1)[0])[1:]
+        assert context in told
+        assert len(set(told)) == len(told)
+        assert set(told) <= near  # documents of its article come before any others
+    rows = json.loads((tmp_path / "hotpotqa.json").read_text())
+    for sample, row in zip(tasks["qa_2"].samples(tokenizer, 8192, 5, 0), rows, strict=False):
+        assert row["question"] in sample.prompt
+        assert sample.answers == (row["answer"],)
+        for title, sentences_of_it in row["context"]:
+            assert f"{title}\n{''.join(sentences_of_it)}" in sample.prompt
+    with pytest.raises(InputError, match="41 samples are asked of ruler qa_2, which has 40"):
+        tasks["qa_2"].samples(tokenizer, 8192, 41, 0)
+    with pytest.raises(InputError, match=r"only 0 questions of ruler qa_2 fit"):
+        tasks["qa_2"].samples(tokenizer, 512, 1, 0)
+
+
+class Narrow(BytesTokenizer):
+    """One token a word: a length that wonderwords do not fill is short of text."""
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [[0] * len(text.split()) for text in texts]
+
+
+def test_common_words_take_the_large_list_or_say_how_far_they_reach(tmp_path: Path) -> None:
+    length, count = 120_000, len({w for kind in ("noun", "adjective", "verb") for w in words(kind)})
+    with pytest.raises(InputError, match=r"length is 120000; ruler cwe reaches \d+ tokens") as said:
+        RULER["cwe"].samples(Narrow(), length, 1, 0)
+    assert "english_words.json" in str(said.value)
+    write_ruler_files(tmp_path)
+    task = next(task for task in ruler_tasks(tmp_path) if task.name == "cwe")
+    (sample,) = task.samples(Narrow(), length, 1, 0)
+    assert 0.97 * length <= len(sample.prompt.split()) + task.max_new_tokens <= length
+    listed = set(re.findall(r"\d+\. (\S+)", sample.prompt.rsplit("Below is", 1)[1]))
+    large = json.loads((tmp_path / "english_words.json").read_text()).values()
+    assert listed <= set(large)
+    assert len(listed) > count
+
+
+STORY = """1 Mary moved to the bathroom.
+2 John went to the hallway.
+3 Where is Mary? \tbathroom\t1
+4 Daniel went back to the hallway.
+5 Where is Daniel? \thallway\t4
+1 Sandra took the milk there.
+2 Sandra handed the milk to John.
+3 What is Sandra carrying? \tapple,milk\t1 2
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_babis_files_are_read_as_they_are_published(
+    packed: bool, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    files = {
+        f"tasks_1-20_v1-2/{part}/qa{i}_some-task_{split}.txt": STORY if good else "1 Not it.\n"
+        for part in ("en", "en-10k")
+        for i in range(1, 21)
+        for split in ("train", "test")
+        for good in [(part, split) == ("en-10k", "test")]
+    }
+    if packed:
+        with zipfile.ZipFile(tmp_path / "tasks_1-20_v1-2.zip", "w") as archive:
+            for name, text in files.items():
+                archive.writestr(name, text)
+    for name, text in files.items() if not packed else ():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     task = babilong_tasks(tmp_path)[0]
     assert not task.official  # the books are missing
-    assert task.samples(tokenizer, 1024, 1, 0)[0].answers == ("attic",)
+    found = {sample.question: sample for sample in task.samples(tokenizer, 1024, 30, 0)}
+    assert set(found) == {"Where is Mary?", "Where is Daniel?", "What is Sandra carrying?"}
+    second = found["Where is Daniel?"]
+    assert second.answers == ("hallway",)
+    context = second.prompt.split("<context>")[-1]
+    facts = [line.partition(" ")[2] for line in STORY.split("\n")[:4] if "\t" not in line]
+    places = [context.index(fact) for fact in facts]
+    assert places == sorted(places)
+    assert "Sandra" not in context
+    (tmp_path / "pg19").mkdir()
+    (tmp_path / "pg19" / "1.txt").write_text("This is a sentence of ten words or so here. " * 400)
+    assert all(task.official for task in babilong_tasks(tmp_path))
+
+
+def test_babilongs_own_samples_are_taken_in_their_order(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    rows = [
+        {"input": f"Fact {i}. Mary is here. ", "question": "Where is Mary? ", "target": "office"}
+        for i in range(3)
+    ]
+    (tmp_path / "qa1").mkdir()
+    (tmp_path / "qa1" / "4k.json").write_text(json.dumps(rows))
+    task, other = babilong_tasks(tmp_path)[:2]
+    assert (task.official, other.official) == (True, False)
+    first, second = task.samples(tokenizer, 4096, 2, seed=5)
+    end = "\n\n<context>\nFact 0. Mary is here.\n</context>\n\nQuestion: Where is Mary? "
+    assert first.prompt.endswith(end)
+    assert "Fact 1." in second.prompt
+    assert task.score("the office", first)["score"] == 1
+    with pytest.raises(InputError, match=r"4 samples are asked of .*qa1, which has 3"):
+        task.samples(tokenizer, 4096, 4, 0)
+    with pytest.raises(InputError, match=r"length is 8192; .*qa1 has other files alone: 4k\.json"):
+        task.samples(tokenizer, 8192, 1, 0)
+    (tmp_path / "qa1" / "8k.json").write_text('[{"input": "a"}]')
+    with pytest.raises(InputError, match=r"8k\.json is no list of objects with input, question"):
+        task.samples(tokenizer, 8192, 1, 0)
+
+
+def test_the_papers_protocol(tokenizer: Tokenizer) -> None:
+    for suite, names in (("ruler", RULER), ("babilong", BABILONG)):
+        tasks = {task.name: task for task in tasks_of(suite, None, "paper")}
+        assert list(tasks) == list(names)
+        for task in tasks.values():
+            assert (task.max_new_tokens, task.suite) == (64, f"{suite}, paper")
+            assert task.samples(tokenizer, 4096, 1, 0)[0].prompt.endswith("\n\n")
+        assert [task.name for task in tasks_of(suite, None, "official")] == list(names)
+    (sample,) = tasks_of("ruler", None, "paper")[8].samples(tokenizer, 4096, 1, 0)
+    assert sample.prompt.count("Memorize and track") == 1  # no example
+    assert sample.prompt.endswith("variables are assigned the value "
+        f"{sample.prompt.split('assigned the value ')[1][:5]}, they are: \n\n")  # fmt: skip
+    task = next(task for task in tasks_of("babilong", None, "paper") if task.name == "qa1")
+    (sample,) = task.samples(tokenizer, 2048, 1, 0)
+    right = sample.answers[0]
+    assert task.score(f"{right} or garden or office", sample) == {"score": 1}
+    assert task.score(f"No. {right}", sample) == {"score": 0}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +303,8 @@ def test_given_files_are_used_and_make_tasks_official(tmp_path: Path, tokenizer:
         ("PaulGrahamEssays.json", "[]", "is not of the form"),
         ("squad.json", "{", "is no JSON"),
         ("hotpotqa.json", '[{"question": 1}]', "is not of the form of HotpotQA"),
+        ("english_words.json", '["word"]', "is not of the form"),
+        ("english_words.json", '{"a": 1}', "is not of the form"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -211,7 +334,6 @@ def constants(module: str) -> list[str]:
     ("name", "module"),
     [
         ("niah_multivalue", "niah_utils"),
-        ("vt", "vt_utils"),
         ("cwe", "cwe_utils"),
         ("fwe", "fwe_utils"),
     ],

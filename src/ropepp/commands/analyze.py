@@ -9,6 +9,7 @@ from argparse import (
 from importlib import import_module
 from pathlib import Path
 
+from ropepp.eval import PROTOCOLS
 from ropepp.files import require_writable
 from ropepp.options import positive
 
@@ -35,6 +36,8 @@ def main(args: list[str]) -> None:
     add("--stds", type=float, nargs="+", default=list(STDS), help="standard deviations")
     add("--draws", type=positive, default=5, help="noises for each standard deviation")
     add("--tasks", nargs="+", default=["niah_single_1"], help="RULER's tasks")
+    add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="of RULER's tasks")
+    add("--data", type=Path, metavar="DIR", help="as of evaluate, for RULER's tasks")
     one = _with_model(commands, "attention", "where real and imaginary heads look")
     _add_text(one)
     one = _with_model(commands, "recall", "accuracy of associative recall over distance")
@@ -82,7 +85,7 @@ def _with_model(
 ) -> ArgumentParser:
     one = _command(commands, name, text)
     add = one.add_argument
-    add("model", help="a run, a checkpoint, or a folder with config.json")
+    add("model", help="a run, a checkpoint, a folder with config.json, or hub:NAME[@REVISION]")
     add("--seed", type=int, default=0, help="seed of all that is drawn")
     add("--device", help="cpu, cuda, ...; a GPU if there is one unless given")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights")

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ropepp.eval import SUITES
+from ropepp.eval import PROTOCOLS, SUITES
 from ropepp.options import positive
 
 
@@ -27,7 +27,8 @@ def _parser() -> ArgumentParser:
         "the data.",
     )
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="a run, a checkpoint, a folder with config.json")
+    add("models", nargs="+", metavar="MODEL",
+        help="a run, a checkpoint, a folder with config.json, hub:NAME[@REVISION]")  # fmt: skip
     add("--suite", nargs="+", choices=(*SUITES, "all"), default=["all"], help="(all)")
     add("--tasks", nargs="+", metavar="NAME", help="only these texts and tasks of the suites")
     add("--data", type=Path, metavar="DIR", help="folder of the benchmarks' files")
@@ -38,6 +39,8 @@ def _parser() -> ArgumentParser:
     add("--stride", type=positive, help="tokens between windows (an eighth of the window)")
     add("--samples", type=positive, metavar="N",
         help="samples of a generated task (100), questions of a short one (all)")  # fmt: skip
+    add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0],
+        help="of ruler and babilong: the benchmarks' own (official), or the paper's")  # fmt: skip
     add("--seed", type=int, default=0, help="of the generated samples (0)")
     add("--tokenizer", help="file, folder or 'bytes'; the model's own unless given")
     add("--device", help="cuda if there is one, else cpu")

@@ -97,7 +97,8 @@ def _parser() -> ArgumentParser:
         "each.",
     )
     add = parser.add_argument
-    add("--ckpt", required=True, help="a run, a checkpoint, a published or exported folder")
+    text = "a run, a checkpoint, a published or exported folder, hub:NAME[@REVISION]"
+    add("--ckpt", required=True, help=text)
     add("--prompt", action="append", default=[], help="may be repeated")
     add("--file", type=Path, help='a prompt a line, or .jsonl lines with "prompt"')
     add("--max_new_tokens", type=positive, default=100)

@@ -17,7 +17,7 @@ def main(args: list[str]) -> None:
         description="Makes a checkpoint of a folder with config.json and safetensors: a published "
         "RoPE++ model, a plain Llama, or an export. Prints what a run that takes it must say.",
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", help="or hub:NAME[@REVISION]")
     parser.add_argument("file", type=Path, help="the new checkpoint, such as model.ckpt")
     options = parser.parse_args(args)
     require_free(options.file)

@@ -17,11 +17,13 @@ from ropepp.eval.generated import averages, evaluate_task
 from ropepp.eval.harness import evaluate_harness, require_harness, summarize
 from ropepp.eval.local_data import TASKS, TEXTS
 from ropepp.eval.perplexity import Text, evaluate_text, read_text
+from ropepp.eval.published import tasks_of
 from ropepp.eval.report import TABLES, Report
 from ropepp.eval.scores import Score
 from ropepp.eval.tasks import Task
 from ropepp.files import disk_errors, held, printable, require_writable
 from ropepp.interop.saved import SavedModel, open_model, placement
+from ropepp.model.folders.hub import local_path
 
 GENERATED = ("ruler", "babilong")
 ITEMS = "items.jsonl"
@@ -117,7 +119,7 @@ def find_work(options: Namespace) -> Workload:
     for suite in GENERATED:
         if suite in suites:
             with work.leaving_out(suite, aloud=False):
-                work.generated += _tasks(suite, data)
+                work.generated += tasks_of(suite, data, options.protocol)
     if options.tasks:
         _choose(work, options.tasks)
     return work
@@ -133,7 +135,7 @@ def evaluate(
         for length in options.lengths:
             stride = options.stride or max(1, length // 8)
             with work.leaving_out(f"{text.name} {length}"):
-                found, by_position = evaluate_text(subject, text, length, stride)
+                found, by_position = evaluate_text(subject, text, length, stride, work.leaving_out)
                 rows += found
                 curve = {"model": subject.name, "text": text.name, "length": length}
                 curves.append(curve | by_position)
@@ -144,11 +146,11 @@ def evaluate(
     rows += short + summarize(short)
     for suite in GENERATED:
         own: list[Score] = []
-        for task in (task for task in work.generated if task.suite == suite):
+        for task in (task for task in work.generated if task.suite.startswith(suite)):
             for length in options.lengths:
                 count = options.samples or 100
                 # A length may be too short for it.
-                with work.leaving_out(f"{suite} {task.name} {length}"):
+                with work.leaving_out(f"{task.suite} {task.name} {length}"):
                     own += evaluate_task(subject, task, length, count, options.seed)
         rows += own + averages(own)
     return rows, curves
@@ -186,14 +188,6 @@ def _given(data: Path | None) -> Path:
     return data
 
 
-def _tasks(suite: str, data: Path | None) -> list[Task]:
-    from ropepp.eval.babilong import babilong_tasks
-    from ropepp.eval.ruler import ruler_tasks
-
-    folder = data / suite if data and (data / suite).is_dir() else None
-    return ruler_tasks(folder) if suite == "ruler" else babilong_tasks(folder)
-
-
 def _choose(work: Workload, wanted: list[str]) -> None:
     known = {text.name for text in work.texts} | set(work.harness)
     known |= {task.name for task in work.generated}
@@ -207,10 +201,10 @@ def _choose(work: Workload, wanted: list[str]) -> None:
 
 def _check(options: Namespace) -> None:
     """Completes options and refuses what cannot be."""
+    options.models = list(dict.fromkeys(str(local_path(path)) for path in options.models))
     for path in options.models:
         if not Path(path).exists():
             raise InputError(f"model {path} does not exist")
-    options.models = list(dict.fromkeys(options.models))
     for path in options.text:
         if not path.is_file():
             raise InputError(f"{path} is missing; --text takes texts, or .jsonl lines with 'text'")

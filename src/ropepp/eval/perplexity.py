@@ -1,22 +1,29 @@
 """Perplexity of texts with a sliding window.
 
-Windows of W tokens begin every S tokens. The first scores all of its tokens but the first, which
-nothing predicts, every later one the tokens that no window before has scored: each token counts
-once, and all but those of the first window have at least W - S tokens before them. A tokenizer's
-BOS begins the text, so that then all tokens of the text are scored. With l_t the cross entropy of
-token t and N_w the tokens that window w scores:
+Windows of at most W tokens end every S tokens, the first where a window is full (at the greatest
+multiple of S that is at most W) and the last at the end of the text. The first scores all of its
+tokens but the first, which nothing predicts, every later one the tokens that no window before has
+scored: each token counts once, and all but those of the first window have at least W - S tokens
+before them. A tokenizer's BOS begins the text, so that then all tokens of the text are scored. With
+l_t the cross entropy of token t and N_w the tokens that window w scores:
 
     exact   exp(sum_t l_t / sum_w N_w)                   every token weighs the same
-    paper   exp(mean_w (sum_{t in w} l_t / N_w))         every window weighs the same
 
-The second is the common sliding-window loop of Hugging Face, which the paper used with W = 4096 and
-S = 512: its first window has eight times the tokens of another and its last one fewer, all with the
-same weight.
+The paper's loop has more windows and another weight for each. One ends at every multiple of S, from
+S on, and one at the end of the text; its last S tokens count, without end-of-text and without the
+text's first token. With m_w their mean loss and n the number of windows:
+
+    paper   exp(sum_w m_w / (n - 1))                     a window too few in the divisor
+
+The loop (W = 4096, S = 512) sums S * m_w and divides by where the last window has begun its S
+tokens, S * (n - 1). So it is undefined for n = 1, and where a window has nothing to count. A window
+that ends within the first one is its beginning: both definitions come from the same passes.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +38,8 @@ from ropepp.eval.scores import Score, mean_of, ratio_of
 from ropepp.files import printable
 from ropepp.generate.text import document_ids
 from ropepp.train.evaluation import context_bins
+
+PAPER = "per token, paper"
 
 
 class Text(NamedTuple):
@@ -80,23 +89,39 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
         raise InputError(f"stride is {stride}, the window {window}; allowed: 1 to {window - 1}")
     if tokens < 2:
         raise InputError(f"a text has {tokens} tokens; at least 2 are needed")
-    out, done = [], 1
-    for start in range(0, tokens, stride):
-        end = min(start + window, tokens)
+    out, done, end = [], 1, window // stride * stride
+    while done < tokens:
+        start, end = max(0, end - window), min(end, tokens)
         out.append(Window(start, end, end - done))
-        done = end
-        if end == tokens:
-            break
+        done, end = end, end + stride
     return out
 
 
+def paper_windows(own: Window, stride: int) -> list[Window]:
+    """The windows of the paper's loop that one of `windows` is the end of, with the tokens that
+    may count."""
+    ends = [*range(stride, own.end, stride), own.end] if own.start == 0 else [own.end]
+    return [Window(own.start, end, min(stride, end - own.start - 1)) for end in ends]
+
+
 def evaluate_text(
-    subject: EvaluatedModel, text: Text, window: int, stride: int
+    subject: EvaluatedModel,
+    text: Text,
+    window: int,
+    stride: int,
+    leaving_out: Callable[[str], AbstractContextManager[None]] = lambda what: suppress(InputError),
 ) -> tuple[list[Score], dict[str, list[float]]]:
     """Perplexity of a text; see the top of this file for its two definitions.
 
     Besides, what compares models with different tokenizers: perplexity per word, the exponential of
     the summed loss over words, and bits per byte. Standard errors take windows as independent.
+
+    Args:
+        subject: The model.
+        text: What to read.
+        window: Most tokens of a window.
+        stride: Tokens between the ends of two windows.
+        leaving_out: Around what may be undefined, which raises an `InputError` there.
 
     Returns:
         Rows of the table, and mean loss by number of tokens before, over all windows, in bins that
@@ -106,12 +131,16 @@ def evaluate_text(
         InputError: See `windows`.
     """
     ids = torch.tensor(document_ids(subject.tokenizer, text.text))
+    end = subject.tokenizer.eot_id
     cut = windows(len(ids), window, stride)
-    items = [Item(digest(ids[w.start : w.end].tolist(), w.scored), w.end - w.start) for w in cut]
+    items = [
+        Item(digest(ids[w.start : w.end].tolist(), w.scored, stride, end), w.end - w.start)
+        for w in cut
+    ]
     size = max(1, subject.batch_tokens // window)
-    full = [i for i, w in enumerate(cut) if w.end - w.start == cut[0].end]
+    full = [i for i, w in enumerate(cut) if w.end - w.start == window]
     batches = [full[i : i + size] for i in range(0, len(full), size)]
-    batches += [[i] for i in range(len(full), len(cut))]  # the last may be shorter
+    batches += [[i] for i in sorted({*range(len(cut))} - {*full})]  # the first and the last
 
     def run(batch: list[int]) -> list[dict[str, object]]:
         rows = torch.stack([ids[cut[i].start : cut[i].end] for i in batch])
@@ -119,14 +148,50 @@ def evaluate_text(
         with torch.inference_mode():
             nll, _ = subject.model.evaluate(rows[:, :-1], rows[:, 1:])
         return [
-            {"nll": loss[-cut[i].scored :].sum().item(), "by_position": _binned(loss)}
-            for i, loss in zip(batch, nll.cpu().double(), strict=True)
+            {
+                "nll": loss[-cut[i].scored :].sum().item(),
+                "by_position": _binned(loss),
+                "paper": _paper_sums(loss, row[1:] != end, cut[i], stride),
+            }
+            for i, loss, row in zip(batch, nll.cpu().double(), rows.cpu(), strict=True)
         ]
 
     values = subject.measure(f"perplexity {text.name}", window, items, run, batches)
     sums, counts = [value["nll"] for value in values], [w.scored for w in cut]
     rows = _rows(subject.name, text, window, sums, counts)
+    with leaving_out(f"{text.name} {window}, {PAPER}"):
+        parts = [part for value in values for part in value["paper"]]
+        number = Score(subject.name, "perplexity", text.name, window, PAPER, *_paper(parts))
+        rows.insert(1, number)
     return rows, _by_position([value["by_position"] for value in values], cut)
+
+
+def _paper_sums(
+    loss_T: Tensor, counted_T: Tensor, own: Window, stride: int
+) -> list[tuple[float, int]]:
+    """Summed loss and number of the tokens that count in each window of the paper's loop."""
+    found = []
+    for w in paper_windows(own, stride):
+        end = w.end - w.start - 1  # the first token is nobody's target
+        losses = loss_T[end - w.scored : end][counted_T[end - w.scored : end]]
+        found.append((losses.sum().item(), len(losses)))
+    return found
+
+
+def _paper(parts: Sequence[tuple[float, int]]) -> tuple[float, float | None, int]:
+    """The paper's perplexity, its standard error and the number of windows.
+
+    Raises:
+        InputError: The loop divides by 0.
+    """
+    n = len(parts)
+    if n < 2:
+        raise InputError("undefined: the text has no more tokens than the stride")
+    if not all(count for _, count in parts):
+        raise InputError("undefined: the tokens that a window would count are end-of-text")
+    mean, error = mean_of([total / count for total, count in parts])
+    value = _exp(mean * n / (n - 1))
+    return value, value * error * n / (n - 1) if error is not None else None, n
 
 
 def _rows(
@@ -140,7 +205,6 @@ def _rows(
 
     losses = {
         "per token, exact": (mean, error),
-        "per token, paper": mean_of([s / n for s, n in zip(sums, counts, strict=True)]),
         # Words as lm-eval counts them.
         "per word": scaled(total / len(re.split(r"\s+", text.text))),
     }

@@ -17,7 +17,9 @@ from ropepp.model.flops import num_parameters
 from ropepp.runs.machine import provenance
 
 TABLES = ("evaluation.md", "evaluation.csv", "evaluation.json")
-SETTINGS = ("lengths", "samples", "stride", "seed", "dtype", "device", "batch_tokens")
+SETTINGS = (
+    "lengths", "samples", "stride", "protocol", "seed", "dtype", "device", "batch_tokens",
+)  # fmt: skip
 
 
 class Work(Protocol):

@@ -2,6 +2,7 @@
 a checkpoint, of the form that runs have, of a folder."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_token
 from ropepp.data.tokens.meta import read_meta
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
+from ropepp.model.folders.hub import local_path
 from ropepp.model.folders.published import check_shapes, load_pretrained, unfilled
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, to_plain, understanding
@@ -56,6 +58,10 @@ class SavedModel:
     def name(self) -> str:
         """What tables call it: a run's folder by its last two parts, any other by its own name."""
         parts = (self.run or self.path).resolve().parts
+        if len(parts) > 2 and parts[-3].startswith(
+            "models--"
+        ):  # the hub's OWNER--NAME/snapshots/HASH
+            return parts[-3].rpartition("--")[2]
         return "/".join(parts[-2:]) if self.run else parts[-1]
 
     @property
@@ -155,7 +161,8 @@ def open_model(
 
     Args:
         path: A run's folder (its newest checkpoint that is not damaged is taken), a checkpoint
-            file, a sharded checkpoint, or a folder with ``config.json`` as published or exported.
+            file, a sharded checkpoint, a folder with ``config.json`` as published or exported, or
+            ``hub:NAME[@REVISION]``.
         dtype: Dtype of weights and activations. Weights in bfloat16 compute what training in
             bfloat16 over float32 weights does; what a position encoding keeps stays float32.
         device: Where to.
@@ -163,7 +170,7 @@ def open_model(
     Raises:
         InputError: There is no such model, or it is damaged or of another shape than it says.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise InputError(f"model {path} does not exist")
     if path.is_dir() and (path / "config.json").is_file():
@@ -213,7 +220,19 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
     file = Path(file)
     if file.exists():
         raise InputError(f"{file} exists; choose another name")
+    folder = local_path(folder)
     network = load_pretrained(folder)
+    return write_checkpoint(file, network, tokenizers(Path(folder)))
+
+
+def write_checkpoint(
+    file: Path,
+    network: Transformer,
+    prints: Sequence[str],
+    optimizer_states: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Writes a checkpoint at step 0 with these fingerprints of tokenizers (see
+    `ropepp.runs.checkpoints.tokenizers`); returns its hyperparameters."""
     # What training had besides is unknown, so that nothing can contradict a run that takes this.
     settings = {"network": asdict(network.config), "position": to_plain(network.position)}
     content = {
@@ -222,12 +241,12 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
         "pytorch-lightning_version": version("lightning"),
         "state_dict": {f"network.{name}": x for name, x in network.state_dict().items()},
         "callbacks": {},
-        "optimizer_states": [],
+        "optimizer_states": list(optimizer_states),
         "lr_schedulers": [],
         "hyper_parameters": settings,
         # For whoever opens the file; training takes its targets from the data.
         "ignore_index": network.ignore_index,
-        TOKENIZERS: list(tokenizers(Path(folder))),
+        TOKENIZERS: list(prints),
     }
     write_archive(content, file)
     return settings

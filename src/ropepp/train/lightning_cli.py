@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ropepp.data.loading.datamodule import RowsDataModule
 from ropepp.errors import Diverged, InputError, Stopped
 from ropepp.files import held, require_writable, run_folder, write_json
+from ropepp.model.folders.hub import local_path
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.runs.records import DIVERGED, METRICS, RESULT, read_result
 from ropepp.runs.settings import check_references, names_file, read_settings
@@ -82,6 +83,7 @@ def run_options(
     resume: Literal["auto"] | None = None,
     init_from: str | None = None,
     init_optimizer: bool = False,
+    fresh_optimizer: bool = False,
 ) -> None:
     """Options of every command here, besides model, data and trainer.
 
@@ -93,9 +95,11 @@ def run_options(
         logs: Folder of all experiments.
         resume: auto: go on from the run's newest complete checkpoint if it has one, else begin
             (from ckpt_path or init_from, if given); the same command serves every attempt.
-        init_from: Weights to begin with: a checkpoint, sharded or one file, or a folder in the
-            published format. Steps, schedule and data begin anew.
+        init_from: Weights to begin with: a checkpoint, sharded or one file, a folder in the
+            published format, or hub:NAME[@REVISION]. Steps, schedule and data begin anew.
         init_optimizer: Whether to begin with the optimizer's moments of init_from too.
+        fresh_optimizer: Whether the optimizer begins anew where a run begins from ckpt_path, whose
+            step, data and weights go on.
     """
 
 
@@ -193,6 +197,8 @@ class RopeppCLI(LightningCLI):
             self.fall_back = found is not None
         if options.init_optimizer and not options.init_from:
             raise InputError("init_optimizer is true, but there is no init_from to take it from")
+        if options.fresh_optimizer and not options.get("ckpt_path"):
+            raise InputError("fresh_optimizer is true, but there is no ckpt_path to go on from")
         ckpt_path = options.get("ckpt_path")
         if ckpt_path:
             self._check_checkpoint(Path(ckpt_path))
@@ -262,8 +268,11 @@ class RopeppCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         if not self.options.get("ckpt_path"):
-            self.model.init_from = self.options.init_from
+            init_from = self.options.init_from
+            self.model.init_from = init_from and str(local_path(init_from))
             self.model.init_optimizer = self.options.init_optimizer
+        elif self.options.ckpt_path == self.begun_from:  # not where the run itself goes on
+            self.model.fresh_optimizer = self.options.fresh_optimizer
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         checkpoint, metrics, guard, profile, suite = (

@@ -108,6 +108,7 @@ class LanguageModel(pl.LightningModule):
         self.network.loss_backend, self.network.z_loss = loss_backend, z_loss
         self.init_from: str | None = None  # weights to begin with, instead of drawn ones
         self.init_optimizer = False  # whether the optimizer's moments come from there too
+        self.fresh_optimizer = False  # whether a checkpoint's is left aside
         self.guard: StepGuard | None = None
         self.grad_norm: Tensor | None = None
         self.learning_rate = 0.0
@@ -237,6 +238,8 @@ class LanguageModel(pl.LightningModule):
             load_optimizer_from(self, self.trainer.optimizers[0], Path(self.init_from))
         elif not self.trainer.global_step:
             return
+        elif self.fresh_optimizer:
+            self.trainer.optimizers[0].state.clear()
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0]
         scheduler = schedule.scheduler
         assert isinstance(scheduler, LambdaLR)
@@ -279,8 +282,10 @@ class LanguageModel(pl.LightningModule):
         """Refuses weights of another architecture and says which settings differ; the present ones
         win."""
         saved, here = checkpoint.get("hyper_parameters", {}), dict(self.hparams)
-        for key in ("network", "position"):
-            if key in saved and saved[key] != here[key]:
+        # One that was saved may lack an argument that has come since.
+        made = {"network": lambda plain: ModelConfig(**plain), "position": from_plain}
+        for key in made:
+            if key in saved and made[key](saved[key]) != made[key](here[key]):
                 raise InputError(
                     f"the checkpoint's model.{key} is {saved[key]}, this run's is {here[key]}: "
                     "its weights belong to another model"

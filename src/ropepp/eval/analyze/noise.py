@@ -28,6 +28,7 @@ from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import BATCH_TOKENS, LENGTH, RECALL_UNIT, read_rows, recall_data
 from ropepp.eval.generated import encoded_samples
 from ropepp.eval.likelihood import score_continuations
+from ropepp.eval.published import tasks_of
 from ropepp.generate.decode import complete
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
@@ -216,9 +217,7 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
     Raises:
         InputError: There is no such task, or it does not fit into the length.
     """
-    from ropepp.eval.ruler import ruler_tasks
-
-    known = {task.name: task for task in ruler_tasks(None)}
+    known = {task.name: task for task in tasks_of("ruler", options.data, options.protocol)}
     if missing := [name for name in options.tasks if name not in known]:
         raise InputError(f"--tasks has {missing[0]!r}; allowed: {', '.join(known)}")
     tokenizer = saved.tokenizer(options.tokenizer)
@@ -239,7 +238,7 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
             scores += task.score(decode_behind(tokenizer, prompt, said), sample)["score"]
         return {"loss": losses / count, "score": scores / len(samples)}
 
-    names = f"RULER ({', '.join(options.tasks)})"
+    names = f"RULER, {options.protocol} ({', '.join(options.tasks)})"
     return measure, {"text": names, "rows": len(samples), "length": length}
 
 

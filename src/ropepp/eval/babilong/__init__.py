@@ -9,8 +9,9 @@ from pathlib import Path
 from random import Random
 
 from ropepp.data.text.readers import read_text
+from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
-from ropepp.eval.babilong.original import FOLDER, read_stories
+from ropepp.eval.babilong.original import FOLDER, read_split, read_stories
 from ropepp.eval.babilong.scoring import scores
 from ropepp.eval.babilong.stories import STORIES, Story
 from ropepp.eval.ruler.background import given, sentences, speech_files
@@ -48,9 +49,7 @@ class FactQuestions(SizedTask):
         places = sorted(rng.choices(range(len(pieces) + 1), k=len(story.facts)))
         for place, fact in reversed(list(zip(places, story.facts, strict=True))):
             pieces.insert(place, fact)
-        context = f"<context>\n{' '.join(pieces)}\n</context>"
-        prompt = f"{PROMPTS[self.name]}\n\n{context}\n\nQuestion: {story.question}"
-        return Sample(prompt, (story.answer,), story.question)
+        return _sample(self.name, " ".join(pieces), story.question, story.answer)
 
     def _background(self, rng: Random, size: int) -> list[str]:
         """Sentences from a random place of a random book on, the last one cut."""
@@ -70,13 +69,39 @@ class FactQuestions(SizedTask):
         return scores(self.name, sample.question, sample.answers[0], output)
 
 
+@dataclass(frozen=True)
+class PublishedQuestions(Task):
+    """The samples of a folder of BABILong's own files, in their order, whatever the tokenizer."""
+
+    name: str
+    folder: Path
+    baseline: float
+
+    suite = "babilong"
+    max_new_tokens = 20
+    official = True
+
+    def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
+        rows = read_split(self.folder, length)
+        if count > len(rows):
+            raise InputError(f"{count} samples are asked of {self.folder}, which has {len(rows)}")
+        return [
+            _sample(self.name, row["input"].strip(), row["question"], row["target"])
+            for row in rows[:count]
+        ]
+
+    def score(self, output: str, sample: Sample) -> dict[str, float]:
+        return scores(self.name, sample.question, sample.answers[0], output)
+
+
 def babilong_tasks(data: Path | None) -> list[Task]:
     """qa1 to qa10.
 
     Args:
-        data: A folder with the original's files, both optional: bAbI as `tasks_1-20_v1-2` or
-            `tasks_1-20_v1-2.zip`, and books of PG-19 as `pg19/*.txt`. Simulated stories and public
-            speeches stand in for what is missing, and the tasks are official only with both.
+        data: A folder with the original's files, all optional: BABILong's own samples of a task as
+            `qa1/4k.json`; or bAbI as `tasks_1-20_v1-2` or `tasks_1-20_v1-2.zip`, and books of
+            PG-19 as `pg19/*.txt`. Simulated stories and public speeches stand in for what is
+            missing, and the tasks are official only with both.
 
     Raises:
         InputError: A given file has another form, or the package with the speeches is missing.
@@ -89,6 +114,9 @@ def babilong_tasks(data: Path | None) -> list[Task]:
     official = original is not None and folder is not None
     tasks: list[Task] = []
     for name, simulate in STORIES.items():
+        if (samples := given(data, name)) is not None:
+            tasks.append(PublishedQuestions(name, samples, BASELINES[name]))
+            continue
         story, baseline = simulate, BASELINES[name]
         if original is not None:
             stories = read_stories(original, name)
@@ -97,6 +125,11 @@ def babilong_tasks(data: Path | None) -> list[Task]:
             baseline = max(answers.values()) / len(stories)
         tasks.append(FactQuestions(name, story, books, official, baseline))
     return tasks
+
+
+def _sample(name: str, context: str, question: str, answer: str) -> Sample:
+    prompt = f"{PROMPTS[name]}\n\n<context>\n{context}\n</context>\n\nQuestion: {question}"
+    return Sample(prompt, (answer,), question)
 
 
 @lru_cache(maxsize=512)

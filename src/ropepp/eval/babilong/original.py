@@ -1,4 +1,4 @@
-"""The files of bAbI, where given."""
+"""The files of bAbI and of BABILong, where given."""
 
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -7,6 +7,7 @@ from ropepp.data.text.documents import BOM, decode
 from ropepp.data.text.readers import read_text
 from ropepp.errors import InputError
 from ropepp.eval.babilong.stories import Story
+from ropepp.eval.ruler.background import read_json
 
 FOLDER = "tasks_1-20_v1-2"  # and .zip
 PART = "en-10k"
@@ -39,6 +40,28 @@ def read_stories(path: Path, task: str) -> list[Story]:
     if not stories:
         raise InputError(f"{name} has no questions")
     return stories
+
+
+def read_split(folder: Path, length: int) -> list[dict[str, str]]:
+    """Samples as BABILong has published them, `4k.json` for a length of 4096, each with "input",
+    "question" and "target".
+
+    Raises:
+        InputError: There is no such file, or it has another form.
+    """
+    path = folder / f"{length // 1024}k.json"
+    if length % 1024 or not path.is_file():
+        there = ", ".join(sorted(file.name for file in folder.glob("*k.json"))) or "none"
+        raise InputError(f"length is {length}; {folder} has other files alone: {there}")
+    content = read_json(path)
+    keys = ("input", "question", "target")
+    whole = isinstance(content, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys)
+        for row in content
+    )
+    if not whole:
+        raise InputError(f"{path} is no list of objects with {', '.join(keys)}")
+    return list(content)
 
 
 def _text(path: Path, task: str) -> tuple[str, str]:

@@ -3,9 +3,9 @@
 from functools import partial
 from pathlib import Path
 
-from ropepp.eval.ruler.aggregation import CommonWords, FrequentWords
+from ropepp.eval.ruler.aggregation import LARGE_LIST, CommonWords, FrequentWords, large_list
 from ropepp.eval.ruler.background import ESSAYS, essay_words, given, speech_files
-from ropepp.eval.ruler.base import words
+from ropepp.eval.ruler.base import CURRENT, Edition, RulerTask, words
 from ropepp.eval.ruler.niah import Needles
 from ropepp.eval.ruler.pools import (
     HOTPOT,
@@ -17,45 +17,45 @@ from ropepp.eval.ruler.pools import (
 )
 from ropepp.eval.ruler.qa import DocumentQuestions
 from ropepp.eval.ruler.tracing import VariableTracking
-from ropepp.eval.tasks import Task
 
 
-def ruler_tasks(data: Path | None) -> list[Task]:
+def ruler_tasks(data: Path | None, edition: Edition = CURRENT) -> list[RulerTask]:
     """All tasks, in the paper's order.
 
     Args:
         data: A folder with the original's files, each optional: PaulGrahamEssays.json, squad.json,
-            hotpotqa.json. Public speeches stand in for those that are missing, and the tasks
-            that use them are not official.
+            hotpotqa.json, english_words.json. Public speeches stand in for those that are missing
+            but the last, and the tasks that use them are not official.
+        edition: Which generator.
 
     Raises:
         InputError: A given file has another form, or a package with words or speeches is missing.
     """
     words("noun")
-    essay, squad, hotpot = (given(data, name) for name in (ESSAYS, SQUAD, HOTPOT))
+    essay, squad, hotpot, large = (given(data, x) for x in (ESSAYS, SQUAD, HOTPOT, LARGE_LIST))
     if essay is None or squad is None or hotpot is None:
         speech_files()
-    for path, read in ((essay, essay_words), (squad, read_squad), (hotpot, read_hotpot)):
+    readers = (essay, essay_words), (squad, read_squad), (hotpot, read_hotpot), (large, large_list)
+    for path, read in readers:
         if path is not None:
             read(path)  # and keeps it
 
-    hidden = partial(Needles, haystack="essay", essay=essay, official=essay is not None)
+    needles = partial(Needles, edition=edition)
+    hidden = partial(needles, haystack="essay", essay=essay, official=essay is not None)
+    first = partial(read_squad, squad) if squad else speech_years
+    second = partial(read_hotpot, hotpot) if hotpot else speech_presidents
     return [
-        Needles("niah_single_1", "noise"),
+        needles("niah_single_1", "noise"),
         hidden("niah_single_2"),
         hidden("niah_single_3", value="uuids"),
         hidden("niah_multikey_1", keys=4),
-        Needles("niah_multikey_2", "needles"),
-        Needles("niah_multikey_3", "needles", key="uuids", value="uuids"),
+        needles("niah_multikey_2", "needles"),
+        needles("niah_multikey_3", "needles", key="uuids", value="uuids"),
         hidden("niah_multivalue", values=4),
         hidden("niah_multiquery", keys=4, queries=4),
-        VariableTracking(),
-        CommonWords(),
-        FrequentWords(),
-        DocumentQuestions(
-            "qa_1", partial(read_squad, squad) if squad else speech_years, bool(squad)
-        ),
-        DocumentQuestions(
-            "qa_2", partial(read_hotpot, hotpot) if hotpot else speech_presidents, bool(hotpot)
-        ),
+        VariableTracking(edition=edition),
+        CommonWords(large, edition=edition),
+        FrequentWords(edition=edition),
+        DocumentQuestions("qa_1", first, bool(squad), edition=edition),
+        DocumentQuestions("qa_2", second, bool(hotpot), edition=edition),
     ]

@@ -1,13 +1,18 @@
 """Common and frequent words. RULER (arXiv 2404.06654), section 3.3."""
 
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from math import pi
+from pathlib import Path
 from random import Random
 from string import ascii_lowercase
 
-from ropepp.eval.ruler.base import RulerTask, words
-from ropepp.eval.tasks import Sample, SizedTask
+from ropepp.data.tokenizer import Tokenizer
+from ropepp.errors import InputError
+from ropepp.eval.ruler.background import read_json
+from ropepp.eval.ruler.base import LONG, Draw, RulerTask, words
+from ropepp.eval.tasks import Sample
 
 COMMON = (
     "Below is a numbered list of words. In these words, some appear more often than others. "
@@ -22,37 +27,60 @@ FREQUENT = (
     "appeared words are:"
 )
 NUM_COMMON = 10
-SHORT = 4096  # below it the lists repeat less
+SOUNDING = 4096  # words of the sample that tells how long others become
+LARGE_LIST = "english_words.json"
 ZETA = pi**2 / 6  # zeta(2.0): word of rank k makes up k ** -2 / ZETA of the text
 LETTERS = 6
-TOKENS_A_WORD = 50  # of the prompt's length for each word of the coded vocabulary
+TOKENS_A_WORD = 50  # of the prompt for each word of the coded vocabulary
+STEPS = 32  # of fwe to the whole prompt
+SMALLEST = 30  # of fwe: the three answers are said in it
 
 
-class CommonWords(RulerTask, SizedTask):
+@dataclass(frozen=True)
+class CommonWords(RulerTask):
     """Ten words are listed 30 times, the others 3 times, after one solved example; a size is a
-    number of different words."""
+    number of different words. Where those of wonderwords do not suffice, all come from the larger
+    list, if it is given."""
+
+    large_list: Path | None = None
 
     name = "cwe"
     max_new_tokens = 120
-    smallest = NUM_COMMON + 1
+    smallest = NUM_COMMON
 
     @property
     def largest(self) -> float:
-        return len(_all_words())
+        return max(len(_all_words()), len(self._large()))
 
-    def draft(self, rng: Random, size: int, length: int) -> Sample:
-        short = length < SHORT
-        example, solution = _listed(rng, 20, 3, 1) if short else _listed(rng, 40, 10, 3)
-        problem, answers = _listed(rng, size, 6, 1) if short else _listed(rng, size, 30, 3)
-        return Sample(f"{example}{_numbered(solution)}\n{problem}", tuple(answers))
+    def step(self, length: int) -> int:
+        return 10
 
+    def draft(self, draw: Draw, size: int) -> Sample:
+        short = draw.length < LONG
+        example, solution = self._listed(draw, *((20, 3, 1) if short else (40, 10, 3)))
+        problem, answers = self._listed(draw, size, *((6, 1) if short else (30, 3)))
+        prompt = f"{example}{self.edition.gap}{_numbered(solution)}\n{problem}"
+        return Sample(prompt, tuple(answers))
 
-def _listed(rng: Random, size: int, common: int, others: int) -> tuple[str, list[str]]:
-    """The question and its answers; `common` and `others` are numbers of repetitions."""
-    drawn = rng.sample(_all_words(), size)
-    listed = drawn[:NUM_COMMON] * common + drawn[NUM_COMMON:] * others
-    rng.shuffle(listed)
-    return COMMON.format(context=_numbered(listed)), drawn[:NUM_COMMON]
+    def bound(self, draw: Draw, step: int) -> int:
+        each = draw.tokens(self.draft(draw, SOUNDING).prompt) / SOUNDING
+        return max(int(draw.length // each) * 2, 2 * step)
+
+    def exhausted(self, tokens: int) -> str:
+        return (
+            f"ruler cwe reaches {tokens} tokens with all words that there are; ruler/{LARGE_LIST} "
+            "of --data may have more"
+        )
+
+    def _listed(self, draw: Draw, size: int, common: int, others: int) -> tuple[str, list[str]]:
+        """The question and its answers; `common` and `others` are numbers of repetitions."""
+        small = size <= len(_all_words())
+        drawn = draw.rng.sample(_shuffled(draw.seed) if small else self._large(), size)
+        listed = draw.shuffle(drawn[:NUM_COMMON] * common + drawn[NUM_COMMON:] * others)
+        return COMMON.format(context=_numbered(listed)), drawn[:NUM_COMMON]
+
+    def _large(self) -> Sequence[str]:
+        return large_list(self.large_list) if self.large_list else ()
 
 
 def _numbered(listed: Iterable[str]) -> str:
@@ -64,20 +92,70 @@ def _all_words() -> tuple[str, ...]:
     return tuple(sorted({word for kind in ("noun", "adjective", "verb") for word in words(kind)}))
 
 
-class FrequentWords(RulerTask, SizedTask):
+@lru_cache(maxsize=2)
+def _shuffled(seed: int) -> list[str]:
+    found = [*_all_words()]
+    Random(seed).shuffle(found)
+    return found
+
+
+@cache
+def large_list(path: Path) -> tuple[str, ...]:
+    """The words of RULER's own list.
+
+    Raises:
+        InputError: The file is no JSON object whose values are words.
+    """
+    content = read_json(path)
+    found = tuple(content.values()) if isinstance(content, dict) else ()
+    if not found or not all(isinstance(word, str) for word in found):
+        raise InputError(f'{path} is not of the form {{"key": "word", ...}}')
+    return found
+
+
+@dataclass(frozen=True)
+class FrequentWords(RulerTask):
     """Coded words with the frequencies of a zeta distribution, the first of them dots; a size is
     its number of words before rounding down."""
 
     name = "fwe"
-    max_new_tokens = 50
-    smallest = 100
 
-    def draft(self, rng: Random, size: int, length: int) -> Sample:
-        coded = {"...": None}
-        while len(coded) < max(4, length // TOKENS_A_WORD):
-            coded["".join(rng.choices(ascii_lowercase, k=LETTERS))] = None
-        text = [
-            word for rank, word in enumerate(coded, 1) for _ in range(int(size / rank**2 / ZETA))
-        ]
-        rng.shuffle(text)
-        return Sample(FREQUENT.format(context=" ".join(text)), tuple(coded)[1:4])
+    @property
+    def max_new_tokens(self) -> int:  # type: ignore[override]
+        return self.edition.fwe_tokens
+
+    def step(self, length: int) -> int:
+        return max(1, (length - self.max_new_tokens) // STEPS)
+
+    def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
+        draw, room = Draw(tokenizer, length, seed), length - self.max_new_tokens
+        ranked, size = self._ranked(draw), max(1, room // LETTERS)
+        while draw.tokens(_coded(draw, ranked, size).prompt) < room:
+            size += self.step(length)
+        size -= self.step(length)
+        found = []
+        for _ in range(count):
+            ranked, own = self._ranked(draw), size
+            while draw.tokens((sample := _coded(draw, ranked, own)).prompt) > room:
+                own -= self.step(length)
+                if own < SMALLEST:
+                    raise InputError(
+                        f"length is {length}; ruler fwe needs more, counted with this tokenizer"
+                    )
+            found.append(sample)
+        return found
+
+    def draft(self, draw: Draw, size: int) -> Sample:
+        return _coded(draw, self._ranked(draw), size)
+
+    def _ranked(self, draw: Draw) -> list[str]:
+        """The vocabulary, the most frequent word first."""
+        coded: set[str] = set()
+        while len(coded) < max(4, (draw.length - self.max_new_tokens) // TOKENS_A_WORD):
+            coded.add("".join(draw.rng.choices(ascii_lowercase, k=LETTERS)))
+        return ["...", *draw.shuffle(sorted(coded))[1:]]
+
+
+def _coded(draw: Draw, ranked: list[str], size: int) -> Sample:
+    text = [word for rank, word in enumerate(ranked, 1) for _ in range(int(size / rank**2 / ZETA))]
+    return Sample(FREQUENT.format(context=" ".join(draw.shuffle(text))), tuple(ranked[1:4]))

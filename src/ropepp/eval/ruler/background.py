@@ -28,6 +28,11 @@ def sentences(text: str) -> list[str]:
     return found + [rest] * bool(rest)
 
 
+def split_at_stops(text: str) -> list[str]:
+    """Splits as OpenCompass does, which loses the full stops inside."""
+    return [piece.strip() for piece in text.split(". ") if piece]
+
+
 @cache
 def speech_files() -> tuple[Path, ...]:
     """The messages of the presidents of the United States, by date: YEAR-NAME-NUMBER.txt.

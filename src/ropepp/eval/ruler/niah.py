@@ -1,14 +1,18 @@
 """Needles in a haystack: which value was said of a key? RULER (arXiv 2404.06654), section 3.1."""
 
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import chain, pairwise, takewhile, zip_longest
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
-from ropepp.eval.ruler.background import essay_words, sentences
-from ropepp.eval.ruler.base import RulerTask, words
-from ropepp.eval.tasks import Sample, SizedTask
+from ropepp.eval.ruler.background import essay_words
+from ropepp.eval.ruler.base import LONG, Draw, Edition, RulerTask, words
+from ropepp.eval.tasks import Sample
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -30,7 +34,7 @@ Kind = Literal["words", "numbers", "uuids"]
 
 
 @dataclass(frozen=True)
-class Needles(RulerTask, SizedTask):
+class Needles(RulerTask):
     """Facts about keys in a haystack; asked for all values of one key or of several.
 
     A size is the number of words ("essay"), of repetitions ("noise") or of other needles
@@ -48,50 +52,63 @@ class Needles(RulerTask, SizedTask):
     official: bool = True
 
     max_new_tokens = 128
-    smallest = 8
+    smallest = 5
 
-    def draft(self, rng: Random, size: int, length: int) -> Sample:
-        facts: dict[str, list[str]] = {}
-        while len(facts) < self.keys:
-            facts[_draw(rng, self.key)] = [_draw(rng, self.value) for _ in range(self.values)]
-        needles = [self._needle(key, value) for key in facts for value in facts[key]]
-        rng.shuffle(needles)
-        asked = rng.sample(list(facts), self.queries)
-        answers = [value for key in asked for value in facts[key]]
-        query = ", ".join(asked[:-1]) + ", and " + asked[-1] if len(asked) > 1 else asked[0]
+    def step(self, length: int) -> int:
+        if self.haystack == "essay":
+            return 500
+        return 25 if length >= LONG else 5
+
+    def draft(self, draw: Draw, size: int) -> Sample:
+        rng = draw.rng
+        keys, values = [], []
+        for _ in range(self.keys):
+            keys.append(_draw(rng, self.key))
+            values.append([_draw(rng, self.value) for _ in range(self.values)])
+        needles = [
+            self._needle(k, value) for k, own in zip(keys, values, strict=True) for value in own
+        ]
+        context = self._context(rng, size, draw.shuffle(needles))
+        asked = rng.sample(range(self.keys), self.queries)
+        answers = [value for number in asked for value in values[number]]
+        names = [keys[number] for number in asked]
+        query = ", ".join(names[:-1]) + ", and " + names[-1] if len(names) > 1 else names[0]
         template, kind = (ONE, self.value[:-1]) if len(answers) == 1 else (MANY, self.value)
-        prompt = template.format(
-            kind=kind, query=query, context=self._context(rng, size, needles, asked)
-        )
-        return Sample(prompt, tuple(answers))
+        return Sample(template.format(kind=kind, query=query, context=context), tuple(answers))
 
     def _needle(self, key: str, value: str) -> str:
         return NEEDLE.format(kind=self.value, key=key, value=value)
 
-    def _context(self, rng: Random, size: int, needles: list[str], asked: list[str]) -> str:
+    def _context(self, rng: Random, size: int, needles: list[str]) -> str:
         if self.haystack == "essay":
-            pieces, cuts = self._essay(rng, size, len(needles))
+            return self._essay(rng, size, needles)
+        kinds = self.key, self.value
+        if self.haystack == "noise":
+            pieces = [NOISE] * size
         else:
-            if self.haystack == "noise":
-                pieces = [NOISE] * size
-            else:
-                pieces = [self._other(rng, asked) for _ in range(size)]
-            cuts = sorted(rng.sample(range(size), len(needles)))
+            pieces = [self._needle(*(_draw(rng, kind) for kind in kinds)) for _ in range(size)]
+        cuts = sorted(rng.sample(range(size), len(needles)))
         for cut, needle in reversed(list(zip(cuts, needles, strict=True))):
             pieces.insert(cut, needle)
-        return (" " if self.haystack == "essay" else "\n").join(pieces)
+        return "\n".join(pieces)
 
-    def _essay(self, rng: Random, size: int, count: int) -> tuple[list[str], list[int]]:
-        """Sentences of the first words, begun anew at the end, and where needles go in."""
-        text = essay_words(self.essay)
-        pieces = sentences(" ".join((text * (size // len(text) + 1))[:size]))
-        places = sorted(rng.sample(DEPTHS, count))
-        return pieces, [len(pieces) * place // 100 for place in places]
+    def _essay(self, rng: Random, size: int, needles: list[str]) -> str:
+        """Between two needles at one place, and before one at the beginning, stands a second
+        space, as in the original."""
+        pieces = _pieces(self.essay, size, self.edition)
+        cuts = [int(len(pieces) * (depth / 100)) for depth in rng.sample(DEPTHS, len(needles))]
+        ends = [*sorted(cuts), len(pieces)]
+        told = [" ".join(pieces[a:b]) for a, b in pairwise([0, *ends])]
+        return " ".join(chain.from_iterable(zip_longest(told, needles, fillvalue=""))).removesuffix(
+            " "
+        )
 
-    def _other(self, rng: Random, asked: list[str]) -> str:
-        while (key := _draw(rng, self.key)) in asked:
-            pass
-        return self._needle(key, _draw(rng, self.value))
+
+@lru_cache(maxsize=4)
+def _pieces(essay: Path | None, size: int, edition: Edition) -> tuple[str, ...]:
+    """Of the first words, which begin anew at their end."""
+    text = essay_words(essay)
+    return tuple(edition.split(" ".join((text * (size // len(text) + 1))[:size])))
 
 
 def _draw(rng: Random, kind: Kind) -> str:
@@ -99,4 +116,39 @@ def _draw(rng: Random, kind: Kind) -> str:
         return str(rng.randint(1_000_000, 9_999_999))
     if kind == "uuids":
         return str(UUID(int=rng.getrandbits(128), version=4))
-    return f"{rng.choice(words('adjective'))}-{rng.choice(words('noun'))}"
+    return rng.choice(_pairs())
+
+
+class Pairs(Sequence[str]):
+    """All "adjective-noun", sorted, each once, without a list of millions."""
+
+    def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
+        self._nouns = sorted(set(nouns))
+        heads = sorted({f"{adjective}-" for adjective in adjectives})
+        self._heads: list[str] = []
+        self._mixed: dict[int, list[str]] = {}  # where one head begins another: "able-bodied-"
+        self._starts = [0]
+        while heads:
+            head = heads[0]
+            group = list(takewhile(lambda other: other.startswith(head), heads))  # noqa: B023
+            heads = heads[len(group) :]
+            size = len(self._nouns)
+            if len(group) > 1:
+                mixed = sorted({f"{one}{noun}" for one in group for noun in self._nouns})
+                self._mixed[len(self._heads)], size = mixed, len(mixed)
+            self._heads.append(head)
+            self._starts.append(self._starts[-1] + size)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        at = bisect_right(self._starts, index) - 1
+        place = index - self._starts[at]
+        mixed = self._mixed.get(at)
+        return mixed[place] if mixed else f"{self._heads[at]}{self._nouns[place]}"
+
+
+@cache
+def _pairs() -> Pairs:
+    return Pairs(words("adjective"), words("noun"))

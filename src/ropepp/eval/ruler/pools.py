@@ -101,7 +101,7 @@ def speech_years() -> Pool:
             documents.append(f"Message of President {name} in {year}\n{' '.join(excerpt)}")
             query = "In which year was the message sent that says: {}?"
             questions += _quotes(excerpt, query, year, (len(documents) - 1,), ())
-    return Pool(documents, questions, _majority(questions))
+    return _stand_in(documents, questions)
 
 
 @cache
@@ -124,7 +124,7 @@ def speech_presidents() -> Pool:
             query = "Which president sent the message that says: {}?"
             needed = (len(documents) - 1, card)
             questions += _quotes(excerpt, query, names[card], needed, near)
-    return Pool(documents, questions, _majority(questions))
+    return _stand_in(documents, questions)
 
 
 def _sent(path: Path) -> tuple[str, str]:
@@ -164,9 +164,11 @@ def _quotes(
     return [Question(query.format(f'"{max(can, key=len)}"'), (answer,), needed, near)]
 
 
-def _majority(questions: Sequence[Question]) -> float:
+def _stand_in(documents: Sequence[str], questions: list[Question]) -> Pool:
+    """A pool whose first questions are about any speeches."""
+    Random("order of questions").shuffle(questions)
     answers = Counter(question.answers[0] for question in questions)
-    return max(answers.values()) / answers.total()
+    return Pool(documents, questions, max(answers.values()) / answers.total())
 
 
 def _numbered(texts: Any) -> tuple[list[str], dict[str, int]]:

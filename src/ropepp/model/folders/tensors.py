@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ropepp.checksums import check_files
 from ropepp.errors import InputError
-from ropepp.files import write_json
+from ropepp.files import DiskError, write_json
 from ropepp.model.plain import read_plain, understanding
 
 WHOLE = "model.safetensors"
@@ -52,7 +52,10 @@ def write_tensors(
     total = 0
 
     def flush() -> None:
-        save_file(shard, _part(folder, len(names)), metadata={"format": "pt"})
+        try:
+            save_file(shard, _part(folder, len(names)), metadata={"format": "pt"})
+        except SafetensorError as error:  # of the system: a full disk, a file too large
+            raise DiskError(f"{folder} cannot be written: {error}") from error
         names.append(list(shard))
         shard.clear()
 

@@ -1,0 +1,75 @@
+"""The paper's protocol for RULER and BABILong: what OpenCompass 0.4.2 makes of their prompts.
+
+OpenCompass puts a line end between the turns of a conversation, and its configurations of both end
+the answer's turn with another one, which stays where the answer is left out. So a base model reads
+two line ends behind every prompt. It writes 64 tokens whatever the task, as the paper has set. Its
+RULER is an edition of its own, see `ropepp.eval.ruler.base`; an answer of BABILong is right where
+its first sentence holds the target.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ropepp.data.tokenizer import Tokenizer
+from ropepp.eval.tasks import Sample, Task
+
+BEHIND = "\n\n"
+NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class AsInPaper(Task):
+    """A task as the paper has run it."""
+
+    task: Task
+
+    max_new_tokens = NEW_TOKENS
+
+    @property
+    def suite(self) -> str:  # type: ignore[override]
+        return f"{self.task.suite}, paper"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.task.name
+
+    @property
+    def official(self) -> bool:  # type: ignore[override]
+        return self.task.official
+
+    @property
+    def baseline(self) -> float:  # type: ignore[override]
+        return self.task.baseline
+
+    def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
+        samples = self.task.samples(tokenizer, length, count, seed)
+        return [replace(sample, prompt=sample.prompt + BEHIND) for sample in samples]
+
+    def score(self, output: str, sample: Sample) -> dict[str, float]:
+        scores = self.task.score(output, sample)
+        return {"score": scores.get("simple", scores["score"])}
+
+
+def tasks_of(suite: str, data: Path | None, protocol: str) -> Sequence[Task]:
+    """The tasks of "ruler" or "babilong".
+
+    Args:
+        suite: Which.
+        data: The folder of all benchmarks' files, if any.
+        protocol: One of `ropepp.eval.PROTOCOLS`.
+
+    Raises:
+        InputError: See `ropepp.eval.ruler.ruler_tasks` and `ropepp.eval.babilong.babilong_tasks`.
+    """
+    from ropepp.eval.babilong import babilong_tasks
+    from ropepp.eval.ruler import ruler_tasks
+    from ropepp.eval.ruler.base import OPENCOMPASS
+
+    folder = data / suite if data and (data / suite).is_dir() else None
+    tasks: Sequence[Task]
+    if suite == "babilong":
+        tasks = babilong_tasks(folder)
+    else:
+        tasks = ruler_tasks(folder, OPENCOMPASS) if protocol == "paper" else ruler_tasks(folder)
+    return [AsInPaper(task) for task in tasks] if protocol == "paper" else tasks
