@@ -23,24 +23,12 @@ class AsInPaper(Task):
     """A task as the paper has run it."""
 
     task: Task
+    suite: str
+    name: str
+    official: bool
+    baseline: float
 
     max_new_tokens = NEW_TOKENS
-
-    @property
-    def suite(self) -> str:  # type: ignore[override]
-        return f"{self.task.suite}, paper"
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.task.name
-
-    @property
-    def official(self) -> bool:  # type: ignore[override]
-        return self.task.official
-
-    @property
-    def baseline(self) -> float:  # type: ignore[override]
-        return self.task.baseline
 
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
         samples = self.task.samples(tokenizer, length, count, seed)
@@ -72,4 +60,7 @@ def tasks_of(suite: str, data: Path | None, protocol: str) -> Sequence[Task]:
         tasks = babilong_tasks(folder)
     else:
         tasks = ruler_tasks(folder, OPENCOMPASS) if protocol == "paper" else ruler_tasks(folder)
-    return [AsInPaper(task) for task in tasks] if protocol == "paper" else tasks
+    if protocol != "paper":
+        return tasks
+    suite += ", paper"
+    return [AsInPaper(one, suite, one.name, one.official, one.baseline) for one in tasks]

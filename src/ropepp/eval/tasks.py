@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import ceil, inf
 from random import Random
-from typing import ClassVar
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
@@ -38,14 +37,14 @@ class Task(ABC):
     """A task of a suite.
 
     Attributes:
-        suite: "ruler" or "babilong".
+        suite: "ruler" or "babilong", with the protocol unless it is the official one.
         name: "niah_single_1", "qa1", ...
         max_new_tokens: Tokens that the model may answer.
         official: False where a background or data stands in for the original's.
         baseline: Score of the best constant answer, 0 to 1.
     """
 
-    suite: ClassVar[str]
+    suite: str
     name: str
     max_new_tokens: int
     official: bool
@@ -65,44 +64,25 @@ class Task(ABC):
 
 
 class SizedTask(Task):
-    """A task whose prompts grow with a number: words of a background, repetitions of noise, ...
-
-    Attributes:
-        smallest: The least size.
-        largest: The greatest size. A prompt of this size may be shorter than asked.
-    """
-
-    smallest: ClassVar[int] = 1
-
-    @property
-    def largest(self) -> float:
-        return inf
+    """A task whose prompts grow with a number, such as the words of a background."""
 
     @abstractmethod
     def draft(self, rng: Random, size: int, length: int) -> Sample:
-        """A sample of a size, the same for equal states of `rng`; longer for greater sizes."""
+        """A sample of a size from 0 on, the same for equal states of `rng`; longer for greater
+        sizes."""
 
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
         # A sample aside finds out how large they are; all others begin their search there.
-        least, slope = self._rate(tokenizer, length)
-        size = self.smallest + max(0, int((length - least) / slope))
+        prompts = [self.draft(Random("rate"), size, length).prompt for size in (0, 100)]
+        least, more = (count_tokens(tokenizer, prompt) + self.max_new_tokens for prompt in prompts)
+        slope = max(MIN_SLOPE, (more - least) / 100)
+        size = max(0, int((length - least) / slope))
         size, tokens, _ = self._sample(tokenizer, length, "0/probe", size, slope)
-        slope = max(MIN_SLOPE, (tokens - least) / max(1, size - self.smallest))
-        start = max(self.smallest, int(AIM * size))
+        slope, start = max(MIN_SLOPE, (tokens - least) / max(1, size)), int(AIM * size)
         return [
             self._sample(tokenizer, length, f"{seed}/{index}", start, slope)[2]
             for index in range(count)
         ]
-
-    def _rate(self, tokenizer: Tokenizer, length: int) -> tuple[int, float]:
-        """Tokens of a smallest sample, and about how many come with each unit of size."""
-        step = int(min(100, self.largest - self.smallest))
-        prompts = [
-            self.draft(Random("rate"), size, length).prompt
-            for size in (self.smallest, self.smallest + step)
-        ]
-        first, second = (count_tokens(tokenizer, prompt) for prompt in prompts)
-        return first + self.max_new_tokens, max(MIN_SLOPE, (second - first) / step)
 
     def _sample(
         self, tokenizer: Tokenizer, length: int, key: str, size: int, slope: float
@@ -122,8 +102,7 @@ class SizedTask(Task):
     ) -> tuple[int, int, Sample] | None:
         """Size, tokens and sample of a prompt of `FULL` to 1 times the length, or of the greatest
         size that fits; None if none does."""
-        low, high = self.smallest - 1, self.largest + 1
-        found = None
+        low, high, found = -1, inf, None
         while low + 1 < high:
             size = int(min(max(size, low + 1), high - 1))
             sample = self.draft(Random(rng_seed), size, length)

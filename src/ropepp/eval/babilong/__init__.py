@@ -41,7 +41,6 @@ class FactQuestions(SizedTask):
 
     suite = "babilong"
     max_new_tokens = 20
-    smallest = 0
 
     def draft(self, rng: Random, size: int, length: int) -> Sample:
         story = self.story(rng)
@@ -108,9 +107,6 @@ def babilong_tasks(data: Path | None) -> list[Task]:
     """
     original = given(data, FOLDER) or given(data, f"{FOLDER}.zip")
     folder = given(data, BOOKS)
-    books = speech_files() if folder is None else tuple(sorted(folder.glob("*.txt")))
-    if not books:
-        raise InputError(f"{folder} has no .txt files")
     official = original is not None and folder is not None
     tasks: list[Task] = []
     for name, simulate in STORIES.items():
@@ -123,8 +119,15 @@ def babilong_tasks(data: Path | None) -> list[Task]:
             answers = Counter(story.answer for story in stories)
             story = partial(Random.choice, seq=stories)
             baseline = max(answers.values()) / len(stories)
-        tasks.append(FactQuestions(name, story, books, official, baseline))
+        tasks.append(FactQuestions(name, story, _books(folder), official, baseline))
     return tasks
+
+
+def _books(folder: Path | None) -> tuple[Path, ...]:
+    books = speech_files() if folder is None else tuple(sorted(folder.glob("*.txt")))
+    if not books:
+        raise InputError(f"{folder} has no .txt files")
+    return books
 
 
 def _sample(name: str, context: str, question: str, answer: str) -> Sample:

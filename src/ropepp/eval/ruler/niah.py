@@ -123,30 +123,25 @@ class Pairs(Sequence[str]):
     """All "adjective-noun", sorted, each once, without a list of millions."""
 
     def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
-        self._nouns = sorted(set(nouns))
-        heads = sorted({f"{adjective}-" for adjective in adjectives})
-        self._heads: list[str] = []
-        self._mixed: dict[int, list[str]] = {}  # where one head begins another: "able-bodied-"
+        ends, heads = sorted(set(nouns)), sorted({f"{adjective}-" for adjective in adjectives})
+        self._groups: list[tuple[str, list[str]]] = []
         self._starts = [0]
         while heads:
-            head = heads[0]
+            head = heads[0]  # and those that it begins: "able-", "able-bodied-"
             group = list(takewhile(lambda other: other.startswith(head), heads))  # noqa: B023
-            heads = heads[len(group) :]
-            size = len(self._nouns)
-            if len(group) > 1:
-                mixed = sorted({f"{one}{noun}" for one in group for noun in self._nouns})
-                self._mixed[len(self._heads)], size = mixed, len(mixed)
-            self._heads.append(head)
-            self._starts.append(self._starts[-1] + size)
+            del heads[: len(group)]
+            mixed = {f"{one.removeprefix(head)}{noun}" for one in group[1:] for noun in ends}
+            tails = sorted(mixed.union(ends)) if mixed else ends
+            self._groups.append((head, tails))
+            self._starts.append(self._starts[-1] + len(tails))
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, index: Any) -> Any:
         at = bisect_right(self._starts, index) - 1
-        place = index - self._starts[at]
-        mixed = self._mixed.get(at)
-        return mixed[place] if mixed else f"{self._heads[at]}{self._nouns[place]}"
+        head, tails = self._groups[at]
+        return head + tails[index - self._starts[at]]
 
 
 @cache
