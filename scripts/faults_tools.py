@@ -1,0 +1,428 @@
+"""What all faults are tried with: a warm server of processes, a folder for each try, and the
+judgement of what a command has said and left."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import warm
+
+SCRIPTS = Path(__file__).resolve().parent
+CHILD = SCRIPTS / "faults_child.py"
+MODULES = (  # what commands import as they go
+    "omegaconf.grammar_parser",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.checkpoint.format_utils",
+    "ropepp.eval.evaluate",
+    "ropepp.interop.export",
+    "ropepp.pipeline",
+    "ropepp.sweep.runner",
+    "ropepp.sweep.boards",
+    "ropepp.sweep.report",
+)
+LIMIT = 60.0  # seconds of a command, beyond which it hangs
+SAID = ("detected", "recovered", "lost", "silent", "executed", "hangs", "tracebacks", "vague", "litter")  # fmt: skip
+BAD = SAID[2:]
+CODES = (0, 2, 75, 76, 130, 141)  # see docs/trust.md; `sweep run` has 1 besides
+LEFT_BEHIND = re.compile(r"\.partial|\.old-|\.tmp|\.trial|\.lock$")
+TRACE = re.compile(r"Traceback \(most recent call last\)|Segmentation fault|terminate called")
+
+
+# Stands for ``python`` in all that is started; to the `fit`s of sweeps and pipelines may happen what
+# the environment says.
+SHIM = """#!{python} -S
+import os, sys
+sys.path.insert(0, {scripts!r})
+import warm
+arguments = [one for one in sys.argv[1:] if one not in ("-B", "-u", "-S", "-s", "-E", "-I")]
+asked = os.environ.get("FAULTS_OF_CHILDREN")
+if asked and arguments[:2] == ["-m", "ropepp.cli"]:
+    arguments = [{child!r}, asked, *arguments[2:]]
+sys.exit(warm.run({socket!r}, arguments, __file__))
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended.
+
+    Attributes:
+        code: Exit code, negative for a signal.
+        out: Standard output.
+        err: Standard error.
+        hung: Whether it had to be killed.
+    """
+
+    code: int
+    out: str = ""
+    err: str = ""
+    hung: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"{self.out}\n{self.err}"
+
+    @property
+    def last(self) -> str:
+        """The last line of standard error, or of what it has said at all."""
+        lines = [line for line in (self.err.strip() or self.out.strip()).splitlines() if line]
+        return lines[-1][:300] if lines else ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command and what is to come of it.
+
+    Attributes:
+        name: For the table.
+        argv: Its arguments, relative to the folder of a try.
+        needs: What it reads, of the world's files.
+        facts: What it has come to, from the folder and how it ended; equal for equal results.
+        made: What it writes to, at the top of the folder.
+        code: Exit codes of success.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    needs: tuple[str, ...]
+    facts: Callable[[Path, Done], Any]
+    made: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command before something hostile.
+
+    Attributes:
+        argv: Arguments.
+        needs: What it reads of the world; ``a->b`` under another name.
+        files: More files, names to content; bytes, text or what becomes YAML.
+        names: What a refusal has to name.
+        refused: Whether it must be refused.
+        check: What is wrong with what is left, if anything.
+    """
+
+    argv: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    files: tuple[tuple[str, Any], ...] = ()
+    names: tuple[str, ...] = ()
+    refused: bool = True
+    check: Callable[[Path], str | None] = lambda folder: None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of the table.
+
+    Attributes:
+        kind: One of kills, damage, signals, disks, hostile, two.
+        name: What is done, to what.
+        attempt: Does it once.
+        most: How many different tries there are, None for no end.
+        weight: Its share of its kind's time, relative to other rows.
+    """
+
+    kind: str
+    name: str
+    attempt: Callable[["Try"], None]
+    most: int | None = None
+    weight: float = 1.0
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}: {self.name}"
+
+
+class Bench:
+    """Folders, the warm server, and the undisturbed results.
+
+    Args:
+        folder: Where all happens; kept for the next call.
+        seed: Of all that is drawn.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed = folder.resolve(), seed
+        self.world = self.folder / "world"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if "ROPEPP" not in name},
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "MPLBACKEND": "Agg",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        self._expected: dict[str, tuple[Any, float, int]] = {}
+        self.left: dict[str, set[str]] = {}  # names of files that belong there undisturbed
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._server: subprocess.Popen[bytes] | None = None
+        self.python = str(self.folder / "python")
+
+    def __enter__(self) -> "Bench":
+        socket = f"/tmp/ropepp-faults-{os.getpid()}"
+        Path(self.python).write_text(SHIM.format(
+            python=sys.executable, scripts=str(SCRIPTS), child=str(CHILD), socket=socket))
+        Path(self.python).chmod(0o755)
+        command = [sys.executable, warm.__file__, "serve", "--attached", socket, *MODULES]
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, env=self.environment)
+        while not os.path.exists(socket):
+            if self._server.poll() is not None:
+                sys.exit("the server of warm processes has not begun")
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            self._server.wait()
+
+    def expected(self, job: Job) -> tuple[Any, float, int]:
+        """What undisturbed comes of a job, its seconds, and its calls that change files.
+
+        Raises:
+            RuntimeError: Undisturbed it fails.
+        """
+        with self._lock:
+            lock = self._locks.setdefault(job.name, threading.Lock())
+        with lock:
+            if job.name not in self._expected:
+                count = self.folder / f"count-{job.name.replace(' ', '-')}"
+                one = Try(self, f"undisturbed-{job.name}", 0)
+                with one:
+                    one.copy(*job.needs)
+                    began = time.monotonic()
+                    done = one.run(job.argv, count=str(count))
+                    seconds = time.monotonic() - began
+                    if done.code != 0:
+                        raise RuntimeError(f"undisturbed, {job.name} fails: {done.text[-2000:]}")
+                    facts = job.facts(one.folder, done)
+                    self.left[job.name] = left_behind(one.folder)
+                self._expected[job.name] = facts, seconds, int(count.read_text())
+                count.unlink()
+        return self._expected[job.name]
+
+
+@dataclass
+class Try:
+    """One fault, once, in a folder of its own: ``outer/in``, with nothing but this beside it.
+
+    Attributes:
+        said: What is to be counted, of `SAID`.
+        note: What went wrong, or how it was told.
+    """
+
+    bench: Bench
+    key: str
+    index: int
+    keep: bool = False
+    said: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.variables: dict[str, str] = {}
+        self.random = random.Random(f"{self.bench.seed}/{self.key}/{self.index}")
+        name = re.sub(r"\W+", "-", self.key)[:60]
+        self.outer = self.bench.folder / "tries" / f"{name}-{self.index}"
+        self.folder = self.outer / "in"
+        self.canary = self.bench.folder / f"canary-{name}-{self.index}"
+
+    def __enter__(self) -> "Try":
+        clear(self.outer)
+        self.canary.unlink(missing_ok=True)
+        self.folder.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if end_inhabitants(self.folder, wait=0.0 if error[0] else 5.0):
+            self.count("hangs", "processes are left that nobody waits for")
+        if self.canary.exists():
+            self.count("executed", "the payload ran")
+            self.canary.unlink()
+        beside = [path.name for path in self.outer.iterdir() if path not in (self.folder, self.side)]
+        if beside:
+            self.count("executed", f"written outside: {', '.join(beside)}")
+        if not self.keep:
+            clear(self.outer)
+
+    @property
+    def side(self) -> Path:
+        """A folder for what belongs to the try and not to the command."""
+        side = self.outer / "side"
+        side.mkdir(exist_ok=True)
+        return side
+
+    def count(self, what: str, note: str = "") -> None:
+        """Counts the try under ``what``."""
+        self.said.add(what)
+        if note:
+            self.notes.append(f"{what}: {note}" if what in BAD else note)
+
+    def copy(self, *names: str) -> None:
+        """Copies files and folders of the world, with their times; ``a->b`` under another name."""
+        for name in names:
+            old, _, new = name.partition("->")
+            source, target = self.bench.world / old, self.folder / (new or old)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+            else:
+                shutil.copy2(source, target)
+
+    def start(
+        self, argv: Sequence[str], python: str | None = None, stdout: Any = None, **asked: Any
+    ) -> subprocess.Popen[bytes]:
+        """Starts a command of ours; ``asked`` is for `faults_child`."""
+        number = sum(1 for _ in self.side.glob("out-*"))
+        out = stdout if stdout is not None else (self.side / f"out-{number}").open("wb")
+        err = stdout if asked.get("terminal") else (self.side / f"err-{number}").open("wb")
+        process = subprocess.Popen(
+            [python or self.bench.python, str(CHILD), json.dumps(asked), *argv],
+            stdin=out if asked.get("terminal") else subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            cwd=self.folder,
+            env={**self.bench.environment, **self.variables, "FAULTS_CANARY": str(self.canary)},
+            start_new_session=True,
+        )
+        process.number = number  # type: ignore[attr-defined]
+        for file in {out, err}:
+            if file is not stdout:
+                file.close()
+        return process
+
+    def finish(self, process: subprocess.Popen[bytes], seconds: float = LIMIT) -> Done:
+        """Waits for a command, and judges the way in which it ended: no hang, no traceback, an exit
+        code that is documented or the signal that was sent."""
+        hung = False
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            hung = True
+            end_inhabitants(self.folder)
+            process.kill()
+            process.wait()
+        texts = []
+        for name in ("out", "err"):
+            file = self.side / f"{name}-{process.number}"  # type: ignore[attr-defined]
+            texts.append(file.read_text(errors="replace") if file.exists() else "")
+        done = Done(process.returncode, *texts, hung)
+        if hung:
+            self.count("hangs", f"over {seconds:.0f} s: {done.last}")
+        elif TRACE.search(done.text):
+            self.count("tracebacks", done.last)
+        return done
+
+    def run(self, argv: Sequence[str], seconds: float = LIMIT, **asked: Any) -> Done:
+        """Runs a command of ours, see `start` and `finish`; its code must be a documented one."""
+        done = self.finish(self.start(argv, **asked), seconds)
+        expected = (*CODES, *((1,) if argv[0] == "sweep" else ()))
+        if asked.get("how", "kill") in ("kill", "torn") and asked.get("at"):
+            expected += (-signal.SIGKILL,)
+        if not done.hung and done.code not in expected:
+            self.count("tracebacks", f"exit code {done.code}: {done.last}")
+        return done
+
+    def names(self, done: Done, names: Iterable[str]) -> bool:
+        """Whether a refusal is one line that names one of these; counted as vague if not."""
+        errors = [line for line in done.err.splitlines() if "error: " in line]
+        if not errors or errors[-1] != (done.err.strip().splitlines() or [""])[-1]:
+            self.count("vague", f"exit code {done.code} without a last line of error: {done.last}")
+        elif not any(name in errors[-1] for name in names):
+            self.count("vague", f"names nothing: {errors[-1][:300]}")
+        else:
+            return True
+        return False
+
+    def compare(self, job: Job, done: Done) -> None:
+        """Counts the try as recovered if a job has come to what it comes to undisturbed, and as
+        lost otherwise."""
+        expected, _, _ = self.bench.expected(job)
+        if done.code != 0:
+            return self.count("lost", f"{shown(job.argv)} ends with {done.code}: {done.last}")
+        try:
+            facts = job.facts(self.folder, done)
+        except Exception as error:  # whatever cannot be read
+            return self.count("lost", f"{type(error).__name__} in what is left: {error}")
+        if facts != expected:
+            return self.count("lost", difference(expected, facts))
+        self.count("recovered")
+        found = left_behind(self.folder) - self.bench.left[job.name]
+        if found:
+            self.count("litter", ", ".join(sorted(found)))
+        return None
+
+
+def left_behind(folder: Path) -> set[str]:
+    """Names of temporary files and locks."""
+    return {path.name for path in folder.rglob("*") if LEFT_BEHIND.search(path.name)}
+
+
+def difference(expected: Any, found: Any, at: str = "") -> str:
+    """Where two results differ first."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            if key not in expected or key not in found:
+                return f"{at}{key} is {'missing' if key in expected else 'new'}"
+            if expected[key] != found[key]:
+                return difference(expected[key], found[key], f"{at}{key}: ")
+    if isinstance(expected, list) and isinstance(found, list):
+        if len(expected) != len(found):
+            return f"{at}{len(found)} entries instead of {len(expected)}"
+        for number, (one, other) in enumerate(zip(expected, found, strict=True)):
+            if one != other:
+                return difference(one, other, f"{at}{number}: ")
+    return f"{at}{str(found)[:120]} instead of {str(expected)[:120]}"
+
+
+def shown(argv: Iterable[str]) -> str:
+    return "ropepp " + " ".join(argv)
+
+
+def inhabitants(folder: Path) -> list[int]:
+    """Processes whose working directory is in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            place = os.readlink(process / "cwd")
+            state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            if state != "Z" and f"{place}{os.sep}".startswith(f"{folder}{os.sep}"):
+                found.append(int(process.name))
+    return found
+
+
+def end_inhabitants(folder: Path, wait: float = 0.0) -> bool:
+    """Kills them, if after ``wait`` seconds there are any; returns whether there were."""
+    end = time.monotonic() + wait
+    while (left := inhabitants(folder)) and time.monotonic() < end:
+        time.sleep(0.05)
+    there = bool(left)
+    deadline = time.monotonic() + 10
+    while left and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+        left = inhabitants(folder)
+    return there
+
+
+def clear(folder: Path) -> None:
+    """Removes a folder with all that is in it, read-only or not."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        subprocess.run(["chmod", "-R", "u+rwx", str(folder)], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
