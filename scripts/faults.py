@@ -2,8 +2,8 @@
 
 Every try is decided by the seed, the fault's name and its number, and can be repeated alone with
 ``--again 'KIND: NAME/NUMBER'``, which shows what the command said and keeps the folder. What has
-been tried is kept in the folder of work: a call that was killed goes on there, unless the commit, the
-seed or the choice of kinds is another.
+been tried is kept in the folder of work: a call that was killed goes on there, unless the commit,
+the seed or the choice of kinds is another.
 """
 
 import argparse
@@ -27,12 +27,20 @@ import faults_page
 import faults_signals
 import faults_two
 import faults_world
-from faults_tools import BAD, Bench, Fault, Try
+from faults_parts import BAD, Fault
+from faults_tools import Bench, Try
 from ropepp.runs.machine import commit, device_name
 
 ROOT = Path(__file__).resolve().parent.parent
 # How the seconds are shared between the kinds.
-SHARES = {"kills": 0.34, "damage": 0.24, "hostile": 0.16, "disks": 0.12, "signals": 0.08, "two": 0.06}
+SHARES = {
+    "kills": 0.34,
+    "damage": 0.24,
+    "hostile": 0.16,
+    "disks": 0.12,
+    "signals": 0.08,
+    "two": 0.06,
+}
 SECONDS = 600.0
 
 
@@ -107,7 +115,13 @@ def attempt(bench: Bench, fault: Fault, index: int, keep: bool = False) -> dict[
         one.count("lost", f"{type(error).__name__} of scripts/faults: {error}")
     said = [name for name in one.said if name != "recovered" or not one.said & {"lost", "silent"}]
     seconds = round(time.monotonic() - began, 2)
-    return {"fault": fault.key, "index": index, "said": sorted(said), "notes": one.notes, "seconds": seconds}
+    return {
+        "fault": fault.key,
+        "index": index,
+        "said": sorted(said),
+        "notes": one.notes,
+        "seconds": seconds,
+    }
 
 
 def run(
@@ -177,7 +191,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--seconds", type=float, default=SECONDS, help=f"for all of it ({SECONDS:.0f})")
     add("--each", type=int, help="so many tries of each row, and no more")
-    add("--only", nargs="+", metavar="KIND", help=f"of {', '.join(faults_page.KINDS)}, or part of a name")
+    add(
+        "--only",
+        nargs="+",
+        metavar="KIND",
+        help=f"of {', '.join(faults_page.KINDS)}, or part of a name",
+    )
     add("--seed", type=int, default=0, help="another one tries others (0)")
     add("--jobs", type=int, default=2, help="tries at a time (2)")
     add("--work", type=Path, default=ROOT / "logs" / "faults", help="folder (logs/faults)")
@@ -186,9 +205,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--list", action="store_true", help="show the rows")
     options = parser.parse_args(argv)
     words = options.only or [""]
-    faults = [f for f in all_faults() if any(w == f.kind or (w and w in f.name) or not w for w in words)]
+    faults = [
+        f for f in all_faults() if any(w == f.kind or (w and w in f.name) or not w for w in words)
+    ]
     if not faults:
-        parser.error(f"--only is {' '.join(words)}; allowed: {', '.join(faults_page.KINDS)}, parts of names")
+        parser.error(
+            f"--only is {' '.join(words)}; allowed: {', '.join(faults_page.KINDS)}, parts of names"
+        )
     if options.list:
         print("\n".join(fault.key for fault in faults))
         return 0

@@ -1,5 +1,5 @@
-"""Disks that are full, small, read-only or in the way: one line says so, and after the cause is gone
-the same command comes to the undisturbed result."""
+"""Disks that are full, small, read-only or in the way: one line says so, and after the cause is
+gone the same command comes to the undisturbed result."""
 
 import os
 import shutil
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from faults_tools import Done, Fault, Job, Try, end_inhabitants
+from faults_parts import Done, Fault, Job, end_inhabitants
+from faults_tools import Try
 from faults_world import REPLACED, WRITERS
 
 ERRORS = ("ENOSPC", "EIO", "EDQUOT")
@@ -142,5 +143,3 @@ def mount(folder: Path, size: str) -> bool:
         return False
     command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
-
-

@@ -1,5 +1,5 @@
-"""Files and names made to run something, to write elsewhere, or to take all time and memory: refused
-in one line, or harmless."""
+"""Files and names made to run something, to write elsewhere, or to take all time and memory:
+refused in one line, or harmless."""
 
 import json
 import random
@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from faults_damage import PROMPT
-from faults_forge import COMMAND, LAST, PICKLES
+from faults_forge import COMMAND, PICKLES
 from faults_odd import bombs, odd_json, sizes
-from faults_tools import Case, Fault, Try, shown
+from faults_parts import Case, Fault, shown
+from faults_tools import Try
 from faults_world import CORPUS, FIT_ARGV, PIPELINE, SWEEP
 
 MEMORY = 4 << 30  # bytes beyond the server's, of which nothing here may need a quarter
@@ -52,8 +53,9 @@ def hostile(one: Try, cases: list[Case]) -> None:
             continue
         file.unlink(missing_ok=True)
         if not isinstance(content, bytes | str):
-            content = yaml.safe_dump(content, sort_keys=False)
-        file.write_bytes(content.encode() if isinstance(content, str) else content)
+            file.write_text(yaml.safe_dump(content, sort_keys=False))
+        else:
+            file.write_bytes(content.encode() if isinstance(content, str) else content)
     for file in one.folder.glob("index-*"):  # a file of the packing's index, whatever its name
         parts = sorted(one.folder.glob("corpus/train/*.index/*"))
         shutil.move(file, parts[int(file.name[6:]) % len(parts)])
@@ -159,7 +161,10 @@ EVIL_CLASSES: tuple[Any, ...] = (
     {"class_path": "os.system", "init_args": {"command": COMMAND}},
     {"class_path": "subprocess.Popen", "init_args": {"args": COMMAND, "shell": True}},
     {"class_path": "subprocess.getoutput", "init_args": {"cmd": COMMAND}},
-    {"class_path": "builtins.eval", "init_args": {"source": f"__import__('os').system('{COMMAND}')"}},
+    {
+        "class_path": "builtins.eval",
+        "init_args": {"source": f"__import__('os').system('{COMMAND}')"},
+    },
     {"class_path": "evil.Thing"},
 )
 PLACES = ("model.position", "model.optimizer", "model.schedule", "data", "data.packing",
@@ -181,7 +186,11 @@ def classes_in_yaml() -> Iterator[Case]:
             key = place.rpartition(".")[2]
             if number == 4 and place != "model.position":
                 continue  # a module of the user's own in the working directory is imported
-            files = (("more.yaml", more),) if number < 4 else (("more.yaml", more), ("x/" + evil[0], evil[1]))
+            files = (
+                (("more.yaml", more),)
+                if number < 4
+                else (("more.yaml", more), ("x/" + evil[0], evil[1]))
+            )
             yield Case((*FIT_ARGV, "--config=more.yaml"), CORPUS, files, names=(key, "more.yaml"))
     tags = (
         "!!python/object/apply:os.system [{c}]",
@@ -199,7 +208,9 @@ def classes_in_yaml() -> Iterator[Case]:
         yield Case((*FIT_ARGV, f"--model.position={value}"), CORPUS, names=("position",))
         for kind, content in (("sweep", SWEEP), ("pipeline", PIPELINE)):
             text = yaml.safe_dump(content) + f"question: {value}\n".replace("question", "logs")
-            argv = ("sweep", "init", "x.yaml") if kind == "sweep" else ("pipeline", "x.yaml", "--dry")
+            argv = (
+                ("sweep", "init", "x.yaml") if kind == "sweep" else ("pipeline", "x.yaml", "--dry")
+            )
             yield Case(argv, CORPUS, (("x.yaml", text),), names=("x.yaml",))
     for value in ("${oc.env:HOME}", "${resolve:x}", "${oc.decode:'!!python/name:os.system'}"):
         yield Case((*FIT_ARGV, f"--model.position={value}"), CORPUS, names=("position",))
@@ -209,13 +220,23 @@ def classes_in_yaml() -> Iterator[Case]:
 
 # Elsewhere
 
-ESCAPES = ("..", "../evil", "../../evil", "/tmp/ropepp-evil", "a/../../../evil", "./../evil", "a/../..")
+ESCAPES = (
+    "..",
+    "../evil",
+    "../../evil",
+    "/tmp/ropepp-evil",
+    "a/../../../evil",
+    "./../evil",
+    "a/../..",
+)
 
 
 def escapes() -> Iterator[Case]:
     for name in ESCAPES:
         yield Case((*FIT_ARGV[:2], f"--run={name}"), CORPUS, names=("run",), check=elsewhere)
-        yield Case((*FIT_ARGV, f"--experiment={name}"), CORPUS, names=("experiment",), check=elsewhere)
+        yield Case(
+            (*FIT_ARGV, f"--experiment={name}"), CORPUS, names=("experiment",), check=elsewhere
+        )
         for argv, content, key in (
             (("sweep", "run", "x.yaml"), {**SWEEP, "name": name}, "name"),
             (("sweep", "run", "x.yaml"), {**SWEEP, "variants": {name: None}}, "variants"),

@@ -8,7 +8,8 @@ import random
 import subprocess
 from pathlib import Path
 
-from faults_tools import Done, Fault, Job, Try, end_inhabitants
+from faults_parts import Done, Fault, Job, end_inhabitants
+from faults_tools import Try
 from faults_world import (
     EVALUATE,
     EXPORTED,
@@ -118,5 +119,3 @@ def unless_done(one: Try, job: Job, done: Done) -> None:
     elif done.code > 0 and not done.hung:
         one.count("tracebacks", f"exit code {done.code} of a killed process: {done.last}")
     one.compare(job, one.run(job.argv))
-
-

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from faults_damage import PROMPT
-from faults_tools import Case
+from faults_parts import Case
 from faults_world import CORPUS, FIT_ARGV, PIPELINE, RUN, SWEEP
 
 
@@ -91,9 +89,23 @@ def sizes() -> Iterator[Case]:
     for key, values in NUMBERS.items():
         for value in values:
             name = key.rpartition(".")[2]
-            names = (name, {"num_heads": "num_kv_heads", "hidden_size": "num_heads"}.get(name, name), "memory")
+            names = (
+                name,
+                {"num_heads": "num_kv_heads", "hidden_size": "num_heads"}.get(name, name),
+                "memory",
+            )
             yield Case((*FIT_ARGV, f"--{key}={json.dumps(value)}"), CORPUS, names=names)
-    for name in ("layers", "width", "vocabulary", "negative", "fraction", "text", "null", "list", "true"):
+    for name in (
+        "layers",
+        "width",
+        "vocabulary",
+        "negative",
+        "fraction",
+        "text",
+        "null",
+        "list",
+        "true",
+    ):
         for argv in (
             ("generate", "--ckpt", "m", *PROMPT),
             ("import", "m", "out.ckpt"),
@@ -158,5 +170,3 @@ def odd_json() -> Iterator[Case]:
             for argv in commands:
                 yield Case(argv, needs, ((file, text + "\n"),), (Path(file).name, Path(file).parent.name),
                            refused=False)  # fmt: skip
-
-

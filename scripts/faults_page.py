@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from faults_tools import BAD, SAID, Fault
+from faults_parts import BAD, SAID, Fault
 from ropepp.files import write_text
 
 KINDS = {
@@ -43,7 +43,11 @@ def rows(tries: Iterable[dict[str, Any]], faults: Iterable[Fault]) -> list[dict[
         if one["fault"] in counts:
             counts[one["fault"]].update(["tries", *one["said"]])
     return [
-        {"kind": fault.kind, "fault": fault.name, **{k: counts[fault.key][k] for k in ("tries", *SAID)}}
+        {
+            "kind": fault.kind,
+            "fault": fault.name,
+            **{k: counts[fault.key][k] for k in ("tries", *SAID)},
+        }
         for fault in faults
     ]
 
@@ -59,7 +63,9 @@ def table(found: list[dict[str, Any]]) -> str:
         lines += ["", f"## {title}", "", f"| fault | {' | '.join(columns)} |"]
         lines += [f"| --- {'| --: ' * len(columns)}|"]
         for row in own:
-            lines.append(f"| {row['fault']} | {' | '.join(str(row[name] or '') for name in columns)} |")
+            lines.append(
+                f"| {row['fault']} | {' | '.join(str(row[name] or '') for name in columns)} |"
+            )
         lines.append(f"| **all** | {' | '.join(str(sum(r[n] for r in own)) for n in columns)} |")
     return "\n".join(lines).strip()
 

@@ -9,20 +9,26 @@ import sys
 import time
 from pathlib import Path
 
-from faults_tools import Fault, Job, Try, end_inhabitants
+from faults_parts import Fault, Job, end_inhabitants
+from faults_tools import Try
 from faults_world import EVALUATE, EXPORTED, FITTED, LONGER, PIPED, PREPARED, SWEPT
-
 
 
 def faults() -> list[Fault]:
     rows = []
     for name, numbers in SIGNALS.items():
-        rows.append(Fault("signals", f"fit, {name}", lambda one, n=numbers: signalled(one, LONGER, n)))
+        rows.append(
+            Fault("signals", f"fit, {name}", lambda one, n=numbers: signalled(one, LONGER, n))
+        )
     for job in (PREPARED, EVALUATE, SWEPT, PIPED, EXPORTED):
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         name = f"{job.name}, TERM, INT or HUP"
         rows.append(
-            Fault("signals", name, lambda one, job=job, n=numbers: signalled(one, job, (one.random.choice(n),)))
+            Fault(
+                "signals",
+                name,
+                lambda one, job=job, n=numbers: signalled(one, job, (one.random.choice(n),)),
+            )
         )
     rows += [
         Fault("signals", "fit, HUP under nohup", nohup, 20),
@@ -98,7 +104,6 @@ def terminal_closed(one: Try) -> None:
     os.close(slave)
     deadline = time.monotonic() + one.random.uniform(0.1, seconds)
     while time.monotonic() < deadline:
-
         if select.select([master], [], [], 0.02)[0]:
             with contextlib.suppress(OSError):
                 os.read(master, 4096)
@@ -128,5 +133,3 @@ def orphans(one: Try) -> None:
         one.count("hangs", "an orphan is there after 10 seconds")
     else:
         one.count("recovered")
-
-

@@ -3,7 +3,8 @@ undisturbed one."""
 
 import time
 
-from faults_tools import Fault, Job, Try
+from faults_parts import Fault, Job
+from faults_tools import Try
 from faults_world import (
     CONSOLIDATED,
     EVALUATE,
@@ -24,7 +25,9 @@ def faults() -> list[Fault]:
     """A row a command."""
     jobs = (PREPARED, REPLACED, FITTED, SHARDED, LONGER, EVALUATE, SWEPT, PIPED, EXPORTED, IMPORTED,
             CONSOLIDATED, GENERATED)  # fmt: skip
-    return [Fault("two", f"{job.name}, twice", lambda one, job=job: twice(one, job)) for job in jobs]
+    return [
+        Fault("two", f"{job.name}, twice", lambda one, job=job: twice(one, job)) for job in jobs
+    ]
 
 
 def twice(one: Try, job: Job) -> None:

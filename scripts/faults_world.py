@@ -1,6 +1,7 @@
 """What the faults happen to: a small text, corpus, runs, sweep, pipeline, exports; and the commands
 that make them, with what is to come of each."""
 
+import csv
 import gzip
 import hashlib
 import json
@@ -14,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from faults_tools import SCRIPTS, Bench, Done, Job, Try, clear
+from faults_parts import Done, Job, clear
+from faults_tools import SCRIPTS, Bench, Try
 
 FIT = {
     "experiment": "t",
@@ -205,6 +207,20 @@ def of_sweep(folder: Path, done: Done) -> dict[str, Any]:
 def of_pipeline(folder: Path, done: Done) -> dict[str, Any]:
     runs = {name: run_facts(folder / "logs" / "p" / "ec" / name) for name in ("one", "two")}
     return {**runs, "table": "| ec/two |" in (folder / "logs" / "p" / "pipeline.md").read_text()}
+
+
+def of_report(folder: Path, done: Done) -> list[dict[str, str]]:
+    """A sweep's table, without speeds."""
+    with (folder / "logs" / "s" / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    keys = ("variant", "name", "seeds", "mean", "difference", "verdict", "parameters")
+    return [{key: row[key] for key in keys} for row in rows]
+
+
+def of_stages(folder: Path, done: Done) -> list[list[str]]:
+    """A pipeline's table, without speeds."""
+    lines = (folder / "logs" / "p" / "pipeline.md").read_text().splitlines()
+    return [line.split("|")[1:11] for line in lines if line.startswith("| ec/")]
 
 
 def of_evaluation(folder: Path, done: Done) -> dict[str, Any]:
