@@ -8,6 +8,7 @@ the seed or the choice of kinds is another.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import threading
@@ -18,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import faults_damage
 import faults_disks
@@ -124,6 +127,10 @@ def attempt(bench: Bench, fault: Fault, index: int, keep: bool = False) -> dict[
     }
 
 
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def run(
     bench: Bench, schedule: Schedule, store: Path, done: list[dict[str, Any]], jobs: int, end: float
 ) -> None:
@@ -141,21 +148,22 @@ def run(
                     file.write(json.dumps(record) + "\n")
                 bad = [name for name in record["said"] if name in BAD]
                 if bad:
-                    print(f"{', '.join(bad)}: {fault.key}/{index}: {'; '.join(record['notes'])[:300]}",
-                          file=sys.stderr, flush=True)  # fmt: skip
+                    what = "; ".join(record["notes"])[:300]
+                    say(f"{', '.join(bad)}: {fault.key}/{index}: {what}")
                 if time.monotonic() - shown[0] > 15:
                     shown[0] = time.monotonic()
-                    left = max(0.0, end - time.monotonic())
-                    print(f"{len(done)} tries, {sum(bool({*t['said']} & {*BAD}) for t in done)} not well, "
-                          f"{left / 60:.1f} min left", file=sys.stderr, flush=True)  # fmt: skip
+                    left = max(0.0, end - time.monotonic()) / 60
+                    failed = sum(bool({*one["said"]} & {*BAD}) for one in done)
+                    say(f"{len(done)} tries, {failed} not well, {left:.1f} min left")
 
     with ThreadPoolExecutor(jobs) as pool:
         for future in [pool.submit(work) for _ in range(jobs)]:
             future.result()
 
 
-def begin(folder: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tries of an earlier call with the same header, which is written if there is none."""
+def begin(folder: Path, header: dict[str, Any], alone: bool) -> list[dict[str, Any]]:
+    """The tries of an earlier call with the same header; of another one all is removed, and the
+    header is written. For a try ``alone`` the commit must be the same."""
     store = folder / "tries.jsonl"
     lines = store.read_text().splitlines() if store.exists() else []
     found = []
@@ -164,7 +172,7 @@ def begin(folder: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError:  # a kill can tear the last line
             continue
-    if found and found[0] == header:
+    if found and (found[0] == header or (alone and found[0]["commit"] == header["commit"])):
         return found[1:]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -204,30 +212,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--again", metavar="FAULT", help="repeat this try and show it")
     add("--list", action="store_true", help="show the rows")
     options = parser.parse_args(argv)
-    words = options.only or [""]
     faults = [
-        f for f in all_faults() if any(w == f.kind or (w and w in f.name) or not w for w in words)
+        one
+        for one in all_faults()
+        if not options.only or any(w == one.kind or w in one.key for w in options.only)
     ]
     if not faults:
         parser.error(
-            f"--only is {' '.join(words)}; allowed: {', '.join(faults_page.KINDS)}, parts of names"
+            f"--only is {options.only}; allowed: {', '.join(faults_page.KINDS)}, parts of names"
         )
     if options.list:
         print("\n".join(fault.key for fault in faults))
         return 0
     header = {"commit": commit(), "seed": options.seed, "only": options.only, "each": options.each}
     began = time.monotonic()
-    if not options.again:
-        done = begin(options.work, header)
-    with Bench(options.work, options.seed) as bench:
-        faults_world.build(bench)
+    done = begin(options.work, header, alone=options.again is not None)
+    with Bench(options.work, options.seed, faults_world.provide) as bench:
         if options.again:
             return again(bench, options.again)
         before = sum(one["seconds"] for one in done) / max(1, options.jobs)
         end = began + max(0.0, options.seconds - before)
         schedule = Schedule(faults, options.each, end, done)
-        print(f"{len(faults)} rows, {len(done)} tries are done, {(end - began) / 60:.1f} min to go; "
-              f"all is in {options.work}", file=sys.stderr, flush=True)  # fmt: skip
+        left = f"{max(0.0, end - time.monotonic()) / 60:.1f} min"
+        say(f"{len(faults)} rows, {len(done)} tries are done, {left} left; all in {options.work}")
         run(bench, schedule, options.work / "tries.jsonl", done, options.jobs, end)
     words = ["scripts/faults", *(sys.argv[1:] if argv is None else argv)]
     about = {
@@ -244,10 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def machine() -> str:
-    import os
-
-    import torch
-
+    """What the page says of it."""
     return f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, Linux {os.uname().release}"
 
 

@@ -44,6 +44,7 @@ def validate(run: str) -> Job:
     return Job(f"validate {run}", argv, (*CORPUS, f"logs/t/{run}"), lambda folder, done: done.out)
 
 
+FSDP2 = "--trainer.strategy=fsdp2"
 LAST = "checkpoints/step-0000006.ckpt"
 ONE, SHARDS = f"logs/t/a/{LAST}", f"logs/t/sharded/{LAST}"
 FIT_NEW = Job("fit anew", ("fit", "--config=fit.yaml", "--run=new"), CORPUS, of_run("new"), "logs")
@@ -65,7 +66,7 @@ FROM_SHARDS = (
     RESUMED_SHARDED,
     generate("logs/t/sharded", *CORPUS, "logs/t/sharded"),
     begin("init_from shards", SHARDS, "logs/t/sharded"),
-    begin("init_from shards, sharded", SHARDS, "logs/t/sharded", flags=("--trainer.strategy=fsdp2",)),
+    begin("init_from shards, sharded", SHARDS, "logs/t/sharded", flags=(FSDP2,)),
     Job("inspect shards", ("checkpoint", "inspect", SHARDS), ("logs/t/sharded",), printed),
     Job("consolidate shards", ("checkpoint", "consolidate", SHARDS, "out.ckpt"),
         ("logs/t/sharded",), lambda folder, done: tensors(folder / "out.ckpt")),

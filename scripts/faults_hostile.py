@@ -112,10 +112,11 @@ def pickles_in_shards() -> Iterator[Case]:
     yield from readers("hostile/shards-bytes.ckpt", "bytes")
     resume = ("fit", "--config=fit.yaml", "--run=sharded", "--resume=auto", "--trainer.max_steps=9",
               "--trainer.strategy=fsdp2")  # fmt: skip
+    newer = "checkpoints/step-0000009.ckpt"
     for name in PICKLES:  # the newest of a run, beside whole ones
         for part in ("metadata", "meta.pt"):
-            needs = (*CORPUS, "logs/t/sharded",
-                     f"hostile/shards-{part}-{name}.ckpt->logs/t/sharded/checkpoints/step-0000009.ckpt")  # fmt: skip
+            newest = f"hostile/shards-{part}-{name}.ckpt->logs/t/sharded/{newer}"
+            needs = (*CORPUS, "logs/t/sharded", newest)
             yield Case(resume, needs, names=("step-0000009.ckpt",), refused=False)
 
 
@@ -267,25 +268,32 @@ def elsewhere(folder: Path) -> str | None:
 
 # HTML
 
-MARKUP = ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>',
-          "[x](javascript:alert(1))", "`<b>`", "a|b\n\n<iframe src=//x>", "&lt;script&gt;")  # fmt: skip
+MARKUP = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "[x](javascript:alert(1))",
+    "`<b>`",
+    "a|b\n\n<iframe src=//x>",
+    "&lt;script&gt;",
+)
 
 
 def html() -> Iterator[Case]:
     for text in MARKUP:
         plan = {"name": "s", "question": text, "baseline": "rope", "variants": ["rope", "ec"],
                 "display": {"rope": text, "ec": f"EC {text}"}}  # fmt: skip
-        yield Case(("sweep", "report", "logs/s"), ("logs/s",),
-                   (("logs/s/sweep.json", json.dumps(plan)),), ("sweep.json",), False, no_markup)  # fmt: skip
         trial = {"variant": "rope", "seed": 0, "overrides": {}, "settings": {"position": text}}
-        yield Case(("sweep", "report", "logs/s"), ("logs/s",),
-                   (("logs/s/rope/seed-0/trial.json", json.dumps(trial)),), ("trial.json",), False,
-                   no_markup)  # fmt: skip
         failed = {"state": "failed", "reason": text, "time": 1.0}
-        yield Case(("sweep", "report", "logs/s"), ("logs/s",),
-                   (("logs/s/ec/seed-0/result.json", "{}"),
-                    ("logs/s/ec/seed-0/outcome.json", json.dumps(failed))), ("result.json",), False,
-                   no_markup)  # fmt: skip
+        for contents in (
+            {"sweep.json": plan},
+            {"rope/seed-0/trial.json": trial},
+            {"ec/seed-0/result.json": {}, "ec/seed-0/outcome.json": failed},
+        ):
+            files = tuple((f"logs/s/{name}", json.dumps(one)) for name, one in contents.items())
+            names = tuple(Path(name).name for name in contents)
+            argv = ("sweep", "report", "logs/s")
+            yield Case(argv, ("logs/s",), files, names, False, no_markup)
 
 
 def no_markup(folder: Path) -> str | None:

@@ -69,7 +69,7 @@ def power_lost(one: Try, job: Job) -> None:
     one.variables.clear()
     lost = lose(one.folder, journal, before)
     one.notes.append(f"power lost at {at} of {calls}; cut: {', '.join(lost)[:200]}")
-    one.compare(job, one.run(job.argv))
+    one.compare(job, one.run(job.argv), power_lost=True)
 
 
 def stamp(path: Path) -> tuple[int, int, int]:

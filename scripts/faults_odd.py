@@ -44,6 +44,7 @@ def bombs() -> Iterator[Case]:
         yield Case(("sweep", "init", "x.yaml"), CORPUS, files, ("x.yaml",))
         yield Case(("pipeline", "x.yaml", "--dry"), CORPUS, files, ("x.yaml",))
         yield Case(("estimate", "x.yaml"), CORPUS, files, ("x.yaml", "model"))
+    endless = {"low": 0.1, "high": 1e999}
     loops: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         (("sweep", "init", "x.yaml"), {**SWEEP, "base": ["x.yaml"]}),
         (("sweep", "run", "x.yaml"), {**SWEEP, "base": ["x.yaml"]}),
@@ -58,7 +59,7 @@ def bombs() -> Iterator[Case]:
                                                        "seed_everything": [*range(9)]}}),
         (("sweep", "init", "x.yaml"), {**SWEEP, "seeds": [*range(10**5)] * 2}),
         (("sweep", "init", "x.yaml"), {**SWEEP, "sampler": "random", "trials": 10**12,
-                                       "search": {"model.optimizer.lr": {"low": 0.1, "high": 1e999}}}),
+                                       "search": {"model.optimizer.lr": endless}}),
     )  # fmt: skip
     for argv, content in loops:
         yield Case(argv, CORPUS, (("x.yaml", content),), ("x.yaml",))
@@ -144,15 +145,15 @@ def odd_json() -> Iterator[Case]:
     evaluated = ("evaluate", "logs/t/a", "--suite", "perplexity", "--text", "t.txt", "--lengths",
                  "16", "--out", "e")  # fmt: skip
     rope = "logs/s/rope/seed-0"
+    sweep = (("sweep", "status", "logs/s"), ("sweep", "report", "logs/s"),
+             ("sweep", "run", "s.yaml"))  # fmt: skip
     readers_of: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
         ("corpus/train/meta.json", CORPUS, (FIT_ARGV, ("corpus", "verify", "corpus"))),
         ("corpus/train/shards.json", CORPUS, (FIT_ARGV, ("corpus", "inspect", "corpus"))),
         ("logs/t/half-a/result.json", (*CORPUS, "logs/t/half-a"), (again, ("results", "logs/t"))),
         ("logs/t/half-a/metrics.jsonl", (*CORPUS, "logs/t/half-a"), (again,)),
-        (f"{rope}/trial.json", ("logs/s", *CORPUS, "s.yaml"),
-         (("sweep", "status", "logs/s"), ("sweep", "report", "logs/s"), ("sweep", "run", "s.yaml"))),
-        (f"{rope}/result.json", ("logs/s", *CORPUS, "s.yaml"),
-         (("sweep", "status", "logs/s"), ("sweep", "report", "logs/s"), ("sweep", "run", "s.yaml"))),
+        (f"{rope}/trial.json", ("logs/s", *CORPUS, "s.yaml"), sweep),
+        (f"{rope}/result.json", ("logs/s", *CORPUS, "s.yaml"), sweep),
         (f"{rope}/metrics.jsonl", ("logs/s",),
          (("sweep", "status", "logs/s"), ("sweep", "report", "logs/s"))),
         (f"{rope}/outcome.json", ("logs/s",), (("sweep", "status", "logs/s"),)),
@@ -168,5 +169,5 @@ def odd_json() -> Iterator[Case]:
     for file, needs, commands in readers_of:
         for text in JSON.values():
             for argv in commands:
-                yield Case(argv, needs, ((file, text + "\n"),), (Path(file).name, Path(file).parent.name),
-                           refused=False)  # fmt: skip
+                names = (Path(file).name, Path(file).parent.name)
+                yield Case(argv, needs, ((file, text + "\n"),), names, refused=False)

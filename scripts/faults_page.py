@@ -17,23 +17,30 @@ KINDS = {
     "hostile": "Hostile files",
     "two": "Two at once",
 }
-ABOUT = """\
-A try counts as
+TITLE = """\
+# Faults
 
-* **detected**: one line said what is wrong, with the file or key, and the exit code was a documented one;
-* **recovered**: the command, or the same command again, came to the undisturbed result: bytes of corpora and exports, curves,
-  results, weights and steps in TensorBoard of runs, tables of evaluations, all of them equal;
-* **lost**: it did not; **silent**: another result without a word, or something hostile accepted; **executed**: a payload ran, or something was
-  written outside; **hangs**: over a minute, or processes left over; **tracebacks**: one of them, a crash, or an exit code that
-  [trust.md](trust.md#exit-codes) does not have; **vague**: a message that is not one line or names nothing; **litter**: temporary files
-  left after the command had ended well.
+What happens to the commands when they are broken on purpose; what they promise is in [trust.md](trust.md).
+"""  # noqa: E501
+ABOUT = """\
+| a try counts as | |
+| --- | --- |
+| detected | one line said what is wrong, with the file or key, and the exit code was a documented one |
+| recovered | the command, or the same one again, came to the undisturbed result: equal bytes of corpora and exports, equal curves, \
+results, weights and TensorBoard steps of runs, equal tables |
+| lost, silent | it did not; another result without a word, or something hostile accepted |
+| executed | a payload ran, or something was written outside |
+| hangs | over a minute, or processes that were left |
+| tracebacks | one of them, a crash, or an exit code that [trust.md](trust.md#exit-codes) does not have |
+| vague | a message that is not one line or names nothing |
+| litter | temporary files that were left after the command had ended well |
 
 Kills happen at calls that change files (opening for writing, each write, rename, unlink, mkdir, fsync and so on; every other one in the
 middle of a write) and, of all processes, at any time. Where power is lost, what was never synced is gone too. Damage is a flipped bit,
-zeros, truncation, another file's content, random bytes, JSON of another kind, more bytes, no file, a folder; in text files the flipped bit
-is the high one of a byte: a digit that became another digit is not noticed anywhere. Bits of `tokens.bin` are compared with their
-checksums by `ropepp corpus verify` and `prepare`, not by training, which reads what it needs of terabytes.
-"""
+zeros, truncation, another file's content, random bytes, JSON of another kind, more bytes, no file, or a folder; in text the flipped bit
+is the high one of a byte: nothing notices a digit that became another one. Training does not compare `tokens.bin`, which may be
+terabytes, with its checksums; `ropepp corpus verify` and `prepare` do.
+"""  # noqa: E501
 
 
 def rows(tries: Iterable[dict[str, Any]], faults: Iterable[Fault]) -> list[dict[str, Any]]:
@@ -92,11 +99,10 @@ def write(
     found = rows(tries, faults)
     bad = failures(tries)
     head = (
-        f"`{about['command']}` on {about['machine']}, torch {about['torch']}, commit {about['commit']}: "
-        f"{about['seconds'] / 60:.0f} minutes, seed {about['seed']}."
+        f"`{about['command']}` on {about['machine']}, torch {about['torch']}, commit "
+        f"{about['commit']}: {about['seconds'] / 60:.0f} minutes, seed {about['seed']}."
     )
-    text = ["# Faults", "", "What happens to the commands when they are broken on purpose. Promises are in",
-            "[trust.md](trust.md).", "", head, "", f"**{summary(found)}**", "", ABOUT, table(found)]  # fmt: skip
+    text = [TITLE, head, "", f"**{summary(found)}**", "", ABOUT, table(found)]
     if bad:
         text += ["", "## What did not go well", "", *bad]
     write_text(out, "\n".join(text) + "\n")

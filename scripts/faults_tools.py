@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from faults_parts import (
     difference,
     end_inhabitants,
     left_behind,
+    only_order,
     shown,
 )
 
@@ -61,6 +62,7 @@ from faults_parts import (
     difference,
     end_inhabitants,
     left_behind,
+    only_order,
     shown,
 )
 arguments = [one for one in sys.argv[1:] if one not in ("-B", "-u", "-S", "-s", "-E", "-I")]
@@ -77,12 +79,14 @@ class Bench:
     Args:
         folder: Where all happens; kept for the next call.
         seed: Of all that is drawn.
+        provide: Makes what is named in the world.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, provide: Callable[["Bench", str], None]) -> None:
         self.folder, self.seed = folder.resolve(), seed
         self.world = self.folder / "world"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._provide, self._making = provide, threading.RLock()
+        self.world.mkdir(parents=True, exist_ok=True)
         self.environment = {
             **{name: value for name, value in os.environ.items() if "ROPEPP" not in name},
             "OMP_NUM_THREADS": "1",
@@ -117,6 +121,11 @@ class Bench:
         if self._server is not None:
             self._server.terminate()
             self._server.wait()
+
+    def provide(self, name: str) -> None:
+        """Makes a part of the world, unless it is there."""
+        with self._making:
+            self._provide(self, name)
 
     def expected(self, job: Job) -> tuple[Any, float, int]:
         """What undisturbed comes of a job, its seconds, and its calls that change files.
@@ -205,6 +214,7 @@ class Try:
         """Copies files and folders of the world, with their times; ``a->b`` under another name."""
         for name in names:
             old, _, new = name.partition("->")
+            self.bench.provide(old)
             source, target = self.bench.world / old, self.folder / (new or old)
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
@@ -278,9 +288,10 @@ class Try:
             return True
         return False
 
-    def compare(self, job: Job, done: Done) -> None:
+    def compare(self, job: Job, done: Done, power_lost: bool = False) -> None:
         """Counts the try as recovered if a job has come to what it comes to undisturbed, and as
-        lost otherwise."""
+        lost otherwise. TensorBoard's events may lack steps where power was lost: metrics.jsonl
+        has them."""
         expected, _, _ = self.bench.expected(job)
         if done.code != 0:
             return self.count("lost", f"{shown(job.argv)} ends with {done.code}: {done.last}")
@@ -288,6 +299,8 @@ class Try:
             facts = job.facts(self.folder, done)
         except Exception as error:  # whatever cannot be read
             return self.count("lost", f"{type(error).__name__} in what is left: {error}")
+        if power_lost:
+            expected, facts = only_order(expected), only_order(facts)
         if facts != expected:
             return self.count("lost", difference(expected, facts))
         self.count("recovered")

@@ -59,51 +59,85 @@ PREPARE = ("--tokenizer", "bytes", "--validation_fraction", "0.12")
 FIT_ARGV = ("fit", "--config=fit.yaml", "--run=new")
 TEXT, CORPUS = ("text",), ("corpus", "fit.yaml")
 RUN = (*CORPUS, "logs/t/a")
+EVALUATION = ("evaluate", "logs/t/a", "--suite", "perplexity", "--text", "t.txt", "--lengths", "16",
+              "32", "--out", "e")  # fmt: skip
 # Other times, machines and speeds make no other result.
 RESULT = ("evaluation", "loss_by_position", "steps", "tokens", "train_loss", "validation_loss",
           "skipped_steps", "parameters", "seed", "variant")  # fmt: skip
 
 
-def build(bench: Bench) -> None:
-    """Makes the world, unless it is there from an earlier call."""
-    stamp = bench.world / "complete"
-    if stamp.exists():
-        return
-    clear(bench.world)
-    bench.world.mkdir()
-    write_text(bench.world)
-    for name, content in (("fit", FIT), ("s", SWEEP), ("p", PIPELINE)):
-        (bench.world / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    with Try(bench, "the world", 0) as one:
-        shutil.rmtree(one.folder)
-        one.folder.symlink_to(bench.world)
-        keep_all = "--checkpoint.keep=0"
-        sharded = "--trainer.strategy=fsdp2"
-        for words in (
+KEEP_ALL, PACKED = "--checkpoint.keep=0", "--data.packing=BestFit"
+# What there is in the world: for the names that come of it what they need, and the commands.
+PARTS: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
+    ("text", "t.txt", "fit.yaml", "s.yaml", "p.yaml"): ((), ()),
+    ("corpus", "logs/t/packed"): (
+        ("text", "fit.yaml"),
+        (
             ("prepare", "text", "--out", "corpus", *PREPARE),
-            ("fit", "--config=fit.yaml", "--run=a", keep_all),
-            ("fit", "--config=fit.yaml", "--run=sharded", keep_all, sharded),
-            ("sweep", "run", "s.yaml"),
-            ("pipeline", "p.yaml"),
+            ("fit", "--config=fit.yaml", "--run=packed", PACKED),
+        ),
+    ),
+    ("logs/t/a", "logs/t/half-a"): (CORPUS, (("fit", "--config=fit.yaml", "--run=a", KEEP_ALL),)),
+    ("logs/t/sharded", "logs/t/half-sharded"): (
+        CORPUS,
+        (("fit", "--config=fit.yaml", "--run=sharded", KEEP_ALL, "--trainer.strategy=fsdp2"),),
+    ),
+    ("logs/s",): ((*CORPUS, "s.yaml"), (("sweep", "run", "s.yaml"),)),
+    ("logs/p",): ((*CORPUS, "p.yaml"), (("pipeline", "p.yaml"),)),
+    ("hf", "reference"): (
+        RUN,
+        (
             ("export", "logs/t/a", "hf"),
             ("export", "logs/t/a", "reference", "--format=reference"),
-            ("import", "reference", "m.ckpt"),
-            EVALUATE.argv,
-            ("fit", "--config=fit.yaml", "--run=packed", "--data.packing=BestFit"),
-        ):
-            done = one.run(words)
+        ),
+    ),
+    ("e",): ((*RUN, "t.txt"), (EVALUATION,)),
+    ("hostile",): (("logs/t/a", "logs/t/sharded", "hf", "reference"), ()),
+}
+
+
+def provide(bench: Bench, name: str) -> None:
+    """Makes a part of the world that is not there yet, with what it needs.
+
+    Raises:
+        RuntimeError: A command fails although nothing disturbs it.
+    """
+    names = next(names for names in PARTS if any(f"{name}/".startswith(f"{one}/") for one in names))
+    stamp = bench.folder / ("made-" + names[0].replace("/", "-"))
+    if stamp.exists():
+        return
+    needs, commands = PARTS[names]
+    for need in needs:
+        provide(bench, need)
+    for one in names:
+        clear(bench.world / one)
+    if names[0] == "text":
+        write_text(bench.world)
+        for file, content in (("fit", FIT), ("s", SWEEP), ("p", PIPELINE)):
+            (bench.world / f"{file}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    if names[0] == "hostile":
+        forged = [bench.python, str(SCRIPTS / "faults_forge.py"), str(bench.world)]
+        subprocess.run(forged, check=True, env=bench.environment)
+    with Try(bench, f"the world-{names[0]}", 0) as scratch:
+        scratch.copy(*needs)
+        for words in commands:
+            done = scratch.run(words)
             if done.code or done.hung:
                 raise RuntimeError(f"undisturbed, {' '.join(words)} fails: {done.text[-3000:]}")
-        one.folder.unlink()
-    forged = [bench.python, str(SCRIPTS / "faults_forge.py"), str(bench.world)]
-    subprocess.run(forged, check=True, env=bench.environment)
-    for run in ("a", "sharded"):  # as after a kill past the last step
-        half = bench.world / "logs" / "t" / f"half-{run}"
-        shutil.copytree(bench.world / "logs" / "t" / run, half)
-        (half / "result.json").unlink()
-        last = half / "checkpoints" / "step-0000006.ckpt"
-        last.unlink() if last.is_file() else shutil.rmtree(last)
+        if len(names) == 2 and names[1].startswith("logs/t/half-"):
+            half(scratch.folder / names[0], scratch.folder / names[1])
+        for one in names if commands else ():
+            (bench.world / one).parent.mkdir(parents=True, exist_ok=True)
+            (scratch.folder / one).rename(bench.world / one)
     stamp.touch()
+
+
+def half(whole: Path, target: Path) -> None:
+    """The same run as after a kill past its last step."""
+    shutil.copytree(whole, target)
+    (target / "result.json").unlink()
+    last = target / "checkpoints" / "step-0000006.ckpt"
+    last.unlink() if last.is_file() else shutil.rmtree(last)
 
 
 def write_text(world: Path) -> None:
@@ -188,7 +222,8 @@ def shown_steps(run: Path) -> list[int]:
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    return [event.step for event in events.Scalars("train/loss")]
+    known = "train/loss" in events.Tags()["scalars"]
+    return [event.step for event in events.Scalars("train/loss")] if known else []
 
 
 def of_run(name: str) -> Any:
@@ -253,8 +288,7 @@ RESUMED_SHARDED = Job(
 )  # fmt: skip
 EVALUATE = Job(
     "evaluate",
-    ("evaluate", "logs/t/a", "--suite", "perplexity", "--text", "t.txt", "--lengths", "16", "32",
-     "--out", "e"),
+    EVALUATION,
     (*RUN, "t.txt"), of_evaluation, "e",
 )  # fmt: skip
 SWEPT = Job("sweep", ("sweep", "run", "s.yaml"), (*CORPUS, "s.yaml"), of_sweep, "logs")
