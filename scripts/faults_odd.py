@@ -58,7 +58,7 @@ def bombs() -> Iterator[Case]:
         (("sweep", "init", "x.yaml"), {**SWEEP, "axes": {"model.network.num_layers": [*range(1, 9)],
                                                        "seed_everything": [*range(9)]}}),
         (("sweep", "init", "x.yaml"), {**SWEEP, "seeds": [*range(10**5)] * 2}),
-        (("sweep", "init", "x.yaml"), {**SWEEP, "sampler": "random", "trials": 10**12,
+        (("sweep", "init", "x.yaml"), {**SWEEP, "sampler": "random", "trials": 3,
                                        "search": {"model.optimizer.lr": endless}}),
     )  # fmt: skip
     for argv, content in loops:
@@ -105,7 +105,6 @@ def sizes() -> Iterator[Case]:
         "text",
         "null",
         "list",
-        "true",
     ):
         for argv in (
             ("generate", "--ckpt", "m", *PROMPT),
