@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.fit_runs import arguments, fit
+from helpers.golden_data import REPOSITORY
 from ropepp.cli import COMMANDS, main
 
 
@@ -208,3 +209,14 @@ def test_bad_text(
     assert error.startswith("error: ")
     assert words in error
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_shipped_configurations_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["configs"]) == 0
+    files = {p.relative_to(tmp_path) for p in tmp_path.rglob("*.yaml")}
+    assert files == {p.relative_to(REPOSITORY) for p in (REPOSITORY / "configs").rglob("*.yaml")}
+    assert main(["configs"]) == 2
+    assert "configs exists" in capsys.readouterr().err

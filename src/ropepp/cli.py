@@ -9,11 +9,13 @@ import sys
 from contextlib import suppress
 from io import TextIOWrapper
 
-from ropepp.errors import Stopped, user_message
+from ropepp.errors import InputError, Stopped, user_message
+from ropepp.options import TRUST
 
 COMMANDS = {
     "prepare": "make token files from text",
     "corpus": "inspect token files, or compare them with their checksums",
+    "configs": "copy the shipped configurations into a folder, to train from and to change",
     "fit": "train a model",
     "validate": "loss and perplexity of a checkpoint on the validation split",
     "test": "the same under the name test",
@@ -45,6 +47,7 @@ Train and compare RoPE, RoPE++ and other position encodings for language models.
 {}
 
 ropepp COMMAND --help explains each. --debug anywhere shows the traceback of an error.
+--trust MODULE before COMMAND imports a module of yours with encodings, optimizers or schedules.
 """.format("\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items()))
 
 
@@ -54,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    modules = [name for name in os.environ.get(TRUST, "").split(",") if name]
+    while args[:1] == ["--trust"] and len(args) > 1:
+        modules += [args[1]] if args[1] not in modules else []
+        args = args[2:]
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -72,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
             if isinstance(stream, TextIOWrapper):  # names of files may be no Unicode text
                 stream.reconfigure(errors="backslashreplace")
     try:
+        _import_trusted(modules)
         module = MODULES.get(args[0], args[0])
         command = importlib.import_module(f"ropepp.commands.{module}")
         # Lightning's subcommands are told apart by their name.
@@ -102,6 +110,22 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _import_trusted(modules: list[str]) -> None:
+    """Imports the user's own modules, from the working directory too, here and in the processes
+    that this one starts."""
+    if not modules:
+        return
+    os.environ[TRUST] = ",".join(modules)
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            found = f"there is no module {error.name} here or in the environment"
+            raise InputError(f"--trust is {name!r}; {found}") from error
 
 
 def _reader_is_gone() -> bool:

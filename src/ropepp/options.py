@@ -2,6 +2,8 @@
 
 from argparse import ArgumentTypeError
 
+TRUST = "ROPEPP_TRUST"  # names of the user's own modules, with commas: the command line's --trust
+
 
 def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""

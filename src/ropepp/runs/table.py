@@ -1,9 +1,11 @@
 """Tables of finished runs, read from their ``result.json``."""
 
+import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +14,13 @@ from ropepp.errors import InputError
 T = TypeVar("T")
 
 
-def results(directories: Sequence[str]) -> str:
+def results(directories: Sequence[str], form: str = "md") -> str:
     """A table of the finished runs in run folders, or in folders of runs such as logs/EXPERIMENT,
     in order of finishing.
+
+    Args:
+        directories: The folders.
+        form: One of `FORMS`.
 
     Raises:
         InputError: A folder is missing, or none holds a finished run.
@@ -39,7 +45,31 @@ def results(directories: Sequence[str]) -> str:
             print(f"left out: {path} is no result of a run ({reason})", file=sys.stderr)
     if not rows:
         raise InputError(f"no finished run (result.json of fit) in {', '.join(directories)}")
-    return table(rows)
+    return FORMS[form](rows)
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """All that results say in single values, a line a run; inner keys are joined by dots."""
+    flat = [dict(_flat(row)) for row in rows]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    out = StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def _flat(content: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        elif not isinstance(value, list):
+            yield before + key, value
+
+
+def as_json(rows: list[dict[str, Any]]) -> str:
+    """The results themselves, with each run's name."""
+    return json.dumps(rows, indent=2) + "\n"
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -75,6 +105,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     if not any(map(longer_rows, rows)):
         del columns["longer rows"]
     return "\n".join([markdown_table(rows, columns, left=2), "", *notes(rows)]) + "\n"
+
+
+FORMS = {"md": table, "csv": as_csv, "json": as_json}
 
 
 def markdown_table(

@@ -43,6 +43,7 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the loader gives each process its part
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
+    "enable_autolog_hparams": False,  # RunFiles gives loggers the whole configuration
     # What FSDP2 gathers in inference mode, as Lightning evaluates over NCCL, cannot train later.
     "inference_mode": False,
     "log_every_n_steps": 1,  # for Lightning's own log; ours has an interval of its own
@@ -55,7 +56,7 @@ FIXED = dict(  # noqa: C408
     limit_train_batches="1.0", overfit_batches="0 0.0", val_check_interval="1.0",
     check_val_every_n_epoch="1", log_every_n_steps="1", gradient_clip_algorithm="norm",
     use_distributed_sampler="False", reload_dataloaders_every_n_epochs="0", barebones="False",
-    enable_checkpointing="True", enable_autolog_hparams="True", sync_batchnorm="False",
+    enable_checkpointing="True", enable_autolog_hparams="False", sync_batchnorm="False",
     model_registry="",
 )  # fmt: skip
 SPECS = {
@@ -249,8 +250,13 @@ class RopeppCLI(LightningCLI):
             callbacks.append(StepProgress(metrics, self.options.run))
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.directory / "predictions"))
-        if trainer.get("logger") in (None, True):
-            trainer["logger"] = RunLogger(self.directory) if self.subcommand == "fit" else False
+        loggers = trainer.get("logger")
+        if self.subcommand == "fit" and loggers is not False:
+            others = loggers if isinstance(loggers, list) else [loggers]
+            others = [one for one in others if one not in (None, True)]
+            trainer["logger"] = [RunLogger(self.directory), *others]
+        else:
+            trainer["logger"] = loggers or False
         trainer["default_root_dir"] = trainer.get("default_root_dir") or str(self.directory)
         if self.subcommand == "fit":
             text = self._parser("fit").dump(self.options, skip_unset=False, format="yaml")

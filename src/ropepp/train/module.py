@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ropepp.errors import InputError, at_least
 from ropepp.model.config import ModelConfig
-from ropepp.model.plain import from_plain, to_plain
+from ropepp.model.plain import from_plain, to_plain, trusted
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import tokenizers
@@ -68,6 +68,12 @@ class LanguageModel(pl.LightningModule):
         # back here.
         network = ModelConfig(**network) if isinstance(network, dict) else network
         position, optimizer, schedule = (from_plain(x) for x in (position, optimizer, schedule))
+        for spec in (position, optimizer, schedule):
+            if not trusted(module := type(spec).__module__):
+                raise InputError(
+                    f"{type(spec).__name__} is a class of {module}; a checkpoint that names it can "
+                    f"be read only if you trust that module: ropepp --trust {module} ..."
+                )
         plain = {
             "network": asdict(network),
             "position": to_plain(position),

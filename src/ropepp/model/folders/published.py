@@ -32,7 +32,7 @@ from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 
 OWN_TYPE = "ropepp"  # model_type of our own exports
-SPECS = "ropepp.model.positions."
+SPECS = "ropepp.model.positions"
 
 IMAGINARY_MODES: dict[str, Callable[..., RoPE]] = {
     "imag1": RoPEppEH,

@@ -61,6 +61,8 @@ class RunFiles(pl.Callback):
         write_text(
             self.directory / "config.yaml", yaml.dump(content, Dumper=_Dumper, sort_keys=False)
         )
+        for logger in trainer.loggers:  # of the user's own; ours leaves it to config.yaml
+            logger.log_hyperparams(content)
 
 
 class _Dumper(yaml.SafeDumper):

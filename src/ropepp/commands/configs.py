@@ -1,0 +1,29 @@
+"""``ropepp configs``."""
+
+import shutil
+from argparse import ArgumentParser
+from pathlib import Path
+
+import ropepp
+from ropepp.errors import InputError
+from ropepp.files import replacing_folder
+
+PACKAGE = Path(ropepp.__file__).parent
+# Where an installed package has them, and a checkout.
+PLACES = (PACKAGE / "configs", PACKAGE.parents[1] / "configs")
+
+
+def main(args: list[str]) -> None:
+    """Copies the shipped configurations; ``args`` are those after ``ropepp configs``.
+
+    Raises:
+        InputError: The folder exists.
+    """
+    parser = ArgumentParser("ropepp configs", description="Copies the shipped configurations.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("configs"), help="a new one")
+    target = parser.parse_args(args).folder
+    if target.exists():
+        raise InputError(f"{target} exists; give the name of a new folder")
+    with replacing_folder(target) as new:
+        shutil.copytree(next(p for p in PLACES if p.is_dir()), new, dirs_exist_ok=True)
+    print(f"written to {target}; next: ropepp fit --config {target}/experiment/quickstart.yaml")
