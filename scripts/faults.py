@@ -206,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of {', '.join(faults_page.KINDS)}, or part of a name",
     )
     add("--seed", type=int, default=0, help="another one tries others (0)")
-    add("--jobs", type=int, default=2, help="tries at a time (2)")
+    cores = os.cpu_count() or 1
+    add("--jobs", type=int, default=cores, help=f"tries at a time ({cores})")
     add("--work", type=Path, default=ROOT / "logs" / "faults", help="folder (logs/faults)")
     add("--out", type=Path, default=ROOT / "docs" / "faults.md", help="the page (docs/faults.md)")
     add("--again", metavar="FAULT", help="repeat this try and show it")

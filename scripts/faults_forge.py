@@ -165,6 +165,8 @@ def settings(one: Path, place: Path) -> None:
         ("tokens", "CorpusDataModule", "text"),
     ):
         torch.save({**content, key: value}, place / f"content-{name}.ckpt")
+    weights = {name: value * float("nan") for name, value in content["state_dict"].items()}
+    torch.save({**content, "state_dict": weights}, place / "content-nan.ckpt")
     torch.save([content], place / "content-in-a-list.ckpt")
     torch.save(torch.zeros(3), place / "content-a-tensor.ckpt")
 

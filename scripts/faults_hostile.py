@@ -12,7 +12,7 @@ import yaml
 
 from faults_damage import PROMPT
 from faults_forge import COMMAND, PICKLES
-from faults_odd import bombs, odd_json, sizes
+from faults_odd import bombs, no_number, odd_json, sizes
 from faults_parts import Case, Fault, shown
 from faults_tools import Try
 from faults_world import CORPUS, FIT_ARGV, PIPELINE, SWEEP
@@ -70,7 +70,9 @@ def hostile(one: Try, cases: list[Case]) -> None:
         one.count("silent", f"accepted: {done.last}")
     elif done.code == 0:
         one.count("recovered")
-    elif one.names(done, case.names):
+    elif done.code in (75, 76) or one.names(
+        done, case.names
+    ):  # of a run that has ended on purpose, and says why
         one.count("detected", done.last)
 
 
@@ -156,6 +158,13 @@ def contents() -> Iterator[Case]:
         for case in readers(f"hostile/content-{kind}.ckpt", kind):
             yield Case(case.argv, case.needs, names=case.names, refused=False)
     yield from readers("hostile/lists.ckpt", "lists")
+    for argv, needs in (
+        (("generate", "--ckpt", "ck.ckpt", *PROMPT), ()),
+        ((*FIT_ARGV, "--init_from=ck.ckpt"), CORPUS),
+    ):
+        names = ("ck.ckpt", "finite", "NaN")
+        with_nan = (*needs, "hostile/content-nan.ckpt->ck.ckpt")
+        yield Case(argv, with_nan, names=names, check=no_number)
 
 
 EVIL_CLASSES: tuple[Any, ...] = (

@@ -67,7 +67,7 @@ def bombs() -> Iterator[Case]:
 
 NUMBERS: dict[str, tuple[Any, ...]] = {
     "model.network.num_layers": (200_000, 0, -1, 1.5, "many", None, [1]),
-    "model.network.hidden_size": (10**9, 10**30, 0, 7, "x"),
+    "model.network.hidden_size": (65536, 10**9, 10**30, 0, 7, "x"),
     "model.network.vocab_size": (10**15, 0, 3),
     "model.network.num_heads": (10**9, 3, 0),
     "model.optimizer.lr": ("nan", "inf", -1, "x"),
@@ -96,6 +96,10 @@ def sizes() -> Iterator[Case]:
                 "memory",
             )
             yield Case((*FIT_ARGV, f"--{key}={json.dumps(value)}"), CORPUS, names=names)
+    argv = (*FIT_ARGV, "--data.sequence_length=1")
+    yield Case(argv, CORPUS, names=("sequence_length",), refused=False)
+    for argv in (FIT_ARGV, (*FIT_ARGV, "--guard.stop_after=2")):
+        yield Case((*argv, "--model.optimizer.lr=1e10"), CORPUS, check=no_number)
     for name in (
         "layers",
         "width",
@@ -122,6 +126,12 @@ def sizes() -> Iterator[Case]:
         yield Case(("generate", "--ckpt", "logs/t/a", "--prompt", "river", flag), RUN,
                    names=(flag[2:].partition("=")[0], "temperature", "memory"),
                    refused=flag != "--seed=-1")  # fmt: skip
+
+
+def no_number(folder: Path) -> str | None:
+    """Whether a result has numbers that are none."""
+    result = folder / "logs" / "t" / "new" / "result.json"
+    return "result.json has NaN" if result.exists() and "NaN" in result.read_text() else None
 
 
 # Files of JSON

@@ -307,5 +307,6 @@ GENERATED = Job(
      "--max_new_tokens", "8", "--out", "out.jsonl"),
     RUN, everything("out.jsonl"), "out.jsonl",
 )  # fmt: skip
+CONFIGS = Job("configs", ("configs", "out"), (), everything("out"), "out")
 WRITERS = (PREPARED, REPLACED, FITTED, SHARDED, EVALUATE, SWEPT, PIPED, EXPORTED, IMPORTED,
-           CONSOLIDATED, GENERATED)  # fmt: skip
+           CONSOLIDATED, GENERATED, CONFIGS)  # fmt: skip
