@@ -91,6 +91,7 @@ AGAIN = Job("sweep run again", SWEPT.argv, (*SWEPT.needs, "logs/s"), of_report)
 
 
 TRAINS = (FIT_NEW, FIT_PACKED, RESUMED)
+OF_LAST = (FROM_ONE[1], FROM_ONE[4])  # of a run's last checkpoint, whichever it is
 READS = (*OF_RUN[1:3], STATUS, REPORT)
 
 
@@ -272,12 +273,12 @@ DAMAGE: dict[str, Callable[[Try, Path], str]] = {
 
 def suits(file: Path, how: str, job: Job) -> bool:
     """Whether the damage is one for this kind of file, and one that can be seen at all: a run
-    without result or log is an unfinished one, text has no checksums, and training does not
-    compare terabytes of tokens with theirs."""
+    without result or log is an unfinished one, and the last checkpoint is the last one there is;
+    text has no checksums, and training does not compare terabytes of tokens with theirs."""
     text = not file.name.endswith(BINARY)
     if how == "odd":
         return file.suffix in (".json", ".jsonl")
-    if how == "remove" and job in READS and text:
+    if how == "remove" and ((job in READS and text) or (job in OF_LAST and file.suffix == ".ckpt")):
         return False
     if how == "swap" and text and "logs" in file.parts:
         return False

@@ -1,6 +1,7 @@
 """What all faults are tried with: a warm server of processes, a folder for each try, and the
 judgement of what a command has said and left."""
 
+import contextlib
 import json
 import os
 import random
@@ -171,6 +172,7 @@ class Try:
 
     def __post_init__(self) -> None:
         self.variables: dict[str, str] = {}
+        self._said: dict[int, tuple[int, list[subprocess.Popen[bytes]]]] = {}
         self.random = random.Random(f"{self.bench.seed}/{self.key}/{self.index}")
         name = re.sub(r"\W+", "-", self.key)[:60]
         self.outer = self.bench.folder / "tries" / f"{name}-{self.index}"
@@ -230,6 +232,11 @@ class Try:
         number = sum(1 for _ in self.side.glob("out-*"))
         out = stdout if stdout is not None else (self.side / f"out-{number}").open("wb")
         err = stdout if asked.get("terminal") else (self.side / f"err-{number}").open("wb")
+        opened = [file for file in {out, err} if file is not stdout]
+        pipes = {}
+        if "FSIZE" in asked.get("limits", {}):  # which is not meant for what the command says
+            pipes = {f: subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=f) for f in opened}
+            out, err = (pipes[f].stdin if f in pipes else f for f in (out, err))
         process = subprocess.Popen(
             [python or self.bench.python, str(CHILD), json.dumps(asked), *argv],
             stdin=out if asked.get("terminal") else subprocess.DEVNULL,
@@ -239,10 +246,9 @@ class Try:
             env={**self.bench.environment, **self.variables, "FAULTS_CANARY": str(self.canary)},
             start_new_session=True,
         )
-        process.number = number  # type: ignore[attr-defined]
-        for file in {out, err}:
-            if file is not stdout:
-                file.close()
+        self._said[process.pid] = number, list(pipes.values())
+        for file in (*opened, *(cat.stdin for cat in pipes.values())):
+            file.close()
         return process
 
     def finish(self, process: subprocess.Popen[bytes], seconds: float = LIMIT) -> Done:
@@ -257,8 +263,12 @@ class Try:
             process.kill()
             process.wait()
         texts = []
+        number, cats = self._said[process.pid]
+        for cat in cats:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                cat.wait(5)
         for name in ("out", "err"):
-            file = self.side / f"{name}-{process.number}"  # type: ignore[attr-defined]
+            file = self.side / f"{name}-{number}"
             texts.append(file.read_text(errors="replace") if file.exists() else "")
         done = Done(process.returncode, *texts, hung)
         if hung:
