@@ -8,6 +8,7 @@ from faults_parts import Fault, Job
 from faults_tools import Try
 from faults_world import (
     CONSOLIDATED,
+    CONVERTED,
     EVALUATE,
     EXPORTED,
     FITTED,
@@ -25,7 +26,7 @@ from faults_world import (
 def faults() -> list[Fault]:
     """A row a command."""
     jobs = (PREPARED, REPLACED, FITTED, SHARDED, LONGER, EVALUATE, SWEPT, PIPED, EXPORTED, IMPORTED,
-            CONSOLIDATED, GENERATED)  # fmt: skip
+            CONSOLIDATED, GENERATED, CONVERTED)  # fmt: skip
     rows = [
         Fault("two", f"{job.name}, twice", lambda one, job=job: twice(one, job)) for job in jobs
     ]

@@ -37,6 +37,7 @@ FIT = {
     "checkpoint": {"every_n_steps": 2, "keep": 2},
 }  # fmt: skip
 SHORT = {"trainer.max_steps": 4, "checkpoint.every_n_steps": 2}
+EC = {"class_path": "RoPEppEC"}
 SWEEP = {
     "name": "s",
     "question": "Does it hold?",
@@ -69,7 +70,7 @@ RESULT = ("evaluation", "loss_by_position", "steps", "tokens", "train_loss", "va
 KEEP_ALL, PACKED = "--checkpoint.keep=0", "--data.packing=BestFit"
 # What there is in the world: for the names that come of it what they need, and the commands.
 PARTS: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
-    ("text", "t.txt", "fit.yaml", "s.yaml", "p.yaml"): ((), ()),
+    ("text", "t.txt", "fit.yaml", "s.yaml", "p.yaml", "ec.yaml"): ((), ()),
     ("corpus", "logs/t/packed"): (
         ("text", "fit.yaml"),
         (
@@ -81,6 +82,10 @@ PARTS: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
     ("logs/t/sharded", "logs/t/half-sharded"): (
         CORPUS,
         (("fit", "--config=fit.yaml", "--run=sharded", KEEP_ALL, "--trainer.strategy=fsdp2"),),
+    ),
+    ("logs/t/rope",): (
+        CORPUS,
+        (("fit", "--config=fit.yaml", "--run=rope", "--model.position=RoPE"),),
     ),
     ("logs/s",): ((*CORPUS, "s.yaml"), (("sweep", "run", "s.yaml"),)),
     ("logs/p",): ((*CORPUS, "p.yaml"), (("pipeline", "p.yaml"),)),
@@ -113,7 +118,7 @@ def provide(bench: Bench, name: str) -> None:
         clear(bench.world / one)
     if names[0] == "text":
         write_text(bench.world)
-        for file, content in (("fit", FIT), ("s", SWEEP), ("p", PIPELINE)):
+        for file, content in (("fit", FIT), ("s", SWEEP), ("p", PIPELINE), ("ec", EC)):
             (bench.world / f"{file}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     if names[0] == "hostile":
         forged = [bench.python, str(SCRIPTS / "faults_forge.py"), str(bench.world)]
@@ -307,6 +312,13 @@ GENERATED = Job(
      "--max_new_tokens", "8", "--out", "out.jsonl"),
     RUN, everything("out.jsonl"), "out.jsonl",
 )  # fmt: skip
+CONVERTED = Job(
+    "convert",
+    ("convert", "logs/t/rope", "out.ckpt", "--position", "ec.yaml"),
+    (*CORPUS, "logs/t/rope", "ec.yaml"),
+    checkpoint("out.ckpt"),
+    "out.ckpt",
+)
 CONFIGS = Job("configs", ("configs", "out"), (), everything("out"), "out")
 WRITERS = (PREPARED, REPLACED, FITTED, SHARDED, EVALUATE, SWEPT, PIPED, EXPORTED, IMPORTED,
-           CONSOLIDATED, GENERATED, CONFIGS)  # fmt: skip
+           CONSOLIDATED, GENERATED, CONFIGS, CONVERTED)  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 import faults
 from faults_parts import CODES
 from helpers.golden_data import REPOSITORY
+from ropepp.cli import COMMANDS
 
 PAGE = (REPOSITORY / "docs" / "trust.md").read_text()
 SOURCE = REPOSITORY / "src" / "ropepp"
@@ -70,6 +71,14 @@ def test_every_promise_is_held_by_something() -> None:
         for row in rows:
             last = row.rstrip("| ").split(" | ")[-1]
             assert "tests/" in last or re.search(r"`\w+: ", last), row
+
+
+def test_every_command_has_a_promise() -> None:
+    told = " ".join(
+        line.split("|")[1] for line in section("By command").splitlines()[5:] if "|" in line
+    )
+    for command in COMMANDS:
+        assert re.search(rf"`{command}\b", told), command
 
 
 @pytest.mark.parametrize("page", ["cluster", "sweeps", "data"])
