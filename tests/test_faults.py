@@ -30,7 +30,7 @@ SHORT = (
 @pytest.mark.slow
 def test_a_short_form_of_the_table(tmp_path: Path) -> None:
     page, work = tmp_path / "faults.md", tmp_path / "work"
-    argv = ["--only", *SHORT, "--each", "2", "--jobs", "2", "--seconds", "60"]
+    argv = ["--only", *SHORT, "--each", "1", "--jobs", "2", "--seconds", "900"]
     code = faults.main([*argv, "--work", str(work), "--out", str(page)])
     content = json.loads(page.with_suffix(".json").read_text())
     assert content["failed"] == []
