@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import secrets
 import shutil
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,18 +24,61 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes under a temporary name and renames, so that the file is complete or absent; missing
-    parents are made."""
+    """Writes under a temporary name, waits until the disk has it, and renames, so that the file is
+    complete or absent; missing parents are made."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        # A name of a file may be no Unicode text.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    temporary = path.with_name(path.name + ".tmp")
+    # A name of a file may be no Unicode text.
+    write_synced(temporary, text.encode(errors="backslashreplace"), path)
+    with disk_errors(path):
         os.replace(temporary, path)
 
 
+def check_name(name: str, key: str) -> None:
+    """Checks what becomes the name of one folder.
+
+    Args:
+        name: The name.
+        key: What it is, for the message.
+
+    Raises:
+        InputError: It is empty or too long, or another program might take it for something else:
+            a path, a hidden file, an option, a variable.
+    """
+    fine = name.isprintable() and not set(name) & set("/\\$") and len(os.fsencode(name)) < 256
+    if not fine or not name or name[0] in ".-~ " or name[-1] in ". ":
+        raise InputError(
+            f"{key} is {name[:300]!r}; allowed: up to 255 printable characters without / \\ and $, "
+            "none of . - ~ at the beginning, no dot at the end, no space at either"
+        )
+
+
+def run_folder(logs: Path, experiment: str, run: str) -> Path:
+    """The folder of a run, LOGS/EXPERIMENT/RUN, for all that writes there.
+
+    Args:
+        logs: Folder of all experiments.
+        experiment: Name of the experiment.
+        run: Name of the run in it; those of sweeps and pipelines have several parts.
+
+    Raises:
+        InputError: A name is not allowed, see `check_name`; or links lead out of the experiment.
+    """
+    if "\0" in str(logs):
+        raise InputError(f"logs is {str(logs)!r}; allowed: a folder")
+    check_name(experiment, "experiment")
+    for part in run.split("/"):
+        check_name(part, f"a part of the run {run[:300]!r}" if "/" in run else "run")
+    within, folder = os.path.realpath(logs / experiment), logs / experiment / run
+    target = os.path.realpath(folder)
+    if os.path.commonpath([within, target]) != within:
+        raise InputError(f"{folder} is a link out of {logs / experiment}, to {target}")
+    return folder
+
+
 @contextmanager
-def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def replacing_folder(target: Path, overwrite: bool = False, clear: bool = True) -> Iterator[Path]:
     """Yields a new hidden folder beside `target` that takes its name when the block ends well.
 
     When the block raises, the hidden folder is removed and `target` is as it was before.
@@ -43,22 +87,19 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         target: The folder's final name; missing parents are made.
         overwrite: Replace a folder that has this name already; it is removed only once the new one
             is in place.
+        clear: Look for what killed processes left, which takes long beside thousands of others.
 
     Raises:
         InputError: `target` exists and `overwrite` is false.
     """
     final = target.resolve()
+    if clear:
+        clear_leftovers(final)
     require_free(final, overwrite)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    work = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
-    work.mkdir()
-    try:
+    with _beside(final, Path.mkdir) as work:
         yield work
         require_free(final, overwrite)
         _rename_over(work, final)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 @contextmanager
@@ -68,17 +109,69 @@ def replacing_file(target: Path) -> Iterator[BinaryIO]:
     Args:
         target: The file's final name; missing parents are made.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-    try:
+    clear_leftovers(target)
+    with _beside(target, Path.touch) as work:
         with work.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         work.rename(target)
+        sync_folder(target.parent)
+
+
+@contextmanager
+def _beside(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Yields a new hidden file or folder beside `target`, gone afterwards unless it has another
+    name by then; locked, by which others know that its process lives."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle = None
+    while handle is None:
+        work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+        make(work)
+        with suppress(FileNotFoundError):  # somebody took it for left
+            handle = os.open(work, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:  # where there are no locks nothing is taken for left
+                if isinstance(error, BlockingIOError):
+                    os.close(handle)
+                    handle = None
+    try:
+        yield work
     except BaseException:
-        work.unlink(missing_ok=True)
+        _remove(work)
         raise
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def clear_leftovers(final: Path) -> None:
+    """Ends what a process was killed in that wrote a file or folder: what nobody has locked is
+    removed, but for what `resuming_folder` goes on with; what was to be replaced is removed, or has
+    its name again if the new one has not taken it."""
+    beside, lives = f".{glob.escape(final.name)}", False
+    patterns = (f"{beside}.partial", f"{beside}.partial-{8 * '[0-9a-f]'}")
+    for left in (path for pattern in patterns for path in final.parent.glob(pattern)):
+        try:
+            with _opened(left) as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left.suffix != ".partial":
+                    _remove(left)
+        except OSError:
+            lives = True
+    for old in () if lives else final.parent.glob(f"{beside}.old-{8 * '[0-9a-f]'}"):
+        with suppress(OSError):  # best effort: nobody has asked for it
+            if final.exists():
+                _remove(old)
+            else:
+                old.rename(final)
 
 
 def require_writable(target: Path, folder: bool = False) -> None:
@@ -147,12 +240,14 @@ def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         InputError: `target` exists and `overwrite` is false, or another process works on it.
     """
     final = target.resolve()
+    clear_leftovers(final)
     require_free(final, overwrite)
     work = final.with_name(f".{final.name}.partial")
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     with _opened(work) as handle:
-        if not lock(handle, work):
+        # One that has just finished may have renamed it since it was opened here.
+        if not lock(handle, work) or not work.exists():
             raise InputError(f"{target} is being written by another process")
         try:
             yield work
@@ -206,13 +301,13 @@ def held(file: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Writes a file and waits until the disk has it.
+def write_synced(path: Path, content: bytes, name: Path | None = None) -> None:
+    """Writes a file and waits until the disk has it; ``name`` is the one that an error is to tell.
 
     Raises:
         DiskError: It cannot be written.
     """
-    with disk_errors(path), path.open("wb") as file:
+    with disk_errors(name or path), path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -240,6 +335,7 @@ def require_free(target: Path, overwrite: bool | None = None) -> None:
 def _rename_over(work: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
     replaces = final.exists()
+    sync_folder(work)
     if replaces:
         final.rename(old)
     try:
@@ -250,7 +346,7 @@ def _rename_over(work: Path, final: Path) -> None:
         raise
     sync_folder(final.parent)
     if replaces:
-        shutil.rmtree(old)
+        _remove(old)
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ def memory_corpus() -> MakeCorpus:
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
         tokens = np.arange(1, offsets[-1] + 1, dtype=np.uint16)
         meta = CorpusMeta(
-            format_version=3,
+            format_version=4,
             ropepp_version="0",
             name="memory",
             split="train",
@@ -35,7 +35,9 @@ def memory_corpus() -> MakeCorpus:
             eot_id=0,
             shards=1,
             shards_sha256="",
-            offsets_sha256="",
+            files_sha256={},
+            tokens_checksum="",
+            offsets_checksum="",
         )
         return Corpus(Path("memory"), tokens, offsets, meta)
 

@@ -1,4 +1,5 @@
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,45 @@ def test_unknown_tokenizer_and_too_small_vocabulary() -> None:
     with pytest.raises(InputError, match="vocab_size is 257; it must be at least 258"):
         train_bpe(TEXTS, 257)
     assert train_bpe(TEXTS, 258).vocab_size == 258
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "words"),
+    [
+        (
+            {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9999},
+            "1e+04 times long",
+        ),
+        (
+            {
+                "type": "Sequence",
+                "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaa"}]
+                * 12,
+            },
+            "2.44e+08 times longer; allowed are 1000",
+        ),
+        ({"type": "Replace", "pattern": {"String": ""}, "content": "a"}, "no tokenizer.json of"),
+        (5, "no tokenizer.json of `tokenizers`"),
+    ],
+)
+def test_hostile_normalizers_are_refused_at_once(
+    normalizer: object, words: str, tmp_path: Path
+) -> None:
+    train_bpe(["some text"], 260).save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(file)
+    assert str(file) in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(b"{" * 300_000)
+    with pytest.raises(InputError, match=r"tokenizer\.json is no tokenizer\.json of"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "large.json").write_bytes(b"")
+    os.truncate(tmp_path / "large.json", 1 << 40)
+    with pytest.raises(InputError, match=r"large\.json has more than \d+ bytes"):
+        load_tokenizer(tmp_path / "large.json")

@@ -12,6 +12,7 @@ import numpy as np
 import zstandard
 
 from ropepp.data.prepare.prepare import prepare
+from ropepp.data.records import checksum_of
 from ropepp.data.tokenizer import BytesTokenizer, Tokenizer
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.meta import ShardEntry, join_shards, shard_folder
@@ -57,18 +58,21 @@ def write_corpus(
     documents: Iterable[list[int]],
     tokenizer: Tokenizer | None = None,
     split: str = "train",
+    shards: int = 1,
     **about: Any,
 ) -> Path:
-    """Writes a split of one shard, of ids that need not be those of any text."""
-    tokenizer = tokenizer or BytesTokenizer()
-    place = shard_folder(folder, "toy", split)
-    place.mkdir(parents=True)
-    with TokenWriter(place, tokenizer) as writer:
-        for ids in documents:
-            writer.append(ids, text_bytes=len(ids))
-        writer.sync()
-    entry = ShardEntry("toy", **writer.counts_and_checksums())
-    join_shards(folder, split, [entry], tokenizer, "toy", **about)
+    """Writes a split of some shards, of ids that need not be those of any text."""
+    tokenizer, documents, entries = tokenizer or BytesTokenizer(), list(documents), []
+    for number in range(shards):
+        name = f"toy-{number}" if number else "toy"
+        place = shard_folder(folder, name, split)
+        place.mkdir(parents=True)
+        with TokenWriter(place, tokenizer) as writer:
+            for ids in documents[number::shards]:
+                writer.append(ids, text_bytes=len(ids))
+            writer.sync()
+        entries.append(ShardEntry(name, **writer.counts_and_checksums()))
+    join_shards(folder, split, entries, tokenizer, "toy", **about)
     return folder
 
 
@@ -76,6 +80,12 @@ def random_documents(draw: np.random.Generator, count: int, longest: int) -> lis
     """Documents of bytes, of 1 to below `longest` of them."""
     lengths = draw.integers(1, longest, count)
     return [draw.integers(0, 256, length).tolist() for length in lengths]
+
+
+def change_record(file: Path, **values: object) -> None:
+    """Other values, with a checksum that fits: as a program writes them, not a disk."""
+    content = {k: v for k, v in json.loads(file.read_text()).items() if k != "crc32"} | values
+    file.write_text(json.dumps(content | {"crc32": checksum_of(content)}))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -1,14 +1,18 @@
-"""Which tokens begin and end a document: by the word of a tokenizer's own files."""
+"""What is asked of a tokenizer's own files, which anybody may have written: which tokens begin and
+end a document, and that they are harmless."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from ropepp.data.records import read_json
 from ropepp.errors import InputError
 
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
 EOT_NAMES = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
+LONGEST = 1000  # a normalizer makes a text at most so many times longer
 CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
 
 
@@ -23,10 +27,7 @@ def named_beside(file: Path) -> dict[str, str]:
     for path in (file.with_name(CONFIG_FILE), file.with_name(MAP_FILE)):
         if not path.is_file():
             continue
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{path} is no JSON: {error}") from error
+        content = read_json(path)
         if not isinstance(content, dict):
             raise InputError(f"{path} is {type(content).__name__}; allowed is a JSON object")
         if content.get("add_bos_token") is False:
@@ -78,3 +79,36 @@ def _template(backend: Any) -> tuple[str | None, str | None]:
         return None, None
     before, behind = found.tokens[: text[0]], found.tokens[text[-1] + 1 :]
     return before[0] if len(before) == 1 else None, behind[0] if len(behind) == 1 else None
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """What a library says of a file that anybody may have written, as an `InputError`."""
+    try:
+        yield
+    except (InputError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a bare Exception, or the panic of code in Rust
+        raise InputError(f"{what}: {' '.join(str(error).split()):.300}") from error
+
+
+def require_short(normalizer: Any, origin: str) -> None:
+    """Refuses a normalizer of a `tokenizer.json` that makes a text endlessly longer.
+
+    Raises:
+        InputError: It may make one more than `LONGEST` times longer.
+    """
+    if (times := _times_longer(normalizer)) > LONGEST:
+        raise InputError(
+            f"{origin}: its normalizer makes a text up to {times:.3g} times longer; allowed are"
+            f" {LONGEST}"
+        )
+
+
+def _times_longer(normalizer: Any) -> float:
+    if isinstance(normalizer, list):
+        return prod(map(_times_longer, normalizer))
+    if not isinstance(normalizer, dict):
+        return 1.0
+    replacement = normalizer.get("content") if normalizer.get("type") == "Replace" else ""
+    return prod(map(_times_longer, normalizer.values())) * max(len(str(replacement or "")), 1)

@@ -18,7 +18,16 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
-from ropepp.data.special_tokens import CONFIG_FILE, EOT_NAMES, find, named_beside, usual_ids
+from ropepp.data.records import read_bytes
+from ropepp.data.special_tokens import (
+    CONFIG_FILE,
+    EOT_NAMES,
+    find,
+    library_errors,
+    named_beside,
+    require_short,
+    usual_ids,
+)
 from ropepp.errors import InputError
 from ropepp.files import write_synced
 
@@ -102,18 +111,18 @@ class BpeTokenizer:
     ) -> None:
         from tokenizers import Tokenizer as Backend
 
-        try:
+        self._content, self._origin = content, origin
+        with library_errors(f"{origin} is no tokenizer.json of `tokenizers`"):
             self._backend = Backend.from_str(content)
-        except Exception as error:  # the library raises a bare Exception
-            reason = " ".join(str(error).split())
-            raise InputError(f"{origin} is no tokenizer.json of `tokenizers`: {reason}") from error
-        self._content = content
+        values = json.loads(content)
+        require_short(values.get("normalizer"), origin)
+        with library_errors(f"{origin} is no tokenizer.json of `tokenizers`"):
+            found = find(self._backend, values)
         self._named = bos is not None or eot is not None  # which the content alone does not tell
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocab_size = max(self._backend.get_vocab().values(), default=-1) + 1
-        found = find(self._backend, json.loads(content))
         bos, eot = found[0] if bos is None else bos, found[1] if eot is None else eot
         self._config = {"bos_token": bos or None, "eos_token": eot}
         if eot is None:
@@ -126,7 +135,7 @@ class BpeTokenizer:
         self.bos_id = self._id_of(bos, "BOS", origin) if bos and bos != eot else None
         # A file may not mark them as special: they would be found in text, and shown by decode.
         self._backend.add_special_tokens([token for token in (bos, eot) if token])
-        self.fingerprint = self._fingerprint(json.loads(content))
+        self.fingerprint = self._fingerprint(values)
 
     def _id_of(self, token: str, role: str, origin: str) -> int:
         found = self._backend.token_to_id(token)
@@ -146,8 +155,9 @@ class BpeTokenizer:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [item.ids for item in encoded]
+        with library_errors(f"{self._origin} cannot encode a text"):
+            encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            return [item.ids for item in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(list(ids), skip_special_tokens=True)
@@ -188,9 +198,10 @@ class TiktokenTokenizer:
         ranks = _parse_ranks(content, origin)
         self._content = content
         self._ordinary = len(ranks)
-        self._backend = tiktoken.Encoding(
-            "ropepp", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
-        )
+        with library_errors(f"{origin} is no tokenizer of `tiktoken`"):
+            self._backend = tiktoken.Encoding(
+                "ropepp", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
+            )
         special = LLAMA3_SPECIAL_TOKENS if len(ranks) == LLAMA3_RANKS else 2
         self.vocab_size = len(ranks) + special
         self.bos_id: int | None = len(ranks)
@@ -262,7 +273,7 @@ def load_tokenizer(
         raise InputError(
             f"tokenizer is {str(path)!r}; allowed are 'bytes', an existing file or folder"
         )
-    content = path.read_bytes()
+    content = read_bytes(path)
     if path.suffix == ".json":
         told = named_beside(path) if path.name == BPE_FILE else {}
         bos = told.get("bos_token") if bos is None else bos

@@ -250,21 +250,26 @@ def test_the_packing_is_kept_beside_the_corpus(
     corpus.verify()
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "empty", "text"])
-def test_an_index_of_another_packing_or_torn_is_replaced(corpus: Corpus, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "other", "empty", "text", "flipped", "gone", "swapped"])
+def test_an_index_of_another_packing_or_damaged_is_replaced(corpus: Corpus, damage: str) -> None:
     made = BestFit().rows(corpus, 64)
     folder = corpus.folder / "train" / "best_fit_64_1.index"
     content = snapshot(folder)
-    key, packed = content["key.json"], content["packed.npy"]
+    key, packed = content["key.json"], content["packed.bin"]
     name, damaged = {
-        "cut": ("packed.npy", packed[:-4]),
+        "cut": ("packed.bin", packed[:-4]),
         "other": ("key.json", key.replace(b'"documents": 200', b'"documents": 201')),
-        "empty": ("packed.npy", b""),
+        "empty": ("packed.bin", b""),
         "text": ("key.json", b"[1]\nno index"),
+        "flipped": ("packed.bin", packed[:9] + bytes([packed[9] ^ 1]) + packed[10:]),
+        "gone": ("packed.bin", None),
+        "swapped": ("packed.bin", packed[4:8] + packed[:4] + packed[8:]),
     }[damage]
     (folder / name).unlink()
-    (folder / name).write_bytes(damaged)
-    assert same(BestFit().rows(corpus, 64), made)
+    if damaged is not None:
+        (folder / name).write_bytes(damaged)
+    with pytest.warns(UserWarning, match=rf"{name} .*; the index is made anew"):
+        assert same(BestFit().rows(corpus, 64), made)
     assert snapshot(folder) == content
 
 

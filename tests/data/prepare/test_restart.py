@@ -304,3 +304,65 @@ def test_two_runs_do_not_work_on_the_same_folder(
     monkeypatch.setattr(shards._Encoder, "_encode", encode)
     run(tree, tmp_path / "out")
     assert len(finished(tmp_path / "out")) == 2
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 64
+    file.unlink()  # a link of another corpus keeps its own
+    file.write_bytes(content)
+
+
+FILES = ["train/tokens.bin", "train/offsets.bin", "validation/tokens.crc32", "meta.json"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "bad_lines.tsv"])
+def test_a_finished_shard_that_rotted_is_made_again(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = make_tree(tmp_path / "tree", 60_000, shards=3)
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    expected = snapshot(run(tree, out))
+    # As after a kill before the last step; the times of the files are as they were.
+    out.rename(partial)
+    shard = sorted(partial.glob("shards/*"))[1]
+    flip(shard / name)
+    before = finished(partial)
+    run(tree, out)
+    assert f"{shard / name}" in (told := capsys.readouterr().err)
+    assert "the shard is made again" in told
+    assert snapshot(out) == expected
+    changed = before.items() ^ finished(out).items()
+    assert {place for place, _ in changed} == {shard.name}
+    # And where the corpus is replaced: others are taken over.
+    flip(out / "shards" / shard.name / name)
+    run(tree, out, overwrite=True)
+    assert f"{out.resolve() / 'shards' / shard.name / name}" in capsys.readouterr().err
+    assert snapshot(out) == expected
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_the_same_command_again(
+    tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, out = make_tree(tmp_path / "tree", 60_000, shards=2), tmp_path / "out"
+    options = {} if tokenizer == "bytes" else {"vocab_size": 300}
+    expected = snapshot(run(tree, out, tokenizer, **options))
+    capsys.readouterr()
+    (tmp_path / ".out.old-0123abcd").mkdir()
+    run(tree, out, tokenizer, **options)
+    assert capsys.readouterr().out == f"{out} is complete: the same command has made it\n"
+    assert sorted(os.listdir(tmp_path)) == ["out", "tree"]
+    assert snapshot(out) == expected
+    for other in ({"min_tokens": 5}, {"validation_fraction": 0.1}, {"on_bad_line": "fail"}):
+        with pytest.raises(InputError, match="out exists; choose another name or pass --overwrite"):
+            run(tree, out, tokenizer, **options, **other)
+    file = next(out.glob("shards/*/train/tokens.bin"))
+    flip(file)
+    with pytest.raises(InputError, match=r"tokens\.bin is damaged: .* with --overwrite true make"):
+        run(tree, out, tokenizer, **options)
+    run(tree, out, tokenizer, overwrite=True, **options)
+    assert snapshot(out) == expected
+    (tree / "more.jsonl").write_bytes(json_lines(TEXTS))
+    with pytest.raises(InputError, match="out exists; choose another name or pass --overwrite"):
+        run(tree, out, tokenizer, **options)

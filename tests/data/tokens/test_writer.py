@@ -1,64 +1,13 @@
-import pickle
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ropepp.data.tokenizer import BytesTokenizer
-from ropepp.data.tokens import writer as token_files
-from ropepp.data.tokens.writer import ShardedTokens, TokenWriter, token_type
+from ropepp.data.tokens.writer import TokenWriter, token_type
 from ropepp.errors import InputError
 from ropepp.files import DiskError
-
-DTYPE = np.dtype("<u2")
-
-
-def sharded(folder: Path, counts: list[int]) -> tuple[ShardedTokens, np.ndarray]:
-    whole = np.arange(sum(counts), dtype=DTYPE)
-    parts, begin = [], 0
-    for number, count in enumerate(counts):
-        whole[begin : begin + count].tofile(folder / f"{number}.bin")
-        parts.append((folder / f"{number}.bin", count))
-        begin += count
-    return ShardedTokens(parts, DTYPE), whole
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    start=st.none() | st.integers(-40, 40),
-    stop=st.none() | st.integers(-40, 40),
-    maps=st.integers(1, 5),
-)
-@pytest.mark.parametrize("counts", [[30], [1, 1, 1, 20, 3, 4], [5, 25]])
-def test_slices_are_those_of_one_array(
-    counts: list[int],
-    start: int | None,
-    stop: int | None,
-    maps: int,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_files, "MAX_MAPS", maps)
-        tokens, whole = sharded(tmp_path_factory.mktemp("parts"), counts)
-        found = tokens[start:stop]
-        assert found.dtype == DTYPE
-        assert found.tolist() == whole[start:stop].tolist()
-
-
-def test_slices_are_views_where_they_can_be(tmp_path: Path) -> None:
-    tokens, whole = sharded(tmp_path, [3, 5, 2])
-    assert (len(tokens), tokens.dtype) == (10, DTYPE)
-    assert not tokens[0:2].flags.writeable
-    assert np.shares_memory(tokens[3:6], tokens[5:8])
-    for step in (-1, 2):
-        with pytest.raises(IndexError, match=f"step is {step}"):
-            tokens[::step]
-    again = pickle.loads(content := pickle.dumps(tokens))
-    assert (again[:] == whole).all()
-    assert whole.tobytes() not in content
 
 
 def test_a_document_in_pieces_is_that_document(tmp_path: Path) -> None:
@@ -73,7 +22,7 @@ def test_a_document_in_pieces_is_that_document(tmp_path: Path) -> None:
             files.sync()
             counts = files.counts_and_checksums()
         assert counts["tokens"] == 12
-        for file in ("tokens.bin", "offsets.bin"):
+        for file in ("tokens.bin", "offsets.bin", "tokens.crc32"):
             content = (tmp_path / name / file).read_bytes()
             assert content == (tmp_path / "whole" / file).read_bytes()
 

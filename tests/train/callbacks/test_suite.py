@@ -1,6 +1,5 @@
 """The suite in the training loop: right numbers, on any number of processes, and no side effect."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.corpora import change_record
 from helpers.fit_runs import arguments, curve, finish, fit, start
 from ropepp.cli import main
 from ropepp.data.packing.concat import Concat
@@ -132,8 +132,6 @@ def test_another_tokenizer(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(corpus, other)
-    meta = other / "validation" / "meta.json"
-    content = json.loads(meta.read_text()) | {"tokenizer_fingerprint": "f" * 64}
-    meta.write_text(json.dumps(content))
+    change_record(other / "validation" / "meta.json", tokenizer_fingerprint="f" * 64)
     assert main(arguments(corpus, tmp_path, "bad", **suite(corpus=str(other)))) == 2
     assert "made with tokenizer ffffffffffff" in capsys.readouterr().err

@@ -41,10 +41,10 @@ class RowsDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        at_least(2, "data.", sequence_length=sequence_length)
         at_least(
             1,
             "data.",
-            sequence_length=sequence_length,
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
         )
@@ -198,6 +198,7 @@ class CorpusDataModule(RowsDataModule):
         self.verify = verify
         weights = {corpus: 1.0} if isinstance(corpus, str) else corpus
         self.folders = list(weights)
+        self._opened: dict[str, list[Corpus]] = {}
         self.schedule = MixtureSchedule.of(list(weights.values()))
         self.weights = {Path(folder).name: weight for folder, weight in weights.items()}
         taken = [*self.weights, *(f"{multiple}x" for multiple in self.extrapolation)]
@@ -270,7 +271,9 @@ class CorpusDataModule(RowsDataModule):
         return [corpus.meta.shards_sha256 for corpus in self._corpora("train")]
 
     def _corpora(self, split: str) -> list[Corpus]:
-        """The corpora, after checking that one tokenizer made them."""
+        """The corpora, opened once, after checking that one tokenizer made them."""
+        if split in self._opened:
+            return self._opened[split]
         first, *others = corpora = [Corpus.open(folder, split) for folder in self.folders]
         for other in others:
             a, b = (corpus.meta.tokenizer_fingerprint for corpus in (first, other))
@@ -279,6 +282,7 @@ class CorpusDataModule(RowsDataModule):
                     f"{first.folder} was made with tokenizer {a[:12]}, {other.folder} with"
                     f" {b[:12]}: a mixture needs one tokenizer, prepare one of them again"
                 )
+        self._opened[split] = corpora
         return corpora
 
     def _rows(self, split: str, packing: Packing, multiple: int = 1) -> Rows:

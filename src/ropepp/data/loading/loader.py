@@ -8,7 +8,7 @@ run that stops after n samples goes on with sample n.
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, Protocol, cast
 
@@ -202,18 +202,41 @@ class TrainLoader:
         loader: Iterable[dict[str, Tensor]] = DataLoader(
             cast(Any, range(len(self.rows))),  # a row is its number until they are put together
             batch_sampler=cast(Any, indices),
-            collate_fn=cast(Any, self.rows.batch),
+            collate_fn=cast(Any, partial(_made, self.rows.batch)),
             num_workers=self.num_workers,
             # Without one of its own it would draw from the global generator, and change the run's
             # other draws.
             generator=torch.Generator(),
             worker_init_fn=_outlive_signals,
         )
-        return iter(loader)
+        return _received(loader)
 
     def _rows_of_micro_batch(self, before: int) -> NDArray[np.int64]:
         begin = before + self.rank * self.micro_batch_size
         return self.order.rows(begin, begin + self.micro_batch_size)
+
+
+def _made(make: Callable[[Any], dict[str, Tensor]], indices: Any) -> dict[str, Tensor] | InputError:
+    """In a worker: what was wrong with a file goes to the process that trains as it is."""
+    try:
+        return make(indices)
+    except InputError as error:
+        return error
+
+
+def _received(batches: Iterable[dict[str, Tensor] | InputError]) -> Iterator[dict[str, Tensor]]:
+    try:
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"a process that reads ahead was killed, often for want of memory: {error!s:.200}; use"
+            " fewer data.num_workers"
+        ) from error
 
 
 def _outlive_signals(worker: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropepp.data.packing.concat import PackedRows, Packing, Pieces, Use, spread
-from ropepp.data.packing.packing_index import open_index
+from ropepp.data.packing.packing_index import index_folder, open_index, require_whole_index
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 
@@ -70,7 +70,7 @@ class BestFitRows(PackedRows):
         super().__init__(corpus, length, mask_documents)
         self.min_opening_tokens = min_opening_tokens
         self.index = open_index(corpus, length, min_opening_tokens)
-        self._alone = int(self.index.whole_rows[-1])
+        self._size, self._alone = len(self.index), int(self.index.whole_rows[-1])
         if not len(self):
             raise InputError(
                 f"{corpus.folder} has no document of at least {max(2, min_opening_tokens)} tokens"
@@ -78,7 +78,12 @@ class BestFitRows(PackedRows):
             )
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self._size
+
+    def require_whole(self) -> None:
+        super().require_whole()
+        folder = index_folder(self.corpus, self.length, self.min_opening_tokens)
+        require_whole_index(folder, self.index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the index itself: pickling would copy it.

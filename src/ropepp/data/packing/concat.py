@@ -86,6 +86,10 @@ class PackedRows(ABC):
     def __len__(self) -> int:
         """Number of rows."""
 
+    def require_whole(self) -> None:
+        """Raises an `InputError` if a mapped file was cut short since it was opened."""
+        self.corpus.require_whole()
+
     @abstractmethod
     def _pieces(self, rows: NDArray[np.int64]) -> Pieces:
         """What these rows hold; none is empty."""
@@ -108,6 +112,7 @@ class PackedRows(ABC):
         Raises:
             IndexError: There is no such row.
         """
+        self.require_whole()
         numbers = row_numbers(indices, len(self))
         # One allocation: four of this size cost up to three times as much in page faults.
         arrays = np.empty((len(KEYS), len(numbers), self.length), np.int64)
@@ -134,6 +139,7 @@ class PackedRows(ABC):
         Raises:
             IndexError: There is no such row.
         """
+        self.require_whole()
         return int((self._pieces(row_numbers(indices, len(self))).sizes - 1).sum())
 
     def summary(self) -> dict[str, Any]:

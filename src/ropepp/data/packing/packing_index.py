@@ -7,25 +7,29 @@ put into rows of T + 1 tokens by best-fit-decreasing bin packing, as in "Fewer T
 Language Modeling" (arXiv 2404.10830).
 """
 
-import json
-import os
+import warnings
 from bisect import bisect_left, insort
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ropepp.data.records import read_record, write_record
 from ropepp.data.tokens.corpus import CHUNK, Corpus
+from ropepp.data.tokens.reader import load_numbers, require_whole
+from ropepp.data.tokens.writer import BlockChecksums
 from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_synced
 
-INDEX_VERSION = 2  # of the files and of what the algorithm makes: a new one makes old ones void
+INDEX_VERSION = 3  # of the files and of what the algorithm makes: a new one makes old ones void
 KEY_FILE = "key.json"
 NUMBER: np.dtype[Any] = np.dtype("<u4")  # of a document or a row: four bytes of each document
 NOWHERE = np.iinfo(NUMBER).max
+ROW: np.dtype[Any] = np.dtype("<i8")
+ARRAYS = {"whole": NUMBER, "whole_rows": ROW, "packed": NUMBER, "packed_rows": ROW}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +54,33 @@ class PackingIndex:
         return int(self.whole_rows[-1]) + len(self.packed_rows) - 1
 
 
+@dataclass(frozen=True)
+class IndexMeta:
+    """The content of `KEY_FILE`: of what an index is and how it was made; and, unless it is the key
+    alone, the lengths and checksums of its arrays."""
+
+    version: int
+    length: int
+    min_opening_tokens: int
+    documents: int
+    offsets_checksum: str
+    sizes: dict[str, int] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+
+
+def index_folder(corpus: Corpus, length: int, min_opening_tokens: int) -> Path:
+    """Where the index of a corpus is kept."""
+    place = corpus.folder / corpus.meta.split
+    return place / f"best_fit_{length}_{min_opening_tokens}.index"
+
+
 def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingIndex:
     """The index from its folder in the split's folder, which is made if needed.
 
     It names the documents' offsets by their checksum: another corpus in the same place gets another
-    index. Where the folder cannot be written, the index is in memory alone. Processes that make it
-    at the same time write the same, each under a name of its own first.
+    index, and so does a damaged one. Where the folder cannot be written, the index is in memory
+    alone. Processes that make it at the same time write the same, each under a name of its own
+    first.
 
     Args:
         corpus: What to pack.
@@ -63,19 +88,13 @@ def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingI
         min_opening_tokens: Tokens of a piece from which on it may open a row; shorter ones go
             where there is room, and are left out where there is none.
     """
-    folder = corpus.folder / corpus.meta.split
-    path = folder / f"best_fit_{length}_{min_opening_tokens}.index"
-    key = {
-        "version": INDEX_VERSION,
-        "length": length,
-        "min_opening_tokens": min_opening_tokens,
-        "documents": len(corpus.offsets) - 1,
-        "offsets_sha256": corpus.meta.offsets_sha256,
-    }
+    path = index_folder(corpus, length, min_opening_tokens)
+    documents, checksum = len(corpus.offsets) - 1, corpus.meta.offsets_checksum
+    key = IndexMeta(INDEX_VERSION, length, min_opening_tokens, documents, checksum)
     found = _load(path, key)
     if found is None:
         built = build_index(corpus.offsets, length, min_opening_tokens)
-        if folder.is_dir() and _load(path, key) is None:  # no other process was faster
+        if path.parent.is_dir() and _load(path, key) is None:  # no other process was faster
             _save(path, key, built)
         # From the files, processes on a machine share it.
         found = _load(path, key) or built
@@ -204,26 +223,45 @@ def _cut(
     return remainders, np.concatenate(whole), np.concatenate(rows)
 
 
-def _save(folder: Path, key: dict[str, Any], index: PackingIndex) -> None:
-    """Writes the key and the arrays, completely or not at all."""
+def require_whole_index(folder: Path, index: PackingIndex) -> None:
+    """Raises an `InputError` if a mapped file was cut short, see `reader.require_whole`."""
+    for name, array in vars(index).items():
+        require_whole(_file(folder, name), array)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.bin"
+
+
+def _save(folder: Path, key: IndexMeta, index: PackingIndex) -> None:
+    """Writes the arrays and what is known of them, completely or not at all."""
+    arrays = {name: getattr(index, name).astype(kind) for name, kind in ARRAYS.items()}
     # The folder may be read-only, or another process may have been faster.
     with suppress(OSError, InputError), replacing_folder(folder, overwrite=True) as work:
-        for name, array in vars(index).items():
-            with (work / f"{name}.npy").open("wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-        write_synced(work / KEY_FILE, json.dumps(key).encode())
+        for name, array in arrays.items():
+            write_synced(_file(work, name), array.data)
+        meta = replace(
+            key,
+            sizes={name: len(array) for name, array in arrays.items()},
+            checksums={name: BlockChecksums(array).digest() for name, array in arrays.items()},
+        )
+        write_record(work / KEY_FILE, meta)
 
 
-def _load(folder: Path, key: dict[str, Any]) -> PackingIndex | None:
-    """Maps an index; None where there is none of this key, or not all of it."""
-    try:
-        if json.loads((folder / KEY_FILE).read_bytes()) != key:
-            return None
-        names = [field.name for field in fields(PackingIndex)]
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names]
-    except (OSError, EOFError, ValueError):
+def _load(folder: Path, key: IndexMeta) -> PackingIndex | None:
+    """An index; None where there is none of this key, or where it is damaged."""
+    if not (folder / KEY_FILE).is_file():
         return None
-    # Plain arrays over the maps: slicing a map itself is several times slower.
-    return PackingIndex(*map(np.asarray, arrays))
+    try:
+        meta = read_record(folder / KEY_FILE, IndexMeta)
+        if replace(meta, sizes={}, checksums={}) != key:
+            return None
+        return PackingIndex(
+            *(
+                load_numbers(_file(folder, name), kind, meta.sizes[name], meta.checksums[name])
+                for name, kind in ARRAYS.items()
+            )
+        )
+    except (InputError, KeyError) as error:
+        warnings.warn(f"{error}; the index is made anew", stacklevel=2)
+        return None

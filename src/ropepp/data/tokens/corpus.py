@@ -6,9 +6,11 @@ A corpus is a folder with the tokenizer's file (none for `bytes`) and
     SPLIT/shards.json               a list of `ShardEntry`
     SPLIT/offsets.bin               int64, little-endian; documents + 1 numbers, the first 0, the
                                     last the number of tokens
+    SPLIT/tokens.crc32              uint32, little-endian; the crc32 of each 64 KiB of the shards'
+                                    tokens.bin, each begun anew
     shards/NAME/SPLIT/tokens.bin    ids, little-endian; uint16 when the vocabulary has at most
                                     65536 ids, otherwise uint32
-    shards/NAME/SPLIT/offsets.bin   those of the shard alone
+    shards/NAME/SPLIT/offsets.bin, tokens.crc32    those of the shard alone
 
 The ids of a split are those of its shards one after another. Every document is stored as [BOS if
 the tokenizer has one] + ids + [end-of-text].
@@ -23,35 +25,35 @@ from numpy.typing import NDArray
 
 from ropepp.data.tokenizer import Tokenizer, load_tokenizer
 from ropepp.data.tokens.meta import (
-    SHARDS_FILE,
     CorpusMeta,
+    ShardEntry,
+    check_files,
+    check_sha256,
     read_meta,
     read_shards,
     shard_folder,
 )
+from ropepp.data.tokens.reader import CHUNK, ShardedTokens, load_numbers, require_whole
 from ropepp.data.tokens.writer import (
+    BLOCK,
+    BLOCKS_FILE,
+    CHECKSUM_TYPE,
     META_FILE,
     OFFSET_TYPE,
     OFFSETS_FILE,
     TOKENS_FILE,
-    ShardedTokens,
-    check_size,
-    map_numbers,
     token_type,
 )
 from ropepp.errors import InputError
-from ropepp.files import file_sha256
-
-CHUNK = 1 << 22  # numbers looked at at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """One split of a prepared corpus, memory-mapped; build it with `Corpus.open`.
+    """One split of a prepared corpus; build it with `Corpus.open`.
 
     Attributes:
         folder: The corpus's folder.
-        tokens: (tokens,) uint16 or uint32, read-only; has a length and gives arrays for slices.
+        tokens: (tokens,) uint16 or uint32; has a length and gives arrays for slices.
         offsets: (documents + 1,) int64, read-only; document d is `tokens[offsets[d] : offsets[d +
             1]]`.
         meta: Counts, tokenizer, checksums.
@@ -64,15 +66,15 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: str | Path, split: str) -> "Corpus":
-        """Maps a split after checking that its files fit each other (not their checksums:
-        `verify`).
+        """Opens a split after comparing its files with their checksums: all but the shards' own,
+        whose sizes are compared here and whose tokens as they are read (`verify` compares all).
 
         Args:
             folder: The corpus's folder.
             split: "train" or "validation".
 
         Raises:
-            InputError: A file is missing, cut off, of another format, or contradicts `meta.json`.
+            InputError: A file is missing, damaged, of another format, or contradicts `meta.json`.
         """
         folder = Path(folder)
         place = folder / split
@@ -82,19 +84,19 @@ class Corpus:
                 " validation_fraction is above 0)"
             )
         meta = read_meta(place / META_FILE)
+        check_files(folder, meta)
         dtype = token_type(meta.vocab_size)
-        offsets = map_numbers(place / OFFSETS_FILE, OFFSET_TYPE, meta.documents + 1)
-        _check_offsets(place / OFFSETS_FILE, offsets, meta.tokens)
+        path = place / OFFSETS_FILE
+        offsets = load_numbers(path, OFFSET_TYPE, meta.documents + 1, meta.offsets_checksum)
+        _check_offsets(path, offsets, meta.tokens)
+        shards = read_shards(folder, meta)
+        blocks = sum(-(-shard.tokens * dtype.itemsize // BLOCK) for shard in shards)
+        checksums = load_numbers(place / BLOCKS_FILE, CHECKSUM_TYPE, blocks, meta.tokens_checksum)
         files = [
             (shard_folder(folder, shard.name, split) / TOKENS_FILE, shard.tokens)
-            for shard in read_shards(folder, meta)
+            for shard in shards
         ]
-        for path, count in files:
-            check_size(path, dtype, count)
-        # One shard alone is read as what it is, a plain array.
-        (path, count), *others = files
-        tokens = ShardedTokens(files, dtype) if others else map_numbers(path, dtype, count)
-        return cls(folder, tokens, offsets, meta)
+        return cls(folder, ShardedTokens(files, dtype, meta.vocab_size, checksums), offsets, meta)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself: pickling an array would copy the corpus.
@@ -106,25 +108,17 @@ class Corpus:
         Raises:
             InputError: A file is not what was written.
         """
-        place, meta = self.folder / self.meta.split, self.meta
-        files = [
-            (place / SHARDS_FILE, meta.shards_sha256),
-            (place / OFFSETS_FILE, meta.offsets_sha256),
-        ]
-        for entry in read_shards(self.folder, meta):
-            shard = shard_folder(self.folder, entry.name, meta.split)
-            files += [
-                (shard / TOKENS_FILE, entry.tokens_sha256),
-                (shard / OFFSETS_FILE, entry.offsets_sha256),
-            ]
-        for path, expected in files:
-            _check_sha256(path, expected)
-        for start in range(0, len(self.tokens), CHUNK):
-            largest = int(self.tokens[start : start + CHUNK].max())
-            if largest >= meta.vocab_size:
-                raise InputError(
-                    f"{place} has the id {largest}; ids must be below vocab_size {meta.vocab_size}"
-                )
+        Corpus.open(self.folder, self.meta.split)
+        for entry in read_shards(self.folder, self.meta):
+            place = shard_folder(self.folder, entry.name, self.meta.split)
+            verify_shard(place, entry, token_type(self.meta.vocab_size), self.meta.vocab_size)
+
+    def require_whole(self) -> None:
+        """Raises an `InputError` if a mapped file was cut short, see `reader.require_whole`."""
+        place = self.folder / self.meta.split
+        require_whole(place / OFFSETS_FILE, self.offsets)
+        if isinstance(self.tokens, ShardedTokens):
+            require_whole(place / BLOCKS_FILE, self.tokens.checksums)
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids.
@@ -141,11 +135,17 @@ class Corpus:
         return tokenizer
 
 
-def _check_sha256(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    if (found := file_sha256(path)) != expected:
-        raise InputError(f"{path} has sha256 {found}; {META_FILE} says {expected}")
+def verify_shard(place: Path, entry: ShardEntry, dtype: np.dtype[Any], vocab_size: int) -> None:
+    """Reads the files of a shard's split and compares them with what is known of them.
+
+    Raises:
+        InputError: One is missing or not what was written.
+    """
+    load_numbers(place / OFFSETS_FILE, OFFSET_TYPE, entry.documents + 1, entry.offsets_checksum)
+    check_sha256(place / BLOCKS_FILE, entry.tokens_checksum)
+    checksums = np.fromfile(place / BLOCKS_FILE, CHECKSUM_TYPE)
+    tokens = [(place / TOKENS_FILE, entry.tokens)]
+    ShardedTokens(tokens, dtype, vocab_size, checksums).verify()
 
 
 def _check_offsets(path: Path, offsets: NDArray[np.int64], tokens: int) -> None:

@@ -3,23 +3,32 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 import numpy as np
 
 from ropepp import __version__
+from ropepp.data.records import as_record, read_bytes, read_record, write_record
 from ropepp.data.text.readers import Skipped
 from ropepp.data.tokenizer import Tokenizer
-from ropepp.data.tokens.writer import META_FILE, OFFSET_TYPE, OFFSETS_FILE
+from ropepp.data.tokens.writer import (
+    BLOCKS_FILE,
+    META_FILE,
+    OFFSET_TYPE,
+    OFFSETS_FILE,
+    BlockChecksums,
+    token_type,
+)
 from ropepp.errors import InputError
-from ropepp.files import disk_errors, sync_folder, write_synced
+from ropepp.files import disk_errors, file_sha256, sync_folder, write_synced
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SHARDS_FOLDER, SHARDS_FILE = "shards", "shards.json"
+NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # of a shard or a file: no way to another place
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,10 @@ class CorpusMeta:
 
     `tokens` counts BOS and end-of-text, `text_bytes` the UTF-8 bytes of the documents. `bad_lines`,
     `empty_documents` and `short_documents` were left out of the whole corpus. `shards` is the
-    number of the split's shards; `shards_sha256` is of the list that has their own checksums.
+    number of the split's shards; `shards_sha256` is of the list that has their own checksums,
+    `files_sha256` of the files beside the splits by their names, and `tokens_checksum` and
+    `offsets_checksum` are what `BlockChecksums.digest` makes of all checksums of tokens, and of
+    the offsets.
     """
 
     format_version: int
@@ -49,7 +61,9 @@ class CorpusMeta:
     eot_id: int
     shards: int
     shards_sha256: str
-    offsets_sha256: str
+    files_sha256: dict[str, str]
+    tokens_checksum: str
+    offsets_checksum: str
 
 
 @dataclass(frozen=True)
@@ -60,8 +74,8 @@ class ShardEntry:
     documents: int
     tokens: int
     text_bytes: int
-    tokens_sha256: str
-    offsets_sha256: str
+    tokens_checksum: str
+    offsets_checksum: str
 
 
 def shard_folder(folder: Path, name: str, split: str) -> Path:
@@ -93,8 +107,11 @@ def join_shards(
         DiskError: A file could not be written.
     """
     place = folder / split
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
+    with disk_errors(place):
+        shutil.rmtree(place, ignore_errors=True)
+        place.unlink(missing_ok=True)
+        place.mkdir()
+    beside = sorted(path for path in folder.iterdir() if path.is_file())
     kept = [shard for shard in shards if shard.tokens]
     # One shard a line: long lists can be read and compared.
     lines = ",\n".join(json.dumps(asdict(shard)) for shard in kept)
@@ -119,9 +136,11 @@ def join_shards(
         eot_id=tokenizer.eot_id,
         shards=len(kept),
         shards_sha256=hashlib.sha256(listing).hexdigest(),
-        offsets_sha256=_join_offsets(folder, split, kept),
+        files_sha256={path.name: file_sha256(path) for path in beside},
+        tokens_checksum=_join_checksums(folder, split, kept),
+        offsets_checksum=_join_offsets(folder, split, kept),
     )
-    write_synced(place / META_FILE, (json.dumps(asdict(meta), indent=2) + "\n").encode())
+    write_record(place / META_FILE, meta)
     sync_folder(place)
     return meta
 
@@ -130,16 +149,25 @@ def read_shards(folder: Path, meta: CorpusMeta) -> list[ShardEntry]:
     """The shards of a split in order.
 
     Raises:
-        InputError: Their list is missing or contradicts the meta.
+        InputError: Their list is missing, is not what was written, or contradicts the meta.
     """
     path = folder / meta.split / SHARDS_FILE
+    content = read_bytes(path)
+    if (found := hashlib.sha256(content).hexdigest()) != meta.shards_sha256:
+        raise InputError(
+            f"{path} is damaged: it has sha256 {found}; {META_FILE} says {meta.shards_sha256}"
+        )
     try:
-        shards = [ShardEntry(**values) for values in json.loads(path.read_bytes())]
-        documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; a prepared corpus has it in every split") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is no list of shards: {error}") from error
+        values = json.loads(content)
+        shards = [as_record(each, ShardEntry, str(path)) for each in values]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is no list of shards: {error!s:.200}") from error
+    for shard in shards:
+        if not NAME.fullmatch(shard.name) or not shard.tokens >= shard.documents >= 1:
+            raise InputError(
+                f"{path} has a shard {asdict(shard)}, which `ropepp prepare` makes not"
+            )
+    documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
     if (len(shards), documents, tokens) != (meta.shards, meta.documents, meta.tokens):
         raise InputError(
             f"{path} has {len(shards)} shards, {documents} documents and {tokens} tokens;"
@@ -152,37 +180,56 @@ def read_meta(path: Path) -> CorpusMeta:
     """The content of a split's `meta.json`.
 
     Raises:
-        InputError: It is missing, of another format, or not as described.
+        InputError: It is missing, damaged, of another format, or not as described.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is missing; a prepared corpus has {META_FILE} in every split")
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
-    found = values.get("format_version") if isinstance(values, dict) else None
-    if found != FORMAT_VERSION:
+    meta = read_record(path, CorpusMeta, FORMAT_VERSION)
+    token_type(meta.vocab_size)
+    if meta.split != path.parent.name or max(meta.bos_id or 0, meta.eot_id) >= meta.vocab_size:
         raise InputError(
-            f"{path}: format_version is {found!r}; {FORMAT_VERSION} can be read, which"
-            " `ropepp prepare` makes"
+            f"{path}: split is {meta.split!r}, bos_id {meta.bos_id}, eot_id {meta.eot_id}; allowed"
+            f" are {path.parent.name!r} and ids below vocab_size {meta.vocab_size}"
         )
-    types = get_type_hints(CorpusMeta)
-    if values.keys() != types.keys():
-        odd = sorted(values.keys() ^ types.keys())
-        raise InputError(f"{path} has other keys than allowed: missing or unknown are {odd}")
-    for key, kind in types.items():
-        if not isinstance(values[key], kind):
-            allowed = getattr(kind, "__name__", kind)
-            raise InputError(f"{path}: {key} is {values[key]!r}; it must be {allowed}")
-    meta = CorpusMeta(**values)
     if meta.documents < 1:
         raise InputError(f"{path}: documents is {meta.documents}; at least 1 is needed")
+    for name in meta.files_sha256:
+        if not NAME.fullmatch(name):
+            raise InputError(f"{path}: files_sha256 names {name!r}; allowed are files beside it")
     return meta
+
+
+def check_files(folder: Path, meta: CorpusMeta) -> None:
+    """Compares the files beside the splits, such as the tokenizer's, with their checksums.
+
+    Raises:
+        InputError: One is missing or not what was written.
+    """
+    for name, expected in meta.files_sha256.items():
+        check_sha256(folder / name, expected)
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises an `InputError` if a file is missing or not what was written."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing; a prepared corpus has it")
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if found != expected:
+        raise InputError(f"{path} is damaged: it has sha256 {found}; {META_FILE} says {expected}")
+
+
+def _join_checksums(folder: Path, split: str, shards: Sequence[ShardEntry]) -> str:
+    """Writes the checksums of all blocks of tokens and returns the file's own."""
+    own = [shard_folder(folder, shard.name, split) / BLOCKS_FILE for shard in shards]
+    content = b"".join(path.read_bytes() for path in own)
+    write_synced(folder / split / BLOCKS_FILE, content)
+    return BlockChecksums(content).digest()
 
 
 def _join_offsets(folder: Path, split: str, shards: Sequence[ShardEntry]) -> str:
     """Writes the starts of all documents and returns the file's checksum."""
-    path, begin, digest = folder / split / OFFSETS_FILE, 0, hashlib.sha256()
+    path, begin, checksums = folder / split / OFFSETS_FILE, 0, BlockChecksums()
     with disk_errors(path), path.open("wb") as file:
         for shard in shards:
             own = shard_folder(folder, shard.name, split) / OFFSETS_FILE
@@ -190,8 +237,8 @@ def _join_offsets(folder: Path, split: str, shards: Sequence[ShardEntry]) -> str
             # The end of one shard is the start of the next.
             content = (offsets[0 if begin == 0 else 1 :] + begin).astype(OFFSET_TYPE).tobytes()
             file.write(content)
-            digest.update(content)
+            checksums.update(content)
             begin += shard.tokens
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return checksums.digest()

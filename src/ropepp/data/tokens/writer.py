@@ -1,29 +1,27 @@
-"""Numbers on disk: writing the documents of a split, and reading many files as one sequence."""
+"""Numbers on disk: writing the documents of a split, with checksums of all that is written."""
 
 import hashlib
 import os
 import sys
 from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
-from ropepp.files import disk_errors
+from ropepp.files import disk_errors, write_synced
 
 TOKENS_FILE, OFFSETS_FILE, META_FILE = "tokens.bin", "offsets.bin", "meta.json"
+BLOCKS_FILE = "tokens.crc32"
 TOKEN_TYPES: tuple[np.dtype[Any], ...] = np.dtype("<u2"), np.dtype("<u4")
 OFFSET_TYPE: np.dtype[Any] = np.dtype("<i8")
+CHECKSUM_TYPE: np.dtype[Any] = np.dtype("<u4")
+BLOCK = 1 << 16  # bytes of a token file that have a checksum of their own
 BUFFER = 1 << 20  # numbers buffered at a time
-# The kernel allows 65530 maps to a process; shards beyond this many are mapped anew in turns.
-MAX_MAPS = 16384
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:
@@ -40,7 +38,7 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
 
 class TokenWriter:
     """Writes documents to the token file and the offsets of a folder, in bounded memory; a context
-    manager. The files are complete after `sync`.
+    manager. The files, the checksums of blocks of tokens with them, are complete after `sync`.
 
     Args:
         place: Existing folder.
@@ -56,6 +54,7 @@ class TokenWriter:
         )
         self._offsets = _NumberFile(place / OFFSETS_FILE, OFFSET_TYPE)
         self._offsets.append([0])
+        self._blocks = place / BLOCKS_FILE
 
     def __enter__(self) -> "TokenWriter":
         return self
@@ -92,6 +91,7 @@ class TokenWriter:
         """Puts everything on the disk."""
         self._tokens.sync()
         self._offsets.sync()
+        write_synced(self._blocks, self._tokens.checksums.content())
 
     def counts_and_checksums(self) -> dict[str, Any]:
         """Counts and checksums; after `sync`."""
@@ -99,27 +99,54 @@ class TokenWriter:
             "documents": self.documents,
             "tokens": self.tokens,
             "text_bytes": self.text_bytes,
-            "tokens_sha256": self._tokens.sha256,
-            "offsets_sha256": self._offsets.sha256,
+            "tokens_checksum": self._tokens.checksums.digest(),
+            "offsets_checksum": self._offsets.checksums.digest(),
         }
 
 
+class BlockChecksums:
+    """The crc32 of every `BLOCK` bytes of a file, from its first byte on."""
+
+    def __init__(self, content: Any = b"") -> None:
+        self._done = array("I")
+        self._last = self._bytes = 0  # of the block that is not full
+        self.update(content)
+
+    def update(self, content: Any) -> None:
+        """Goes on with these bytes, of anything that has a buffer."""
+        view = memoryview(content)
+        rest = view.cast("B") if view.nbytes else b""
+        while rest:
+            part = rest[: BLOCK - self._bytes]
+            self._last = crc32(part, self._last)
+            self._bytes += len(part)
+            rest = rest[len(part) :]
+            if self._bytes == BLOCK:
+                self._done.append(self._last)
+                self._last = self._bytes = 0
+
+    def content(self) -> bytes:
+        """One number for each block, the last one's included, in `CHECKSUM_TYPE`."""
+        last = [self._last] if self._bytes else []
+        return np.array([*self._done, *last], CHECKSUM_TYPE).tobytes()
+
+    def digest(self) -> str:
+        """sha256 of them, hexadecimal: a checksum of the file as fast as crc32."""
+        return hashlib.sha256(self.content()).hexdigest()
+
+
 class _NumberFile:
-    """A file of numbers, written through a buffer, that knows its checksum."""
+    """A file of numbers, written through a buffer, that knows its checksums."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], below: int | None = None) -> None:
         self._path, self._below = path, below
         with disk_errors(path):
             self._file = path.open("wb", buffering=0)
         self._buffer = array(dtype.char)
-        self._digest = hashlib.sha256()
+        self.checksums = BlockChecksums()
 
     def close(self) -> None:
         self._file.close()
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
 
     def append(self, numbers: list[int]) -> None:
         try:
@@ -143,7 +170,7 @@ class _NumberFile:
         if sys.byteorder == "big":
             self._buffer.byteswap()
         rest = memoryview(self._buffer).cast("B")
-        self._digest.update(rest)
+        self.checksums.update(rest)
         with disk_errors(self._path):
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -154,74 +181,3 @@ class _NumberFile:
             f"{self._path}: the tokenizer gave the id {number}; ids must be from 0 to below"
             f" {self._below}, its vocab_size ({8 * self._buffer.itemsize} bits in the file)"
         )
-
-
-class ShardedTokens:
-    """Token files of many shards as one sequence to take slices of; mapped when first read.
-
-    Slices are plain arrays: a view where they lie in one shard, otherwise a copy.
-
-    Args:
-        parts: File and number of tokens of each shard, in order; none may be empty.
-        dtype: Type of the numbers.
-
-    Attributes:
-        dtype: Type of the numbers.
-    """
-
-    def __init__(self, parts: Sequence[tuple[Path, int]], dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
-        self._paths = [path for path, _ in parts]
-        self._starts = [0, *accumulate(count for _, count in parts)]
-        self._map = lru_cache(MAX_MAPS)(self._open)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Another process maps the files itself: pickling an array would copy it.
-        counts = [end - start for start, end in pairwise(self._starts)]
-        return ShardedTokens, (list(zip(self._paths, counts, strict=True)), self.dtype)
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, key: slice) -> NDArray[Any]:
-        """(stop - start,) the tokens of a slice.
-
-        Raises:
-            IndexError: The slice's step is not 1.
-        """
-        start, stop, step = key.indices(len(self))
-        if step != 1:
-            raise IndexError(f"step is {step}; tokens are read one after another")
-        stop = max(start, stop)
-        shards = range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop))
-        parts = [
-            self._map(shard)[max(start - self._starts[shard], 0) : stop - self._starts[shard]]
-            for shard in shards
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
-
-    def _open(self, shard: int) -> NDArray[Any]:
-        count = self._starts[shard + 1] - self._starts[shard]
-        return map_numbers(self._paths[shard], self.dtype, count)
-
-
-def map_numbers(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-    """(count,) the numbers of a file, memory-mapped and read-only.
-
-    Raises:
-        InputError: The file is missing or of another size.
-    """
-    check_size(path, dtype, count)
-    # A plain array over the map: slicing np.memmap itself is several times slower.
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
-
-
-def check_size(path: Path, dtype: np.dtype[Any], count: int) -> None:
-    """Raises an `InputError` if a file of numbers is missing or has another number of them."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing; a prepared corpus has it in every split")
-    found, expected = path.stat().st_size, count * dtype.itemsize
-    if found != expected:
-        raise InputError(f"{path} has {found} bytes; {META_FILE} says {expected}")
