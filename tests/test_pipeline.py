@@ -18,7 +18,7 @@ from helpers.fit_runs import curve
 from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.errors import InputError
-from ropepp.pipeline import load
+from ropepp.pipeline import load, write_table
 
 PIPELINES = REPOSITORY / "configs" / "pipeline"
 # PAPER's table: tokens a step, last step, schedule, where it is at the end.
@@ -196,6 +196,9 @@ def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
         ({"stages": []}, "stages is missing or empty"),
         ({"speed": 1}, "unknown key speed; allowed: name, base"),
         ({"stages": [{"name": "a", "take": "all"}]}, "take is 'all'; allowed: everything, weights"),
+        ({"stages": [{"name": "../a"}]}, "stages[0].name is '../a'; allowed: letters"),
+        ({"like": "tiny.yaml"}, "like is tiny.yaml, which has like itself"),
+        ({"seed": 2**70}, f"seed is {2**70}; allowed: 0 to"),
         ({"stages": [{"name": "a", "after": "b"}]}, "after is 'b'; allowed: none, it is the first"),
         ({"stages": [{"name": "a"}, {"name": "a"}]}, "two stages have the name 'a'"),
         ({"stages": [{"name": "a", "config": "x.yaml"}]}, "'x.yaml', which is no file"),
@@ -213,6 +216,25 @@ def test_bad_pipelines(corpus: Path, tmp_path: Path, change: dict[str, Any], mes
         load(file)
     assert message in str(error.value)
     assert str(file.parent) in str(error.value)
+
+
+def test_what_earlier_stages_have_left(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged result stops no table; nothing goes on from weights that are no numbers; names and
+    links lead nowhere else."""
+    file = write_pipeline(tmp_path, corpus, tmp_path / "logs")
+    stage = tmp_path / "logs/tiny/EC/pretrain"
+    stage.mkdir(parents=True)
+    (stage / "result.json").write_bytes(b'{"steps"')
+    assert write_table(load(file)).read_text() == "# tiny\n\n"
+    assert "EC/pretrain" in capsys.readouterr().err
+    (stage / "result.json").write_text('{"validation_loss": null, "diverged": "loss is nan"}')
+    assert main(["pipeline", str(file)]) == 76
+    assert "EC/pretrain diverged: loss is nan" in capsys.readouterr().err
+    (tmp_path / "logs/tiny/EC/decay").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="EC/decay is a link out of"):
+        load(file).directory("EC", "decay")
 
 
 def test_dry_prints_commands_that_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

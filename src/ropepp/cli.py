@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             os.dup2(nowhere, stream.fileno())
         return 128 + signal.SIGPIPE
     except Stopped as stop:
+        _ends(argv)
         with suppress(OSError):  # the terminal may be gone
             print(stop, file=sys.stderr)
         return stop.code
@@ -101,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         # Lightning turns Ctrl-C into an exit with 1.
         if not isinstance(error.__context__ or error, KeyboardInterrupt):
             raise
+        _ends(argv)
         print("interrupted before it was done", file=sys.stderr)
         return 130
     except Exception as error:
@@ -110,6 +112,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _ends(argv: list[str] | None) -> None:
+    """Whoever asks once more does not change how a process ends that is at its end."""
+    if argv is None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _import_trusted(modules: list[str]) -> None:

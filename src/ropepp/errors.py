@@ -6,7 +6,7 @@ import errno
 ENVIRONMENT = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
     *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EIO),
-    *(errno.ESTALE, errno.ENOLCK, errno.ENOMEM),
+    *(errno.ESTALE, errno.ENOLCK, errno.ENOMEM, errno.EEXIST, errno.EFBIG),
 }
 
 
@@ -52,15 +52,32 @@ def user_message(error: BaseException) -> str | None:
     while cause is not None and not isinstance(cause, InputError) and cause not in seen:
         seen.append(cause)
         cause = cause.__cause__ or cause.__context__
-    cause = cause if isinstance(cause, InputError) else None
+    if cause is None:
+        found = filter(None, map(_of_the_machine, seen))
+        if message := next(found, None):
+            return message
     # Lightning's own exception for a configuration that cannot be, imported if it was raised.
     misconfigured = type(error).__name__ == "MisconfigurationException"
-    if cause is None and isinstance(error, OSError) and error.errno in ENVIRONMENT:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        return f"{place}{error.strerror}"
     if cause is None and not isinstance(error, ArgumentError) and not misconfigured:
         return None
     return " ".join(str(cause or error).split())
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """One line for an error that means that the machine has too little of something, or forbids."""
+    memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and memory):
+        detail = str(error).partition("\n")[0][:200]
+        return (
+            f"out of memory{f' ({detail})' if detail else ''}: lower data.micro_batch_size or "
+            "data.sequence_length, set model.activation_checkpointing 1, or share the model "
+            "(trainer.strategy fsdp2)"
+        )
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        more = "; raise it (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        return f"{place}{error.strerror}{more}"
+    return None
 
 
 def at_least(least: float, key: str = "", /, **values: float | None) -> None:

@@ -5,24 +5,24 @@ lives in ``LOGS/NAME/VARIANT/STAGE/`` and is done when its ``result.json`` is th
 same command goes on wherever it was interrupted.
 """
 
-import json
 import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from ropepp.errors import InputError, Preempted
-from ropepp.files import write_text
+from ropepp.errors import Diverged, InputError, Preempted
+from ropepp.files import run_folder, write_text
 from ropepp.runs import process
 from ropepp.runs.config import AnyText, FitFiles, FitKeys, RunsConfig, read_config
 from ropepp.runs.process import RunProcess, StopRequest
-from ropepp.runs.records import RESULT
+from ropepp.runs.records import DIVERGED, RESULT, read_result
 from ropepp.runs.settings import read_yaml
 from ropepp.runs.status import LOG, duration, progress_of
-from ropepp.runs.table import read_result, table
+from ropepp.runs.survival import lasting_output
+from ropepp.runs.table import number, read_rows, table
 
 TAKE = {
     "everything": "step, data, weights and optimizer go on as if the stage before had not ended",
@@ -65,10 +65,11 @@ class Pipeline(RunsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for number, stage in enumerate(self.stages):
-            self._check(f"stages[{number}]", stage, {one.name: one for one in self.stages[:number]})
+        for at, stage in enumerate(self.stages):
+            self._check(f"stages[{at}]", stage, {one.name: one for one in self.stages[:at]})
 
     def _check(self, at: str, stage: Stage, before: Mapping[str, Stage]) -> None:
+        self.check_name(f"{at}.name", stage.name)
         self.check_files(f"{at}.config", stage.config)
         self.check_fit_keys(f"{at}.set", stage.set)
         if stage.name in before:
@@ -85,8 +86,8 @@ class Pipeline(RunsConfig):
                 self.refuse(f"{at}: {variant} has no stage {stage.after!r} to begin from")
 
     def directory(self, variant: str, stage: str) -> Path:
-        """Folder of a run."""
-        return self.folder / variant / stage
+        """Folder of a run; no link out of the pipeline's."""
+        return run_folder(Path(self.logs), self.name, f"{variant}/{stage}")
 
     def stages_of(self, variant: str) -> list[Stage]:
         """The stages that a variant has."""
@@ -139,7 +140,10 @@ def load(file: Path) -> Pipeline:
     """
     content = read_yaml(file)
     if isinstance(content, dict) and "like" in content:
-        under = read_yaml(file.parent / str(content.pop("like")))
+        like = file.parent / str(content.pop("like"))
+        under = read_yaml(like)
+        if isinstance(under, dict) and "like" in under:
+            raise InputError(f"{file}: like is {like.name}, which has like itself: name its file")
         content = under | content if isinstance(under, dict) else under  # which is refused below
     if isinstance(content, dict) and isinstance(content.get("stages"), list):
         content["stages"] = [
@@ -156,7 +160,7 @@ def run(pipeline: Pipeline, variants: list[str]) -> None:
         InputError: A stage failed.
         Preempted: This process was asked to end; the stage has saved and can go on.
     """
-    with StopRequest() as stop:
+    with lasting_output(), StopRequest() as stop:
         for variant in variants:
             for stage in pipeline.stages_of(variant):
                 directory = pipeline.directory(variant, stage.name)
@@ -179,16 +183,17 @@ def _run_stage(
     if run is not None:
         print(f"{name} goes on without its driver: adopted", flush=True)
         _watch(run, name, stop)
-    elif (directory / RESULT).exists():
+    elif result := read_result(directory):
         print(f"{name}: done before", flush=True)
-        return
-    if not (directory / RESULT).exists() and not stop.made:
+        return _refuse_diverged(name, result)
+    if not read_result(directory) and not stop.made:
         print(f"{name}: begins, see {directory / LOG}", flush=True)
         run = process.start(pipeline.command(variant, stage), directory, claimed)
         if run is None:
             raise InputError(f"{name}: processes of an earlier attempt still write to {LOG}")
         _watch(run, name, stop)
-    assert run is not None
+    if run is None:
+        raise Preempted("ended on request between two stages")
     state, reason = run.outcome()
     if state != "finished":
         process.write_outcome(directory, state, reason)
@@ -196,8 +201,16 @@ def _run_stage(
             raise Preempted(f"{name} ended: {reason}; the same command goes on")
         raise InputError(f"{name} failed: {reason}; see {run.log}")
     write_table(pipeline)
-    result, took = json.loads((directory / RESULT).read_text()), time.monotonic() - run.began
-    print(f"{name}: validation loss {result['validation_loss']:.4f}, {duration(took)}", flush=True)
+    result, took = read_result(directory), time.monotonic() - run.began
+    loss = number(result.get("validation_loss"), ".4f")
+    print(f"{name}: validation loss {loss}, {duration(took)}", flush=True)
+    return _refuse_diverged(name, result)
+
+
+def _refuse_diverged(name: str, result: Mapping[str, Any]) -> None:
+    """No stage goes on from weights that are no numbers."""
+    if DIVERGED in result:
+        raise Diverged(f"{name} diverged: {result[DIVERGED]}; lower the learning rate")
 
 
 def _watch(run: RunProcess, name: str, stop: StopRequest) -> None:
@@ -216,12 +229,12 @@ def _watch(run: RunProcess, name: str, stop: StopRequest) -> None:
 
 def write_table(pipeline: Pipeline) -> Path:
     """Writes ``pipeline.md``: a row for each stage of each variant that is done."""
-    rows = []
-    for variant in pipeline.variants:
-        for stage in pipeline.stages_of(variant):
-            result = pipeline.directory(variant, stage.name) / RESULT
-            if result.exists():
-                rows.append(read_result(result) | {"run": f"{variant}/{stage.name}"})
+    done = {
+        f"{variant}/{stage.name}": pipeline.directory(variant, stage.name) / RESULT
+        for variant in pipeline.variants
+        for stage in pipeline.stages_of(variant)
+    }
+    rows = read_rows((name, file) for name, file in done.items() if file.exists())
     path = pipeline.folder / "pipeline.md"
-    write_text(path, f"# {pipeline.name}\n\n{table(rows)}")
+    write_text(path, f"# {pipeline.name}\n\n{table(rows) if rows else ''}")
     return path

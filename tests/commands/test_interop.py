@@ -52,7 +52,7 @@ def test_a_run_comes_out_with_its_figures(run: Path, folder: Path, corpus: Path)
     assert settings["eos_token_id"] == 256  # the corpus' own tokenizer
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "README.md"),
-        *("modeling_ropepp.py", "tokenizer.json", "tokenizer_config.json"),
+        *("modeling_ropepp.py", "tokenizer.json", "tokenizer_config.json", "checksums.json"),
     }
 
 
@@ -128,6 +128,7 @@ def test_text_of_another_tokenizer_than_the_weights_is_refused(
     (moved / "config.yaml").write_text(config.replace(str(corpus), str(again)))
     exported = shutil.copytree(folder, tmp_path / "exported")
     (exported / "tokenizer.json").write_text(json.dumps(other))
+    (exported / "checksums.json").unlink()
     checkpoint = tmp_path / "imported.ckpt"
     import_model.main([str(folder), str(checkpoint)])
     reads = ["--suite", "perplexity", "--lengths", "16", "--text"]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.small_models import LLAMAS, OTHERS, exported, label, saved, small, some_ids
+from ropepp.checksums import CHECKSUMS
 from ropepp.errors import InputError
 from ropepp.interop import load_pretrained
 from ropepp.interop.export import export
@@ -116,6 +117,8 @@ def test_a_tensor_larger_than_a_shard_has_one_of_its_own(tmp_path: Path) -> None
 
 
 def change(folder: Path, name: str, **values: Any) -> None:
+    """On purpose: without checksums."""
+    (folder / CHECKSUMS).unlink(missing_ok=True)
     path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
@@ -145,6 +148,7 @@ def test_what_does_not_fit_names_the_tensor_and_both_shapes(
     position: Position, tmp_path: Path
 ) -> None:
     folder = exported(small(position), tmp_path / "out")
+    (folder / CHECKSUMS).unlink()
     tensors = load_file(folder / WHOLE)
     name = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
     save_file({**tensors, name: torch.zeros(48, 31)}, folder / WHOLE)

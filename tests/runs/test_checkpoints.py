@@ -69,9 +69,9 @@ def test_torn_shards(shards: Path, tmp_path: Path) -> None:
     assert torn(shards) is None
     for name, damage, reason in (
         (".metadata", Path.unlink, ".metadata is missing"),
-        (".metadata", cut, ".metadata cannot be read"),
+        (".metadata", cut, ".metadata is incomplete"),
         ("meta.pt", Path.unlink, "meta.pt is missing"),
-        ("meta.pt", cut, "meta.pt is no complete archive"),
+        ("meta.pt", cut, "torn: it is no complete archive"),
         ("__1_0.distcp", Path.unlink, "__1_0.distcp is missing"),
         ("__0_0.distcp", cut, "__0_0.distcp is .* bytes long instead of"),
     ):

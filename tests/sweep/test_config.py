@@ -34,7 +34,7 @@ DRAWN = {"sampler": "tpe", "trials": 2, "search": RANGE}
         ({"base": ["no.yaml"]}, "base is 'no.yaml', which is no file beside"),
         ({"variants": {}}, "variants is missing or empty"),
         ({"variants": ["rope"]}, "variants is ['rope']; allowed: names and their keys of fit"),
-        ({"variants": {"a b": {}}}, "variants: 'a b' is no name"),
+        ({"variants": {"a b": {}}}, "a name in variants is 'a b'"),
         ({"variants": {"a": 3}}, "variants.a is 3; allowed: keys of fit"),
         ({"variants": {"a": {"model.position": "no.yaml"}}},
          "variants.a.model.position is 'no.yaml', which is no file beside"),

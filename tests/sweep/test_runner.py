@@ -285,3 +285,52 @@ def test_the_metric_must_be_there(sweeps: Sweeps, reported: list[Path]) -> None:
     with pytest.raises(InputError, match="'validation_x4/loss', which rope/seed-0 has not"):
         sweeps.run()
     assert sweeps.finished() == ["rope/seed-0"]
+
+
+def test_damaged_files_are_named_and_their_runs_repeated(
+    sweeps: Sweeps, reported: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweeps.write()
+    sweeps.run()
+    trial = (sweeps.directory("rope/seed-0") / "trial.json").read_bytes()
+    (sweeps.directory("rope/seed-0") / "trial.json").write_bytes(trial[:9])
+    (sweeps.directory("ec/seed-1") / "result.json").write_bytes(b'{"validation_loss": 1')
+    (sweeps.directory("ec/seed-1") / "outcome.json").write_bytes(b"\xff")
+    (sweeps.logs / "try/sweep.json").write_bytes(b"[]")
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        sweeps.run()
+    said = "\n".join(str(one.message) for one in warned)
+    for name in ("rope/seed-0/trial.json", "ec/seed-1/result.json", "ec/seed-1/outcome.json"):
+        assert name in said
+    runs = [f"{variant}/seed-{seed}" for variant in ("rope", "ec") for seed in (0, 1)]
+    assert [len(sweeps.starts(run)) for run in runs] == [1, 1, 1, 2]
+    assert (sweeps.directory("rope/seed-0") / "trial.json").read_bytes() == trial
+    assert sweeps.states() == ["complete"] * 4
+
+
+def test_a_damaged_memory_of_what_was_asked(sweeps: Sweeps, reported: list[Path]) -> None:
+    """The runs' own files tell whether they are still the same ones."""
+    sweeps.write()
+    sweeps.run()
+    (sweeps.logs / "try/resolved.json").write_bytes(b"\0")
+    variants = {"rope": {"model.position": {"class_path": "ALiBi"}}}
+    sweeps.write(variants=variants)
+    with (
+        pytest.warns(UserWarning, match=r"resolved.json is damaged"),
+        pytest.raises(InputError, match=r"rope/seed-\d was begun with other settings"),
+    ):
+        sweeps.run()
+    sweeps.write()
+    with pytest.warns(UserWarning, match=r"resolved.json is damaged"):
+        sweeps.run()
+    assert len(sweeps.starts("rope/seed-0")) == 1
+
+
+def test_a_link_out_of_the_sweep_is_refused(sweeps: Sweeps, tmp_path: Path) -> None:
+    sweeps.write()
+    (tmp_path / "elsewhere").mkdir()
+    (sweeps.logs / "try").mkdir()
+    (sweeps.logs / "try/rope").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"try/rope/seed-0 is a link out of .*try, to .*elsewhere"):
+        sweeps.run()
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -18,7 +18,7 @@ from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.positions import RoPEppEC
-from ropepp.runs.checkpoints import consolidate, read_metadata
+from ropepp.runs.checkpoints import consolidate, read_checkpoint
 from ropepp.train.weights import load_weights
 
 pytestmark = pytest.mark.slow
@@ -78,13 +78,13 @@ def samples(state: Any) -> list[int]:
 def test_resume_with_another_number(
     corpus: Path, logs: Path, tmp_path: Path, before: int, after: int
 ) -> None:
-    assert samples(read_metadata(checkpoint_of(logs, before, 15))) == [15 * 8]
+    assert samples(read_checkpoint(checkpoint_of(logs, before, 15))) == [15 * 8]
     run = tmp_path / "default" / "again"
     saved = checkpoint_of(logs, before, 15)
     shutil.copytree(saved, run / "checkpoints" / saved.name)
     finish(start(corpus, tmp_path, "again", trainer__devices=after, resume="auto", **SHARDED))
     assert_same(curve(run), [line for line in curve(logs / "default" / "by-1") if later(line, 15)])
-    last = read_metadata(run / "checkpoints" / f"step-{STEPS:07d}.ckpt")
+    last = read_checkpoint(run / "checkpoints" / f"step-{STEPS:07d}.ckpt")
     assert samples(last) == [STEPS * 8]
 
 

@@ -62,6 +62,7 @@ def main(args: list[str]) -> None:
 
         device, dtype = placement(options.device, options.dtype)
         models = [open_model(options.model, dtype, device)]
+        models[0].require_finite()
         name = models[0].name.replace("/", "-")
     options.out = options.out or Path("logs/analyze", name)
     require_writable(options.out, folder=True)

@@ -2,9 +2,12 @@
 
 import os
 
+from ropepp.runs.survival import end_with_starter
+
 
 def main(args: list[str]) -> None:
     """Runs one of Lightning's subcommands; ``args`` begins with its name."""
+    end_with_starter()
     # Threads that spin for long while they wait make a step many times slower as soon as anything
     # else runs on the same cores; a short spin costs nothing. Read when torch is first loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

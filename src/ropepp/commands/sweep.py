@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ropepp.errors import InputError
 from ropepp.options import positive
+from ropepp.runs.survival import lasting_output
 
 DESCRIPTION = """\
 Variants and seeds from one YAML: run all, survive anything, report.
@@ -74,7 +75,8 @@ def _run(options: Namespace) -> None:
     driver = Driver(open_sweep(config), gpus, options.retry_failed, options.limit, options.grace)
     if driver.threads:
         print(f"{len(gpus)} at a time, each with {driver.threads} threads (OMP_NUM_THREADS)")
-    driver.run()
+    with lasting_output():
+        driver.run()
     if not driver.is_complete:
         print(f"{config.folder}: not complete; the same command goes on")
         return

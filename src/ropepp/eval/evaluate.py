@@ -76,6 +76,7 @@ def run(options: Namespace) -> None:
         cache = None
         for path in options.models:
             saved = open_model(path, getattr(torch, options.dtype), options.device)
+            saved.require_finite()
             tokenizer = saved.tokenizer(options.tokenizer)
             if cache is None:
                 with disk_errors(options.out):

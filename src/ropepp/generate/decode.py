@@ -97,7 +97,7 @@ def stream(
             last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
             logits = model.lm_head(last)
             finite = finite & logits.isfinite().all()
-            if number in (0, max_new_tokens - 1):  # asking the device each time would wait for it
+            if number == 0:  # asking the device each time would wait for it
                 _require_finite(finite)
             chosen = sampling.choose(logits, generator)
             chosen = torch.where(ended, tokens[:, -1:], chosen)
@@ -105,10 +105,11 @@ def stream(
         if len(ends):
             ended |= torch.isin(chosen, ends)
             if bool(ended.all()):
-                return
+                break
         tokens = chosen
         positions = positions[:, -1:] + 1 if positions is not None else None
         document_ids = document_ids[:, -1:] if document_ids is not None else None
+    _require_finite(finite)
 
 
 def _require_finite(finite: Tensor) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ropepp.checksums import write_checksums
 from ropepp.data.tokenizer import load_tokenizer
-from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
@@ -21,7 +21,7 @@ from ropepp.model.positions import ALiBi, RoPE, YaRN
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import TOKENIZERS
-from ropepp.runs.table import read_result
+from ropepp.runs.records import DIVERGED, read_result
 
 Form = Literal["hf", "reference"]
 MODELING = Path(__file__).with_name("modeling_ropepp.py")
@@ -51,6 +51,7 @@ def export(
         InputError: The folder exists, the form cannot express the model, or there is no tokenizer
             where the model's text had one.
     """
+    saved.require_finite()
     model = saved.model
     found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
     text = _text(saved)
@@ -73,6 +74,7 @@ def export(
             shutil.copyfile(MODELING, work / MODELING.name)
         kind = form if form == "reference" else str(settings["model_type"])
         write_text(work / "README.md", model_card(saved, kind, dtype, _result(saved)))
+        write_checksums(work, (file.name for file in work.iterdir() if file.suffix != ".md"))
 
 
 def _settings(model: Transformer, text: dict[str, Any], form: Form) -> tuple[dict[str, Any], str]:
@@ -98,11 +100,6 @@ def _tensors(
         if name == "lm_head.weight" and model.config.tied_embeddings:
             continue
         wide = tensor.float()
-        if not bool(wide.sum().isfinite()) and not bool(wide.isfinite().all()):
-            raise InputError(
-                f"tensor {name} holds NaN or infinity: the weights are damaged, or the training has"
-                " diverged"
-            )
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             wide = wide * factor
         outer = f"{prefix}{name}"
@@ -129,7 +126,6 @@ def _text(saved: SavedModel) -> dict[str, Any]:
 
 def _result(saved: SavedModel) -> dict[str, Any] | None:
     """The run's figures, if they are those of these weights."""
-    if saved.run is None or not (saved.run / "result.json").is_file():
-        return None
-    result = read_result(saved.run / "result.json")
-    return result if result.get("steps") == saved.step else None
+    result = read_result(saved.run) if saved.run is not None else {}
+    fits = result.get("steps") == saved.step and DIVERGED not in result
+    return result if result and fits else None

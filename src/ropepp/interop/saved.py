@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 
 from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
 from ropepp.data.tokens.meta import read_meta
 from ropepp.errors import InputError
-from ropepp.files import replacing_file
 from ropepp.model.config import ModelConfig
-from ropepp.model.folders.published import load_pretrained
+from ropepp.model.folders.published import load_pretrained, unfilled
 from ropepp.model.loss import IGNORE_INDEX
-from ropepp.model.plain import from_plain, to_plain
+from ropepp.model.plain import from_plain, to_plain, understanding
 from ropepp.model.transformer import Transformer
+from ropepp.runs.archives import write_archive
 from ropepp.runs.checkpoints import (
     METADATA,
     TOKENIZERS,
+    first_whole,
     newest_complete,
-    read_metadata,
+    read_checkpoint,
+    shapes,
     tokenizers,
 )
-from ropepp.train.weights import load_weights
+from ropepp.runs.settings import read_yaml
+from ropepp.runs.shards import INDEX
+from ropepp.train.weights import check_weights, load_weights
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,15 @@ class SavedModel:
                 "with --tokenizer, or prepare the text with it"
             )
 
+    def require_finite(self) -> None:
+        """Raises an `InputError` if a weight is NaN or infinite."""
+        for name, tensor in self.model.state_dict().items():
+            if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+                raise InputError(
+                    f"{self.path}: tensor {name} holds NaN or infinity: the weights are damaged, "
+                    "or the training has diverged"
+                )
+
     def tokenizer_places(self) -> list[str | Path]:
         """Where its tokenizer may be, the likeliest first."""
         beside = [self.path, self.run] if self.run else [self.path]
@@ -138,19 +150,18 @@ def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.
 def open_model(
     path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> SavedModel:
-    """Opens a model for evaluation or generation; of pickles only tensors and plain values are
-    read, except for the index of a sharded checkpoint, which torch itself unpickles: open those of
-    people whom you trust.
+    """Opens a model for evaluation or generation. Nothing in its files is executed, and what is
+    read is compared with its checksums.
 
     Args:
-        path: A run's folder (its newest complete checkpoint is taken), a checkpoint file, a sharded
-            checkpoint, or a folder with ``config.json`` as published or exported.
+        path: A run's folder (its newest checkpoint that is not damaged is taken), a checkpoint
+            file, a sharded checkpoint, or a folder with ``config.json`` as published or exported.
         dtype: Dtype of weights and activations. Weights in bfloat16 compute what training in
             bfloat16 over float32 weights does; what a position encoding keeps stays float32.
         device: Where to.
 
     Raises:
-        InputError: There is no such model, or it is torn or of another shape than it says.
+        InputError: There is no such model, or it is damaged or of another shape than it says.
     """
     path = Path(path)
     if not path.exists():
@@ -158,25 +169,31 @@ def open_model(
     if path.is_dir() and (path / "config.json").is_file():
         model = load_pretrained(path)
         return SavedModel(_placed(model, dtype, device), path, None, None, {}, tokenizers(path))
-    if path.is_dir() and not (path / METADATA).exists() and not (path / ".metadata").exists():
-        path = _checkpoint_of(path)
-    content = read_metadata(path)
+    if path.is_dir() and not (path / METADATA).exists() and not (path / INDEX).exists():
+        path, model, content = first_whole(_checkpoint_of(path), _from_checkpoint)
+    else:
+        path, model, content = _from_checkpoint(path)
+    run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
+    config = _configuration(run / "config.yaml") if run else {}
+    step, known = content.get("global_step"), tokenizers(path, content)
+    return SavedModel(_placed(model, dtype, device), path, run, step, config, known)
+
+
+def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
+    """A checkpoint with its model and what else is in it."""
+    content = read_checkpoint(path, "state_dict")
     settings = content.get("hyper_parameters")
     if not settings or "network" not in settings:
         raise InputError(f"{path} is a checkpoint of something else: it names no network")
-    with torch.device("meta"):
-        model = Transformer(
-            ModelConfig(**settings["network"]),
-            from_plain(settings["position"]),
-            ignore_index=content.get("ignore_index", IGNORE_INDEX),
-        )
+    with understanding(path):
+        config, position = ModelConfig(**settings["network"]), from_plain(settings["position"])
+    model = unfilled(config, position, path, content.get("ignore_index", IGNORE_INDEX))
+    # Before memory is taken: a file may say anything.
+    check_weights(model.state_dict(), shapes(path, content), path)
     model.to_empty(device="cpu")
     model.tie()
-    load_weights(model, path)
-    run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
-    config = _configuration(run / "config.yaml") if run else {}
-    step = content.get("global_step")
-    return SavedModel(_placed(model, dtype, device), path, run, step, config, tokenizers(path))
+    load_weights(model, path, content)
+    return path, model, content
 
 
 def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
@@ -212,8 +229,7 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
         "ignore_index": network.ignore_index,
         TOKENIZERS: list(tokenizers(Path(folder))),
     }
-    with replacing_file(file) as out:
-        torch.save(content, out)
+    write_archive(content, file)
     return settings
 
 
@@ -235,10 +251,7 @@ def _checkpoint_of(run: Path) -> Path:
 
 
 def _configuration(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_bytes())
-    except yaml.YAMLError as error:
-        raise InputError(f"{file} is no YAML: {error}") from error
+    content = read_yaml(file)
     if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
         raise InputError(f"{file} is no configuration of a run: it has no keys, or no data")
     return content

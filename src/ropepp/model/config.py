@@ -5,11 +5,22 @@ P query projections, K kv heads, G attention heads per kv head, D head size, M m
 F feed-forward width, V vocabulary, L layers.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ropepp.errors import InputError, at_least
+from ropepp.errors import InputError
 from ropepp.model.scale import MatrixScale
+
+LARGEST = {  # sizes that somebody may mean: a file must not ask for what would never end
+    "vocab_size": 2**24,
+    "hidden_size": 2**18,
+    "num_layers": 2**10,
+    "num_heads": 2**10,
+    "num_kv_heads": 2**10,
+    "ffn_size": 2**20,
+    "head_size": 2**14,
+}
 
 
 @dataclass(frozen=True)
@@ -53,10 +64,20 @@ class ModelConfig:
             given = getattr(self, name)
             if isinstance(given, Mapping):
                 object.__setattr__(self, name, MatrixScale(**given))
-        at_least(1, vocab_size=self.vocab_size, hidden_size=self.hidden_size)
-        at_least(1, num_layers=self.num_layers, num_heads=self.num_heads)
-        at_least(1, num_kv_heads=self.num_kv_heads, ffn_size=self.ffn_size)
-        at_least(1, head_size=self.head_size)
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            optional = name == "head_size" and value is None
+            if not optional and (type(value) is not int or not 1 <= value <= most):
+                raise InputError(
+                    f"{name} is {value!r}; it must be a whole number from 1 to {most:,}"
+                )
+        for name in ("norm_eps", "init_std"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise InputError(f"{name} is {value!r}; it must be a number, at least 0")
+        for name in ("tied_embeddings", "qk_norm"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"num_heads is {self.num_heads}, num_kv_heads {self.num_kv_heads}: "

@@ -6,6 +6,7 @@ same query.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from typing import NamedTuple, Self
 from torch import Tensor
 
 from ropepp.errors import InputError
+
+MOST_HEADS = 2**12  # of a layer
 
 
 class Head(NamedTuple):
@@ -51,7 +54,8 @@ class HeadLayout:
                 )
         served = [head.kv_head for head in self.heads]
         num_kv_heads = max(served) + 1
-        per_kv_head = [served.count(k) for k in range(num_kv_heads)]
+        counts = Counter(served)
+        per_kv_head = [counts[k] for k in range(num_kv_heads)]
         if len(set(per_kv_head)) > 1:
             raise InputError(
                 f"kv heads serve {per_kv_head} attention heads: each must serve the same number"
@@ -72,6 +76,8 @@ class HeadLayout:
             raise InputError(
                 f"{len(phases)} query projections do not divide over {num_kv_heads} kv heads"
             )
+        if sum(map(len, phases)) > MOST_HEADS:
+            raise InputError(f"a layer would have more than {MOST_HEADS:,} attention heads")
         per_kv_head = len(phases) // num_kv_heads
         return cls(
             tuple(

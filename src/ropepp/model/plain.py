@@ -1,8 +1,14 @@
-"""Specs to plain data and back: what checkpoints, results and reports hold."""
+"""Specs to plain data and back: what checkpoints, results and reports hold. Anybody may have
+written it: what is read is bounded first."""
 
 import importlib
+import json
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
@@ -13,6 +19,12 @@ def trusted(module: str, root: str = "ropepp") -> bool:
     """Whether specs of a module may be made: it is ``root`` or below, or the user has named it."""
     named = [root, *filter(None, os.environ.get(TRUST, "").split(","))]
     return any(f"{module}.".startswith(f"{one}.") for one in named)
+
+
+MAX_JSON_BYTES = 1 << 24
+MAX_VALUES = 100_000  # of settings, in all
+MAX_DEPTH = 32  # of settings, one inside the other
+MAX_TEXT, MAX_KEY = 100_000, 200  # characters of one
 
 
 def to_plain(spec: Any) -> Any:
@@ -51,6 +63,85 @@ def from_plain(value: Any, root: str = "ropepp") -> Any:
     if not own or not isinstance(kind, type) or not is_dataclass(kind):
         raise InputError(f"class_path is {value['class_path']!r}, which is no spec of {root}")
     return kind(**{key: from_plain(item, root) for key, item in value["init_args"].items()})
+
+
+def read_plain(file: Path) -> dict[str, Any]:
+    """The object in a JSON file that anybody may have written.
+
+    Raises:
+        InputError: It cannot be read, is no object, or larger than `MAX_JSON_BYTES`.
+    """
+    try:
+        size = file.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise InputError(f"{file} has {size:,} bytes; allowed: {MAX_JSON_BYTES:,}")
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds {type(content).__name__} instead of keys and values")
+    return content
+
+
+def require_plain(value: Any, name: str) -> None:
+    """Refuses settings that are other than plain, finite and few: a small file may stand for
+    endlessly many.
+
+    Raises:
+        InputError: Names the key.
+    """
+    left = MAX_VALUES
+
+    def check(item: Any, at: str, depth: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > MAX_DEPTH:
+            raise InputError(
+                f"{name} has more than {MAX_VALUES:,} values, or more than {MAX_DEPTH} inside each "
+                "other"
+            )
+        if isinstance(item, dict):
+            for key, own in item.items():
+                if not isinstance(key, str) or len(key) > MAX_KEY:
+                    raise InputError(f"{name}: {at or 'it'} has a key that is no short text")
+                check(own, f"{at}.{key}" if at else key, depth + 1)
+        elif isinstance(item, list | tuple):
+            for number, own in enumerate(item):
+                check(own, f"{at}[{number}]", depth + 1)
+        elif not (
+            item is None
+            or isinstance(item, bool)
+            or (isinstance(item, str) and len(item) <= MAX_TEXT)
+            or (isinstance(item, int) and abs(item) < 2**63)
+            or (isinstance(item, float) and math.isfinite(item))
+        ):
+            raise InputError(f"{name}: {at or 'it'} is no plain finite value")
+
+    check(value, "", 0)
+
+
+@contextmanager
+def understanding(name: str | Path) -> Iterator[None]:
+    """Whatever goes wrong inside with what a file holds is said in one line that names the file.
+
+    Raises:
+        InputError: The block raised something.
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(name) in str(error):
+            raise
+        raise InputError(f"{name}: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # damaged content raises anything
+        kind = "" if isinstance(error, LookupError | TypeError) else f"{type(error).__name__}: "
+        raise InputError(f"{name} is incomplete: {kind}{error}"[:2000]) from error
 
 
 def _find(module: str, name: str) -> Any:

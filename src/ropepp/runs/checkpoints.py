@@ -7,23 +7,41 @@ shards of each process, an index (``.metadata``) and everything else (``meta.pt`
 import json
 import re
 import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
-from pickle import UnpicklingError
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+from ropepp.checksums import Damaged, archive_sums
 from ropepp.errors import InputError
-from ropepp.files import replacing_file
+from ropepp.files import require_free
 from ropepp.model.folders.published import read_settings
+from ropepp.model.plain import require_plain, understanding
+from ropepp.runs.archives import check_tensors, named_tensors, read_archive, write_archive
+from ropepp.runs.shards import read_index, read_shards
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 METADATA = "meta.pt"
 TOKENIZERS = "ropepp_tokenizers"  # key of config.json, and of checkpoints without a data module's
+DATA = "CorpusDataModule"  # the name by which Lightning keeps the data module's state
+KINDS = {  # what stands in a checkpoint, if it does
+    "state_dict": dict,
+    "hyper_parameters": dict,
+    "callbacks": dict,
+    "loops": dict,
+    DATA: dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    TOKENIZERS: list,
+    "global_step": int,
+    "epoch": int,
+    "ignore_index": int,
+}
+
+T = TypeVar("T")
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -33,7 +51,8 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_complete(directory: Path) -> Path | None:
-    """The newest checkpoint that is whole, with a warning about each newer one that is not."""
+    """The newest checkpoint that is whole by its structure, with a warning about each newer one
+    that is not."""
     for path in reversed(list_checkpoints(directory)):
         reason = torn(path)
         if reason is None:
@@ -42,110 +61,185 @@ def newest_complete(directory: Path) -> Path | None:
     return None
 
 
+def first_whole(path: Path, load: Callable[[Path], T]) -> T:
+    """Loads a checkpoint or, where it is damaged, the newest whole one before it in its folder,
+    with a warning.
+
+    Args:
+        path: The checkpoint.
+        load: Gets one; raises `Damaged`.
+
+    Raises:
+        Damaged: All of them are.
+    """
+    older = [one for one in list_checkpoints(path.parent) if one.name < path.name]
+    for following in [*reversed(older), None]:
+        try:
+            return load(path)
+        except Damaged as error:
+            if following is None:
+                raise
+            warnings.warn(f"{error}; trying {following}", stacklevel=2)
+            path = following
+    raise AssertionError("unreachable")
+
+
 def torn(path: Path) -> str | None:
-    """Why a checkpoint cannot be read, judged by its structure and sizes; None if it is whole.
+    """Why a checkpoint cannot be read, judged by all of it but its tensors; None if it is whole.
 
     Raises:
         InputError: There is none.
     """
     if not path.exists():
         raise InputError(f"checkpoint {path} does not exist")
-    if path.is_file():
-        return _torn_archive(path)
-    for name in (".metadata", METADATA):
-        if not (path / name).is_file():
-            return f"{name} is missing"
     try:
-        index = _index(path)
-    except Exception as error:  # a torn pickle raises anything
-        return f".metadata cannot be read ({type(error).__name__})"
+        if path.is_dir():
+            _require_shards(path)
+        archive_sums(path / METADATA if path.is_dir() else path, path)
+    except InputError as error:
+        # The caller names the checkpoint.
+        return str(error).removeprefix(f"{path} is damaged: ").replace(f"{path}/", "")
+    return None
+
+
+def _require_shards(path: Path) -> None:
+    if not (path / METADATA).is_file():
+        raise Damaged(f"{METADATA} is missing")
     ends: dict[str, int] = {}
-    for part in index.storage_data.values():
+    for part in read_index(path).storage_data.values():
         ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
     for name, end in ends.items():
         size = (path / name).stat().st_size if (path / name).is_file() else -1
         if size < end:
             found = "missing" if size < 0 else f"{size} bytes long instead of {end}"
-            return f"{name} is {found}"
-    return _torn_archive(path / METADATA)
+            raise Damaged(f"{name} is {found}")
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Everything in a checkpoint but its tensors; of a single file, with them (mapped, not read).
+def read_checkpoint(path: Path, *used: str, mapped: bool = True) -> dict[str, Any]:
+    """Everything in a checkpoint but a sharded one's tensors.
+
+    Args:
+        path: A checkpoint.
+        used: The keys whose tensors are used, and so compared with their checksums; of the others
+            only names and shapes may be.
+        mapped: Whether tensors stay in the file until they are used.
 
     Raises:
-        InputError: The checkpoint is absent or torn.
+        Damaged: The checkpoint is torn, or something in it is not what was written.
+        InputError: There is none, or it holds what does not stand in a checkpoint.
     """
-    reason = torn(path)
-    if reason is not None:
-        raise InputError(f"checkpoint {path} is torn: {reason}")
+    if reason := torn(path):
+        raise Damaged(f"checkpoint {path} is torn: {reason}")
     file = path / METADATA if path.is_dir() else path
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=path.is_file())
-    except UnpicklingError as error:
-        raise InputError(
-            f"{file} holds more than tensors and plain values and is not opened"
-        ) from error
+    content, sums = read_archive(file, file, mapped)
+    with understanding(file):
+        _require_kinds(content)
+        parts = content if path.is_dir() else {key: content[key] for key in used if key in content}
+        check_tensors(named_tensors(parts), sums, file)
+    return content
 
 
-def tokenizers(path: Path) -> tuple[str, ...]:
+def _require_kinds(content: Any) -> None:
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError("it holds no keys and values")
+    for key, kind in KINDS.items():
+        value = content.get(key, kind())
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{key} is a {type(value).__name__}, not a {kind.__name__}")
+    for key in ("hyper_parameters", TOKENIZERS, "global_step", "epoch"):
+        require_plain(content.get(key), key)
+    for name, tensor in content.get("state_dict", {}).items():
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        if (
+            not dense
+            or tensor.is_meta
+            or not tensor.is_floating_point()
+            or not tensor.is_contiguous()
+        ):
+            raise InputError(f"state_dict: {name!r:.200} is no plain tensor of numbers")
+
+
+def tokenizers(path: Path, content: dict[str, Any] | None = None) -> tuple[str, ...]:
     """Fingerprints of the tokenizer that the weights go with, in each form that its file has; none
     where nothing tells.
 
     Args:
         path: A checkpoint, or a folder with ``config.json``.
+        content: What is in it, if it was read already.
     """
-    if (path / "config.json").is_file():
-        return tuple(read_settings(path / "config.json").get(TOKENIZERS, ()))
-    content = read_metadata(path)
-    data = content.get("CorpusDataModule")  # the name by which Lightning keeps its state
-    return (data["tokenizer"],) if data else tuple(content.get(TOKENIZERS, ()))
+    if content is None:
+        own = (path / "config.json").is_file()
+        content = read_settings(path / "config.json") if own else read_checkpoint(path)
+    found = [content[DATA].get("tokenizer")] if DATA in content else content.get(TOKENIZERS) or []
+    if not isinstance(found, list) or not all(isinstance(x, str | None) for x in found):
+        raise InputError(f"{path}: {found!r:.60} are no fingerprints of tokenizers")
+    return tuple(filter(None, found))
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's tensors in a checkpoint."""
+def shapes(path: Path, content: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's tensors in a checkpoint, whose content was read already."""
     if path.is_dir():
-        index = _index(path).state_dict_metadata
-        return {
-            key.removeprefix("state_dict.network."): tuple(entry.size)
-            for key, entry in index.items()
-            if key.startswith("state_dict.network.")
+        prefix = "state_dict.network."
+        found = {
+            key: tuple(getattr(entry, "size", ()))
+            for key, entry in read_index(path).state_dict_metadata.items()
+            if key.startswith(prefix)
         }
-    tensors = read_metadata(path)["state_dict"]
-    return {key.removeprefix("network."): tuple(value.shape) for key, value in tensors.items()}
+    else:
+        prefix = "network."
+        tensors = content.get("state_dict", {})
+        found = {key: tuple(value.shape) for key, value in tensors.items()}
+    return {key.removeprefix(prefix): shape for key, shape in found.items()}
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a checkpoint is: step, tokens, variant, sizes, whether it is whole, bytes on disk."""
-    reason = torn(path)
+    """What a checkpoint is: step, tokens, variant, sizes, whether it is whole, bytes on disk; all
+    of it is read and compared with its checksums."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     content: dict[str, Any] = {
         "path": str(path),
         "kind": "sharded" if path.is_dir() else "single file",
-        "complete": reason is None,
-        "torn": reason,
+        "complete": False,
+        "torn": torn(path),
         "bytes": sum(file.stat().st_size for file in files),
     }
-    if reason is not None:
+    if content["torn"] is not None:
         return content
-    metadata = read_metadata(path)
-    settings = metadata.get("hyper_parameters", {})
-    content["step"] = metadata.get("global_step")
-    content["tokens"] = metadata.get("callbacks", {}).get("Metrics", {}).get("tokens")
-    content["variant"] = settings.get("position", {}).get("class_path", "").rpartition(".")[2]
-    content["parameters"] = sum(torch.Size(shape).numel() for shape in shapes(path).values())
-    content["settings"] = settings
+    try:
+        with understanding(path):
+            metadata = read_checkpoint(path, "state_dict", "optimizer_states")
+            if path.is_dir():
+                read_shards(path)
+            settings = metadata.get("hyper_parameters", {})
+            content |= {
+                "step": metadata.get("global_step"),
+                "tokens": metadata.get("callbacks", {}).get("Metrics", {}).get("tokens"),
+                "variant": settings.get("position", {}).get("class_path", "").rpartition(".")[2],
+                "parameters": sum(
+                    torch.Size(shape).numel() for shape in shapes(path, metadata).values()
+                ),
+                "settings": settings,
+                "complete": True,
+            }
+    except InputError as error:
+        content["torn"] = str(error)
     return content
 
 
 def inspect(path: Path, as_json: bool = False) -> str:
-    """What `describe` finds about a checkpoint or all in a folder, for people or programs."""
+    """What `describe` finds about a checkpoint or all in a folder, for people or programs.
+
+    Raises:
+        InputError: The one checkpoint that was asked for is damaged.
+    """
     found = [path]
     if path.is_dir() and not (path / METADATA).exists():
         found = list_checkpoints(path) or list_checkpoints(path / "checkpoints") or [path]
     described = [describe(one) for one in found]
     if as_json:
         return json.dumps(described if len(found) > 1 else described[0], indent=2)
+    if len(found) == 1 and described[0]["torn"]:
+        raise InputError(f"{path} is torn: {described[0]['torn']}")
     return "\n".join(_line(one) for one in described)
 
 
@@ -158,7 +252,7 @@ def _line(one: dict[str, Any]) -> str:
     shown = ", ".join(f"{key} {value}" for key, value in sizes.items() if value)
     return (
         f"{one['path']}: complete, {size}\n"
-        f"  step {one['step']:,}, {one['tokens'] or 0:,} tokens, {one['variant']}, "
+        f"  step {one['step'] or 0:,}, {one['tokens'] or 0:,} tokens, {one['variant']}, "
         f"{one['parameters']:,} parameters\n  {shown}"
     )
 
@@ -170,24 +264,18 @@ def consolidate(directory: Path, file: Path) -> None:
     Raises:
         InputError: ``directory`` is no whole sharded checkpoint, or ``file`` exists.
     """
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    content = read_metadata(directory)
+    content = read_checkpoint(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is one file already")
-    if file.exists():
-        raise InputError(f"{file} exists; choose another name")
-    with replacing_file(file) as whole, TemporaryDirectory(dir=file.parent) as scratch:
-        dcp_to_torch_save(directory, Path(scratch, "tensors"))
-        tensors = torch.load(
-            Path(scratch, "tensors"), map_location="cpu", weights_only=True, mmap=True
-        )
-        content["state_dict"] = tensors["state_dict"]
+    require_free(file)
+    parts = read_shards(directory)
+    with understanding(directory):
+        content["state_dict"] = parts["state_dict"]
         content["optimizer_states"] = [
-            _numbered(tensors[f"optimizer_{index}"])
-            for index in range(sum(key.startswith("optimizer_") for key in tensors))
+            _numbered(parts[f"optimizer_{index}"])
+            for index in range(sum(key.startswith("optimizer_") for key in parts))
         ]
-        torch.save(content, whole)
+    write_archive(content, file)
 
 
 def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,18 +288,3 @@ def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
     ]
     by_number = {numbers[name]: values for name, values in state["state"].items()}
     return {"state": dict(sorted(by_number.items())), "param_groups": groups}
-
-
-def _index(path: Path) -> Any:
-    from torch.distributed.checkpoint import FileSystemReader
-
-    return FileSystemReader(path).read_metadata()
-
-
-def _torn_archive(file: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        return f"{file.name} is no complete archive ({error})"
-    return None

@@ -15,8 +15,8 @@ from ropepp.runs.settings import as_flag, named_files, names_file
 
 OWN = ("config", "experiment", "run", "logs", "resume", "seed_everything", "ckpt_path")
 FIT_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-NAME_RULE = "letters, digits and . _ + -"
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,150}[A-Za-z0-9_+-])?")
+NAME_RULE = "letters, digits and . _ + -, no dot at the end"
 
 T = TypeVar("T")
 AnyText = Annotated[str, "text"]
@@ -55,16 +55,13 @@ class RunsConfig:
     placeholders: ClassVar[tuple[str, ...]] = ("python", "args")  # that the launcher may have
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            self.refuse(f"name is {self.name!r}; allowed: {NAME_RULE}")
+        self.check_name("name", self.name)
         self.check_files("base", self.base)
         self.check_fit_keys("set", self.set)
         for name, own in self.variants.items():
-            if not isinstance(name, str) or not NAME.fullmatch(name):
-                self.refuse(f"variants: {name!r} is no name; allowed: {NAME_RULE}")
+            self.check_name("a name in variants", name)
             self.check_fit_keys(f"variants.{name}", {} if own is None else own)
-        if self.seed < 0:
-            self.refuse(f"seed is {self.seed}; it must be at least 0")
+        self.check_seeds("seed", [self.seed])
         self._check_launcher()
 
     @property
@@ -98,6 +95,17 @@ class RunsConfig:
 
     def refuse(self, message: str) -> NoReturn:
         raise InputError(f"{self.file}: {message}")
+
+    def check_name(self, where: str, name: Any) -> None:
+        """Refuses what cannot be the name of a folder and a word of a command."""
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            self.refuse(f"{where} is {name!r}; allowed: {NAME_RULE}")
+
+    def check_seeds(self, where: str, seeds: Iterable[int]) -> None:
+        """Refuses seeds that ``fit`` would refuse."""
+        for seed in seeds:
+            if not 0 <= seed < 2**32:
+                self.refuse(f"{where} is {seed}; allowed: 0 to 2**32 - 1")
 
     def check_files(self, where: str, names: Iterable[str]) -> None:
         """Refuses files that are missing."""

@@ -21,18 +21,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ropepp.errors import Preempted
 from ropepp.files import lock, write_json
-from ropepp.runs.records import RESULT
-from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, last_lines, read_json
+from ropepp.runs.records import DamagedError, load_json, read_result
+from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, last_lines
 
 POLL = 0.3  # seconds
 GRACE = 300.0  # seconds that runs have to write a checkpoint when they are asked to end
 PROMPT = "$ "  # before the command in the log, where an attempt begins
 LINGERING = 10.0  # seconds that processes may outlive the one that was started
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # ask a driver to end
-GENTLE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)  # somebody wanted it
+# Ask a driver to end; not those that it was started to ignore, as by nohup.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+GENTLE = (*STOP_SIGNALS, signal.SIGKILL)  # somebody wanted it
 # torchrun ends with 1 whatever its workers end with, and tells theirs in its summary.
 TORCHRUN_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)\b")
 ERROR = re.compile(r"(\[rank\d+\]:\s*)?(error: .+|[\w.]*(Error|Exception)\b.*)")
@@ -76,7 +78,7 @@ class RunProcess:
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process group, or if the one that leads it is gone, or is to be
         killed, to all processes that write to the log."""
-        recorded = read_json(self.directory / LOCK).get("pid")
+        recorded = starter(self.directory).get("pid")
         leader = self.process.pid if self.process is not None else recorded
         alive = self.process is not None and self.process.poll() is None
         found = list(writers(self.log))
@@ -91,7 +93,7 @@ class RunProcess:
 
     def outcome(self) -> tuple[str, str]:
         """How it ended, and why: finished, preempted or failed."""
-        if (self.directory / RESULT).exists():
+        if read_result(self.directory):
             return "finished", ""
         code = None if self.process is None else self.process.returncode
         lines = this_attempt(last_lines(self.log))
@@ -118,7 +120,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         main = threading.current_thread() is threading.main_thread()
-        numbers = STOP_SIGNALS if main else ()
+        wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        numbers = wanted if main else ()
         self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -202,9 +205,17 @@ def this_attempt(lines: list[str]) -> list[str]:
     return said[starts[-1] + 1 :] if starts else said
 
 
+def starter(directory: Path) -> dict[str, Any]:
+    """Who has started a run, and where: host, pid, driver, gpus; empty while nobody has."""
+    try:
+        return load_json(directory / LOCK)
+    except DamagedError:  # claimed, and not yet started
+        return {}
+
+
 def is_orphan(directory: Path) -> bool:
     """Whether a run of this machine goes on without its driver."""
-    note = read_json(directory / LOCK)
+    note = starter(directory)
     here = note.get("host") == socket.gethostname()
     return here and is_locked(directory / LOG) and not is_locked(directory / LOCK)
 
@@ -212,7 +223,8 @@ def is_orphan(directory: Path) -> bool:
 def newest_step(directory: Path) -> int:
     """Step of a run's newest checkpoint, 0 without any."""
     names = (path.name for path in (directory / "checkpoints").glob("step-*.ckpt"))
-    return max((int(re.sub(r"\D", "", name)) for name in names), default=0)
+    steps = (re.fullmatch(r"step-(\d+)\.ckpt", name) for name in names)
+    return max((int(found[1]) for found in steps if found), default=0)
 
 
 def writers(log: Path) -> Iterator[int]:

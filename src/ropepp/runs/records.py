@@ -6,19 +6,108 @@ A sweep's folder is ``LOGS/NAME/``::
     VARIANT/seed-N/trial.json      what a run is (see `RunSpec`), written before it starts
     VARIANT/seed-N/...             the run's own files: config.yaml, metrics.jsonl, result.json
 
-A run's own files are the truth: it is done when ``result.json`` is there.
+A run's own files are the truth: it is done when ``result.json`` is there, and whole. A kill, a full
+disk or a hand may have torn any file: it counts as missing, and a warning names it.
 """
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from ropepp.errors import InputError
 
 PLAN, TRIAL, RESULT, METRICS = "sweep.json", "trial.json", "result.json", "metrics.jsonl"
+DIVERGED = "diverged"  # key of a result: which of its numbers are not finite, in words
+
+
+class DamagedError(InputError):
+    """A file that is there and cannot be what it should be."""
+
+
+def load_json(file: Path, check: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
+    """Content of a JSON object, empty if the file is missing.
+
+    Args:
+        file: The file.
+        check: Raises a KeyError, TypeError or ValueError where the content lacks something.
+
+    Raises:
+        DamagedError: It is no JSON object, or the check fails.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
+            raise TypeError(f"it is a {type(content).__name__}, not an object")
+        check(content)
+    except FileNotFoundError:
+        return {}
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
+        raise DamagedError(f"{file} is damaged: {' '.join(reason.split())}") from error
+    return content
+
+
+def read_json(file: Path, check: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
+    """The same; a damaged file counts as missing, with a warning."""
+    try:
+        return load_json(file, check)
+    except DamagedError as error:
+        warnings.warn(f"{error}; it counts as missing", stacklevel=2)
+        return {}
+
+
+def read_lines(file: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
+    """The complete lines of a ``metrics.jsonl``, each with its step; others are left out, with a
+    warning.
+
+    Args:
+        file: The file, which may be missing.
+        tail: Read only so many bytes at its end, without a word on the line that they cut.
+    """
+    bad, first, number = 0, 0, 0
+    try:
+        with file.open("rb") as stream:
+            if tail is not None and os.fstat(stream.fileno()).st_size > tail:
+                stream.seek(-tail, os.SEEK_END)
+                stream.readline()
+            for number, line in enumerate(stream, start=1):
+                if not line.endswith(b"\n"):  # it is being written, or was when a kill came
+                    continue
+                content = entry(line)
+                if content is not None:
+                    yield content
+                else:
+                    bad, first = bad + 1, first or number
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        warnings.warn(f"{file} cannot be read: {error.strerror}", stacklevel=2)
+    if bad:
+        at = "" if tail is not None else f", line {first} the first"
+        warnings.warn(f"{file} is damaged: {bad} lines are no entries{at}; left out", stacklevel=2)
+
+
+def entry(line: bytes) -> dict[str, Any] | None:
+    """The step and the numbers of a line of ``metrics.jsonl``; None if it is no entry."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or type(step := content.get("step")) is not int:
+        return None
+    numbers = {key: value for key, value in content.items() if _is_number(value)}
+    return numbers if "step" in numbers and step >= 0 else None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 @dataclass(frozen=True)
@@ -88,14 +177,8 @@ class Run:
         return bool(self.result)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The complete lines of ``metrics.jsonl``."""
-        file = self.directory / METRICS
-        if not file.exists():
-            return
-        with file.open() as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        """The entries of ``metrics.jsonl``."""
+        return read_lines(self.directory / METRICS)
 
 
 def read_plan(folder: Path) -> SweepPlan:
@@ -103,22 +186,106 @@ def read_plan(folder: Path) -> SweepPlan:
 
     Raises:
         InputError: It is none.
+        DamagedError: What says so is damaged.
     """
-    file = folder / PLAN
-    if not file.is_file():
+    content = load_json(folder / PLAN, lambda content: _made(SweepPlan, content))
+    if not content:
         raise InputError(f"{folder} is no sweep's folder: {PLAN} is missing")
-    return SweepPlan(**json.loads(file.read_text()))
+    return SweepPlan(**content)
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs of a sweep, by variant in the plan's order and seed."""
-    order = {name: number for number, name in enumerate(read_plan(folder).variants)}
-    runs = []
+    """All runs of a sweep, by variant in the plan's order and seed. Where a run's own word on what
+    it is is damaged, the names of its folders are taken for it.
+
+    Raises:
+        InputError: It is no sweep's folder.
+    """
+    try:
+        variants = read_plan(folder).variants
+    except DamagedError as error:
+        warnings.warn(f"{error}; `ropepp sweep init` writes it anew", stacklevel=2)
+        variants = []
+    order, runs = {name: number for number, name in enumerate(variants)}, []
     for file in folder.rglob(TRIAL):
-        result = file.parent / RESULT
-        content = json.loads(result.read_text()) if result.is_file() else {}
-        runs.append(Run(RunSpec(**json.loads(file.read_text())), file.parent, content))
+        spec = read_spec(file, folder)
+        if spec is None:
+            name, _, seed = file.parent.relative_to(folder).as_posix().rpartition("/seed-")
+            if not seed.isdecimal() or (variants and name not in order):
+                continue
+            spec = RunSpec(name, int(seed), {})
+        runs.append(Run(spec, file.parent, read_result(file.parent)))
     return sorted(runs, key=lambda run: (order.get(run.spec.variant, len(order)), run.spec.seed))
+
+
+def read_spec(file: Path, folder: Path) -> RunSpec | None:
+    """What a run of a sweep's folder is, from its ``trial.json``; None, with a warning, if that is
+    damaged or of a run that is elsewhere."""
+
+    def check(content: dict[str, Any]) -> None:
+        if (spec := _made(RunSpec, content)) and folder / spec.run != file.parent:
+            raise ValueError(f"it is of {spec.run}, which is elsewhere")
+
+    content = read_json(file, check)
+    return RunSpec(**content) if content else None
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """A run's ``result.json``, empty if it has none, or, with a warning, a damaged one."""
+    file = directory / RESULT
+    try:
+        stamp = file.stat()
+    except OSError:
+        return {}
+    return _result(file, stamp.st_mtime_ns, stamp.st_size)
+
+
+@lru_cache(4096)  # drivers look again and again
+def _result(file: Path, *stamp: int) -> dict[str, Any]:
+    return read_json(file, check_result)
+
+
+T = TypeVar("T")
+
+
+def _made(kind: type[T], content: dict[str, Any]) -> T:
+    """A record of this class, whose fields have their types."""
+    for one in fields(kind):  # type: ignore[arg-type]
+        value, wanted = content.get(one.name), cast(type, get_origin(one.type) or one.type)
+        if one.name in content and not isinstance(value, wanted):
+            raise TypeError(f"{one.name} is {value!r}")
+        inner = value.values() if isinstance(value, dict) else value
+        texts = get_args(one.type)[-1:] == (str,)
+        if texts and not all(isinstance(item, str) for item in inner or ()):
+            raise TypeError(f"{one.name} is {value!r}")
+    return kind(**content)
+
+
+NUMBER = (int, float, type(None))
+KINDS: dict[tuple[type, ...], str] = {
+    NUMBER: "validation_loss validation_perplexity train_loss tokens_per_second",
+    (int, float): "seconds training_flops_per_token",
+    (int,): "seed steps skipped_steps tokens parameters kv_cache_bytes_per_token sequence_length "
+    "peak_memory_bytes world_size",
+    (str,): f"variant device torch finished {DIVERGED}",
+    (dict,): "evaluation loss_by_position hyper_parameters",
+}
+
+
+def check_result(content: dict[str, Any]) -> None:
+    """Raises what `load_json` expects unless this may be the content of a ``result.json``."""
+    content["validation_loss"]
+    for kinds, keys in KINDS.items():
+        for key in keys.split():
+            if key in content and type(content[key]) not in kinds:
+                raise TypeError(f"{key} is {content[key]!r}")
+    datetime.fromisoformat(content.get("finished", "2026-01-01"))
+    for key, value in content.get("evaluation", {}).items():
+        if type(value) not in NUMBER:
+            raise TypeError(f"{key} is {value!r}")
+    for curve in content.get("loss_by_position", {}).values():
+        if len([*map(round, curve["position"])]) != len([*map(type, curve["loss"])]):
+            raise ValueError("loss_by_position has lists of different lengths")
 
 
 def metric_value(result: dict[str, Any], metric: str, run: str) -> float:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +13,152 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ropepp.errors import InputError
 
+# A configuration beyond these is a mistake or an attack; all that is read is held to them first.
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**20, 20_000, 50
+MOST_TEXT = 2000  # characters with a reference, or that one stands for
+# What a value may take from elsewhere: another key (relative with dots), or the environment.
+REFERENCE = re.compile(r"\$\{(?:oc\.env:[^${}]*|(\.*[\w.\[\]-]+))\}")
+
 
 def read_yaml(file: Path) -> Any:
     """Content of a YAML file, in which 1e-3 is a number.
 
     Raises:
-        InputError: It cannot be read, is neither a list nor a dictionary, or has a key twice.
+        InputError: It cannot be read, is neither a list nor a dictionary, has a key twice, or is
+            larger, deeper or, with its aliases written out, longer than a configuration can be.
     """
     try:
-        return OmegaConf.to_container(OmegaConf.load(file))
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"{file} is longer than {MAX_BYTES:,} bytes: no configuration is")
+        text = content.decode()
+        check_size(text, file)
+        return OmegaConf.to_container(OmegaConf.load(StringIO(text)))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{file} is no file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise InputError(f"{file} is nested too deeply") from None
 
 
-def read_settings(file: Path) -> Any:
-    """Content of a YAML file and of the files that it names, relative to itself."""
-    return read_files(read_yaml(file), file.parent)
+def check_size(text: str, file: object) -> None:
+    """Measures YAML with its aliases written out, before anything is built of it.
+
+    Args:
+        text: The YAML.
+        file: Where it is from, for messages.
+
+    Raises:
+        InputError: It has more than `MAX_NODES` values, is nested deeper than `MAX_DEPTH`, or an
+            alias stands within what it means.
+        yaml.YAMLError: It is no YAML.
+    """
+    total = 0
+    sizes: dict[str | None, int] = {}  # of what an anchor names
+    opened: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, _ in opened):
+                raise InputError(f"{file}: *{event.anchor} stands within what it means")
+            total += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, total))
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            sizes[anchor] = total - before
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[event.anchor] = 1 + len(event.value) // 100
+            total += sizes[event.anchor]
+        if total > MAX_NODES or len(opened) > MAX_DEPTH:
+            raise InputError(
+                f"{file} has more than {MAX_NODES:,} values (with its aliases written out), or "
+                f"more than {MAX_DEPTH} levels: no configuration has"
+            )
 
 
-def read_files(value: Any, folder: Path) -> Any:
-    """``value`` with names of YAML files, relative to ``folder``, replaced by their content."""
+def check_references(content: Any, file: object) -> None:
+    """Checks that ``${...}`` stand for plain values, so that filling them in has an end.
+
+    Args:
+        content: Settings as `read_settings` returns them.
+        file: Where they are from, for messages.
+
+    Raises:
+        InputError: A reference is of another kind than `REFERENCE`, or leads to a list, to other
+            keys, to a long text or to another reference.
+    """
+    todo: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    while todo:
+        at, value = todo.pop()
+        if isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            todo += [((*at, str(key)), item) for key, item in items]
+        if not isinstance(value, str) or "${" not in value:
+            continue
+        fine = "${" not in REFERENCE.sub("", value) and len(value) <= MOST_TEXT
+        for path in filter(None, REFERENCE.findall(value)):
+            dots = len(path) - len(path.lstrip("."))
+            parts = [part for part in re.split(r"[.\[\]]", path) if part]
+            found = _at(content, (*(at[: len(at) - dots] if dots else ()), *parts))
+            plain = not isinstance(found, dict | list) and "${" not in (text := str(found))
+            fine = fine and plain and len(text) <= MOST_TEXT
+        if not fine:
+            raise InputError(
+                f"{file}: {'.'.join(at)} is {value[:100]!r}; allowed: ${{KEY}} of a plain value, "
+                "${oc.env:NAME}"
+            )
+
+
+def _at(content: Any, path: Iterable[str]) -> Any:
+    """The value at a path, None without one."""
+    for part in path:
+        if isinstance(content, list):
+            inside = part.isdecimal() and len(part) < 9 and int(part) < len(content)
+            content = content[int(part)] if inside else None
+        else:
+            content = content.get(part) if isinstance(content, dict) else None
+    return content
+
+
+def read_settings(file: Path, within: tuple[Path, ...] = (), left: list[int] | None = None) -> Any:
+    """Content of a YAML file and of the files that it names, relative to itself.
+
+    Args:
+        file: The YAML.
+        within: The files that led here.
+        left: How many values all of them together may still have.
+
+    Raises:
+        InputError: As `read_yaml`; or a file leads back to itself, or they have too many values.
+    """
+    if (here := file.resolve()) in within:
+        way = " -> ".join(path.name for path in (*within[within.index(here) :], here))
+        raise InputError(f"{file} names itself: {way}")
+    left = [MAX_NODES] if left is None else left
+    left[0] -= MAX_NODES // 200  # so many files at most
+    return read_files(read_yaml(file), file.parent, (*within, here), left)
+
+
+def read_files(
+    value: Any, folder: Path, within: tuple[Path, ...] = (), left: list[int] | None = None
+) -> Any:
+    """``value`` with names of YAML files, relative to ``folder``, replaced by their content; see
+    `read_settings`."""
+    left = [MAX_NODES] if left is None else left
+    left[0] -= 1
+    if left[0] < 0:
+        where = within[0] if within else folder
+        raise InputError(f"{where} has more than {MAX_NODES:,} values with the files that it names")
     if isinstance(value, dict):
-        return {key: read_files(item, folder) for key, item in value.items()}
+        return {key: read_files(item, folder, within, left) for key, item in value.items()}
     if isinstance(value, list):
-        return [read_files(item, folder) for item in value]
-    return read_settings(folder / value) if names_file(value) else value
+        return [read_files(item, folder, within, left) for item in value]
+    return read_settings(folder / value, within, left) if names_file(value) else value
 
 
 def named_files(value: Any) -> Iterator[str]:

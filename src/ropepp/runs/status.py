@@ -8,7 +8,6 @@ Beside a run's own files its directory holds::
 """
 
 import fcntl
-import json
 import os
 import re
 import sys
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from ropepp.files import lock
-from ropepp.runs.records import METRICS, RESULT, read_plan, read_runs
+from ropepp.runs.records import METRICS, RESULT, read_json, read_lines, read_result, read_runs
 
 LOCK, LOG, OUTCOME = "lock", "fit.log", "outcome.json"
-TAIL = 32768  # bytes of metrics.jsonl or of a log, in which the newest lines are looked for
+TAIL = 32768  # bytes of metrics.jsonl or of a log in which the newest lines are looked for
 STATES = ("finished", "running", "waiting", "preempted", "failed", "pruned")
 ENDED = ("finished", "failed", "pruned")
 
@@ -67,23 +66,25 @@ def is_locked(file: Path) -> bool:
 
 def state_of(directory: Path) -> str:
     """One of `STATES`."""
-    if (directory / RESULT).exists():
+    if read_result(directory):
         return "finished"
     if is_locked(directory / LOG):
         return "running"
-    outcome = read_json(directory / OUTCOME)
+    outcome = read_outcome(directory)
     if outcome:
         return str(outcome["state"])
     # Without an outcome whoever drove it died with it.
     return "preempted" if (directory / LOG).exists() else "waiting"
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A file's content, empty if it is missing or torn."""
-    try:
-        return dict(json.loads(file.read_text()))
-    except (FileNotFoundError, ValueError):
-        return {}
+def read_outcome(directory: Path) -> dict[str, Any]:
+    """How an attempt without a result ended, empty if nothing tells; state and reason."""
+
+    def check(content: dict[str, Any]) -> None:
+        if content["state"] not in STATES or not isinstance(content["reason"], str):
+            raise ValueError(f"state is {content['state']!r}, allowed: {', '.join(STATES)}")
+
+    return read_json(directory / OUTCOME, check)
 
 
 def last_lines(file: Path) -> list[str]:
@@ -92,7 +93,7 @@ def last_lines(file: Path) -> list[str]:
         with file.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
             return stream.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
+    except OSError:
         return []
 
 
@@ -100,13 +101,13 @@ def progress_of(directory: Path, name: str) -> RunProgress:
     """How far a run has come, without reading all that it has logged."""
     state = state_of(directory)
     newest: dict[str, Any] = {}
-    for line in last_lines(directory / METRICS):
-        try:
-            newest |= json.loads(line)
-        except ValueError:  # the first line of the tail may be cut, the last one unfinished
-            continue
-    result = read_json(directory / RESULT)
-    step, last = int(newest.get("step", 0)), _max_steps(directory)
+    for line in read_lines(directory / METRICS, TAIL):
+        newest |= line
+    result, outcome = read_result(directory), read_outcome(directory)
+    reason = outcome.get("reason", "") if state == "failed" else ""
+    if not result and (directory / RESULT).exists():
+        reason = f"{RESULT} is damaged: it will be repeated"
+    step, last = newest.get("step", 0), _max_steps(directory)
     return RunProgress(
         name,
         state,
@@ -115,15 +116,16 @@ def progress_of(directory: Path, name: str) -> RunProgress:
         newest.get("train/loss"),
         result.get("validation_loss", newest.get("validation/loss")),
         _seconds_left(newest, step, last) if state == "running" else None,
-        read_json(directory / OUTCOME).get("reason", "") if state == "failed" else "",
+        reason,
     )
 
 
 def _max_steps(directory: Path) -> int | None:
     try:
-        found = re.search(r"^  max_steps: (\d+)$", (directory / "config.yaml").read_text(), re.M)
-    except FileNotFoundError:
+        config = (directory / "config.yaml").read_bytes()
+    except OSError:
         return None
+    found = re.search(rb"^  max_steps: (\d{1,18})$", config, re.M)
     return int(found[1]) if found else None
 
 
@@ -159,7 +161,7 @@ def table(folder: Path, runs: Iterable[RunProgress]) -> str:
         aligned = zip(row, "<<>>>>", widths, strict=True)
         cells = [f"{cell:{side}{width}}" for cell, side, width in aligned]
         lines.append("  ".join(cells).rstrip())
-    lines += [f"{run.name} failed: {run.reason}" for run in runs if run.reason]
+    lines += [f"{run.name} {run.state}: {run.reason}" for run in runs if run.reason]
     counts = Counter(run.state for run in runs)
     parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
     return "\n".join([*lines, f"{folder}: {', '.join(parts) or 'no runs'}"])
@@ -177,7 +179,7 @@ def duration(seconds: float) -> str:
 
 def show(folder: Path, watch: bool, every: float = 2.0) -> None:
     """Prints the table, again and again if watched, until all runs have ended."""
-    read_plan(folder)
+    read_runs(folder)  # or it is no sweep's
     while True:
         runs = status(folder)
         if watch and sys.stdout.isatty():

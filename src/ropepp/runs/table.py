@@ -4,12 +4,13 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ropepp.errors import InputError
+from ropepp.runs.records import RESULT, check_result, load_json
 
 T = TypeVar("T")
 
@@ -29,20 +30,10 @@ def results(directories: Sequence[str], form: str = "md") -> str:
     for directory in directories:
         if not Path(directory).is_dir():
             raise InputError(f"{directory} is no folder; give run folders or folders of runs")
-        found += sorted(Path(directory).rglob("result.json"), key=lambda path: path.stat().st_mtime)
+        found += sorted(Path(directory).rglob(RESULT), key=lambda path: path.lstat().st_mtime)
     if not found:
         raise InputError(f"no finished run (result.json) in {', '.join(directories)}")
-    rows = []
-    for path in dict.fromkeys(found):
-        try:
-            rows.append(read_result(path))
-            table(rows[-1:])  # it has all that a table needs
-        except InputError as error:
-            print(f"left out: {error}", file=sys.stderr)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            del rows[-1]
-            reason = f"{type(error).__name__}: {error}"
-            print(f"left out: {path} is no result of a run ({reason})", file=sys.stderr)
+    rows = read_rows((path.parent.name, path) for path in dict.fromkeys(found))
     if not rows:
         raise InputError(f"no finished run (result.json of fit) in {', '.join(directories)}")
     return FORMS[form](rows)
@@ -72,15 +63,21 @@ def as_json(rows: list[dict[str, Any]]) -> str:
     return json.dumps(rows, indent=2) + "\n"
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """One run's result, with its folder's name as ``run``."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is {type(content).__name__}; allowed is a JSON object")
-    return {"run": path.parent.name, **content}
+def read_rows(named: Iterable[tuple[str, Path]]) -> list[dict[str, Any]]:
+    """Rows of a table, each a run's name and its ``result.json``; what is damaged, or of another
+    program, is left out, and standard error says so."""
+    rows: list[dict[str, Any]] = []
+    for name, path in named:
+        try:
+            row = {**load_json(path, check_result), "run": name}
+            table([row])  # it has all that a table needs
+            rows.append(row)
+        except InputError as error:
+            print(f"left out: {error}", file=sys.stderr)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            print(f"left out: {path} is no result of a run ({reason})", file=sys.stderr)
+    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -95,8 +92,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "row": lambda row: f"{row['sequence_length']:,}",
         "steps": lambda row: f"{row['steps']:,}",
         "tokens": lambda row: f"{row['tokens']:,}",
-        "validation loss": lambda row: f"{row['validation_loss']:.4f}",
-        "perplexity": lambda row: f"{row['validation_perplexity']:.2f}",
+        "validation loss": lambda row: number(row["validation_loss"], ".4f"),
+        "perplexity": lambda row: number(row["validation_perplexity"], ".2f"),
         "longer rows": longer_rows,
         "tokens/s": lambda row: f"{rate:,.0f}" if (rate := row["tokens_per_second"]) else "",
     }
@@ -105,6 +102,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     if not any(map(longer_rows, rows)):
         del columns["longer rows"]
     return "\n".join([markdown_table(rows, columns, left=2), "", *notes(rows)]) + "\n"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number of a result as text; of one that was not finite, `null` in the file, a word."""
+    return "diverged" if value is None else f"{value:{form}}"
 
 
 FORMS = {"md": table, "csv": as_csv, "json": as_json}
@@ -166,7 +168,7 @@ def longer_rows(row: dict[str, Any]) -> str:
     """The losses at other lengths than the trained one."""
     losses = {key: value for key, value in row["evaluation"].items() if key.endswith("/loss")}
     return ", ".join(
-        f"{key.removeprefix('validation_').removesuffix('/loss')} {value:.3f}"
+        f"{key.removeprefix('validation_').removesuffix('/loss')} {number(value, '.3f')}"
         for key, value in losses.items()
         if key.startswith("validation_")
     )

@@ -8,7 +8,6 @@ Beside the runs' own events this writes files of its own, known by their suffix:
 
 import json
 import math
-import os
 import statistics
 import struct
 import time
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import custom_scalars, scalar
 
+from ropepp.runs.events import EVENTS, Step, write_events
 from ropepp.runs.records import METRICS, TRIAL, Run, SweepPlan, read_plan, read_runs
 from ropepp.sweep.maps import FIGURES, IMAGE, write_maps
 
@@ -34,7 +33,6 @@ RUNNING_SECONDS = 600.0  # a run that has logged nothing for longer counts as st
 BAND = {"value": 0, "lower": -1, "upper": 1}  # parts of a band, in standard deviations
 
 Curve = dict[int, float]
-Step = tuple[int, Any]  # a step and a Summary
 
 
 # Numbers of finished runs in the table: keys of ``result.json`` or of the evaluation there, and
@@ -207,7 +205,8 @@ def _curves(run: Run) -> dict[str, Curve]:
             if tag == "train/loss" or evaluated:
                 curves.setdefault(tag, {})[line["step"]] = value
     for name, found in run.result.get("loss_by_position", {}).items():
-        points = zip(map(round, found["position"]), found["loss"], strict=True)
+        losses = (math.nan if loss is None else loss for loss in found["loss"])
+        points = zip(map(round, found["position"]), losses, strict=True)
         curves[f"loss_by_position/validation{name}"] = dict(points)
     return curves
 
@@ -283,21 +282,6 @@ def _image(run: Run) -> list[Step]:
 
 
 def _write(directory: Path, summaries: Iterable[Step]) -> None:
-    """Writes an event file, completely or not at all.
-
-    Its name comes before those of a run's own files: TensorBoard reads the files of a folder in
-    order, and would take no more from those of a run that goes on.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    file = directory / f"events.out.tfevents.0000000000.{time.time_ns()}{SUFFIX}"
-    temporary = directory / f"{SUFFIX}.tmp"
-    now = time.time()
-    with temporary.open("wb") as stream:
-        writer = RecordWriter(stream)
-        first = event_pb2.Event(wall_time=now, file_version="brain.Event:2")
-        writer.write(first.SerializeToString())
-        for step, summary in summaries:
-            event = event_pb2.Event(wall_time=now, step=step, summary=summary)
-            writer.write(event.SerializeToString())
-        writer.flush()
-    os.replace(temporary, file)
+    """Writes an event file whose name comes before those of a run's own files: TensorBoard reads
+    them in order, and would take no more from those of a run that goes on."""
+    write_events(directory / f"{EVENTS}0000000000.{time.time_ns()}{SUFFIX}", summaries)

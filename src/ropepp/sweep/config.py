@@ -7,19 +7,23 @@ directory, as everything that ``fit`` writes. Reading needs neither torch nor Op
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ropepp.errors import InputError
+from ropepp.files import check_name
 from ropepp.runs import settings
 from ropepp.runs.config import AnyText, RunsConfig, Whole, read_config
 from ropepp.runs.records import RunSpec, SweepPlan
 
 LEARNING_RATE, MAX_STEPS, CORPUS = "model.optimizer.lr", "trainer.max_steps", "data.corpus"
 METRICS = ("validation_loss", "validation_perplexity", "train_loss")
+MAX_RUNS = 10_000
 PRUNERS = ("none", "median", "hyperband")
 SEEDS = "a list of different whole numbers from 0 on"
 METRIC_RULE = f"{', '.join(METRICS)}, validation.../loss"
@@ -161,7 +165,8 @@ class SweepConfig(RunsConfig):
 
     def _check_values(self) -> None:
         """What a type alone does not say."""
-        if not self.seeds or min(self.seeds) < 0 or len({*self.seeds}) < len(self.seeds):
+        self.check_seeds("seeds", self.seeds)
+        if not self.seeds or len({*self.seeds}) < len(self.seeds):
             self.refuse(f"seeds is {self.seeds}; allowed: {SEEDS}")
         # With a slash: of one of the evaluation sets. What is compared must be better if smaller.
         metric = self.metric
@@ -195,10 +200,16 @@ class SweepConfig(RunsConfig):
 
     def _check_together(self) -> None:
         """What depends on several keys."""
-        names = [row.name for row in self.rows]
-        for name in names:
-            if names.count(name) > 1:
+        runs = len(self.variants) * len(self.seeds) * prod(map(len, self.axes.values()))
+        if runs > MAX_RUNS:
+            self.refuse(
+                f"it has {runs:,} runs (variants, axes, seeds); allowed: up to {MAX_RUNS:,}"
+            )
+        names = Counter(row.name for row in self.rows)
+        for name, times in names.items():
+            if times > 1:
                 self.refuse(f"two rows would have the name {name!r}: their values look alike")
+            check_name(name, f"{self.file}: the name of a row")
         if self.baseline and self.baseline not in (*self.variants, *names):
             self.refuse(f"baseline is {self.baseline!r}; allowed: {', '.join(self.variants)}")
         for name in self.controls:
@@ -236,7 +247,7 @@ def is_range(how: Mapping[str, Any]) -> bool:
     ends = [how.get("low"), how.get("high"), how.get("step", 1)]
     if not {*how} <= {"low", "high", "step", "log"} or not isinstance(how.get("log", True), bool):
         return False
-    if any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends):
+    if any(type(end) not in (int, float) or not abs(end) < 1e300 for end in ends):
         return False
     low, high, step = ends
     return low < high and step > 0 and not (how.get("log") and ("step" in how or low <= 0))

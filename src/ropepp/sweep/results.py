@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.runs.records import Run, SweepPlan, metric_value, read_plan, read_runs
+from ropepp.runs.records import DIVERGED, Run, SweepPlan, metric_value, read_plan, read_runs
 from ropepp.statistics import Comparison, Interval, compare
 
 MINUS = "\N{MINUS SIGN}"
@@ -95,7 +95,8 @@ def load(folder: Path) -> SweepResults:
             own[run.spec.seed] = value
         else:
             known = {**run.result.get("evaluation", {}), **run.result}
-            (unmeasured if known[plan.metric] is None else diverged).append(run)
+            never_logged = known[plan.metric] is None and DIVERGED not in run.result
+            (unmeasured if never_logged else diverged).append(run)
     compared = compare(values, plan.baseline)
     rows = [
         VariantResults(

@@ -17,9 +17,9 @@ from ropepp.errors import InputError, Preempted
 from ropepp.runs import process
 from ropepp.runs.config import RunsConfig
 from ropepp.runs.process import GRACE, RunProcess, StopRequest, write_outcome
-from ropepp.runs.records import RESULT, RunSpec
+from ropepp.runs.records import RunSpec, read_result
 from ropepp.runs.settings import overlay
-from ropepp.runs.status import LOCK, OUTCOME, duration, read_json
+from ropepp.runs.status import OUTCOME, duration, read_outcome
 from ropepp.sweep.config import CORPUS
 from ropepp.sweep.study import SweepStudy, Trial
 
@@ -158,7 +158,7 @@ class Driver:
         if trial.name in self.finished:
             return None
         state = self.study.state_of(trial)
-        open_runs = [s for s in trial.runs if not (self.study.directory(s) / RESULT).exists()]
+        open_runs = [s for s in trial.runs if not read_result(self.study.directory(s))]
         if state == "open":
             return open_runs[0]
         self.finished[trial.name] = state
@@ -177,14 +177,14 @@ class Driver:
         claim = process.claim(directory)
         if claim is None:
             return False
-        ended = read_json(directory / OUTCOME).get("state") in ("failed", "pruned")
-        if ended or (directory / RESULT).exists():  # in the meantime, by another driver
+        ended = read_outcome(directory).get("state") in ("failed", "pruned")
+        if ended or read_result(directory):  # in the meantime, by another driver
             os.close(claim)
             return True
         free = sorted(set(range(len(self.gpus))) - {run.slot for run in self.running})
         slot, found = free[0], process.adopt(directory, claim)
         if found is not None:
-            gpu = read_json(directory / LOCK).get("gpus")
+            gpu = process.starter(directory).get("gpus")
             slot = next((n for n in free if self.gpus[n] == gpu), slot)
             self.say(f"{spec.run} goes on without its driver: adopted")
         else:
@@ -281,16 +281,16 @@ class Driver:
         """Lets what has failed be tried again."""
         for trial in self.trials:
             for spec in trial.runs:
-                file = self.study.directory(spec) / OUTCOME
-                if read_json(file).get("state") == "failed":
-                    file.unlink(missing_ok=True)
+                directory = self.study.directory(spec)
+                if read_outcome(directory).get("state") == "failed":
+                    (directory / OUTCOME).unlink(missing_ok=True)
 
     # Words
 
     def say(self, text: str) -> None:
         """A line with the time, how much is done, and how long the rest may take."""
         runs = [spec for trial in self.trials for spec in trial.runs]
-        done = {spec.run for spec in runs if (self.study.directory(spec) / RESULT).exists()}
+        done = {spec.run for spec in runs if read_result(self.study.directory(spec))}
         drawn = sum(bool(trial.params) for trial in self.trials)
         missing = self.config.trials * len(self.config.rows) - drawn
         missing = 0 if self.all_drawn else max(0, missing) * len(self.config.seeds)

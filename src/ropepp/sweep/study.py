@@ -15,10 +15,21 @@ from statistics import fmean
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.files import lock, write_json
-from ropepp.runs.records import PLAN, RESULT, TRIAL, Run, RunSpec, metric_value
+from ropepp.files import lock, run_folder, write_json
+from ropepp.runs.records import (
+    PLAN,
+    RESULT,
+    TRIAL,
+    Run,
+    RunSpec,
+    metric_value,
+    read_json,
+    read_plan,
+    read_result,
+    read_spec,
+)
 from ropepp.runs.settings import canonical, differences
-from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, read_json
+from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, read_outcome
 from ropepp.sweep import search
 from ropepp.sweep.config import SweepConfig, SweepRow
 from ropepp.sweep.search import Known
@@ -66,7 +77,7 @@ class SweepStudy:
         Raises:
             InputError: Its result lacks the sweep's metric.
         """
-        return metric_value(read_json(self.directory(spec) / RESULT), self.config.metric, spec.run)
+        return metric_value(read_result(self.directory(spec)), self.config.metric, spec.run)
 
     def evaluations(self, spec: RunSpec) -> dict[int, float]:
         """A run's evaluations by step."""
@@ -78,8 +89,8 @@ class SweepStudy:
     def state_of(self, trial: Trial) -> str:
         """Open, or complete, failed or pruned."""
         for spec in trial.runs:
-            if not (self.directory(spec) / RESULT).exists():
-                state = read_json(self.directory(spec) / OUTCOME).get("state")
+            if not read_result(self.directory(spec)):
+                state = read_outcome(self.directory(spec)).get("state")
                 return state if state in ("failed", "pruned") else "open"
         return "complete"
 
@@ -96,13 +107,18 @@ class SweepStudy:
         """What was drawn for a row, in that order."""
         found = {}
         for file in self.folder.glob(f"{row.name}-*/*/{TRIAL}") if self.config.search else ():
-            spec = RunSpec(**json.loads(file.read_text()))
+            spec = read_spec(file, self.folder)
+            if spec is None:
+                continue
             params = {key: spec.overrides.get(key) for key in self.config.search}
             if None not in params.values() and spec.variant not in found:
                 trial = self._trial(row, params)
                 if trial.name == spec.variant:  # and not of a row with a longer name
                     found[trial.name] = trial
-        order = read_json(self.folder / PLAN).get("variants", [])
+        try:
+            order = read_plan(self.folder).variants
+        except InputError:  # it is the first time, or the plan is damaged
+            order = []
         last = len(order)
         key = {name: order.index(name) if name in order else last for name in found}
         return sorted(found.values(), key=lambda trial: (key[trial.name], trial.name))
@@ -178,9 +194,10 @@ class SweepStudy:
         self._write_plan()
 
     def write(self, spec: RunSpec) -> None:
-        """Writes down what a run is, unless it has finished."""
-        directory = self.directory(spec)
-        if not (directory / RESULT).exists() and read_json(directory / TRIAL) != asdict(spec):
+        """Writes down what a run is, unless it has finished as something else."""
+        directory = run_folder(Path(self.config.logs), self.config.name, spec.run)
+        known = read_json(directory / TRIAL)
+        if known != asdict(spec) and not (known and read_result(directory)):
             write_json(directory / TRIAL, asdict(spec))
 
     def _write_plan(self) -> None:
@@ -200,8 +217,9 @@ def open_sweep(config: SweepConfig) -> SweepStudy:
         InputError: ``fit`` would refuse a row, the pruner has no such option, or a sweep of that
             name exists that was asked for differently.
     """
+    fixed = config.fixed  # read before anything is made
     with exclusive(config.folder):
-        resolved = read_json(config.folder / RESOLVED)
+        resolved = read_json(config.folder / RESOLVED, _check_resolved)
         refuse_changes(config, resolved.get("fixed"))
         rows: dict[str, Any] = resolved.get("rows", {})
         for row in config.rows:
@@ -217,13 +235,33 @@ def open_sweep(config: SweepConfig) -> SweepStudy:
             from ropepp.sweep.check import check_row  # imports Lightning: only if need be
 
             rows[row.name] = {"asked": row.asked, "overrides": check_row(config, row)}
-            for file in (config.folder / row.name).glob(f"*/{OUTCOME}"):
+            if not known:
+                _refuse_others(config, row.name, rows[row.name]["overrides"])
+            for file in (config.folder / row.name).glob(f"*/{OUTCOME}") if known else ():
                 file.unlink()  # of other settings
         if config.search:
             search.pruner(config)
         study = SweepStudy(config, rows)
-        study.set_up({"fixed": config.fixed, "rows": rows})
+        study.set_up({"fixed": fixed, "rows": rows})
     return study
+
+
+def _check_resolved(content: dict[str, Any]) -> None:
+    dict(content["fixed"])
+    for row in dict(content["rows"]).values():
+        dict(row["asked"]) | dict(row["overrides"])
+
+
+def _refuse_others(config: SweepConfig, name: str, overrides: dict[str, Any]) -> None:
+    """Raises an `InputError` if runs of a row were begun with other overrides, of which their own
+    files alone know any more."""
+    for file in (config.folder / name).glob(f"*/{TRIAL}"):
+        spec = read_spec(file, config.folder) if has_begun(config.folder / name) else None
+        if spec and (words := list(differences(spec.overrides, json.loads(json.dumps(overrides))))):
+            raise InputError(
+                f"{config.file}: {file.parent} was begun with other settings ({'; '.join(words)}): "
+                "choose another name for the new one"
+            )
 
 
 def has_begun(folder: Path) -> bool:

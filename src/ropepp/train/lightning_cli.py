@@ -1,37 +1,53 @@
 """``ropepp fit | validate | test | predict``: Lightning's command line with this project's run
 directories."""
 
-import json
 import logging
 import os
 import re
+import secrets
+import signal
+import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentError, set_parsing_settings
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentError, get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import Strategy
+from omegaconf.errors import OmegaConfBaseException
 
 import ropepp.data.recall.task  # noqa: F401 (makes its short class name known)
 from ropepp.data.loading.datamodule import RowsDataModule
 from ropepp.data.packing.concat import Packing
-from ropepp.errors import InputError, Stopped
-from ropepp.files import disk_errors, held, write_json
+from ropepp.errors import Diverged, InputError, Stopped
+from ropepp.files import disk_errors, held, require_writable, run_folder, write_json
 from ropepp.model.positions import Position, Scaling
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
-from ropepp.runs.settings import names_file, read_settings
+from ropepp.runs.process import STOP_SIGNALS
+from ropepp.runs.records import DIVERGED, METRICS, RESULT, read_result
+from ropepp.runs.settings import check_references, check_size, names_file, read_settings
+from ropepp.runs.survival import lasting_output
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
-from ropepp.train.callbacks.run_files import PredictionWriter, RunFiles, describe_run
+from ropepp.train.callbacks.run_files import (
+    PredictionWriter,
+    RunFiles,
+    describe_run,
+    infinite,
+    strict,
+)
 from ropepp.train.callbacks.suite import SuiteEvaluation
+from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.guard import StepGuard
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
@@ -59,6 +75,8 @@ FIXED = dict(  # noqa: C408
     enable_checkpointing="True", enable_autolog_hparams="False", sync_batchnorm="False",
     model_registry="",
 )  # fmt: skip
+PARSER_MODE = "omegaconf+"
+CHILDREN_SECONDS = 60.0  # that the other processes of this machine may take to end
 SPECS = {
     "position": Position,
     "scaling": Scaling,
@@ -84,7 +102,8 @@ def run_options(
     Args:
         seed_everything: Seed of initial weights, order of rows and everything else that is random.
         experiment: Folder of related runs.
-        run: Name of this run, by default the time of its start; its folder is LOGS/EXPERIMENT/RUN.
+        run: Name of this run, by default one with the time of its start; its folder is
+            LOGS/EXPERIMENT/RUN.
         logs: Folder of all experiments.
         resume: auto: go on from the run's newest complete checkpoint if it has one, else begin
             (from ckpt_path or init_from, if given); the same command serves every attempt.
@@ -100,14 +119,15 @@ class RopeppCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         set_parsing_settings(subclasses_enabled=list(SPECS.values()))
-        self.started = time.time()
+        set_loader(PARSER_MODE, bounded_load, (yaml.YAMLError,))
+        self.started, self.handlers = time.time(), signal_handlers()
         super().__init__(
             LanguageModel,
             RowsDataModule,
             subclass_mode_data=True,
             save_config_callback=None,  # RunFiles writes it, complete and atomically
             trainer_defaults=TRAINER_DEFAULTS,
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            parser_kwargs={"parser_mode": PARSER_MODE, "exit_on_error": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
@@ -129,8 +149,10 @@ class RopeppCLI(LightningCLI):
         for option, following in pairwise([*args, ""]):
             key, _, value = option.partition("=")
             value = following if option == "--config" else value or key
-            if (key == "--config" or names_file(value)) and os.path.isfile(value):
-                read_settings(Path(value))  # for what the parser does not see, as a key twice
+            given = key == "--config" or names_file(value) or value.endswith(".json")
+            if given and os.path.isfile(value):
+                # For what the parser does not see, as a key twice, or not in time.
+                check_references(read_settings(Path(value)), value)
         # Lightning's own version warns where arguments are given by a caller, as they are here.
         try:
             self.config = parser.parse_args(args)
@@ -139,6 +161,8 @@ class RopeppCLI(LightningCLI):
             if better is None:
                 raise
             raise better from error
+        except (OmegaConfBaseException, RecursionError) as error:
+            raise InputError(f"the configuration's ${{...}}: {error}") from error
         seed = self.config[self.config.subcommand].seed_everything
         if not 0 <= seed < 2**32:
             raise InputError(f"seed_everything is {seed}; allowed are 0 to 2**32 - 1")
@@ -154,26 +178,34 @@ class RopeppCLI(LightningCLI):
     @property
     def directory(self) -> Path:
         """Folder of this run."""
-        return Path(self.options.logs, self.options.experiment, self.options.run)
+        return run_folder(Path(self.options.logs), self.options.experiment, self.options.run)
 
     def before_instantiate_classes(self) -> None:
         options, fitting = self.options, self.subcommand == "fit"
-        options.run = options.run or default_run_name()
+        options.run = default_run_name() if options.run is None else options.run
         if options.resume and not fitting:
             raise InputError("resume is for fit; give --ckpt_path, which may be last")
         if fitting:
             self._check_trainer()
         self.begun_from, folder = options.get("ckpt_path"), self.directory / "checkpoints"
+        if self.begun_from and options.init_from:
+            raise InputError(
+                f"ckpt_path is {self.begun_from} and init_from is {options.init_from}; give one, "
+                "to go on from the first or to begin with the weights of the second"
+            )
+        self.fall_back = False  # to an older checkpoint, should one be damaged
         self.seen = list_checkpoints(folder)
         if options.resume:
             self._leave_if_finished()
         if options.resume or self.begun_from == "last":
             found = newest_complete(folder)
-            if found is None and not options.resume:
+            if found is None and (self.seen or not options.resume):
                 raise InputError(
-                    f"ckpt_path is 'last', but {folder} holds no complete checkpoint (step-N.ckpt)"
+                    f"{folder} holds no complete checkpoint (step-N.ckpt) to go on from; damaged: "
+                    f"{len(self.seen)} (without them --resume auto begins anew)"
                 )
             options.ckpt_path = str(found) if found else self.begun_from
+            self.fall_back = found is not None
         if options.init_optimizer and not options.init_from:
             raise InputError("init_optimizer is true, but there is no init_from to take it from")
         ckpt_path = options.get("ckpt_path")
@@ -194,28 +226,44 @@ class RopeppCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not is_first_process():
-            super()._run_subcommand(subcommand)
+            self._run_and_wait(subcommand)
         elif subcommand == "fit":
             with held(self.directory / ".fit.lock"):
                 if list_checkpoints(self.directory / "checkpoints") != self.seen:
                     raise InputError(f"{self.directory} was in use until now: begin again")
-                super()._run_subcommand(subcommand)
+                require_writable(self.directory / "checkpoints", folder=True)
+                for name in (METRICS, RESULT, "config.yaml"):
+                    require_writable(self.directory / name)
+                self._run_and_wait(subcommand)
         else:
             with disk_errors(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
                 TemporaryFile(dir=self.directory).close()
+            self._run_and_wait(subcommand)
+
+    def _run_and_wait(self, subcommand: str) -> None:
+        """The others of this machine end with this process, so it waits for what they still do."""
+        stopped = None
+        try:
             super()._run_subcommand(subcommand)
+        except Stopped as error:
+            stopped = error
+        for child in getattr(self.trainer.strategy.launcher, "procs", ()):
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(CHILDREN_SECONDS)
+        if stopped is not None:
+            raise stopped
 
     def _leave_if_finished(self) -> None:
         """Ends successfully where there is nothing left to do."""
-        file = self.directory / "result.json"
-        if (
-            file.exists()
-            and json.loads(file.read_text())["steps"] >= self.options.trainer.max_steps
-        ):
-            if not is_child_process():
-                print(f"{self.directory} is finished; see {file}")
-            sys.exit(0)
+        result = read_result(self.directory)
+        if not result or result.get("steps", -1) < self.options.trainer.max_steps:
+            return
+        if DIVERGED in result:
+            raise Diverged(f"{self.directory} is finished: {result[DIVERGED]}")
+        if not is_child_process():
+            print(f"{self.directory} is finished; see {self.directory / RESULT}")
+        sys.exit(0)
 
     def _check_checkpoint(self, path: Path) -> None:
         if reason := torn(path):
@@ -263,7 +311,13 @@ class RopeppCLI(LightningCLI):
             begun_from, ckpt_path = self.begun_from, self.options.ckpt_path
             callbacks.append(RunFiles(self.directory, text, ckpt_path, begun_from))
         self.metrics = metrics
-        return self.trainer_class(**{**trainer, **kwargs, "callbacks": callbacks})
+        files, plugins = CheckpointFiles(self.fall_back), trainer.get("plugins") or []
+        trainer["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), files]
+        made = self.trainer_class(**{**trainer, **kwargs, "callbacks": callbacks})
+        # Lightning's own handlers exchange messages inside the handler, which deadlocks processes
+        # that are at different places. Until it trains, a signal ends a run at once.
+        made._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return made
 
     def _refuse_taken_directory(self) -> None:
         if is_child_process():  # the first one may have begun already
@@ -279,6 +333,7 @@ class RopeppCLI(LightningCLI):
         """Validates on all rows and writes ``result.json``."""
         if self.trainer.state.status != "finished":
             return
+        restore(self.handlers)  # all is saved
         self.trainer.limit_val_batches = self.options.trainer.limit_val_batches or 1.0
         seconds = time.time() - self.started
         self.trainer.validate(self.model, self.datamodule, verbose=False)
@@ -289,8 +344,12 @@ class RopeppCLI(LightningCLI):
             for logger in self.trainer.loggers:
                 if isinstance(logger, RunLogger):
                     logger.log_by_position(self.model.loss_by_position)
-            write_json(self.directory / "result.json", result)
+            file = self.directory / RESULT
+            if file.exists() and not read_result(self.directory):
+                file.rename(file.with_name(f"{RESULT}.damaged"))
+            write_json(file, result)
             print_outcome(outcome)
+        refuse_infinite({**outcome, "train/loss": self.metrics.latest.get("train/loss", 0.0)})
 
     def _outcome(self) -> dict[str, float]:
         """What the last evaluation found."""
@@ -310,8 +369,15 @@ class RopeppCLI(LightningCLI):
         if self.trainer.is_global_zero:
             path = self.directory / f"{subcommand}.json"
             print_outcome(outcome)  # first: the disk may be full by now
-            write_json(path, {"ckpt_path": self.options.ckpt_path, **outcome})
+            write_json(path, strict({"ckpt_path": self.options.ckpt_path, **outcome}))
             print(f"written to {path}")
+        refuse_infinite(outcome)
+
+
+def refuse_infinite(outcome: dict[str, float]) -> None:
+    """Raises `Diverged` if a number that a run came to is none."""
+    if found := infinite(outcome):
+        raise Diverged(f"{found}: the weights are useless; lower the learning rate")
 
 
 def print_outcome(outcome: dict[str, float]) -> None:
@@ -337,6 +403,13 @@ def explained(error: ArgumentError) -> InputError | None:
     return None
 
 
+def bounded_load(text: str, path: str = "") -> Any:
+    """A value or file as the parser reads it, unless that would never end."""
+    if len(text) > 40:
+        check_size(text, path or "a value")
+    return get_loader("yaml")(text)
+
+
 def subclasses(base: type) -> set[type]:
     """All classes below ``base`` that have been imported."""
     found: set[type] = set(base.__subclasses__())
@@ -353,8 +426,8 @@ def default_run_name() -> str:
         raise InputError(
             "--run is missing: with several processes and no job id each would make up its own"
         )
-    # Processes that this one starts inherit the name.
-    os.environ["ROPEPP_RUN"] = time.strftime("%Y%m%d-%H%M%S")
+    # Two may begin in one second. Processes that this one starts inherit the name.
+    os.environ["ROPEPP_RUN"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     return os.environ["ROPEPP_RUN"]
 
 
@@ -369,6 +442,30 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
+def signal_handlers() -> dict[signal.Signals, Any]:
+    """What this process does when it is asked to end."""
+    return {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+
+def restore(handlers: dict[signal.Signals, Any]) -> None:
+    with suppress(ValueError):  # in another thread nothing was changed
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def own_process() -> Iterator[None]:
+    """What a run changes in its process is as before after this block: handlers of signals, and the
+    name that the processes inherit which it starts."""
+    handlers, named = signal_handlers(), "ROPEPP_RUN" in os.environ
+    try:
+        yield
+    finally:
+        restore(handlers)
+        if not named:
+            os.environ.pop("ROPEPP_RUN", None)
+
+
 def main(args: list[str]) -> None:
     """Runs one of Lightning's subcommands; ``args`` begins with its name."""
     # What Lightning says at every start is in the run's own first line; its warnings stay.
@@ -377,7 +474,8 @@ def main(args: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")
     try:
-        RopeppCLI(args)
+        with lasting_output(), own_process():
+            RopeppCLI(args)
     except Stopped:
         # A process that Lightning started must not fail before the first one has said why: it
         # would be taken for a crash and the first one killed.

@@ -1,29 +1,69 @@
 """Scalars of a run, once in TensorBoard and once as lines of JSON."""
 
 import json
+import os
+import shutil
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import scalar
 
-from ropepp.files import write_text
+from ropepp.files import disk_errors, write_text
+from ropepp.runs.events import EVENTS, write_events
+from ropepp.runs.records import METRICS, entry
+
+POSITIONS = ".position"  # behind the name of an event file: one whose steps are positions
 
 
 class RunLogger(TensorBoardLogger):
     """Writes every scalar to the TensorBoard events and to ``metrics.jsonl`` of a run directory.
 
-    A step is the number of completed optimizer steps. A resumed run calls `cut` first, so that each
-    step stands once in both.
+    A step is the number of completed optimizer steps. A run calls `cut` first, so that each step
+    stands once in both, whatever earlier attempts have left.
     """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory.parent, name="", version=directory.name)
-        self.metrics_file = directory / "metrics.jsonl"
+        self.directory = directory
+        self.metrics_file = directory / METRICS
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder as it is; Lightning would fill in variables in its name."""
+        return str(self.directory)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """The writer. Its file comes last of all, which TensorBoard reads by name: where earlier
+        ones are of later seconds, as after the clock went back, they get other names."""
+        if self._experiment is None:
+            earlier = self._event_files()
+            with disk_errors(self.directory):
+                self._experiment = super().experiment
+                is_last = self._event_files()[-1:] != earlier[-1:]
+                for number, file in enumerate(() if is_last else earlier, start=1):
+                    rest = file.name.removeprefix(EVENTS).partition(".")[2]
+                    file.rename(file.with_name(f"{EVENTS}{number:010d}.{rest}"))
+        return super().experiment
+
+    def _event_files(self) -> list[Path]:
+        """This run's own, in TensorBoard's order."""
+        return sorted(
+            file
+            for file in self.directory.glob(f"{EVENTS}*")
+            if file.suffix not in (".board", POSITIONS)
+        )
 
     @rank_zero_only
     def log_hyperparams(
@@ -34,19 +74,24 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def cut(self, step: int) -> None:
         """Drops what was logged after ``step``, from where a run starts or resumes."""
-        if not self.metrics_file.exists():
-            return
         # As for SummaryWriter's purge_step, which had to be known before Lightning opens it.
         start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         self.experiment.file_writer.add_event(start)
-        kept = []
-        for line in self.metrics_file.read_text().splitlines():
-            try:
-                keep = json.loads(line)["step"] <= step
-            except ValueError:  # a kill can tear the last line
-                keep = False
-            if keep:
-                kept.append(line + "\n")
+        for file in self.directory.glob(f"{EVENTS}*{POSITIONS}"):
+            file.unlink()
+        if not self.metrics_file.exists():
+            return
+        lines = self.metrics_file.read_bytes().split(b"\n")[:-1]  # a kill can tear the last one
+        entries = [entry(line) for line in lines]
+        if None in entries:
+            copy = self.metrics_file.with_name(f"{METRICS}.damaged")
+            shutil.copyfile(self.metrics_file, copy)
+            warnings.warn(f"{self.metrics_file} is damaged: kept as {copy.name}", stacklevel=2)
+        kept = [
+            line.decode() + "\n"
+            for line, found in zip(lines, entries, strict=True)
+            if found is not None and found["step"] <= step
+        ]
         write_text(self.metrics_file, "".join(kept))
 
     @rank_zero_only
@@ -57,29 +102,42 @@ class RunLogger(TensorBoardLogger):
             if key != "epoch"
         }
         if values:
-            super().log_metrics(values, step)
-            with self.metrics_file.open("a") as file:
+            with disk_errors(self.metrics_file), self.metrics_file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
+            with disk_errors(self.directory):
+                super().log_metrics(values, step)
 
     @rank_zero_only
     def log_by_position(self, losses: Mapping[str, Mapping[str, list[float]]]) -> None:
-        """Loss by position of each evaluation set, to TensorBoard alone: its step is the
-        position."""
-        for name, by_position in losses.items():
-            for position, loss in zip(by_position["position"], by_position["loss"], strict=True):
-                self.experiment.add_scalar(
-                    f"loss_by_position/validation{name}", loss, round(position)
-                )
+        """Loss by position of each evaluation set, to TensorBoard alone: its step is the position,
+        which is why it has a file of its own, gone when the run goes on."""
+        points = (
+            (round(position), scalar(f"loss_by_position/validation{name}", loss))
+            for name, found in losses.items()
+            for position, loss in zip(found["position"], found["loss"], strict=True)
+        )
         self.save()
+        own = self._event_files()[-1]
+        write_events(own.with_name(own.name + POSITIONS), points)
 
     @rank_zero_only
     def save(self) -> None:
         """Without Lightning's ``hparams.yaml``."""
-        self.experiment.flush()
+        with disk_errors(self.directory):
+            self.experiment.flush()
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Waits until the disk has what was logged, as a checkpoint of it will."""
+        self.save()
+        if self.metrics_file.exists():
+            with disk_errors(self.metrics_file), self.metrics_file.open("rb") as file:
+                os.fsync(file.fileno())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if status == "success":
             self.save()  # and stays open: losses by position come after the fit
         else:
-            super().finalize(status)
+            with suppress(OSError):  # what went wrong has been said
+                super().finalize(status)

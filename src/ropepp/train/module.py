@@ -23,7 +23,12 @@ from ropepp.train.guard import StepGuard
 from ropepp.train.optim import AdamW, OptimizerSpec
 from ropepp.train.schedules import Constant, Schedule
 from ropepp.train.strategy import FSDP2Strategy
-from ropepp.train.weights import load_optimizer_from, load_weights
+from ropepp.train.weights import (
+    check_optimizer,
+    check_weights,
+    load_optimizer_from,
+    load_weights,
+)
 
 Batch = dict[str, Any]
 
@@ -286,6 +291,13 @@ class LanguageModel(pl.LightningModule):
                 f"the checkpoint's optimizer is {kinds[0]}, this run's is {kinds[1]}: its state is "
                 "of another kind; begin with the weights alone by --init_from"
             )
+        if "state_dict" in checkpoint:  # otherwise the strategy has loaded it
+            where = (self._trainer and self._trainer.ckpt_path) or "checkpoint"
+            found = {k: tuple(x.shape) for k, x in checkpoint["state_dict"].items()}
+            check_weights(self.state_dict(), found, where)
+            if self._trainer and self._trainer.state.fn == "fit":
+                for state in checkpoint.get("optimizer_states", []):
+                    check_optimizer(self, self.optimizer_spec.build(self.network), state, where)
         for key in sorted(saved.keys() & here.keys()):
             if saved[key] != here[key]:
                 pl.utilities.rank_zero_warn(

@@ -177,6 +177,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
+def state_of(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter
+) -> dict[str, tuple[int, ...]] | None:
+    """Names and shapes of what an optimizer keeps of a parameter; None if it is not known here."""
+    shape = tuple(parameter.shape)
+    if isinstance(optimizer, torch.optim.Muon) or group.get("part") == "muon":
+        return {"momentum_buffer": shape}
+    if isinstance(optimizer, torch.optim.AdamW | MuonWithAdamW):
+        return {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+    return None
+
+
 def step_shard(parameter: DTensor, group: dict[str, Any], state: dict[str, Any]) -> None:
     """`torch.optim.Muon`'s step on a sharded matrix, with the bits of its step on the whole one.
 

@@ -23,10 +23,20 @@ from torch.distributed.fsdp import (
 )
 
 from ropepp.errors import InputError, at_least
+from ropepp.files import DiskError, disk_errors
 from ropepp.model.sequence import SequenceGroup
 from ropepp.model.transformer import Transformer
-from ropepp.runs.checkpoints import METADATA, read_metadata
-from ropepp.train.weights import load_optimizer, load_tensors
+from ropepp.runs.archives import write_archive
+from ropepp.runs.checkpoints import METADATA, read_checkpoint, shapes
+from ropepp.runs.shards import one_failure, seal
+from ropepp.train.checkpoint_files import CheckpointFiles
+from ropepp.train.weights import (
+    check_weights,
+    load_model_shards,
+    load_optimizer,
+    load_optimizer_shards,
+    load_tensors,
+)
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -78,6 +88,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.pending_save: Future[Any] | None = None
         self._sequence: SequenceGroup | None = None
         self._save_group: dist.ProcessGroup | None = None
+        self._saving: Path | None = None
 
     @property
     def data_rank(self) -> int:
@@ -136,46 +147,73 @@ class FSDP2Strategy(ModelParallelStrategy):
         """
         self.wait_for_save()
         path = Path(self.broadcast(filepath))
-        if self.is_global_zero:
-            if path.exists():  # what a killed save left
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            path.mkdir(parents=True)
-        self.barrier("checkpoint folder")
         state = {"state_dict": checkpoint.pop("state_dict")}
         for index, optimizer in enumerate(checkpoint.pop("optimizer_states", [])):
             state[f"optimizer_{index}"] = optimizer
+        failure = None
         if self.is_global_zero:
-            torch.save(checkpoint, path / METADATA)
-        if self.asynchronous_save:
-            # A response with a future of its own is what other checkpointer types return.
-            saved = dcp.async_save(state, checkpoint_id=path, process_group=self._save_group)
-            self.pending_save = saved if isinstance(saved, Future) else saved.upload_completion
-        else:
-            dcp.save(state, checkpoint_id=path)
+            try:
+                with disk_errors(path):
+                    if path.exists():  # what a killed save left
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    path.mkdir(parents=True)
+                write_archive(checkpoint, path / METADATA)
+            except DiskError as error:
+                failure = str(error)
+        if (failure := self.broadcast(failure)) is not None:  # nobody waits for the others
+            raise DiskError(failure)
+        with disk_errors(path), one_failure(path):
+            if self.asynchronous_save:
+                # A response with a future of its own is what other checkpointer types return.
+                saved = dcp.async_save(state, checkpoint_id=path, process_group=self._save_group)
+                self.pending_save = saved if isinstance(saved, Future) else saved.upload_completion
+            else:
+                dcp.save(state, checkpoint_id=path)
+        self._saving = path
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Restores model and optimizer from shards of any number of processes, or from one file;
         returns everything else."""
-        path = Path(self.broadcast(checkpoint_path))
-        if path.is_dir():
-            return super().load_checkpoint(path, weights_only)
-        # Lightning would number the optimizer's parameters in the model's order, not in that of
-        # the optimizer's groups, and give some of them the state of others.
-        content = read_metadata(path)
-        assert self.model is not None
-        load_tensors(self.model.state_dict(), content.pop("state_dict"))
+        files = cast(CheckpointFiles, self.checkpoint_io)
+        return files.load(Path(self.broadcast(checkpoint_path)), self._load)
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        # Lightning's own would unpickle the index, and number the optimizer's parameters of a
+        # single file in the model's order, not in that of the optimizer's groups.
+        module = self.model
+        assert module is not None
+        sharded = path.is_dir()
+        used = ("state_dict", "optimizer_states") if self.optimizers else ("state_dict",)
+        content = read_checkpoint(path, *used)
+        own = {k.removeprefix("network."): x for k, x in module.state_dict().items()}
+        check_weights(own, shapes(path, content), path)
         states = content.pop("optimizer_states", [])
-        for optimizer, state in zip(self.optimizers, states, strict=False):
-            load_optimizer(optimizer, state)
+        tensors = content.pop("state_dict", {})
+        if sharded:
+            load_model_shards(module, path)
+        else:
+            load_tensors(module.state_dict(), tensors)
+        for index, optimizer in enumerate(self.optimizers):
+            if sharded:
+                load_optimizer_shards(module, optimizer, path, index)
+            elif index < len(states):
+                load_optimizer(module, optimizer, states[index], path)
         return content
 
     def wait_for_save(self) -> None:
-        """Returns when nothing is being written any more; raises what went wrong with it."""
+        """Returns when nothing is being written any more, and what was is on the disk; raises what
+        went wrong with it."""
         pending, self.pending_save = self.pending_save, None
+        path, self._saving = self._saving, None
+        if path is None:
+            return
         if pending is not None:
-            pending.result()
+            with disk_errors(path), one_failure(path):
+                pending.result()
+        if self.is_global_zero:
+            seal(path)
 
     def teardown(self) -> None:
         self.wait_for_save()

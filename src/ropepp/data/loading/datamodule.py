@@ -48,6 +48,7 @@ class RowsDataModule(pl.LightningDataModule):
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
         )
+        at_least(0, "data.", validate_every_n_steps=validate_every_n_steps, num_workers=num_workers)
         self.sequence_length = sequence_length
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -186,6 +187,7 @@ class CorpusDataModule(RowsDataModule):
         **sizes: Any,
     ) -> None:
         super().__init__(**sizes)
+        at_least(1, "data.", validation_rows=validation_rows)
         self.validation_rows = validation_rows
         if any(multiple < 2 for multiple in extrapolation):
             raise InputError(

@@ -1,7 +1,6 @@
 """Reads folders of config.json and safetensors: the published RoPE++ models, plain Llamas, and
 this project's own exports."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropepp.checksums import check_files, listed
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.tensors import read_tensors
 from ropepp.model.loss import IGNORE_INDEX
-from ropepp.model.plain import from_plain
+from ropepp.model.plain import from_plain, read_plain, require_plain, understanding
 from ropepp.model.positions import (
     PI,
     ALiBi,
@@ -70,8 +70,9 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
     folder = Path(folder)
     settings = read_settings(folder / "config.json")
     config, spec = architecture(settings, folder / "config.json")
-    with torch.device("meta"):
-        model = Transformer(config, spec, ignore_index=ignore_index(settings))
+    model = unfilled(config, spec, folder / "config.json", ignore_index(settings))
+    # Also what others read, such as the tokenizer.
+    check_files(folder, (name for name in listed(folder) if not name.endswith(".safetensors")))
     tensors = {our_name(name): tensor for name, tensor in read_tensors(folder).items()}
     take_slopes(model, tensors, folder)
     if config.tied_embeddings:
@@ -81,11 +82,30 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     factors = query_key_factors(settings, spec)
     for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{folder}: {name!r} is {tensor.dtype}; weights are floating-point")
         wide = tensor.float() * factors.get(name.rsplit(".", 2)[-2], 1.0)
         tensors[name] = wide.to(dtype) if name in weights else wide
     model.load_state_dict(tensors, assign=True)
     model.tie()
     return model.eval()
+
+
+def unfilled(
+    config: ModelConfig, spec: Position, name: Path, ignore_index: int = IGNORE_INDEX
+) -> Transformer:
+    """A model on the meta device, made from what the file ``name`` says.
+
+    Raises:
+        InputError: That makes no model.
+    """
+    with understanding(name):
+        if type(ignore_index) is not int:
+            raise InputError(f"ignore_index is {ignore_index!r}; it must be a whole number")
+        with torch.device("meta"):
+            model = Transformer(config, spec, ignore_index=ignore_index)
+        spec.table(torch.zeros(1, 1, dtype=torch.int64), config)  # what every pass begins with
+    return model
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -94,10 +114,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is missing: a checkpoint folder holds config.json and model.safetensors"
         )
-    try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    check_files(path.parent, [path.name])
+    settings = read_plain(path)
+    require_plain(settings, str(path))
     if settings.get("model_type") not in ("llama", OWN_TYPE):
         found = settings.get("model_type")
         raise InputError(f"{path}: model_type is {found!r}; allowed: 'llama', {OWN_TYPE!r}")
@@ -115,12 +134,10 @@ def architecture(settings: dict[str, Any], path: Path) -> tuple[ModelConfig, Pos
     Raises:
         InputError: Something is missing or unknown.
     """
-    try:
+    with understanding(path):  # a class's own message names its argument
         if settings["model_type"] == OWN_TYPE:
             return ModelConfig(**settings["network"]), own_position(settings["position"])
         return model_config(settings), position(settings)
-    except (KeyError, TypeError) as error:  # a class's own message names its argument
-        raise InputError(f"{path} is incomplete: {error}") from error
 
 
 def own_position(plain: dict[str, Any]) -> Position:

@@ -1,7 +1,6 @@
 """Named tensors in a folder: one file, or several with an index, as Hugging Face folders have
 them. Nothing is ever unpickled."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,8 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ropepp.checksums import check_files
 from ropepp.errors import InputError
 from ropepp.files import write_json
+from ropepp.model.plain import read_plain, understanding
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -26,10 +27,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / WHOLE).is_file() or not (folder / INDEX).is_file():
         return _read(folder / WHOLE)
     index = folder / INDEX
-    try:
-        places: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index} has no 'weight_map' of names and files") from error
+    check_files(folder, [INDEX])
+    places = read_plain(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+        raise InputError(f"{index} has no 'weight_map' of names and files")
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
         if Path(file).name != file:
@@ -81,7 +82,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         pickles = sorted(p.name for p in file.parent.glob("*") if p.suffix in (".bin", ".pt"))
         why = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
         raise InputError(f"{file} is missing: a folder holds config.json and safetensors{why}")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise InputError(f"{file} is no complete safetensors file: {error}") from error
+    check_files(file.parent, [file.name])
+    with understanding(file):
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise InputError(f"{file} is no complete safetensors file: {error}") from error

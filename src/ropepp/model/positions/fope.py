@@ -20,6 +20,8 @@ from ropepp.model.positions.base import Position, PositionLayer, Table
 from ropepp.model.positions.rotary import RotaryLayer
 from ropepp.model.positions.scaling import Scaling
 
+MOST_BASIS = 2**14  # frequencies, twice
+
 
 class FoPELayer(RotaryLayer):
     """Mixes the basis for each kv head and rotates its key and its queries with the result.
@@ -82,10 +84,11 @@ class FoPE(Position):
     scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
-        if not self.theta > 1 or self.max_length < 7 or self.basis_size < 2:
+        if not self.theta > 1 or self.max_length < 7 or not 2 <= self.basis_size <= MOST_BASIS:
             raise InputError(
                 f"FoPE got theta {self.theta}, max_length {self.max_length}, basis_size "
-                f"{self.basis_size}: needs theta above 1, max_length 7 and basis_size 2 at least"
+                f"{self.basis_size}: needs theta above 1, max_length from 7, basis_size 2 to "
+                f"{MOST_BASIS:,}"
             )
 
     def num_frequencies(self, head_dim: int) -> int:

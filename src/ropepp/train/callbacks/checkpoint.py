@@ -1,6 +1,7 @@
 """Checkpoints that are complete or absent, at intervals, at the end, and when a run must stop."""
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -16,12 +17,18 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from ropepp.errors import InputError, Preempted, Stopped, at_least
+from ropepp.files import disk_errors, sync_folder
+from ropepp.model.plain import understanding
 from ropepp.runs.checkpoints import list_checkpoints
+from ropepp.runs.process import STOP_SIGNALS
 from ropepp.train.callbacks.step import StepCallback
+from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.guard import StepGuard
+from ropepp.train.logger import RunLogger
 from ropepp.train.strategy import FSDP2Strategy
 
 ROWS = "rows_per_batch"
+_LEFT = re.compile(r"step-\d+\.tmp|\.step-.*\.partial-.*")  # what a kill leaves of a save
 
 
 class StepCheckpoint(StepCallback, Checkpoint):
@@ -57,12 +64,10 @@ class StepCheckpoint(StepCallback, Checkpoint):
         super().on_train_start(trainer, pl_module)
         self._asked = Question()
         self._saved_step = trainer.global_step  # nothing is due right after a resume
-        # Lightning's own handler exchanges messages inside the handler, which deadlocks processes
-        # that are at different places; it puts the handlers from before back when a run is over.
+        self._restored(trainer)
+        # Whoever has made the trainer puts the handlers from before back.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, self._note)
-            for number in (signal.SIGINT, signal.SIGHUP):
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
                     signal.signal(number, self._note)
 
@@ -81,6 +86,19 @@ class StepCheckpoint(StepCallback, Checkpoint):
         assert loop._data_fetcher is not None
         if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             self._save_if_due(trainer)
+
+    def _restored(self, trainer: pl.Trainer) -> None:
+        if isinstance(trainer.strategy.checkpoint_io, CheckpointFiles):
+            trainer.strategy.checkpoint_io.restoring = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restored(trainer)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restored(trainer)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restored(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -152,13 +170,28 @@ class StepCheckpoint(StepCallback, Checkpoint):
             trainer.strategy.wait_for_save()
         if not trainer.is_global_zero:
             return
-        if path.exists():  # a torn one, or one of another way to get here
-            _delete(path)
-        os.replace(path.with_suffix(".tmp"), path)
+        for logger in trainer.loggers:  # what a run that goes on from here needs
+            if isinstance(logger, RunLogger):
+                logger.sync()
+        with disk_errors(path):
+            if path.exists():  # a damaged one, or one of another way to get here
+                _delete(path)
+            os.replace(path.with_suffix(".tmp"), path)
+            sync_folder(path.parent)
         # Later ones, which a run that went back has left behind, do not count.
         so_far = [old for old in list_checkpoints(path.parent) if old.name <= path.name]
-        for old in so_far[: -self.keep] if self.keep else []:
+        left = [one for one in path.parent.iterdir() if _LEFT.fullmatch(one.name)]
+        for old in [*left, *(so_far[: -self.keep] if self.keep else [])]:
             _delete(old)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Says which checkpoint it was whose content cannot be put in place."""
+        path = getattr(trainer.strategy.checkpoint_io, "restoring", None)
+        if path is not None and not isinstance(exception, InputError | OSError):
+            with understanding(path):
+                raise exception
 
 
 class Question:

@@ -54,10 +54,12 @@ class Metrics(StepCallback):
         return statistics.median(rates) if rates else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens}
+        return {"tokens": self.tokens, "train_loss": self.latest.get("train/loss")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens = state_dict["tokens"]
+        if (loss := state_dict.get("train_loss")) is not None:  # for a run with no step left
+            self.latest["train/loss"] = loss
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

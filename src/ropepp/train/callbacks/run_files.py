@@ -1,6 +1,7 @@
 """What a run leaves in its folder: its configuration before it trains, with a line for people, and
 what it came to or predicted."""
 
+import math
 import re
 import time
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from ropepp.files import write_text
+from ropepp.files import disk_errors, replacing_file, write_text
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
 from ropepp.runs.machine import device_name, peak_memory_bytes, provenance
+from ropepp.runs.records import DIVERGED
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.module import LanguageModel
 
@@ -50,9 +52,11 @@ class RunFiles(pl.Callback):
         )
         if network.sequence is not None:
             print(_gathering(pl_module, trainer), flush=True)
-        if self.ckpt_path:
-            print(f"going on from {self.ckpt_path}", flush=True)
         content = yaml.safe_load(self.config)
+        if self.ckpt_path:
+            given = content["init_from"] or self.begun_from
+            instead = f", not from {given}" if given not in (None, "last", self.ckpt_path) else ""
+            print(f"going on from {self.ckpt_path}{instead}", flush=True)
         content.pop("config", None)  # the files that it was composed from
         # An interruption is no part of what the run is: its own checkpoints are not named.
         begun_from = Path(self.begun_from or "last")
@@ -100,7 +104,8 @@ def describe_run(
     """The content of ``result.json``, for programs and tables; sizes in bytes, losses in nats per
     token, times in seconds."""
     network, T = module.network, sequence_length
-    return {
+    found = infinite({**evaluation, "train/loss": metrics.latest.get("train/loss", 0.0)})
+    content = {
         "variant": type(network.position).__name__,
         "hyper_parameters": dict(module.hparams),
         "seed": module.seed,
@@ -124,6 +129,21 @@ def describe_run(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **provenance(),
     }
+    return strict(content | ({DIVERGED: found} if found else {}))
+
+
+def infinite(numbers: dict[str, float]) -> str:
+    """Which of these are not finite, in words; empty if all are."""
+    return ", ".join(f"{key} is {x}" for key, x in numbers.items() if not math.isfinite(x))
+
+
+def strict(value: Any) -> Any:
+    """What JSON can hold: null for a number that is not finite."""
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -144,6 +164,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        name = f"rank-{trainer.global_rank}-batch-{batch_idx:06d}.npz"
         arrays = {key: value.cpu().numpy() for key, value in prediction.items()}
-        np.savez(self.directory / f"rank-{trainer.global_rank}-batch-{batch_idx:06d}.npz", **arrays)
+        with disk_errors(self.directory / name), replacing_file(self.directory / name) as file:
+            np.savez(file, **arrays)

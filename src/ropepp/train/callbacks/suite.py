@@ -50,7 +50,7 @@ class SuiteEvaluation(StepCallback):
     ) -> None:
         at_least(0, "suite.", every_n_steps=every_n_steps)
         at_least(1, "suite.", rows=rows)
-        if every_n_steps and (not lengths or min(lengths) < 1):
+        if (every_n_steps and not lengths) or min(lengths, default=1) < 1:
             raise InputError(
                 f"suite.lengths is {list(lengths)}; give the lengths of the rows, in tokens"
             )
