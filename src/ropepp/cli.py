@@ -10,6 +10,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 
 from ropepp.errors import InputError, Stopped, user_message
+from ropepp.files import one_command
 from ropepp.options import TRUST
 
 COMMANDS = {
@@ -83,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         module = MODULES.get(args[0], args[0])
         command = importlib.import_module(f"ropepp.commands.{module}")
         # Lightning's subcommands are told apart by their name.
-        command.main(args if module == "fit" else args[1:])
+        with one_command():
+            command.main(args if module == "fit" else args[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_is_gone():
