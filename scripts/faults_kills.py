@@ -109,13 +109,17 @@ def at_any_time(one: Try, job: Job) -> None:
         process.wait()
         end_inhabitants(one.folder)
         one.notes.append(f"killed after {wait:.2f} s")
-    one.compare(job, one.run(job.argv))
+        if process.returncode == 0:
+            one.notes.append("it had ended before")
+            return one.compare(job, Done(0))
+    return one.compare(job, one.run(job.argv))
 
 
 def unless_done(one: Try, job: Job, done: Done) -> None:
     """The same command again, as after a kill."""
     if done.code == 0:
         one.notes.append("it ended before")
-    elif done.code > 0 and not done.hung:
+        return one.compare(job, done)
+    if done.code > 0 and not done.hung:
         one.count("tracebacks", f"exit code {done.code} of a killed process: {done.last}")
-    one.compare(job, one.run(job.argv))
+    return one.compare(job, one.run(job.argv))

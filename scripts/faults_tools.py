@@ -303,7 +303,10 @@ class Try:
         lost otherwise. TensorBoard's events may lack steps where power was lost: metrics.jsonl
         has them."""
         expected, _, _ = self.bench.expected(job)
-        if done.code != 0:
+        if done.code == 2 and f"{job.made} exists" in done.last:
+            # A kill in the last moment, when all had been said and done; is it the result?
+            self.count("detected", done.last)
+        elif done.code != 0:
             return self.count("lost", f"{shown(job.argv)} ends with {done.code}: {done.last}")
         try:
             facts = job.facts(self.folder, done)
