@@ -61,16 +61,9 @@ def pair(request: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory)
 
     path = tmp_path_factory.mktemp("pair") / "exported"
     evaluated.write_folder(path, tokenizer, position=request.param)
-    # RoPE becomes a Llama, so that transformers' own implementation is what we agree with.
-    kind = json.loads((path / "config.json").read_text())["model_type"]
-    assert kind == ("llama" if request.param == RoPE() else "ropepp")
-    reference = HFLM(
-        pretrained=str(path),
-        dtype="float32",
-        batch_size=8,
-        device="cpu",
-        trust_remote_code=kind == "ropepp",
-    )
+    # Any program's Llama: transformers' own implementation is what we agree with.
+    assert json.loads((path / "config.json").read_text())["model_type"] == "llama"
+    reference = HFLM(pretrained=str(path), dtype="float32", batch_size=8, device="cpu")
     return Pair(evaluated.make_model(tokenizer.vocab_size, request.param), reference)
 
 
@@ -95,12 +88,12 @@ def test_every_task_runs_offline_and_agrees_with_lm_evals_own_model(
         assert 0 < rows[0].value < 1, "all right or all wrong would hide a difference"
 
 
-def test_log_likelihoods_are_those_of_transformers(
+def test_log_likelihoods_are_those_of_our_own_decoding(
     tokenizer: Any, pair: Pair, tmp_path: Path
 ) -> None:
     from lm_eval.api.instance import Instance
 
-    from ropepp.eval.harness_model import HarnessModel
+    from ropepp.eval.harness import harness_model
 
     rng = Random(1)
     texts = [("", " ban")]
@@ -108,20 +101,34 @@ def test_log_likelihoods_are_those_of_transformers(
         context = evaluated.sentence(rng, n)
         texts += [(context, f" {evaluated.sentence(rng, k)}") for k in (1, 2, 5)]
     requests = [Instance("loglikelihood", {}, text, i) for i, text in enumerate(texts)]
-    ours = HarnessModel(evaluated.make_subject(tmp_path, pair.model, tokenizer), "pairs")
-    found, expected = ours.loglikelihood(requests), pair.reference.loglikelihood(requests)
-    assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-4)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    ours = harness_model(evaluated.make_subject(tmp_path, pair.model, tokenizer))
+    own = []
+    for text in texts:
+        context, ids = tokenizer.encode_batch(list(text))
+        row = torch.tensor([[tokenizer.bos_id, *context, *ids]])
+        logits = pair.model(row)[0, -len(ids) - 1 : -1].log_softmax(-1)
+        likelihood = logits.gather(1, row[0, -len(ids) :, None]).sum().item()
+        own.append((likelihood, logits.argmax(-1).tolist() == ids))
+    for lm in (ours, pair.reference):
+        found = lm.loglikelihood(requests, disable_tqdm=True)
+        assert [x for x, _ in found] == pytest.approx([x for x, _ in own], abs=1e-4)
+        assert [greedy for _, greedy in found] == [greedy for _, greedy in own]
 
 
-def test_other_kinds_of_requests_are_refused(tokenizer: Any, tmp_path: Path) -> None:
-    from ropepp.eval.harness_model import HarnessModel
+def test_a_task_that_was_measured_is_not_measured_again(
+    data: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ropepp.eval import harness
 
     model = evaluated.make_model(tokenizer.vocab_size)
-    ours = HarnessModel(evaluated.make_subject(tmp_path, model, tokenizer), "free")
-    for ask in (ours.generate_until, ours.loglikelihood_rolling):
-        with pytest.raises(InputError, match="allowed are tasks that compare log-likelihoods"):
-            ask([])
+    first = harness.evaluate_harness(
+        evaluated.make_subject(tmp_path, model, tokenizer), "piqa", data, 5
+    )
+    monkeypatch.setattr(harness, "harness_model", lambda _: pytest.fail("measured again"))
+    again = evaluated.make_subject(tmp_path, model, tokenizer)
+    assert harness.evaluate_harness(again, "piqa", data, 5) == first
+    with pytest.raises(pytest.fail.Exception):
+        harness.evaluate_harness(again, "piqa", data, 4)
 
 
 def test_perplexity_per_word_is_lm_evals_of_the_same_file(

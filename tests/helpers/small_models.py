@@ -23,22 +23,31 @@ from ropepp.model.positions import (
 )
 
 CONFIG = ModelConfig(50, 32, 2, 4, 2, 48, init_std=0.2)
-LLAMAS: list[Position] = [
+# What an ordinary Llama computes too; and all others.
+PLAIN: list[Position] = [
     RoPE(),
     RoPE(theta=5e5),
     RoPE(scaling=PI(4.0)),
     RoPE(scaling=YaRN(4.0, 16)),
     RoPE(scaling=YaRN(8.0, 64, slow=0.5, fast=8.0)),
 ]
-OTHERS: list[Position] = [
-    *[position for position in ALL if type(position) is not RoPE],
+ROTARY = [position for position in ALL if isinstance(position, RoPE) and type(position) is not RoPE]
+LLAMAS: list[Position] = [
+    *PLAIN,
+    *[position for position in ROTARY if position.rotary_share == 1],
     RoPE(scaling=YaRN(4.0, 16, slow=0.0)),
-    RoPE(rotary_share=0.5),
     RoPEppEC(scaling=PI(4.0)),
     RoPEppEC(scaling=YaRN(4.0, 16)),
     RoPEppEH(theta=5e5),
     HeadSplit(interleaved=True),
     Phases(phases=(0.0, -30.0)),
+    Phases(phases=(200.0, -30.0, 90.0)),
+]
+OTHERS: list[Position] = [
+    *[position for position in ALL if not isinstance(position, RoPE)],
+    Pythia(),
+    RoPE(rotary_share=0.5),
+    RoPEppEC(rotary_share=0.5),
     Pythia(scaling=YaRN(4.0, 16)),
     FoPE(scaling=PI(2.0)),
 ]

@@ -88,7 +88,7 @@ def test_qk_norm_is_beyond_the_published_format(tmp_path: Path) -> None:
         export(saved(model), tmp_path / "out", "reference")
 
 
-@pytest.mark.parametrize("form", ["hf", "reference"])
+@pytest.mark.parametrize("form", ["ropepp", "reference"])
 @pytest.mark.parametrize("position", [RoPE(), RoPEppEC(), FoPE()], ids=label)
 def test_shards(position: Position, form: str, tmp_path: Path) -> None:
     model, ids = small(position), some_ids(1, 9)
@@ -198,7 +198,7 @@ def test_nothing_is_unpickled(zipped: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_configurations_call_nothing_but_position_encodings(inside: bool, tmp_path: Path) -> None:
-    folder = exported(small(RoPEppEC()), tmp_path / "out")
+    folder = exported(small(RoPEppEC()), tmp_path / "out", "ropepp")
     mark = tmp_path / "written"
     evil = {
         "class_path": "ropepp.files.write_text",
@@ -218,13 +218,16 @@ def test_configurations_call_nothing_but_position_encodings(inside: bool, tmp_pa
     [
         ({"network": {"vocab_size": 50}}, "incomplete.*hidden_size"),
         ({"position": {"class_path": "ropepp.model.positions.PI", "init_args": {}}}, "no position"),
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'; allowed: 'llama', 'ropepp'"),
+        (
+            {"model_type": "gpt2"},
+            "model_type is 'gpt2'; allowed: 'llama', 'mistral', 'qwen3', 'ropepp'",
+        ),
     ],
 )
 def test_configurations_of_ours_that_do_not_fit(
     values: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    folder = exported(small(RoPEppEC()), tmp_path / "out")
+    folder = exported(small(RoPEppEC()), tmp_path / "out", "ropepp")
     change(folder, "config.json", **values)
     with pytest.raises(InputError, match=words):
         load_pretrained(folder)

@@ -96,7 +96,7 @@ def test_transformers_computes_the_golden_numbers(folder: str, tmp_path: Path) -
 @pytest.mark.parametrize("case", variants("pi8", "yarn32", "theta500k"))
 @pytest.mark.parametrize("form", ["hf", "reference"])
 def test_context_extensions(case: str, form: str, tmp_path: Path) -> None:
-    """Of plain RoPE, in transformers' own Llama, whose code has none of ours."""
+    """In transformers' own Llama, whose code has none of ours."""
     want, folder = expected(case), tmp_path / "in"
     folder.mkdir()
     shutil.copyfile(ROOT / case / "config.json", folder / "config.json")
@@ -109,6 +109,6 @@ def test_context_extensions(case: str, form: str, tmp_path: Path) -> None:
     torch.testing.assert_close(back(ids), tensor(want["logits"]), atol=1e-4, rtol=0)
     if form == "hf":
         there = load(tmp_path / "out")
-        assert there.config.model_type == ("llama" if "rope" in case.split("/")[0] else "ropepp")
+        assert there.config.model_type == "llama"
         with torch.no_grad():
             torch.testing.assert_close(there(ids).logits, tensor(want["logits"]), atol=1e-4, rtol=0)

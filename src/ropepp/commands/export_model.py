@@ -19,8 +19,9 @@ def main(args: list[str]) -> None:
     add = parser.add_argument
     add("source", type=Path, help="a run, a checkpoint, a published or exported folder")
     add("folder", type=Path, help="the new folder")
-    add("--format", choices=("hf", "reference"), default="hf",
-        help="hf: for transformers, an ordinary Llama where the model is one (default); "
+    add("--format", choices=("hf", "llama", "ropepp", "reference"), default="hf",
+        help="llama: an ordinary Llama, for programs that know no RoPE++; ropepp: for transformers "
+        "with this package; hf: the first of these that the model can be (default); "
         "reference: the published RoPE++ format")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     add("--tokenizer", help="file, folder or 'bytes'; otherwise the model's own")
@@ -31,7 +32,21 @@ def main(args: list[str]) -> None:
 
     from ropepp.interop.export import export
     from ropepp.interop.saved import open_model
+    from ropepp.model.folders.published import OWN_TYPE
 
     saved = open_model(options.source)
-    export(saved, options.folder, options.format, getattr(torch, options.dtype), options.tokenizer)
+    dtype = getattr(torch, options.dtype)
+    settings = export(saved, options.folder, options.format, dtype, options.tokenizer)
+    from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
+
+    config, layout, before = saved.model.config, saved.model.layout, num_parameters(saved.model)
+    name, added = settings["architectures"][0], 0
+    if OWN_TYPE in settings:  # a Llama: each attention head has a query matrix
+        added = layout.num_heads - layout.num_projections
+    after = before + added * config.num_layers * config.hidden_size * config.head_dim
+    print(
+        f"{name}: {after:,} parameters ({before:,} before: query matrices of "
+        f"{layout.num_projections + added} heads, {layout.num_projections} before), "
+        f"KV cache {kv_cache_bytes_per_token(saved.model):,} bytes a token as before"
+    )
     print(f"written to {options.folder}")

@@ -2,9 +2,9 @@
 
 `evaluate` finds the data of the suites and fills one table, whose rows are `scores`. `perplexity`
 reads texts in windows. `local_data` knows the files of the short tasks, which `harness` hands to
-lm-eval with `harness_model` to answer. `tasks` says what a long-context task is, `ruler` and
-`babilong` make them, and `generated` runs them. `likelihood` scores continuations for both kinds;
-`evaluated_model` is the model with the cache of what was measured of it.
+lm-eval's own model over ours. `tasks` says what a long-context task is, `ruler` and `babilong` make
+them, and `generated` runs them, with continuations scored by `likelihood`; `evaluated_model` is the
+model with the cache of what was measured of it.
 
 `analyze` looks into heads.
 """

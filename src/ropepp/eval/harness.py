@@ -17,7 +17,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from ropepp.errors import InputError
-from ropepp.eval.evaluated_model import EvaluatedModel
+from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
 from ropepp.eval.local_data import GROUPS, TASKS
 from ropepp.eval.scores import Score, average, mean_of
 from ropepp.files import write_text
@@ -25,6 +25,8 @@ from ropepp.files import write_text
 SQUAD = "transformers.data.metrics.squad_metrics"
 SEED = 0  # lm-eval's own; it orders GPQA's choices
 ROWS = "rows.jsonl"
+LONGEST = 1 << 30  # tokens of a context, which is never cut
+USUAL = 512  # tokens of a question with its context, at most, by which batches are sized
 METRICS = ("acc", "acc_norm", "f1", "em")
 
 
@@ -58,13 +60,37 @@ def evaluate_harness(
         InputError: lm-eval or the task's file is missing.
     """
     require_harness()
-    from ropepp.eval.harness_model import HarnessModel
-
-    found = run_harness(HarnessModel(subject, name), name, data, limit)
+    rows = list(TASKS[name].rows(data))
+    # A task is measured as a whole: an evaluation that was killed goes on with the next one.
+    item = Item(digest(rows, limit), len(rows))
+    found = subject.measure(
+        name, None, [item], lambda _: [run_harness(harness_model(subject), name, data, limit)]
+    )[0]
     return [
         Score(subject.name, "short", name, None, metric, *mean_of(values), len(values))
         for metric, values in found.items()
     ]
+
+
+def harness_model(subject: EvaluatedModel) -> Any:
+    """lm-eval's own model over ours as transformers sees it, by which no context is cut."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+    from transformers import logging as transformers_logging
+
+    from ropepp.interop.hf import wrapped
+    from ropepp.interop.text import write_tokenizer
+
+    transformers_logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(subject.tokenizer, Path(folder), LONGEST)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return HFLM(
+        wrapped(subject.model, LONGEST),
+        tokenizer=tokenizer,
+        max_length=LONGEST,
+        batch_size=max(1, subject.batch_tokens // USUAL),
+    )
 
 
 def run_harness(lm: Any, name: str, data: Path, limit: int | None = None) -> dict[str, list[float]]:

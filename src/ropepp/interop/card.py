@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 ```
 
-An ordinary Llama: any program that reads one takes it.""",
+An ordinary ARCHITECTURE: any program that reads one takes it. Each attention head has a query
+matrix of its own, its projection's turned by the head's phase; the KV cache is the variant's.""",
     "reference": """\
 ```python
 # pip install ropepp
@@ -47,7 +48,7 @@ def model_card(
 
     Args:
         saved: The model.
-        kind: "ropepp", "llama" or "reference".
+        kind: "reference", or the ``model_type``.
         dtype: Of the weights.
         result: The run's ``result.json``, if it has ended with these weights.
     """
@@ -58,6 +59,7 @@ def model_card(
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     library = "ropepp" if kind == "reference" else "transformers"
     variant = type(saved.model.position).__name__
+    loading = LOADING.get(kind, LOADING["llama"]).replace("ARCHITECTURE", kind.capitalize())
     return f"""\
 ---
 library_name: {library}
@@ -76,7 +78,7 @@ A causal language model with position encoding {variant}, exported by `ropepp ex
 
 ## Loading
 
-{LOADING[kind]}
+{loading}
 """
 
 

@@ -10,20 +10,28 @@ from torch import Tensor
 
 from ropepp.checksums import write_checksums
 from ropepp.data.tokenizer import load_tokenizer
+from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
-from ropepp.interop.settings import llama_settings, own_settings, reference_settings
+from ropepp.interop.settings import (
+    context_length,
+    llama_settings,
+    outer_name,
+    own_settings,
+    reference_settings,
+)
 from ropepp.interop.text import write_tokenizer
-from ropepp.model.folders.published import read_settings
+from ropepp.model.folders.published import OWN_TYPE, read_settings
 from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
-from ropepp.model.positions import ALiBi, RoPE, YaRN
+from ropepp.model.heads import turned
+from ropepp.model.positions import ALiBi
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import TOKENIZERS
 from ropepp.runs.records import DIVERGED, read_result
 
-Form = Literal["hf", "reference"]
+Form = Literal["hf", "llama", "ropepp", "reference"]
 MODELING = Path(__file__).with_name("modeling_ropepp.py")
 DEFAULT_LENGTH = 4096  # where nothing tells how long rows were
 
@@ -35,17 +43,22 @@ def export(
     dtype: torch.dtype = torch.float32,
     tokenizer: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> dict[str, Any]:
     """Writes a model as a folder, which is complete or absent.
 
     Args:
         saved: The model and what belongs to it, opened in float32.
         folder: The new folder.
-        form: "hf": an ordinary Llama where the model is one, otherwise a folder with a file that
-            makes transformers use this package. "reference": the published RoPE++ format.
+        form: "llama": an ordinary Llama, with a query matrix for each attention head. "ropepp": a
+            folder with a file that makes transformers use this package, for every model. "hf": a
+            Llama where there is one that computes the same, otherwise as "ropepp". "reference": the
+            published RoPE++ format.
         dtype: Of the weights. What a position encoding keeps stays float32.
         tokenizer: See `SavedModel.tokenizer`; a model without text has none.
         shard_bytes: Largest size of a file of weights.
+
+    Returns:
+        The content of ``config.json``.
 
     Raises:
         InputError: The folder exists, the form cannot express the model, or there is no tokenizer
@@ -57,57 +70,64 @@ def export(
     text = _text(saved)
     if found is not None:
         text |= {"bos_token_id": found.bos_id, "eos_token_id": found.eot_id}
-    settings, prefix = _settings(model, text, form)
+    settings = _settings(model, text, form)
+    kind = form if form == "reference" else str(settings["model_type"])
     settings["torch_dtype"] = str(dtype).removeprefix("torch.")
     with replacing_folder(Path(folder)) as work:
-        write_tensors(work, _tensors(model, prefix, form, dtype), shard_bytes)
+        write_tensors(work, _tensors(model, kind, dtype), shard_bytes)
         if found is not None:
-            write_tokenizer(found, work, text["max_position_embeddings"])
+            write_tokenizer(found, work, settings["max_position_embeddings"])
             # Of what it was made from, and of the file that lies here.
             prints = (found.fingerprint, load_tokenizer(work).fingerprint)
             settings[TOKENIZERS] = list(dict.fromkeys(prints))
-        write_json(work / "config.json", dict(sorted(settings.items())))
+        settings = dict(sorted(settings.items()))
+        write_json(work / "config.json", settings)
         if (end := text["eos_token_id"]) is not None:
             ids = {"bos_token_id": text["bos_token_id"], "eos_token_id": end, "pad_token_id": end}
             write_json(work / "generation_config.json", ids)
-        if "auto_map" in settings:
+        if kind == OWN_TYPE:
             shutil.copyfile(MODELING, work / MODELING.name)
-        kind = form if form == "reference" else str(settings["model_type"])
         write_text(work / "README.md", model_card(saved, kind, dtype, _result(saved)))
         write_checksums(work, (file.name for file in work.iterdir() if file.suffix != ".md"))
+    return settings
 
 
-def _settings(model: Transformer, text: dict[str, Any], form: Form) -> tuple[dict[str, Any], str]:
-    """``config.json`` and what names of tensors begin with."""
+def _settings(model: Transformer, text: dict[str, Any], form: Form) -> dict[str, Any]:
+    """``config.json``."""
     if form == "reference":
-        return reference_settings(model, text), "model."
-    llama = llama_settings(model, text)
-    return (own_settings(model, text), "network.") if llama is None else (llama, "model.")
+        return reference_settings(model, text)
+    length = context_length(model.position, text["max_position_embeddings"])
+    text = text | {"max_position_embeddings": length}
+    if form != OWN_TYPE:
+        try:
+            return llama_settings(model, text)
+        except InputError:
+            if form == "llama":
+                raise
+    return own_settings(model, text)
 
 
-def _tensors(
-    model: Transformer, prefix: str, form: Form, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: Transformer, kind: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """All tensors by their outer names; a tied output layer is left out, as it is the embedding."""
-    own = prefix == "network."
-    factor = 1.0
-    if form == "hf" and not own and isinstance(model.position, RoPE):
-        scaling = model.position.scaling
-        # "llama3" has no magnitude: each side of the score takes its own into the projection.
-        factor = scaling.magnitude if isinstance(scaling, YaRN) else 1.0
+    scaling = getattr(model.position, "scaling", None)
+    ordinary = kind not in ("reference", OWN_TYPE)
+    # "llama3" has no magnitude: each side of the score takes its own into what comes last.
+    magnitude = scaling.magnitude if ordinary and scaling is not None else 1.0
+    last = "norm" if model.config.qk_norm else "proj"
     weights = {name for name, _ in model.named_parameters()}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tied_embeddings:
             continue
         wide = tensor.float()
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            wide = wide * factor
-        outer = f"{prefix}{name}"
-        if not own:
+        if ordinary and name.endswith("q_proj.weight"):
+            wide = turned(wide, model.layout)
+        if name.endswith((f"q_{last}.weight", f"k_{last}.weight")):
+            wide = wide * magnitude
+        outer = outer_name(name)
+        if kind == "reference":
             outer = outer.replace(".self_attn.position.", ".self_attn.pos_emb.")
-            outer = outer.replace("model.lm_head.", "lm_head.")
         yield outer, wide.to(dtype) if name in weights else wide
-    if form == "reference" and isinstance(model.position, ALiBi):
+    if kind == "reference" and isinstance(model.position, ALiBi):
         slopes = torch.tensor(slopes_of(model.layout.num_heads))
         for index in range(model.config.num_layers):
             yield f"model.layers.{index}.self_attn.alibi_slopes", slopes.clone()

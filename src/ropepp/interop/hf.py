@@ -1,29 +1,31 @@
 """The model as a class of transformers, for every variant. Imports transformers: import it late.
 
-Importing this module lets transformers' Auto classes open exported folders without code of theirs.
+It is transformers' own Llama with another attention, so that what works for a Llama works for it:
+masks, caches, packed rows, generation, LoRA, compilation. Importing this module lets transformers'
+Auto classes open exported folders without code of theirs.
 """
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-from transformers.cache_utils import Cache, DynamicCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers.cache_utils import Cache
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    eager_attention_forward,
+)
 
-from ropepp.errors import InputError
-from ropepp.interop.settings import AUTO_MAP, sizes
-from ropepp.model.cache import KVCache
+from ropepp.interop.settings import AUTO_MAP, outer_name, own_settings, sizes
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import OWN_TYPE, architecture
 from ropepp.model.loss import IGNORE_INDEX
@@ -36,19 +38,13 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 
 
 class RoPEppConfig(PretrainedConfig):
-    """Sizes and position encoding as plain values.
-
-    Args:
-        network: The fields of `ModelConfig`.
-        position: A position encoding as ``class_path`` and ``init_args``.
-        ignore_index: Label that does not count in the loss, besides -100.
-        max_position_embeddings: Longest row in tokens that the model was made for.
-        use_cache: Whether a forward pass in evaluation mode returns a cache.
-    """
+    """Sizes and position encoding as plain values: ``network``, the fields of `ModelConfig`, and
+    ``position``, with ``class_path`` and ``init_args``. ``ignore_index`` is a label that does not
+    count in the loss, besides -100."""
 
     model_type = OWN_TYPE
     has_no_defaults_at_init = True
-    keys_to_ignore_at_inference = (CACHE,)
+    keys_to_ignore_at_inference = [CACHE]  # noqa: RUF012 (as the base class has it)
 
     def __init__(
         self,
@@ -59,135 +55,196 @@ class RoPEppConfig(PretrainedConfig):
         use_cache: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"pad_token_id": None, **kwargs})
         self.network = network
         self.position = position
         self.ignore_index = ignore_index
         self.max_position_embeddings = max_position_embeddings
         self.use_cache = use_cache
         self.auto_map = dict(AUTO_MAP)
+        # What a Llama's feed-forward and attention layers ask for.
+        self.hidden_act, self.mlp_bias, self.attention_bias = "silu", False, False
+        self.attention_dropout = 0.0
         if network is not None:
-            config, spec = self.parts()
+            config, spec = self._parts(kwargs)
             layout = spec.layout(config.num_heads, config.num_kv_heads)
             for name, value in sizes(config, layout).items():
                 setattr(self, name, value)
 
     def parts(self) -> tuple[ModelConfig, Position]:
         """Sizes and position encoding, made from the plain values."""
-        plain = {"model_type": OWN_TYPE, "network": self.network, "position": self.position}
-        return architecture(plain, Path("config.json"))
+        return self._parts(vars(self))
+
+    def _parts(self, sizes: dict[str, Any]) -> tuple[ModelConfig, Position]:
+        given = {"model_type": OWN_TYPE, "network": self.network, "position": self.position}
+        return architecture({**sizes, **given}, Path("config.json"))
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
         """Leaves the code that saved folders carry to `RoPEppForCausalLM.save_pretrained`."""
 
 
-class RoPEppForCausalLM(PreTrainedModel, GenerationMixin):
-    """A `Transformer` behind transformers' interface; padding is told by ``attention_mask``."""
+class RoPEppAttention(nn.Module):
+    """`ropepp.model.attention.Attention` over transformers' kernels, masks and caches."""
 
-    config_class = RoPEppConfig
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 (as the base class has it)
-    _tied_weights_keys = {  # noqa: RUF012
-        "network.lm_head.weight": "network.embed_tokens.weight"
-    }
-
-    def __init__(self, config: RoPEppConfig) -> None:
-        super().__init__(config)
-        self.network = Transformer(*config.parts(), ignore_index=config.ignore_index)
-        self.gradient_checkpointing = False
-        self.post_init()
-        # FoPE's; said here because before version 5 the class may name parameters alone.
-        self._keep_in_fp32_modules_strict = {"sin_coef", "cos_coef"}
+    def __init__(self, config: RoPEppConfig, layer_idx: int) -> None:
+        super().__init__()
+        network, spec = config.parts()
+        layout = spec.layout(network.num_heads, network.num_kv_heads)
+        M, D = network.hidden_size, network.head_dim
+        self.config, self.layer_idx, self.head_dim = config, layer_idx, D
+        # What the kernels look up.
+        self.num_key_value_groups = layout.num_heads // layout.num_kv_heads
+        self.scaling, self.is_causal = D**-0.5, True
+        self.q_proj = nn.Linear(M, layout.num_projections * D, bias=False)
+        self.k_proj = nn.Linear(M, layout.num_kv_heads * D, bias=False)
+        self.v_proj = nn.Linear(M, layout.num_kv_heads * D, bias=False)
+        self.o_proj = nn.Linear(layout.num_heads * D, M, bias=False)
+        norm = (lambda: LlamaRMSNorm(D, network.norm_eps)) if network.qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(), norm()
+        self.position = spec.build(network, layer_idx)
 
     def forward(
         self,
-        input_ids: Tensor,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, ...] = (),
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See transformers' ``LlamaAttention``; ``position_embeddings`` is the spec's table."""
+        cache = past_key_values if cache is None else cache
+        q_BTPD, k_BTKD, v_BTKD = (
+            proj(hidden_states).unflatten(-1, (-1, self.head_dim))
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = self.position(self.q_norm(q_BTPD), self.k_norm(k_BTKD), position_embeddings)
+        q_BHTD, k_BKTD, v_BKTD = (x.transpose(1, 2) for x in (q, k, v_BTKD))
+        # A static cache counts in place.
+        begin = cache.get_seq_length(self.layer_idx) + 0 if cache is not None else 0
+        if cache is not None:
+            places = {"cache_position": kwargs.get("cache_position")}  # before version 5
+            k_BKTD, v_BKTD = cache.update(k_BKTD, v_BKTD, self.layer_idx, places)
+        slopes = self.position.alibi_slopes(position_embeddings)
+        if slopes is not None:
+            attention_mask = with_slopes(attention_mask, slopes, begin, q_BHTD, k_BKTD.shape[2])
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        out_BTHD, weights = attend(
+            self, q_BHTD, k_BKTD, v_BKTD, attention_mask, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(out_BTHD.flatten(-2)), weights
+
+
+def with_slopes(
+    mask: Tensor | None, slopes_H: Tensor, begin: int | Tensor, q_BHTD: Tensor, S: int
+) -> Tensor:
+    """ALiBi as a mask added to scores, (B or 1, H, T, S), of queries from place ``begin`` on;
+    ``mask`` is transformers' own, (B, 1, T, S), bool or added to scores, causal if None."""
+    keys = torch.arange(S, device=q_BHTD.device)
+    distance = (torch.arange(q_BHTD.shape[2], device=q_BHTD.device) + begin).unsqueeze(-1) - keys
+    bias = -slopes_H[:, None, None] * distance
+    hidden = torch.finfo(q_BHTD.dtype).min
+    if mask is None:
+        mask = distance >= 0
+    if mask.dtype == torch.bool:
+        return torch.where(mask, bias, hidden).to(q_BHTD.dtype).view(-1, *bias.shape)
+    return (bias + mask).clamp(min=hidden).to(q_BHTD.dtype)
+
+
+class PositionTable(nn.Module):
+    """What a position encoding computes once for all layers."""
+
+    def __init__(self, config: RoPEppConfig) -> None:
+        super().__init__()
+        self.network, self.spec = config.parts()
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
+        return self.spec.table(position_ids, self.network)
+
+
+class RoPEppDecoderLayer(LlamaDecoderLayer):
+    def __init__(self, config: RoPEppConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)  # type: ignore[arg-type]
+        self.self_attn = RoPEppAttention(config, layer_idx)  # type: ignore[assignment]
+
+
+class RoPEppPreTrainedModel(LlamaPreTrainedModel):
+    """What both classes below state of themselves."""
+
+    config_class = RoPEppConfig
+    config: RoPEppConfig  # type: ignore[assignment]
+    _no_split_modules = ["RoPEppDecoderLayer"]  # noqa: RUF012 (as the base class has it)
+    _supports_flash_attn = False  # which knows no slopes
+    _supports_flex_attn = False
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": RoPEppDecoderLayer,
+        "attentions": RoPEppAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        draw = getattr(module, "initial_value", None)
+        for name, buffer in module.named_buffers(recurse=False):
+            if draw is not None and not getattr(buffer, "_is_hf_initialized", False):
+                buffer.copy_(draw(name, buffer.shape, torch.default_generator))
+
+
+class RoPEppModel(RoPEppPreTrainedModel, LlamaModel):
+    """A `Transformer` without its output layer."""
+
+    def __init__(self, config: RoPEppConfig) -> None:
+        super(LlamaModel, self).__init__(config)
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            RoPEppDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = PositionTable(config)  # type: ignore[assignment]
+        self.gradient_checkpointing = False
+        # FoPE's constants stay as they were drawn.
+        self._keep_in_fp32_modules_strict = {
+            name.split(".")[-1] for name, _ in self.named_buffers()
+        }
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: Cache | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        past_key_values: Cache | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits of the next token, and the loss if there are labels.
+    ) -> Any:
+        """A Llama's, where padding does not move a row's own tokens: FoPE's angles are absolute."""
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            T = (kwargs["inputs_embeds"] if input_ids is None else input_ids).shape[1]
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -T:]
+        return super().forward(input_ids, attention_mask, position_ids, **kwargs)
 
-        Args:
-            input_ids: (B, T) int64.
-            attention_mask: (B, S + T), 0 at padding, S the number of cached tokens.
-            position_ids: (B, T) or (1, T); a row's own tokens are counted unless given.
-            cache: What was read before; is added to.
-            labels: (B, T), the input ids themselves: label t + 1 is the target of token t. -100 and
-                the configuration's ``ignore_index`` do not count.
-            use_cache: Whether to return a cache; by default in evaluation mode.
-            logits_to_keep: Logits of so many last tokens alone, or of those at given places; 0 is
-                all.
-            past_key_values: Older name of ``cache``.
-            return_dict: False returns a tuple.
-            kwargs: ``num_items_in_batch`` divides the summed loss.
 
-        Raises:
-            InputError: Something is asked for that the model has not.
-        """
-        for name in ("inputs_embeds", "output_attentions", "output_hidden_states"):
-            given = kwargs.get(name)
-            if given is not None and given is not False:
-                raise InputError(f"{name} is given; a ropepp model takes ids and returns logits")
-        cache = self._chosen_cache(past_key_values if cache is None else cache, use_cache)
-        B, T = input_ids.shape
-        S = int(cache.get_seq_length()) if cache is not None else 0
-        documents, positions = _padding(attention_mask, B, S, T)
-        if position_ids is not None:
-            positions = position_ids.expand(B, T)
-        view = CacheView(cache, len(self.network.layers), documents) if cache is not None else None
-        own = documents[:, S:] if documents is not None else None
-        hidden = self.network.hidden(input_ids, positions, own, cast(KVCache | None, view))
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.network.lm_head(hidden[:, kept])
-        loss = None
-        if labels is not None:
-            labels = labels.masked_fill(labels == self.config.ignore_index, IGNORE_INDEX)
-            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits)
-        if cache is not None:
-            output[CACHE] = cache
-        return output.to_tuple() if return_dict is False else output
+class RoPEppForCausalLM(RoPEppPreTrainedModel, LlamaForCausalLM):
+    """A `Transformer` behind transformers' interface; padding is told by ``attention_mask``, and
+    packed documents by ``position_ids`` that begin anew, as to a Llama."""
 
-    def _chosen_cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            if given is not None:
-                raise InputError("a cache is given, which activation checkpointing cannot use")
-            return None
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        return DynamicCache(config=self.config) if given is None and use_cache else given
+    _tp_plan = {}  # noqa: RUF012 (projections are shared by heads)
 
-    @staticmethod
-    def create_masks_for_generate(*, attention_mask: Tensor | None, **_: Any) -> Tensor | None:
-        """What `forward` gets with a static cache: the mask of padding as it is."""
-        return attention_mask
+    def __init__(self, config: RoPEppConfig) -> None:
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = RoPEppModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.network.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.network.lm_head
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the network has drawn its weights, unless they are about to be loaded."""
-
-    def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
-        every_n_layers: int = 1,
-    ) -> None:
-        """The network has its own way to compute again, with the same gradients."""
-        self.gradient_checkpointing = enable
-        self.network.set_recompute(every_n_layers if enable else 0)
+    def loss_function(
+        self, logits: Tensor, labels: Tensor, vocab_size: int, **kwargs: Any
+    ) -> Tensor:
+        """A Llama's, where the configuration's ``ignore_index`` does not count either."""
+        labels = labels.masked_fill(labels == self.config.ignore_index, IGNORE_INDEX)
+        return ForCausalLMLoss(logits, labels, vocab_size, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the file that loads the folder."""
@@ -200,65 +257,19 @@ class RoPEppForCausalLM(PreTrainedModel, GenerationMixin):
         """See `RoPEppConfig`."""
 
 
-class CacheView:
-    """A cache of transformers as `Transformer.hidden` uses one.
-
-    Args:
-        cache: Holds keys and values as (B, K, S, D).
-        num_layers: Number of blocks.
-        document_ids: (B, S + T), -1 at padding, of all tokens with the next ones; None if none is
-            padding.
-    """
-
-    def __init__(self, cache: Cache, num_layers: int, document_ids: Tensor | None) -> None:
-        self.length = int(cache.get_seq_length())
-        self.layers = [LayerView(cache, index, self.length) for index in range(num_layers)]
-        self._document_ids = document_ids
-
-    def documents(
-        self, document_ids_BT: Tensor | None, B: int, T: int
-    ) -> tuple[Tensor, Tensor] | None:
-        """See `KVCache.documents`."""
-        if document_ids_BT is None or self._document_ids is None:
-            return None
-        return document_ids_BT, self._document_ids
-
-
-class LayerView:
-    """One layer of a `CacheView`, to which tokens are added once."""
-
-    def __init__(self, cache: Cache, index: int, length: int) -> None:
-        self._cache = cache
-        self._index = index
-        self._length = length
-
-    def append(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LayerCache.append`."""
-        k_BKTD, v_BKTD = k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
-        end = self._length + k_BKTD.shape[2]
-        # A static cache before version 5 does not know by itself where it ends.
-        places = {"cache_position": torch.arange(self._length, end, device=k_BKTD.device)}
-        k_BKSD, v_BKSD = self._cache.update(k_BKTD, v_BKTD, self._index, places)
-        # A static cache returns all its room.
-        return k_BKSD[:, :, :end].transpose(1, 2), v_BKSD[:, :, :end].transpose(1, 2)
-
-
-def _padding(
-    attention_mask: Tensor | None, B: int, S: int, T: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Document ids (B, S + T) and positions (B, T) of rows with padding; None without."""
-    if attention_mask is None:
-        return None, None
-    if attention_mask.shape != (B, S + T):
-        raise InputError(
-            f"attention_mask is {tuple(attention_mask.shape)}; it must be {(B, S + T)}: 0 at "
-            "padding, cached tokens counted"
-        )
-    documents = (attention_mask != 0).long() - 1
-    if not bool(documents.any()):
-        return None, None
-    return documents, ((documents + 1).cumsum(1) - 1).clamp(min=0)[:, S:]
+def wrapped(model: Transformer, max_length: int) -> RoPEppForCausalLM:
+    """A model as transformers sees it, with the same tensors, in evaluation mode; ``max_length`` is
+    that of a row in tokens."""
+    text = {"max_position_embeddings": max_length, "bos_token_id": None, "eos_token_id": None}
+    config = RoPEppConfig.from_dict(own_settings(model, text))
+    with torch.device("meta"):
+        out = RoPEppForCausalLM(config)
+    own = model.state_dict()
+    out.load_state_dict({outer_name(name): tensor for name, tensor in own.items()}, assign=True)
+    out.tie_weights()
+    return out.eval()
 
 
 AutoConfig.register(OWN_TYPE, RoPEppConfig, exist_ok=True)
+AutoModel.register(RoPEppConfig, RoPEppModel, exist_ok=True)
 AutoModelForCausalLM.register(RoPEppConfig, RoPEppForCausalLM, exist_ok=True)

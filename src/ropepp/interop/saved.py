@@ -2,6 +2,7 @@
 a checkpoint, of the form that runs have, of a folder."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -214,6 +215,17 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
     if file.exists():
         raise InputError(f"{file} exists; choose another name")
     network = load_pretrained(folder)
+    return write_checkpoint(file, network, tokenizers(Path(folder)))
+
+
+def write_checkpoint(
+    file: Path,
+    network: Transformer,
+    prints: Sequence[str],
+    optimizer_states: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Writes a checkpoint at step 0 with these fingerprints of tokenizers (see
+    `ropepp.runs.checkpoints.tokenizers`); returns its hyperparameters."""
     # What training had besides is unknown, so that nothing can contradict a run that takes this.
     settings = {"network": asdict(network.config), "position": to_plain(network.position)}
     content = {
@@ -222,12 +234,12 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
         "pytorch-lightning_version": version("lightning"),
         "state_dict": {f"network.{name}": x for name, x in network.state_dict().items()},
         "callbacks": {},
-        "optimizer_states": [],
+        "optimizer_states": list(optimizer_states),
         "lr_schedulers": [],
         "hyper_parameters": settings,
         # For whoever opens the file; training takes its targets from the data.
         "ignore_index": network.ignore_index,
-        TOKENIZERS: list(tokenizers(Path(folder))),
+        TOKENIZERS: list(prints),
     }
     write_archive(content, file)
     return settings

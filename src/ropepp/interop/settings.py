@@ -6,19 +6,23 @@ tokens that the model was made for, and ``bos_token_id`` and ``eos_token_id``, w
 document, or None.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
+
+import torch
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import FOURIER_SETTINGS, IMAGINARY_MODES, OWN_TYPE, position
 from ropepp.model.heads import HeadLayout
 from ropepp.model.plain import to_plain
-from ropepp.model.positions import PI, ALiBi, FoPE, Position, Pythia, RoPE, YaRN
+from ropepp.model.positions import PI, ALiBi, FoPE, Position, Pythia, RoPE, Scaling, YaRN
+from ropepp.model.positions.ropepp import Repeating
 from ropepp.model.transformer import Transformer
 
 AUTO_MAP = {
     "AutoConfig": "modeling_ropepp.RoPEppConfig",
+    "AutoModel": "modeling_ropepp.RoPEppModel",
     "AutoModelForCausalLM": "modeling_ropepp.RoPEppForCausalLM",
 }
 LLAMA = {
@@ -29,6 +33,18 @@ LLAMA = {
     "mlp_bias": False,
     "model_type": "llama",
     "pretraining_tp": 1,
+}
+# The same arithmetic for any number of heads, and with an RMSNorm of queries and keys.
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": None,
+    "transformers_version": "5.0.0",  # or its tokenizer is suspected of an old fault
+}
+QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "use_sliding_window": False,
 }
 # What published FoPE models state besides the settings on which loading insists.
 FOURIER = {
@@ -72,6 +88,11 @@ def sizes(config: ModelConfig, heads: ModelConfig | HeadLayout) -> dict[str, Any
     }
 
 
+def outer_name(name: str) -> str:
+    """A tensor's name in a folder, which is a Llama's."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
 def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of any variant, for transformers with this package installed."""
     return {
@@ -87,41 +108,60 @@ def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any] | None:
-    """``config.json`` of an ordinary Llama; None if the model is none.
+def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
+    """``config.json`` of an ordinary Llama that computes what the model does, with a query matrix
+    for each attention head (see `ropepp.model.heads.turned`).
 
-    YaRN becomes "llama3", whose weights need `RoPE`'s magnitude folded in.
+    A Mistral where transformers refuses a Llama's number of heads, a Qwen3 for ``qk_norm``: the
+    same arithmetic. YaRN becomes "llama3", whose weights need its magnitude folded in.
+
+    Raises:
+        InputError: There is no such Llama; names what it lacks.
     """
-    config, spec = model.config, model.position
-    if type(spec) is not RoPE or spec.rotary_share != 1 or config.qk_norm:
-        return None
-    if config.hidden_size % config.num_heads:  # which transformers refuses
-        return None
-    rope: dict[str, Any] | None = None
-    length = text["max_position_embeddings"]
-    match spec.scaling:
-        case None:
-            pass
-        case PI(factor=factor):
-            rope = {"rope_type": "linear", "factor": factor}
-        case YaRN(slow=slow) as yarn if slow > 0:
-            length = max(length, int(yarn.original_length * yarn.factor))
-            rope = {
-                "rope_type": "llama3",
-                "factor": yarn.factor,
-                "low_freq_factor": slow,
-                "high_freq_factor": yarn.fast,
-                "original_max_position_embeddings": yarn.original_length,
-            }
-        case _:
-            return None
+    config, spec, layout = model.config, model.position, model.layout
+    why, scaling = None, getattr(spec, "scaling", None)
+    parts = ("table", "build", "frequencies")
+    if not isinstance(spec, RoPE) or any(getattr(type(spec), x) != getattr(RoPE, x) for x in parts):
+        why = f"position {spec}: it rotates queries and keys by RoPE's frequencies"
+    elif spec.rotary_dim(config.head_dim) != config.head_dim:
+        why = f"rotary_share {spec.rotary_share}: all components of its heads rotate"
+    elif type(scaling) not in (type(None), Scaling, PI, YaRN):
+        why = f"scaling {scaling}: it knows PI and YaRN"
+    elif config.qk_norm and any(head.phase % 180 for head in layout.heads):
+        norms = (x for name, x in model.named_parameters() if name.endswith("q_norm.weight"))
+        if not all(torch.equal(*weight.chunk(2)) for weight in norms):
+            why = "qk_norm with phases other than 0 and 180 degrees, whose halves a turn mixes"
+    if why is not None:
+        raise InputError(f"an ordinary Llama cannot express {why}; --format hf can")
+    rope: dict[str, Any] = {"rope_scaling": None}
+    if isinstance(scaling, PI):
+        rope = {"rope_scaling": {"rope_type": "linear", "factor": scaling.factor}}
+    elif isinstance(scaling, YaRN):
+        length = {"original_max_position_embeddings": scaling.original_length}
+        ramp = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.slow or 1e-9,  # by which it divides; none in float32
+            "high_freq_factor": scaling.fast,
+        }
+        rope = {"rope_scaling": ramp | length, **length}  # llama.cpp's converter takes the second
+    # Transformers refuses a Llama whose width is no multiple of the number of heads.
+    kind = MISTRAL if config.hidden_size % layout.num_heads else {}
     return {
-        **_plain_llama(model, text),
-        "max_position_embeddings": length,
-        "rope_scaling": rope,
+        **_plain_llama(model, layout, text),
+        OWN_TYPE: {"network": asdict(config), "position": to_plain(spec)},  # for reading it back
         "rope_theta": spec.theta,
         "use_cache": True,
+        **rope,
+        **(QWEN3 if config.qk_norm else kind),
     }
+
+
+def context_length(spec: Position, length: int) -> int:
+    """Longest row that a model is good for, which was trained on rows of ``length`` tokens."""
+    scaling = getattr(spec, "scaling", None)
+    own = int(scaling.original_length * scaling.factor) if isinstance(scaling, YaRN) else 0
+    return max(length, own)
 
 
 def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
@@ -133,18 +173,20 @@ def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, An
     if model.config.qk_norm:
         raise _beyond("qk_norm")
     return {
-        **_plain_llama(model, text),
+        **_plain_llama(model, model.config, text),
         "rope_scaling": None,
         "use_cache": False,
         **_reference_position(model.position),
     }
 
 
-def _plain_llama(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
+def _plain_llama(
+    model: Transformer, heads: ModelConfig | HeadLayout, text: dict[str, Any]
+) -> dict[str, Any]:
     return {
         **LLAMA,
         "ignore_index": model.ignore_index,
-        **sizes(model.config, model.config),
+        **sizes(model.config, heads),
         **text,
     }
 
@@ -167,6 +209,8 @@ def _reference_position(spec: Position) -> dict[str, Any]:
         if spec.scaling is not None:
             raise _beyond("partial rotation with scaling")
         return {"partial_rotary_factor": spec.rotary_share, "rope_theta": spec.theta}
+    if isinstance(spec, Repeating):  # how it began is no matter
+        spec = replace(spec, start_as_rope=False)
     if isinstance(spec, RoPE):
         rope: dict[str, Any] = {}
         if isinstance(spec.scaling, PI | YaRN):

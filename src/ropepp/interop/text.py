@@ -13,8 +13,7 @@ BYTES_SPECIAL = ("<|endoftext|>",)
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
-    """Writes ``tokenizer.json``, with ``tokenizer.model`` if that was its source, and
-    ``tokenizer_config.json``.
+    """Writes ``tokenizer.json`` and ``tokenizer_config.json``.
 
     A ``tokenizer.json`` stays as it is but for what it does around a text: it begins one with BOS,
     if there is one, and cuts, fills and ends none, as a prompt is read here. The other kinds become
@@ -25,7 +24,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
     tokenizer.save(folder)
     file = folder / BPE_FILE
     if tokenizer.kind == "tiktoken":
-        _from_ranks((folder / TIKTOKEN_FILE).read_bytes()).save(str(file))
+        ranks = folder / TIKTOKEN_FILE
+        _from_ranks(ranks.read_bytes()).save(str(file))
+        ranks.unlink()  # others take a file of this name for SentencePiece's
     elif tokenizer.kind == "bytes":
         _byte_level({c: i for i, c in enumerate(byte_characters())}, []).save(str(file))
     backend = Backend.from_file(str(file))

@@ -26,7 +26,12 @@ class Linear(nn.Module):
         out_features: Size of the output's.
         std: Initial deviation in units of the model's ``init_std``.
         step: Learning rate in units of the optimizer's.
+
+    Attributes:
+        drawn: Columns that are drawn at first, the others being zero; all unless given.
     """
+
+    drawn: list[int] | None = None
 
     def __init__(
         self, in_features: int, out_features: int, std: float = 1.0, step: float = 1.0
@@ -90,9 +95,12 @@ class Attention(nn.Module):
         self.q_proj = Linear(M, layout.num_projections * D)
         self.k_proj = Linear(M, layout.num_kv_heads * D)
         self.v_proj = Linear(M, layout.num_kv_heads * D)
-        ratio, L = layout.num_heads / layout.num_projections, config.num_layers
-        std, step = (rule.factor(ratio, L) for rule in (config.o_proj.std, config.o_proj.step))
+        drawn, rules, L = position.drawn(layout), config.o_proj, config.num_layers
+        # What adds to the residual stream at first is the heads that are drawn.
+        std = rules.std.factor(len(drawn) / layout.num_projections, L)
+        step = rules.step.factor(layout.num_heads / layout.num_projections, L)
         self.o_proj = Linear(layout.num_heads * D, M, std, step)
+        self.o_proj.drawn = [h * D + i for h in drawn for i in range(D)]
         self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
         self.position = position.build(config, layer_index)

@@ -18,7 +18,7 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
 
     A module may define ``initial_value(name, shape, generator) -> Tensor`` for its own tensors
     (norms are ones, an encoding may have coefficients); all others are normal with standard
-    deviation ``std``, times the module's own ``std`` if it has one.
+    deviation ``std``, times the module's own ``std``, in its columns ``drawn``, if it has these.
     """
     # Tied embeddings come once, under the name they are registered under first.
     for full_name, tensor in chain(model.named_parameters(), model.named_buffers()):
@@ -28,7 +28,10 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
         if (draw := getattr(module, "initial_value", None)) is not None:
             value = draw(name, tensor.shape, generator)
         else:
-            value = normal(tensor.shape, std * getattr(module, "std", 1.0), generator)
+            value = torch.zeros(tensor.shape)
+            columns = getattr(module, "drawn", None) or list(range(value.shape[-1]))
+            own = torch.Size((*value.shape[:-1], len(columns)))
+            value[..., columns] = normal(own, std * getattr(module, "std", 1.0), generator)
         tensor.copy_(as_sharded(tensor, value))
 
 

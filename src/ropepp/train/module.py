@@ -279,8 +279,10 @@ class LanguageModel(pl.LightningModule):
         """Refuses weights of another architecture and says which settings differ; the present ones
         win."""
         saved, here = checkpoint.get("hyper_parameters", {}), dict(self.hparams)
-        for key in ("network", "position"):
-            if key in saved and saved[key] != here[key]:
+        # One that was saved may lack an argument that has come since.
+        made = {"network": lambda plain: ModelConfig(**plain), "position": from_plain}
+        for key in made:
+            if key in saved and made[key](saved[key]) != made[key](here[key]):
                 raise InputError(
                     f"the checkpoint's model.{key} is {saved[key]}, this run's is {here[key]}: "
                     "its weights belong to another model"

@@ -13,13 +13,16 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ropepp.errors import InputError
+from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import check_shapes, load_pretrained
 from ropepp.model.init import as_sharded
-from ropepp.model.plain import understanding
+from ropepp.model.plain import from_plain, understanding
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import METADATA, read_checkpoint, shapes
 from ropepp.runs.shards import load_shards
 from ropepp.train.optim import state_of
+
+MIXER = "self_attn.o_proj.weight"  # what of a layer depends on the number of attention heads
 
 
 @torch.no_grad()
@@ -28,9 +31,12 @@ def load_weights(
 ) -> None:
     """Copies weights into ``network``, sharded or not.
 
+    Of a model with fewer attention heads, the heads that are new get columns of zeros in the output
+    projection: the function stays, see `ropepp.model.heads.HeadLayout.places_of`.
+
     Args:
         network: The model; its position may differ from the saved one's (another theta, another
-            scaling) as long as its tensors have the same shapes.
+            scaling, more attention heads) as long as all else has the same shapes.
         path: A checkpoint file, a sharded checkpoint, or a folder in the published format.
         content: What `read_checkpoint` gave of a checkpoint, if it was read already.
 
@@ -42,18 +48,58 @@ def load_weights(
     if not path.exists():
         raise InputError(f"init_from is {path}, which does not exist")
     own = network.state_dict()
-    if path.is_dir() and (path / "config.json").is_file():
-        found = load_pretrained(path).state_dict()
+    layout, narrow = network.layout, {}
+    saved = load_pretrained(path) if (path / "config.json").is_file() else None
+    if saved is None and content is None:
+        content = read_checkpoint(path, "state_dict")
+    places = added_heads(network, path, saved or content)
+    if places is not None:
+        columns = len(places) * network.config.head_dim
+        narrow = {
+            name: torch.empty(len(tensor), columns, dtype=tensor.dtype)
+            for name, tensor in own.items()
+            if name.endswith(MIXER)
+        }
+    _load_whole(own | narrow, path, saved or content)
+    for name, tensor in narrow.items():
+        wide = tensor.new_zeros(len(tensor), layout.num_heads, network.config.head_dim)
+        wide[:, places] = tensor.unflatten(1, (len(places or ()), -1))
+        own[name].copy_(as_sharded(own[name], wide.flatten(1)))
+
+
+def added_heads(network: Transformer, path: Path, saved: Any) -> list[int] | None:
+    """Where in ``network`` the attention heads of a saved model of the same sizes are; None if it
+    has as many, or is of other sizes, which others refuse in words. ``saved`` is the model, or what
+    a checkpoint holds."""
+    if isinstance(saved, Transformer):
+        config, spec = saved.config, saved.position
+    else:
+        settings = saved.get("hyper_parameters") or {}
+        if "network" not in settings:
+            return None
+        with understanding(path):
+            config, spec = ModelConfig(**settings["network"]), from_plain(settings["position"])
+    sizes = [(x.num_heads, x.num_kv_heads, x.head_dim) for x in (config, network.config)]
+    with understanding(f"{path} is of {spec}"):
+        layout = spec.layout(config.num_heads, config.num_kv_heads)
+        if layout.num_heads == network.layout.num_heads or sizes[0] != sizes[1]:
+            return None
+        return network.layout.places_of(layout)
+
+
+def _load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
+    """Copies all tensors of a saved model into those of the same names and shapes."""
+    if isinstance(saved, Transformer):
+        found = saved.state_dict()
         check_weights(own, {name: tuple(x.shape) for name, x in found.items()}, path)
         load_tensors(own, found)
         return
-    content = content or read_checkpoint(path, "state_dict")
-    check_weights(own, shapes(path, content), path)
+    check_weights(own, shapes(path, saved), path)
     wanted = {f"network.{name}": tensor for name, tensor in own.items()}
     if path.is_dir():
         load_shards({"state_dict": wanted}, path)
     else:
-        load_tensors(wanted, content["state_dict"])
+        load_tensors(wanted, saved["state_dict"])
 
 
 def check_weights(
@@ -147,8 +193,34 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
         load_optimizer_shards(module, optimizer, path)
         return
     content = read_checkpoint(path, "optimizer_states", mapped=False)
-    states = content.get("optimizer_states") or [None]
-    load_optimizer(module, optimizer, states[0], path)
+    state, network = (content.get("optimizer_states") or [None])[0], module.get_submodule("network")
+    assert isinstance(network, Transformer)
+    if state is not None and added_heads(network, path, content) is not None:
+        with understanding(f"{path}: its optimizer's state does not fit this one"):
+            state = _without_mixers(network, optimizer, content)
+    load_optimizer(module, optimizer, state, path)
+
+
+def _without_mixers(
+    network: Transformer, optimizer: torch.optim.Optimizer, content: dict[str, Any]
+) -> dict[str, Any]:
+    """A checkpoint's optimizer state by the numbers of ``optimizer``, without the output
+    projections', which have become wider: theirs begins anew."""
+    settings = content["hyper_parameters"]
+    with torch.device("meta"):
+        source = Transformer(ModelConfig(**settings["network"]), from_plain(settings["position"]))
+    before = _names(source, from_plain(settings["optimizer"]).build(source))
+    numbers = {name: number for number, name in enumerate(_names(network, optimizer))}
+    saved = content["optimizer_states"][0]["state"]
+    kept = [name for name in before if not name.endswith(MIXER)]
+    state = {numbers[x]: saved[before.index(x)] for x in kept if before.index(x) in saved}
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _names(network: Transformer, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The parameters' names, in the order of an optimizer's numbers."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
 def load_model_shards(module: nn.Module, path: Path) -> None:

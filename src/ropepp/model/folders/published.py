@@ -1,6 +1,8 @@
-"""Reads folders of config.json and safetensors: the published RoPE++ models, plain Llamas, and
-this project's own exports."""
+"""Reads folders of config.json and safetensors: the published RoPE++ models, plain Llamas and what
+has their arithmetic (SmolLM2, Mistral without a window, Qwen3), and this project's own exports."""
 
+import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from ropepp.checksums import check_files, listed
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.tensors import read_tensors
+from ropepp.model.heads import turned_back
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, read_plain, require_plain, understanding
 from ropepp.model.positions import (
@@ -32,6 +35,16 @@ from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 
 OWN_TYPE = "ropepp"  # model_type of our own exports
+TYPES = ("llama", "mistral", "qwen3", OWN_TYPE)
+# Keys that change what is computed: what stands there if they are missing, and may stand there.
+FIXED = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "rope_interleaved": False,
+    "use_sliding_window": False,
+    "quantization_config": None,
+}
 SPECS = "ropepp.model.positions"
 
 IMAGINARY_MODES: dict[str, Callable[..., RoPE]] = {
@@ -70,10 +83,16 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
     folder = Path(folder)
     settings = read_settings(folder / "config.json")
     config, spec = architecture(settings, folder / "config.json")
-    model = unfilled(config, spec, folder / "config.json", ignore_index(settings))
     # Also what others read, such as the tokenizer.
     check_files(folder, (name for name in listed(folder) if not name.endswith(".safetensors")))
     tensors = {our_name(name): tensor for name, tensor in read_tensors(folder).items()}
+    # Older Llamas keep what follows from their settings.
+    tensors = {name: x for name, x in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    if OWN_TYPE in settings:
+        of_it = {**settings, **settings[OWN_TYPE], "model_type": OWN_TYPE}
+        made_of = architecture(of_it, folder / "config.json")
+        config, spec = made_of if take_projections(tensors, *made_of, folder) else (config, spec)
+    model = unfilled(config, spec, folder / "config.json", ignore_index(settings))
     take_slopes(model, tensors, folder)
     if config.tied_embeddings:
         tensors.setdefault("lm_head.weight", tensors.get("embed_tokens.weight", torch.empty(0)))
@@ -117,14 +136,16 @@ def read_settings(path: Path) -> dict[str, Any]:
     check_files(path.parent, [path.name])
     settings = read_plain(path)
     require_plain(settings, str(path))
-    if settings.get("model_type") not in ("llama", OWN_TYPE):
-        found = settings.get("model_type")
-        raise InputError(f"{path}: model_type is {found!r}; allowed: 'llama', {OWN_TYPE!r}")
-    for key in ("attention_bias", "mlp_bias"):
-        if settings.get(key):
-            raise InputError(f"{path}: {key} is true; only models without biases can be loaded")
-    if settings.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{path}: hidden_act is {settings['hidden_act']!r}; allowed: 'silu'")
+    kind = settings.get("model_type")
+    if kind not in TYPES:
+        raise InputError(f"{path}: model_type is {kind!r}; allowed: {', '.join(map(repr, TYPES))}")
+    # A Mistral that says nothing of its window has one of 4096 tokens.
+    window = {"sliding_window": 4096} if kind == "mistral" else {}
+    for key, allowed in (FIXED | dict.fromkeys(window)).items():
+        found = settings.get(key, window.get(key, allowed))
+        if found != allowed and found not in (None, False):
+            shown = str(found).lower() if isinstance(found, bool) else repr(found)
+            raise InputError(f"{path}: {key} is {shown}; allowed: {json.dumps(allowed)}")
     return settings
 
 
@@ -136,7 +157,11 @@ def architecture(settings: dict[str, Any], path: Path) -> tuple[ModelConfig, Pos
     """
     with understanding(path):  # a class's own message names its argument
         if settings["model_type"] == OWN_TYPE:
-            return ModelConfig(**settings["network"]), own_position(settings["position"])
+            # What transformers changes of a model, it changes by the customary names.
+            named = {"vocab_size": "vocab_size", "tied_embeddings": "tie_word_embeddings"}
+            changed = {own: settings[name] for own, name in named.items() if name in settings}
+            network = ModelConfig(**{**settings["network"], **changed})
+            return network, own_position(settings["position"])
         return model_config(settings), position(settings)
 
 
@@ -149,10 +174,10 @@ def own_position(plain: dict[str, Any]) -> Position:
 
 
 def model_config(settings: dict[str, Any]) -> ModelConfig:
-    """Sizes from a published ``config.json``."""
-    hidden, heads, head_dim = (
-        settings.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim")
-    )
+    """Sizes from a published or a Llama's ``config.json``; defaults are those of transformers."""
+    qwen = settings["model_type"] == "qwen3"
+    hidden, heads = (settings.get(key) for key in ("hidden_size", "num_attention_heads"))
+    head_dim = settings.get("head_dim", 128 if qwen else None)
     return ModelConfig(
         vocab_size=settings["vocab_size"],
         hidden_size=settings["hidden_size"],
@@ -161,8 +186,9 @@ def model_config(settings: dict[str, Any]) -> ModelConfig:
         num_kv_heads=settings.get("num_key_value_heads") or settings["num_attention_heads"],
         ffn_size=settings["intermediate_size"],
         head_size=None if head_dim and head_dim * heads == hidden else head_dim,
-        norm_eps=settings["rms_norm_eps"],
+        norm_eps=settings.get("rms_norm_eps", 1e-6),
         tied_embeddings=settings.get("tie_word_embeddings", False),
+        qk_norm=qwen,
         init_std=settings.get("initializer_range", 0.02),
     )
 
@@ -176,7 +202,7 @@ def position(settings: dict[str, Any]) -> Position:
         return ALiBi()
     if settings.get("fourier"):
         return fourier(settings, theta)
-    if "partial_rotary_factor" in settings:
+    if settings.get("partial_rotary_factor", 1.0) != 1.0:
         return Pythia(theta=theta, rotary_share=settings["partial_rotary_factor"])
     given = {"theta": theta, "scaling": scaling(rope) or llama_scaling(llama)}
     if not rope.get("imag"):
@@ -198,6 +224,9 @@ def scaling(rope: dict[str, Any]) -> Scaling | None:
 def rope_parameters(settings: dict[str, Any]) -> dict[str, Any]:
     """What transformers calls so since version 5, and kept in two places before."""
     given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    for key, value in given.items():
+        if isinstance(value, dict) or (key == "partial_rotary_factor" and value != 1.0):
+            raise InputError(f"rope_parameters has {key} {value}; allowed is one rotation of all")
     return {
         "rope_theta": settings.get("rope_theta", 10000.0),
         "rope_type": given.get("type", "default"),
@@ -227,13 +256,14 @@ def llama_scaling(rope: dict[str, Any]) -> Scaling | None:
 
 
 def query_key_factors(settings: dict[str, Any], spec: Position) -> dict[str, float]:
-    """What the query and key projections are multiplied by, so that a Llama's "llama3" scaling,
-    which has no magnitude, becomes YaRN with one."""
+    """What the query and key projections, or the norms behind them, are multiplied by, so that a
+    Llama's "llama3" scaling, which has no magnitude, becomes YaRN with one."""
     if settings["model_type"] == OWN_TYPE or rope_parameters(settings)["rope_type"] != "llama3":
         return {}
     assert isinstance(spec, RoPE)
     assert spec.scaling is not None
-    return dict.fromkeys(("q_proj", "k_proj"), 1.0 / spec.scaling.magnitude)
+    last = "norm" if settings["model_type"] == "qwen3" else "proj"
+    return dict.fromkeys((f"q_{last}", f"k_{last}"), 1.0 / spec.scaling.magnitude)
 
 
 def fourier(settings: dict[str, Any], theta: float) -> FoPE:
@@ -259,6 +289,27 @@ def our_name(name: str) -> str:
     """Our name of a tensor in a folder."""
     name = name.removeprefix("network.").removeprefix("model.")
     return name.replace(".self_attn.pos_emb.", ".self_attn.position.")
+
+
+def take_projections(
+    tensors: dict[str, Tensor], config: ModelConfig, spec: Position, folder: Path
+) -> bool:
+    """Gives an ordinary Llama back the query projections that it was made of, see
+    `ropepp.model.heads.turned`; False, with a warning, if it was trained as a Llama since."""
+    layout, found = spec.layout(config.num_heads, config.num_kv_heads), {}
+    for name, tensor in tensors.items():
+        if name.endswith("q_proj.weight"):
+            rows = layout.num_heads * config.head_dim
+            own = turned_back(tensor, layout) if len(tensor) == rows else None
+            if own is None:
+                warnings.warn(
+                    f"{folder}: heads of {name} differ by more than {spec} says; read as a Llama",
+                    stacklevel=3,
+                )
+                return False
+            found[name] = own.to(tensor.dtype)
+    tensors |= found
+    return True
 
 
 def take_slopes(model: Transformer, tensors: dict[str, Tensor], path: Path) -> None:

@@ -35,6 +35,10 @@ class Position:
         """The attention heads made from a plain model's head counts."""
         return HeadLayout.from_phases([(0.0,)] * num_heads, num_kv_heads)
 
+    def drawn(self, layout: HeadLayout) -> list[int]:
+        """The attention heads whose columns of the output projection do not begin as zero."""
+        return list(range(layout.num_heads))
+
     def table(self, positions_BT: Tensor, config: ModelConfig) -> Table:
         """Float32 tensors that every layer gets, for positions (B, T) or (1, T), int64."""
         return ()

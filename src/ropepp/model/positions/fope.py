@@ -39,8 +39,8 @@ class FoPELayer(RotaryLayer):
         self.gain = gain
         self.magnitude = magnitude
         shape = (layout.num_kv_heads, basis, min(basis, head_dim // 4))
-        self.register_buffer("sin_coef", torch.empty(shape))
-        self.register_buffer("cos_coef", torch.empty(shape))
+        self.register_buffer("sin_coef", torch.empty(shape, dtype=torch.float32))
+        self.register_buffer("cos_coef", torch.empty(shape, dtype=torch.float32))
 
     def initial_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Normal around a selection of every ceil(D_in / D_out)-th basis frequency."""

@@ -10,7 +10,24 @@ from ropepp.model.positions.rotary import IMAGINARY, REAL, RoPE, whole_share
 
 
 @dataclass(frozen=True)
-class RoPEppEC(RoPE):
+class Repeating(RoPE):
+    """Projections that attend more than once.
+
+    Args:
+        start_as_rope: Whether only each projection's first head begins with columns of the output
+            projection; those of the others are zero, so that the model begins as the RoPE of its
+            seed.
+    """
+
+    start_as_rope: bool = False
+
+    def drawn(self, layout: HeadLayout) -> list[int]:
+        first = {head.projection: i for i, head in reversed([*enumerate(layout.heads)])}
+        return sorted(first.values()) if self.start_as_rope else super().drawn(layout)
+
+
+@dataclass(frozen=True)
+class RoPEppEC(Repeating):
     """RoPE++ with equal cache: every projection attends twice, real and imaginary; heads double."""
 
     def layout(self, num_heads: int, num_kv_heads: int) -> HeadLayout:
@@ -18,7 +35,7 @@ class RoPEppEC(RoPE):
 
 
 @dataclass(frozen=True)
-class RoPEppEH(RoPE):
+class RoPEppEH(Repeating):
     """RoPE++ with equal heads: EC on half the projections and kv heads, so that the cache
     halves."""
 
@@ -32,7 +49,7 @@ class RoPEppEH(RoPE):
 
 
 @dataclass(frozen=True)
-class PartialDoubling(RoPE):
+class PartialDoubling(Repeating):
     """EC for some of the projections: these have an imaginary copy, equally many under every kv
     head.
 
@@ -56,7 +73,7 @@ class PartialDoubling(RoPE):
 
 
 @dataclass(frozen=True)
-class Phases(RoPE):
+class Phases(Repeating):
     """Every projection attends once with each of the given phases; (0, -90) is EC.
 
     Args:

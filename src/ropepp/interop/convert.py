@@ -1,0 +1,87 @@
+"""Upcycling: a model with more attention heads and the same function."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ropepp.errors import InputError
+from ropepp.interop.saved import SavedModel, open_model, write_checkpoint
+from ropepp.model.folders.published import SPECS, own_position
+from ropepp.model.plain import from_plain
+from ropepp.model.positions import Position, RoPE
+from ropepp.model.transformer import Transformer
+from ropepp.runs.checkpoints import read_checkpoint
+from ropepp.runs.settings import read_settings
+from ropepp.train.weights import load_optimizer_from, load_weights
+
+
+def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel, Transformer, bool]:
+    """Writes a checkpoint at step 0 of a model with more attention heads, whose columns of the
+    output projection are zero; with the optimizer's moments of all else, if ``source`` is a
+    checkpoint in one file that has them.
+
+    Args:
+        source: See `ropepp.interop.saved.open_model`.
+        file: The new checkpoint, complete or absent.
+        position: A YAML file with a position encoding. What it leaves out of theta, rotary_share
+            and scaling is the source's.
+
+    Returns:
+        The source, the new model, and whether there were moments.
+
+    Raises:
+        InputError: The function would not stay; says what would be lost.
+    """
+    saved = open_model(source)
+    spec = wanted_position(position, saved)
+    network = Transformer(saved.model.config, spec, ignore_index=saved.model.ignore_index)
+    network.layout.places_of(saved.model.layout)
+    load_weights(network, saved.path)
+    is_one = saved.path.is_file()
+    content = read_checkpoint(saved.path, "optimizer_states") if is_one else {}
+    states: list[dict[str, Any]] = []
+    if content.get("optimizer_states"):
+        optimizer = from_plain(content["hyper_parameters"]["optimizer"]).build(network)
+        load_optimizer_from(nn.ModuleDict({"network": network}), optimizer, saved.path)
+        states = [optimizer.state_dict()]
+    write_checkpoint(file, network, saved.tokenizers, states)
+    return saved, network, bool(states)
+
+
+def wanted_position(file: Path, saved: SavedModel) -> Position:
+    """The position encoding of a YAML file, which rotates as a saved model does."""
+    source, content = saved.model.position, _full(read_settings(file))
+    if not isinstance(content, dict) or not isinstance(content.get("class_path"), str):
+        raise InputError(f"{file} is no position encoding: it needs class_path and init_args")
+    try:
+        spec = own_position(content)
+    except TypeError as error:  # an argument that the class has not, or of another type
+        raise InputError(f"{file}: {error}") from error
+    if not isinstance(source, RoPE) or not isinstance(spec, RoPE):
+        raise InputError(
+            f"{file} is {spec}, the model of {saved.path} has {source}: heads can be added where "
+            "both rotate as RoPE does"
+        )
+    shared = {field.name: getattr(source, field.name) for field in fields(RoPE)}
+    left_out = {key: x for key, x in shared.items() if key not in content["init_args"]}
+    spec = replace(spec, **left_out)
+    for key, value in shared.items():
+        if getattr(spec, key) != value:
+            raise InputError(
+                f"{file}: {key} is {getattr(spec, key)}, in the model of {saved.path} it is "
+                f"{value}: all scores would change; leave it out or give that value"
+            )
+    return spec
+
+
+def _full(content: Any) -> Any:
+    """Specs by their short names as `to_plain` writes them."""
+    if not isinstance(content, dict):
+        return content
+    out = {key: _full(value) for key, value in content.items()}
+    if isinstance(path := out.get("class_path"), str):
+        out["class_path"] = path if "." in path else f"{SPECS}.{path}"
+        out["init_args"] = out.get("init_args") or {}
+    return out
