@@ -188,12 +188,13 @@ def set_up(asked: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    asked, arguments = json.loads(sys.argv[1]), sys.argv[2:]
+    asked = json.loads(sys.argv[1])
+    sys.argv = ["ropepp", *sys.argv[2:]]
     set_up(asked)
     from ropepp.cli import main as run
 
     try:
-        return run(arguments)
+        return run()
     finally:
         if "count" in asked and CALLS is not None:
             CALLS.inside = True
