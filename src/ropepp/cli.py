@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from io import TextIOWrapper
 
@@ -101,20 +102,26 @@ def main(argv: list[str] | None = None) -> int:
         with suppress(OSError):  # the terminal may be gone
             print(stop, file=sys.stderr)
         return stop.code
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns Ctrl-C into an exit with 1.
-        if not isinstance(error.__context__ or error, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns Ctrl-C into an exit with 1, or fails while it cleans up.
+        if any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
+            _ends(argv)
+            print("interrupted before it was done", file=sys.stderr)
+            return 130
+        if isinstance(error, SystemExit):
             raise
-        _ends(argv)
-        print("interrupted before it was done", file=sys.stderr)
-        return 130
-    except Exception as error:
         message = user_message(error)
         if debug or message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _ends(argv: list[str] | None) -> None:
