@@ -2,7 +2,10 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,16 +147,64 @@ def test_workers_change_nothing(corpus_rows: ConcatRows) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Damaged(NumberRows):
+    """Rows of which one is read from a file that is damaged, or ends its process."""
+
+    def __init__(self, end: Callable[[], object]) -> None:
+        super().__init__(40)
+        self.end = end
+
+    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        if 7 in indices:
+            self.end()
+        return super().batch(indices)
+
+
+def _refuse() -> None:
+    raise InputError("tokens.bin is damaged")
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_a_worker_is_said_in_a_line() -> None:
+    for end, message in (
+        (_refuse, "^tokens.bin is damaged$"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "a process that reads ahead was killed, of"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            list(TrainLoader(Damaged(end), 4, 4, num_workers=2))
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_workers_outlive_what_asks_a_whole_group_to_end(corpus_rows: ConcatRows) -> None:
     batches = iter(TrainLoader(corpus_rows, 12, 3, 1, 2, seed=2, num_workers=1))
     whole = take(TrainLoader(corpus_rows, 12, 3, 1, 2, seed=2), 12)
     found = [next(batches)]
     for process in multiprocessing.active_children():
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            os.kill(process.pid, number)
+        for name in ("TERM", "INT", "HUP", "TERM"):
+            subprocess.run(["kill", f"-{name}", str(process.pid)], check=True)
     found += [next(batches) for _ in range(11)]
     assert_same(found, whole)
+
+
+FAILS = """
+import sys
+from ropepp.data.loading.loader import TrainLoader
+from ropepp.data.packing.concat import Concat
+from ropepp.data.tokens.corpus import Corpus
+rows = Concat().rows(Corpus.open(sys.argv[1], "train"), 16)
+batches = iter(TrainLoader(rows, 8, 8, num_workers=2))
+next(batches)
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_is_not_held_up_by_workers(tmp_path: Path) -> None:
+    """Whose loader lives until the interpreter ends, as an error's traceback keeps it."""
+    folder = write_corpus(tmp_path, random_documents(np.random.default_rng(0), 200, 90))
+    command = [sys.executable, "-c", FAILS, str(folder)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 3
 
 
 @pytest.mark.parametrize(

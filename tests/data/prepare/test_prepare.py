@@ -197,6 +197,11 @@ KINDS = (
         ("good.jsonl", {"out": "words.csv"}, "words.csv exists; choose another name or pass"),
         (
             "good.jsonl",
+            {"out": "words.csv/new"},
+            ".new.partial cannot be written: Not a dir",
+        ),
+        (
+            "good.jsonl",
             {"out": "home", "overwrite": True},
             "out is home, which is no prepared corpus and is not overwritten",
         ),

@@ -6,7 +6,9 @@ run that stops after n samples goes on with sample n.
 """
 
 import math
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
@@ -241,9 +243,19 @@ def _received(batches: Iterable[dict[str, Tensor] | InputError]) -> Iterator[dic
 
 def _outlive_signals(worker: int) -> None:
     """What asks a whole group of processes to end is for the one that trains, which needs batches
-    until it has saved; a worker ends with it."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    until it has saved; a worker ends with it, or when that one asks."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that is ignored is never waited for
+    threading.Thread(target=_end_if_asked, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_if_asked(parent: int) -> None:
+    # Without this, a process that ends by an error would wait for its workers for ever.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class EvalLoader:

@@ -41,7 +41,7 @@ from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, join_shards, read_meta
 from ropepp.data.tokens.writer import META_FILE
 from ropepp.errors import InputError, at_least
-from ropepp.files import clear_leftovers, require_free, resuming_folder, write_synced
+from ropepp.files import clear_leftovers, disk_errors, require_free, resuming_folder, write_synced
 
 TRAINING_FILE = "training.sha256"
 SAMPLED_SHARDS = 64  # that a tokenizer is trained on, at most
@@ -114,7 +114,7 @@ def prepare(
     if tokenizer == "bpe":
         require_room(vocab_size)
     trains = tokenizer == "bpe" and bos is None and eot is None
-    loaded = None if trains else load_tokenizer(tokenizer, bos, eot)
+    given = (vocab_size, sample_mb) if trains else load_tokenizer(tokenizer, bos, eot)
     found = find_source(source)
     target = Path(out) if out else Path("data") / found.name
     clear_leftovers(target.resolve())
@@ -124,7 +124,6 @@ def prepare(
     if only_one and validation_fraction > 0:
         print(f"One document: its last {100 * validation_fraction:.3g}% are cut off for validation")
     settings = Settings("", field, validation_fraction, min_tokens, only_one)
-    given = loaded or (vocab_size, sample_mb)
     here = _Run(target, found, found.shards(), settings, on_bad_line, processes)
     if not overwrite and here.is_complete(given):
         print(f"{target} is complete: the same command has made it")
@@ -195,9 +194,8 @@ class _Run:
         """Finishes every shard; takes those of a previous corpus that would be the same."""
         jobs = self._jobs(tokenizer.fingerprint, tokenizer.kind, previous)
         place = self.folder / SHARDS_FOLDER
-        if not place.is_dir():
-            self.clear(SHARDS_FOLDER)
-        place.mkdir(exist_ok=True)
+        with disk_errors(place):
+            place.mkdir(exist_ok=True)
         expected = {job.shard.name for job in jobs}
         self.clear(
             *(f"{SHARDS_FOLDER}/{p.name}" for p in place.iterdir() if p.name not in expected)
@@ -356,11 +354,9 @@ def _require_documents(source: Source, metas: list[ShardMeta], settings: Setting
 
 
 def _check_target(target: Path, overwrite: bool, source: Source) -> None:
-    """Refuses before the work starts; an overwrite may remove nothing but a prepared corpus."""
+    """Refuses before the work starts; an overwrite may remove nothing but a corpus."""
     require_free(target, overwrite)
-    if not target.exists():
-        return
-    if not (target / TRAIN / META_FILE).is_file():
+    if target.exists() and not (target / TRAIN / META_FILE).is_file():
         raise InputError(f"out is {target}, which is no prepared corpus and is not overwritten")
     inside = [file for file in source.files if file.resolve().is_relative_to(target.resolve())]
     if inside:
