@@ -144,8 +144,12 @@ def start(connection: socket.socket, own: list[Any]) -> int | None:
     pid = None
     with contextlib.suppress(EOFError):
         request = receive(connection, struct.unpack("q", message)[0]) if len(message) == 8 else b""
+        # One that comes before the program is set up waits until then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
         pid = os.fork() if request else None
-    if pid == 0:
+    if pid != 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    else:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -177,6 +181,7 @@ def run_program(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     code = 1
     try:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         take_over(descriptors, request["descriptors"])
         os.environ.clear()
         os.environ.update(request["environment"])

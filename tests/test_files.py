@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from ropepp.errors import InputError
-from ropepp.files import held, resuming_folder
+from ropepp.files import (
+    held,
+    one_command,
+    replacing_file,
+    replacing_folder,
+    require_free,
+    resuming_folder,
+)
 
 
 def test_the_second_holder_is_told_the_first(tmp_path: Path) -> None:
@@ -35,3 +42,26 @@ def test_file_systems_without_locks(
     with pytest.warns(UserWarning, match="no lock on"), resuming_folder(tmp_path / "out") as work:
         (work / "file").touch()
     assert (tmp_path / "out" / "file").exists()
+
+
+def test_what_a_killed_command_has_made_may_be_made_again(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with replacing_folder(target) as work:  # no command: nothing tells that it is unfinished
+        (work / "a").touch()
+    with pytest.raises(InputError, match="exists"), replacing_folder(target):
+        pass
+    with one_command():
+        other = tmp_path / "other"
+        with replacing_folder(other):
+            pass
+        require_free(other)  # as after a kill here
+        with replacing_folder(other) as work:
+            (work / "new").touch()
+        assert [path.name for path in other.iterdir()] == ["new"]
+        with replacing_file(tmp_path / "file") as file:
+            file.write(b"x")
+        require_free(tmp_path / "file")
+    for made in (other, tmp_path / "file"):
+        with pytest.raises(InputError, match="exists"):
+            require_free(made)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "other", "file"}

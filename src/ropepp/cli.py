@@ -7,10 +7,12 @@ import select
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from io import TextIOWrapper
 
 from ropepp.errors import InputError, Stopped, user_message
+from ropepp.files import one_command
 from ropepp.options import TRUST
 
 COMMANDS = {
@@ -86,7 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         module = MODULES.get(args[0], args[0])
         command = importlib.import_module(f"ropepp.commands.{module}")
         # Lightning's subcommands are told apart by their name.
-        command.main(args if module == "fit" else args[1:])
+        with one_command():
+            command.main(args if module == "fit" else args[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -100,14 +103,14 @@ def main(argv: list[str] | None = None) -> int:
         _ends(argv)
         _say(stop)
         return stop.code
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns Ctrl-C into an exit with 1.
-        if not isinstance(error.__context__ or error, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns Ctrl-C into an exit with 1, or fails while it cleans up.
+        if any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
+            _ends(argv)
+            _say("interrupted before it was done")
+            return 130
+        if isinstance(error, SystemExit):
             raise
-        _ends(argv)
-        _say("interrupted before it was done")
-        return 130
-    except Exception as error:
         message = user_message(error)
         if debug or message is None:
             raise
@@ -119,6 +122,12 @@ def main(argv: list[str] | None = None) -> int:
 def _say(text: object) -> None:
     with suppress(OSError):  # the terminal may be gone
         print(text, file=sys.stderr)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _ends(argv: list[str] | None) -> None:

@@ -17,6 +17,9 @@ from typing import Any, BinaryIO
 
 from ropepp.errors import InputError
 
+UNFINISHED = "user.ropepp.unfinished"
+_renamed: list[Path | None] = []  # by the present command
+
 
 def write_json(path: Path, content: Any) -> None:
     """Writes ``content`` as JSON, completely or not at all."""
@@ -115,6 +118,7 @@ def replacing_file(target: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        _mark(work, target)
         work.rename(target)
         sync_folder(target.parent)
 
@@ -320,19 +324,49 @@ def file_sha256(path: Path) -> str:
 
 
 def require_free(target: Path, overwrite: bool | None = None) -> None:
-    """Refuses to take a name that is in use.
+    """Refuses to take a name that is in use, but for what a command made that was killed before it
+    said so.
 
     Raises:
         InputError: `target` exists and `overwrite` is false, or None where there is no such option.
     """
     with disk_errors(target):
         exists = target.exists()
-    if exists and not overwrite:
+    if exists and not overwrite and not _is_unfinished(target):
         advice = "" if overwrite is None else " or pass --overwrite true"
         raise InputError(f"{target} exists; choose another name{advice}")
 
 
+@contextmanager
+def one_command() -> Iterator[None]:
+    """What gets its name in this block is unfinished until the block ends, so that the same command
+    can be given again where a kill left no time to say that it is there. Needs a file system with
+    extended attributes."""
+    _renamed.append(None)
+    try:
+        yield
+    finally:
+        for made in filter(None, _renamed):
+            with suppress(OSError):
+                os.removexattr(made, UNFINISHED)
+        _renamed.clear()
+
+
+def _mark(work: Path, final: Path) -> None:
+    if _renamed:  # in a command
+        with suppress(OSError):
+            os.setxattr(work, UNFINISHED, b"")
+        _renamed.append(final)
+
+
+def _is_unfinished(target: Path) -> bool:
+    with suppress(OSError):
+        return UNFINISHED in os.listxattr(target)
+    return False
+
+
 def _rename_over(work: Path, final: Path) -> None:
+    _mark(work, final)
     old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
     replaces = final.exists()
     sync_folder(work)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ropepp.data.text.readers import read_column, read_text, require_text
 from ropepp.errors import InputError
-from ropepp.files import DiskError, disk_errors, require_free, require_writable, write_text
+from ropepp.files import DiskError, disk_errors, replacing_file, require_free, require_writable
 from ropepp.generate.sampling import Sampling
 from ropepp.options import positive
 
@@ -61,8 +61,8 @@ def main(args: list[str]) -> None:
 
 def _write(file: Path, text: str) -> None:
     try:
-        with disk_errors(file):
-            write_text(file, text)
+        with disk_errors(file), replacing_file(file) as new:
+            new.write(text.encode(errors="backslashreplace"))
     except DiskError:
         print(text, end="", flush=True)  # the work is done: it must not be lost
         raise
