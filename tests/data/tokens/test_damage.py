@@ -89,7 +89,8 @@ def test_damage_is_named_or_changes_nothing(
 
 def check(file: Path, before: bytes, out: Path, expected: list[torch.Tensor]) -> None:
     # The last line end is no content.
-    changed = not file.is_file() or file.read_bytes().rstrip() != before.rstrip()
+    end = b"\n" if file.name in ("meta.json", "key.json") else b""
+    changed = not file.is_file() or file.read_bytes() not in (before, before.removesuffix(end))
     found: list[torch.Tensor] = []
     message = refusal(lambda: found.extend(batches(out)))
     in_index = file.parent.name.endswith(".index")
