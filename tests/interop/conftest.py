@@ -3,5 +3,13 @@
 import os
 import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+import pytest
+
 os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="ropepp-hf-"))
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here alone: other tests have a hub of their own."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
