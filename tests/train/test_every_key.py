@@ -78,6 +78,7 @@ OPTIONS: dict[str, list[Any]] = {
     "resume": ["always"],
     "init_from": ["no/such/model"],
     "init_optimizer": [True],  # without init_from
+    "fresh_optimizer": [True],  # without ckpt_path
 }
 
 

@@ -176,8 +176,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     ) -> dict[str, Any]:
         """Restores model and optimizer from shards of any number of processes, or from one file;
         returns everything else."""
-        files = cast(CheckpointFiles, self.checkpoint_io)
-        return files.load(Path(self.broadcast(checkpoint_path)), self._load)
+        path, files = Path(self.broadcast(checkpoint_path)), self.checkpoint_io
+        # A trainer that the command line has not made has files of Lightning's own.
+        return (
+            files.load(path, self._load) if isinstance(files, CheckpointFiles) else self._load(path)
+        )
 
     def _load(self, path: Path) -> dict[str, Any]:
         # Lightning's own would unpickle the index, and number the optimizer's parameters of a
