@@ -184,7 +184,8 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
         load_optimizer_shards(module, optimizer, path)
         return
     content = read_checkpoint(path, "optimizer_states", mapped=False)
-    state, network = (content.get("optimizer_states") or [None])[0], module.get_submodule("network")
+    state = (content.get("optimizer_states") or [None])[0]
+    network = module if isinstance(module, Transformer) else module.get_submodule("network")
     assert isinstance(network, Transformer)
     if state is not None and added_heads(network, path, content) is not None:
         with understanding(f"{path}: its optimizer's state does not fit this one"):
