@@ -5,7 +5,6 @@ CRC-32, because it keeps up with a disk and archives have it already. It finds w
 was torn, not what somebody has forged.
 """
 
-import json
 import os
 import warnings
 import zipfile
@@ -17,17 +16,13 @@ from pathlib import Path
 
 from ropepp.errors import InputError
 from ropepp.files import write_json
+from ropepp.records import SETTINGS, Damaged, read_object
 
 CHECKSUMS = "checksums.json"
 BLOCK_BYTES = 1 << 22  # of a file, compared at once
-MAX_CHECKSUM_BYTES = 1 << 26
 MAX_PLAIN_BYTES = 1 << 20  # in an archive besides its tensors, and for each of these:
 MAX_PLAIN_BYTES_PER_TENSOR = 1 << 10
 THREADS = min(8, os.cpu_count() or 1)
-
-
-class Damaged(InputError):  # noqa: N818 (what it is, not that it is one)
-    """A file is not what was written."""
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
@@ -117,11 +112,9 @@ def archive_sums(file: Path | BytesIO, name: Path) -> set[tuple[int, int]]:
 def _read(file: Path) -> tuple[int, dict[str, list[str]]]:
     if not file.is_file():
         return BLOCK_BYTES, {}
+    content = read_object(file, SETTINGS)
     try:
-        if file.stat().st_size > MAX_CHECKSUM_BYTES:
-            raise ValueError(f"it has more than {MAX_CHECKSUM_BYTES:,} bytes")
-        content = json.loads(file.read_bytes())
         sums = {name: own.split() for name, own in content["crc32"].items()}
         return max(4096, content["block_bytes"]), sums
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{file} is damaged: {error!r}") from error

@@ -7,8 +7,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ropepp.data.records import read_json
 from ropepp.errors import InputError
+from ropepp.records import read_object
 
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
 EOT_NAMES = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
@@ -27,9 +27,7 @@ def named_beside(file: Path) -> dict[str, str]:
     for path in (file.with_name(CONFIG_FILE), file.with_name(MAP_FILE)):
         if not path.is_file():
             continue
-        content = read_json(path)
-        if not isinstance(content, dict):
-            raise InputError(f"{path} is {type(content).__name__}; allowed is a JSON object")
+        content = read_object(path)
         if content.get("add_bos_token") is False:
             content["bos_token"] = None
         for key in ("bos_token", "eos_token"):

@@ -18,7 +18,6 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
-from ropepp.data.records import read_bytes
 from ropepp.data.special_tokens import (
     CONFIG_FILE,
     EOT_NAMES,
@@ -30,6 +29,7 @@ from ropepp.data.special_tokens import (
 )
 from ropepp.errors import InputError
 from ropepp.files import write_synced
+from ropepp.records import read_bytes
 
 BPE_FILE = "tokenizer.json"
 TIKTOKEN_FILE = "tokenizer.model"

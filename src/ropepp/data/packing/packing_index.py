@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.data.records import read_record, write_record
 from ropepp.data.tokens.corpus import CHUNK, Corpus
 from ropepp.data.tokens.reader import load_numbers
 from ropepp.data.tokens.writer import BlockChecksums
 from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_synced
+from ropepp.records import read_record, write_record
 
 INDEX_VERSION = 3  # of the files and of what the algorithm makes: a new one makes old ones void
 KEY_FILE = "key.json"

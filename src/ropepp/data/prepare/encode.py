@@ -14,7 +14,6 @@ from typing import Any
 
 from ropepp import __version__
 from ropepp.data.prepare.safe_cuts import PIECE, pieces
-from ropepp.data.records import as_record, read_record, write_record
 from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen, Skipped
 from ropepp.data.text.sources import Shard
@@ -33,6 +32,7 @@ from ropepp.data.tokens.writer import (
 )
 from ropepp.errors import InputError
 from ropepp.files import disk_errors, file_sha256, replacing_folder, sync_folder, write_synced
+from ropepp.records import as_record, read_record, write_record
 
 TRAIN, VALIDATION = "train", "validation"
 BAD_LINES_FILE = "bad_lines.tsv"

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from ropepp import __version__
-from ropepp.data.records import as_record, read_bytes, read_record, write_record
 from ropepp.data.text.readers import Skipped
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.writer import (
@@ -25,6 +24,7 @@ from ropepp.data.tokens.writer import (
 )
 from ropepp.errors import InputError
 from ropepp.files import disk_errors, file_sha256, sync_folder, write_synced
+from ropepp.records import as_record, read_bytes, read_record, write_record
 
 FORMAT_VERSION = 4
 SHARDS_FOLDER, SHARDS_FILE = "shards", "shards.json"

@@ -1,8 +1,9 @@
-"""JSON files that say what a corpus is: with a checksum of themselves, and read with suspicion."""
+"""JSON files that anybody may have written, and a kill or a disk may have torn; needs Python's
+standard library alone."""
 
 import json
 import zlib
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from types import UnionType
@@ -12,8 +13,12 @@ from ropepp.errors import InputError
 from ropepp.files import write_synced
 
 CHECKSUM = "crc32"
-LARGEST_JSON = 256 << 20  # bytes of a file that is parsed
+LARGEST, SETTINGS = 1 << 28, 1 << 24  # bytes of a file that is read at once; of one of settings
 Record = TypeVar("Record")
+
+
+class Damaged(InputError):  # noqa: N818 (what it is, not that it is one)
+    """A file is not what was written."""
 
 
 def write_record(path: Path, record: Any) -> None:
@@ -38,21 +43,20 @@ def read_record(path: Path, cls: type[Record], version: int | None = None) -> Re
     Raises:
         InputError: It is missing, of another format, damaged, or has values of other types.
     """
-    values = read_json(path)
-    found = values.get("format_version") if isinstance(values, dict) else None
-    if found != version:
+    values = read_object(path)
+    if (found := values.get("format_version")) != version:
         raise InputError(
             f"{path}: format_version is {str(found)[:80]}; {version} can be read, which"
             " `ropepp prepare` makes"
         )
-    checksum = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
+    checksum = values.pop(CHECKSUM, None)
     record = as_record(values, cls, str(path))
     if checksum != (found := checksum_of(values)):
-        raise InputError(f"{path} is damaged: its {CHECKSUM} is {found}, not {checksum!r:.80}")
+        raise Damaged(f"{path} is damaged: its {CHECKSUM} is {found}, not {checksum!r:.80}")
     return record
 
 
-def read_json(path: Path, limit: int = LARGEST_JSON) -> Any:
+def read_json(path: Path, limit: int = LARGEST) -> Any:
     """The content of a JSON file.
 
     Raises:
@@ -62,10 +66,18 @@ def read_json(path: Path, limit: int = LARGEST_JSON) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {' '.join(str(error).split())}") from error
+        raise Damaged(f"{path} is no JSON: {' '.join(str(error).split())}") from error
 
 
-def read_bytes(path: Path, limit: int = LARGEST_JSON) -> bytes:
+def read_object(path: Path, limit: int = LARGEST) -> dict[str, Any]:
+    """The content of a JSON file that holds an object; raises what `read_json` does."""
+    content = read_json(path, limit)
+    if not isinstance(content, dict):
+        raise Damaged(f"{path} is {type(content).__name__}; allowed is a JSON object")
+    return content
+
+
+def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
     """The content of a file.
 
     Raises:
@@ -75,35 +87,37 @@ def read_bytes(path: Path, limit: int = LARGEST_JSON) -> bytes:
         raise InputError(f"{path} is {'no file' if path.exists() else 'missing'}")
     try:
         if path.stat().st_size > limit:
-            raise InputError(f"{path} has more than {limit} bytes, the most that is read")
+            raise Damaged(f"{path} has more than {limit} bytes, the most that is read")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def as_record(values: Any, cls: type[Record], place: str) -> Record:
-    """A dataclass of values of the types that it states; numbers are finite, whole ones from 0 to
-    below 2**63.
+    """A dataclass of values of the types that it states, those with a default as they like; numbers
+    are finite, whole ones from 0 to below 2**63.
 
     Raises:
         InputError: They are others.
     """
-    types = _types(cast(Any, cls))
-    if not isinstance(values, dict) or values.keys() != types.keys():
-        odd = sorted(map(str, values.keys() ^ types.keys())) if isinstance(values, dict) else values
+    types, needed = _types(cast(Any, cls))
+    if not isinstance(values, dict) or not needed <= values.keys() <= types.keys():
+        keys = set(values) if isinstance(values, dict) else set()
+        odd = sorted(map(str, (needed - keys) | (keys - types.keys()))) or values
         raise InputError(
             f"{place} has other keys than allowed: missing or unknown are {odd!s:.200}"
         )
-    for key, kind in types.items():
-        if not _is_of(values[key], kind):
+    for key, value in values.items():
+        if not _is_of(value, kind := types[key]):
             allowed = getattr(kind, "__name__", kind)
-            raise InputError(f"{place}: {key} is {values[key]!r:.80}; it must be {allowed}")
+            raise InputError(f"{place}: {key} is {value!r:.80}; it must be {allowed}")
     return cls(**values)
 
 
 @lru_cache
-def _types(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
+def _types(cls: Any) -> tuple[dict[str, Any], set[str]]:
+    required = {f.name for f in fields(cls) if f.default is f.default_factory is MISSING}
+    return get_type_hints(cls), required
 
 
 def _is_of(value: Any, kind: Any) -> bool:
