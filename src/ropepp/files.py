@@ -229,6 +229,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def read_errors(path: str | Path) -> Iterator[None]:
+    """Names the file that could not be read.
+
+    Raises:
+        InputError: The block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
 def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields a hidden folder beside `target` that takes its name when the block ends well.
 
@@ -332,9 +345,13 @@ def require_free(target: Path, overwrite: bool | None = None) -> None:
     """
     with disk_errors(target):
         exists = target.exists()
-    if exists and not overwrite and not _is_unfinished(target):
-        advice = "" if overwrite is None else " or pass --overwrite true"
-        raise InputError(f"{target} exists; choose another name{advice}")
+    if not exists or overwrite:
+        return
+    with suppress(OSError):
+        if UNFINISHED in os.listxattr(target):
+            return
+    advice = "" if overwrite is None else " or pass --overwrite true"
+    raise InputError(f"{target} exists; choose another name{advice}")
 
 
 @contextmanager
@@ -357,12 +374,6 @@ def _mark(work: Path, final: Path) -> None:
         with suppress(OSError):
             os.setxattr(work, UNFINISHED, b"")
         _renamed.append(final)
-
-
-def _is_unfinished(target: Path) -> bool:
-    with suppress(OSError):
-        return UNFINISHED in os.listxattr(target)
-    return False
 
 
 def _rename_over(work: Path, final: Path) -> None:

@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from ropepp.errors import InputError
-from ropepp.files import write_synced
+from ropepp.files import read_errors, write_synced
 
 CHECKSUM = "crc32"
 LARGEST, SETTINGS = 1 << 28, 1 << 24  # bytes of a file that is read at once; of one of settings
@@ -85,12 +85,10 @@ def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
     """
     if not path.is_file():  # a pipe would wait for ever
         raise InputError(f"{path} is {'no file' if path.exists() else 'missing'}")
-    try:
+    with read_errors(path):
         if path.stat().st_size > limit:
             raise Damaged(f"{path} has more than {limit} bytes, the most that is read")
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def as_record(values: Any, cls: type[Record], place: str) -> Record:

@@ -27,12 +27,13 @@ from ropepp.data.special_tokens import (
     require_short,
     usual_ids,
 )
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.files import write_synced
 from ropepp.records import read_bytes
 
 BPE_FILE = "tokenizer.json"
 TIKTOKEN_FILE = "tokenizer.model"
+SMALLEST_BPE = 258  # 256 bytes, end-of-text, a merge
 
 LLAMA3_RANKS = 128_000
 LLAMA3_SPECIAL_TOKENS = 256
@@ -114,9 +115,8 @@ class BpeTokenizer:
         self._content, self._origin = content, origin
         with library_errors(f"{origin} is no tokenizer.json of `tokenizers`"):
             self._backend = Backend.from_str(content)
-        values = json.loads(content)
-        require_short(values.get("normalizer"), origin)
-        with library_errors(f"{origin} is no tokenizer.json of `tokenizers`"):
+            values = json.loads(content)
+            require_short(values.get("normalizer"), origin)
             found = find(self._backend, values)
         self._named = bos is not None or eot is not None  # which the content alone does not tell
         self._backend.encode_special_tokens = True
@@ -333,18 +333,6 @@ def tail(tokenizer: Tokenizer, ids: Sequence[int], least: int = 32) -> Sequence[
     return ids
 
 
-def require_room(vocab_size: int) -> None:
-    """Refuses a vocabulary without room for merges.
-
-    Raises:
-        InputError: `vocab_size` is below 258.
-    """
-    if vocab_size <= 257:
-        raise InputError(
-            f"vocab_size is {vocab_size}; it must be at least 258 (256 bytes, end-of-text, merges)"
-        )
-
-
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """Trains a byte-level BPE that returns every text exactly; the same texts give the same
     tokenizer.
@@ -357,7 +345,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     Raises:
         InputError: `vocab_size` leaves no room for merges.
     """
-    require_room(vocab_size)
+    at_least(SMALLEST_BPE, vocab_size=vocab_size)
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

@@ -196,7 +196,7 @@ def test_validation_batches_hold_as_many_tokens_at_every_length() -> None:
         ({"vocab_size": 5}, "data.vocab_size is 5; .* at least 6"),
         ({"vocab_size": 0}, "data.vocab_size is 0; .* at least 6"),
         ({"sequence_length": 8}, "data.sequence_length is 8; with data.pairs 3 .* at least 9"),
-        ({"sequence_length": 0}, "data.sequence_length is 0; it must be at least 1"),
+        ({"sequence_length": 0}, "data.sequence_length is 0; it must be at least 2"),
         ({"max_distance": 7}, "data.max_distance is 7; with data.pairs 3 .* at least 8, or null"),
         ({"max_distance": 0}, "data.max_distance is 0; with data.pairs 3 .* at least 8, or null"),
         ({"train_rows": 0}, "data.train_rows is 0; it must be at least 1"),

@@ -42,13 +42,9 @@ class RowsDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         at_least(2, "data.", sequence_length=sequence_length)
-        at_least(
-            1,
-            "data.",
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-        )
+        at_least(1, "data.", global_batch_size=global_batch_size, micro_batch_size=micro_batch_size)
         at_least(0, "data.", validate_every_n_steps=validate_every_n_steps, num_workers=num_workers)
+        at_least(0, "data.", seed=seed)
         self.sequence_length = sequence_length
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size

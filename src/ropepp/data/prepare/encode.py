@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -14,6 +14,7 @@ from typing import Any
 
 from ropepp import __version__
 from ropepp.data.prepare.safe_cuts import PIECE, pieces
+from ropepp.data.prepare.workers import Report
 from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen, Skipped
 from ropepp.data.text.sources import Shard
@@ -39,7 +40,6 @@ BAD_LINES_FILE = "bad_lines.tsv"
 # Encoded at a time: enough for every core; with one, so few that they stay in its cache.
 BATCH_CHARACTERS, BATCH_CHARACTERS_ALONE = 1 << 21, 1 << 16
 
-Report = Callable[[int, int, int], Any]  # bytes read, documents and tokens since the last call
 SplitText = tuple[str, Text]  # name of the split
 
 

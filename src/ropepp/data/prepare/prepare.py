@@ -30,11 +30,11 @@ from ropepp.data.text.readers import OnBadLine, Reader, Skipped
 from ropepp.data.text.sources import Shard, Source, find_source
 from ropepp.data.tokenizer import (
     BPE_FILE,
+    SMALLEST_BPE,
     TIKTOKEN_FILE,
     BytesTokenizer,
     Tokenizer,
     load_tokenizer,
-    require_room,
     train_bpe,
 )
 from ropepp.data.tokens.corpus import Corpus
@@ -112,7 +112,7 @@ def prepare(
     if on_bad_line not in get_args(OnBadLine):
         raise InputError(f"on_bad_line is {on_bad_line!r}; allowed are {get_args(OnBadLine)}")
     if tokenizer == "bpe":
-        require_room(vocab_size)
+        at_least(SMALLEST_BPE, vocab_size=vocab_size)
     trains = tokenizer == "bpe" and bos is None and eot is None
     given = (vocab_size, sample_mb) if trains else load_tokenizer(tokenizer, bos, eot)
     found = find_source(source)
@@ -290,15 +290,11 @@ def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[s
         reader = Reader(
             job.settings.key, job.on_bad_line, Skipped(), lambda count: report(count, 0, 0)
         )
+        texts = (text for split, text in split_texts(job, reader, [1.0, 0.0]) if split == TRAIN)
         left = size
-        for split, text in split_texts(job, reader, [1.0, 0.0]):
-            if split != TRAIN:
-                continue
-            for piece in pieces(blocks(text), BytesTokenizer()):
-                yield piece
-                left -= len(piece.encode())
-                if left <= 0:
-                    break
+        for piece in (piece for text in texts for piece in pieces(blocks(text), BytesTokenizer())):
+            yield piece
+            left -= len(piece.encode())
             if left <= 0:
                 break
 

@@ -156,13 +156,8 @@ class RecallDataModule(RowsDataModule):
         **sizes: Any,
     ) -> None:
         super().__init__(**sizes)
-        at_least(
-            1,
-            "data.",
-            train_rows=train_rows,
-            validation_rows_per_length=validation_rows_per_length,
-        )
-        at_least(0, "data.", seed=self.seed)
+        rows = {"train_rows": train_rows, "validation_rows_per_length": validation_rows_per_length}
+        at_least(1, "data.", **rows)
         if 1 not in lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
             raise InputError(
                 f"data.lengths is {list(lengths)}; it must be 1 and other multiples of the length"

@@ -21,7 +21,7 @@ from ropepp.data.text.documents import (
 )
 from ropepp.data.text.tables import RowRange, read_parquet, read_range
 from ropepp.errors import InputError
-from ropepp.files import file_sha256, printable
+from ropepp.files import file_sha256, printable, read_errors
 
 # `json` needs a line in memory, decodes a copy of it, and returns another copy of its text: up to
 # 9 times the line's bytes, at 4 bytes a character. Longer lines are bad ones.
@@ -131,15 +131,14 @@ class Reader:
     def _of_file(self, path: Path, item: Input) -> Iterator[Text]:
         kinds = {".txt": self._txt, ".parquet": self._parquet}
         suffix = path.suffix.lower()
-        try:
-            _require_unchanged(path, item)
-            sha256 = yield from kinds.get(suffix, self._lines)(path, item)
-        except InputError:
-            # A file that was cut or exchanged looks damaged; say what really happened.
-            _require_unchanged(path, item)
-            raise
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        with read_errors(path):
+            try:
+                _require_unchanged(path, item)
+                sha256 = yield from kinds.get(suffix, self._lines)(path, item)
+            except InputError:
+                # A file that was cut or exchanged looks damaged; say what really happened.
+                _require_unchanged(path, item)
+                raise
         _require_unchanged(path, item)
         self.seen.append(Seen(item.label, item.size, item.mtime_ns, sha256))
 
@@ -252,10 +251,8 @@ def require_text(text: str, place: str) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
+    with read_errors(path):
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
 
 
 def _share_of(size: int, number: int, total: int) -> int:
@@ -281,15 +278,14 @@ def _object_of_line(line: bytes | None, length: int, place: str, offset: int) ->
             f"{place}: {length} bytes; allowed are up to {LINE_LIMIT} in a line (more fits into a"
             " .txt file)"
         )
+    text = decode(line, place, offset)
     try:
-        values = json.loads(decode(line, place, offset))
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at column {error.colno}"
         raise InputError(f"{place}: malformed JSON ({reason}); allowed is one object") from None
     except (ValueError, RecursionError) as error:
         # A ValueError of its own: numbers of too many digits.
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{place}: unreadable JSON ({error}); allowed is one object") from error
     if not isinstance(values, dict):
         raise InputError(f"{place}: found {type(values).__name__}; allowed is one JSON object")

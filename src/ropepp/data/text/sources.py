@@ -12,6 +12,7 @@ from pathlib import Path
 from ropepp.data.text.readers import Input
 from ropepp.data.text.tables import find_rows, is_dataset
 from ropepp.errors import InputError
+from ropepp.files import read_errors
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 NAMED = ("sotu",)
@@ -165,10 +166,8 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
             yield place, "links to folders that are read"
             continue
         known.add(place.resolve())
-        try:
+        with read_errors(place):
             entries = sorted(place.iterdir())
-        except OSError as error:
-            raise InputError(f"{place} cannot be read: {error.strerror or error}") from error
         for entry in entries:
             if entry.name.startswith("."):
                 yield entry, "hidden"

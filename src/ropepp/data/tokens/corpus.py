@@ -27,7 +27,6 @@ from ropepp.data.tokenizer import Tokenizer, load_tokenizer
 from ropepp.data.tokens.meta import (
     CorpusMeta,
     ShardEntry,
-    check_files,
     check_sha256,
     read_meta,
     read_shards,
@@ -84,7 +83,8 @@ class Corpus:
                 " validation_fraction is above 0)"
             )
         meta = read_meta(place / META_FILE)
-        check_files(folder, meta)
+        for name, expected in meta.files_sha256.items():
+            check_sha256(folder / name, expected)
         dtype = token_type(meta.vocab_size)
         path = place / OFFSETS_FILE
         offsets = load_numbers(path, OFFSET_TYPE, meta.documents + 1, meta.offsets_checksum)

@@ -23,8 +23,8 @@ from ropepp.data.tokens.writer import (
     token_type,
 )
 from ropepp.errors import InputError
-from ropepp.files import disk_errors, file_sha256, sync_folder, write_synced
-from ropepp.records import as_record, read_bytes, read_record, write_record
+from ropepp.files import disk_errors, file_sha256, read_errors, sync_folder, write_synced
+from ropepp.records import as_record, read_json, read_record, write_record
 
 FORMAT_VERSION = 4
 SHARDS_FOLDER, SHARDS_FILE = "shards", "shards.json"
@@ -117,6 +117,9 @@ def join_shards(
     lines = ",\n".join(json.dumps(asdict(shard)) for shard in kept)
     listing = f"[\n{lines}\n]\n".encode()
     write_synced(place / SHARDS_FILE, listing)
+    own = [shard_folder(folder, shard.name, split) / BLOCKS_FILE for shard in kept]
+    checksums = b"".join(path.read_bytes() for path in own)
+    write_synced(place / BLOCKS_FILE, checksums)
     meta = CorpusMeta(
         format_version=FORMAT_VERSION,
         ropepp_version=__version__,
@@ -137,7 +140,7 @@ def join_shards(
         shards=len(kept),
         shards_sha256=hashlib.sha256(listing).hexdigest(),
         files_sha256={path.name: file_sha256(path) for path in beside},
-        tokens_checksum=_join_checksums(folder, split, kept),
+        tokens_checksum=BlockChecksums(checksums).digest(),
         offsets_checksum=_join_offsets(folder, split, kept),
     )
     write_record(place / META_FILE, meta)
@@ -152,16 +155,10 @@ def read_shards(folder: Path, meta: CorpusMeta) -> list[ShardEntry]:
         InputError: Their list is missing, is not what was written, or contradicts the meta.
     """
     path = folder / meta.split / SHARDS_FILE
-    content = read_bytes(path)
-    if (found := hashlib.sha256(content).hexdigest()) != meta.shards_sha256:
-        raise InputError(
-            f"{path} is damaged: it has sha256 {found}; {META_FILE} says {meta.shards_sha256}"
-        )
-    try:
-        values = json.loads(content)
-        shards = [as_record(each, ShardEntry, str(path)) for each in values]
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no list of shards: {error!s:.200}") from error
+    check_sha256(path, meta.shards_sha256)
+    values = read_json(path)
+    values = values if isinstance(values, list) else []
+    shards = [as_record(each, ShardEntry, str(path)) for each in values]
     for shard in shards:
         if not NAME.fullmatch(shard.name) or not shard.tokens >= shard.documents >= 1:
             raise InputError(
@@ -197,34 +194,14 @@ def read_meta(path: Path) -> CorpusMeta:
     return meta
 
 
-def check_files(folder: Path, meta: CorpusMeta) -> None:
-    """Compares the files beside the splits, such as the tokenizer's, with their checksums.
-
-    Raises:
-        InputError: One is missing or not what was written.
-    """
-    for name, expected in meta.files_sha256.items():
-        check_sha256(folder / name, expected)
-
-
 def check_sha256(path: Path, expected: str) -> None:
     """Raises an `InputError` if a file is missing or not what was written."""
     if not path.is_file():
         raise InputError(f"{path} is missing; a prepared corpus has it")
-    try:
+    with read_errors(path):
         found = file_sha256(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if found != expected:
         raise InputError(f"{path} is damaged: it has sha256 {found}; {META_FILE} says {expected}")
-
-
-def _join_checksums(folder: Path, split: str, shards: Sequence[ShardEntry]) -> str:
-    """Writes the checksums of all blocks of tokens and returns the file's own."""
-    own = [shard_folder(folder, shard.name, split) / BLOCKS_FILE for shard in shards]
-    content = b"".join(path.read_bytes() for path in own)
-    write_synced(folder / split / BLOCKS_FILE, content)
-    return BlockChecksums(content).digest()
 
 
 def _join_offsets(folder: Path, split: str, shards: Sequence[ShardEntry]) -> str:
