@@ -27,7 +27,7 @@ from ropepp.data.special_tokens import (
     require_short,
     usual_ids,
 )
-from ropepp.errors import InputError, at_least
+from ropepp.errors import InputError, at_least, require_package
 from ropepp.files import write_synced
 from ropepp.records import read_bytes
 
@@ -189,12 +189,9 @@ class TiktokenTokenizer:
     _LONG_SPACE = re.compile(rf"\s{{{_LONG}}}")
 
     def __init__(self, content: bytes, origin: str) -> None:
-        try:
-            import tiktoken
-        except ImportError as error:
-            raise InputError(
-                f"{origin} needs tiktoken, which is missing: pip install 'ropepp[data]'"
-            ) from error
+        require_package("tiktoken", "data", origin)
+        import tiktoken
+
         ranks = _parse_ranks(content, origin)
         self._content = content
         self._ordinary = len(ranks)

@@ -97,12 +97,12 @@ def entry(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or type(step := content.get("step")) is not int:
         return None
-    numbers = {key: value for key, value in content.items() if _is_number(value)}
+    numbers = {
+        key: value
+        for key, value in content.items()
+        if type(value) is float or (type(value) is int and abs(value) < 2**63)
+    }
     return numbers if "step" in numbers and step >= 0 else None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 @dataclass(frozen=True)

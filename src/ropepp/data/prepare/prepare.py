@@ -361,11 +361,8 @@ def _check_target(target: Path, overwrite: bool, source: Source) -> None:
 
 def _total_skipped(metas: list[ShardMeta]) -> Skipped:
     """What was left out of all shards."""
-    return Skipped(
-        bad_lines=sum(meta.bad_lines for meta in metas),
-        empty_documents=sum(meta.empty_documents for meta in metas),
-        short_documents=sum(meta.short_documents for meta in metas),
-    )
+    counts = "bad_lines", "empty_documents", "short_documents"
+    return Skipped(*(sum(getattr(meta, key) for meta in metas) for key in counts))
 
 
 def _describe(skipped: Skipped) -> str:

@@ -133,7 +133,7 @@ def _run_processes(
             # No more than there are processes: then it is known what these work on.
             while waiting and len(running) < processes:
                 number, job = waiting.pop()
-                running[pool.submit(_work, work, job)] = number
+                running[pool.submit(_outcome, work, job, _report)] = number
             done = wait(running, REPORT_SECONDS, FIRST_COMPLETED).done
             current = counts.get_obj()[:]
             report(*(now - before for now, before in zip(current, reported, strict=True)))
@@ -170,10 +170,6 @@ def _end_with(lifeline: Connection) -> None:
     """Ends this process when the parent ends or lets go, however that comes about."""
     lifeline.poll(None)
     os._exit(1)
-
-
-def _work(work: Work, job: Job) -> InputError | None:
-    return _outcome(work, job, _report)
 
 
 def _report(*counts: int) -> None:

@@ -205,11 +205,7 @@ class RecallDataModule(RowsDataModule):
 def _check_sizes(
     sequence_length: int, pairs: int, vocab_size: int, max_distance: int | None
 ) -> None:
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise InputError(
-            f"data.vocab_size is {vocab_size}; keys, values and filler take at least"
-            f" {SMALLEST_VOCABULARY}"
-        )
+    at_least(SMALLEST_VOCABULARY, "data.", vocab_size=vocab_size)
     keys = vocab_size // 3
     if not 1 <= pairs <= keys:
         raise InputError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ropepp.data.text.readers import Input
 from ropepp.data.text.tables import find_rows, is_dataset
-from ropepp.errors import InputError
+from ropepp.errors import InputError, require_package
 from ropepp.files import read_errors
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
@@ -116,18 +116,6 @@ def find_source(source: str) -> Source:
         if needing:
             require_package(package, extra, str(needing[0]))
     return found
-
-
-def require_package(package: str, extra: str, needed_by: str) -> None:
-    """Refuses what cannot be read here.
-
-    Raises:
-        InputError: The package is not installed; names the extra that brings it.
-    """
-    if find_spec(package) is None:
-        raise InputError(
-            f"{needed_by} needs {package}, which is missing: pip install 'ropepp[{extra}]'"
-        )
 
 
 def _suffix(path: Path) -> str:
