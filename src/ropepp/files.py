@@ -180,11 +180,7 @@ def clear_leftovers(final: Path) -> None:
 
 def require_writable(target: Path, folder: bool = False) -> None:
     """Tries whether a file, or a folder, can be written under this name, before the work whose
-    result it is to hold; leaves nothing behind.
-
-    Raises:
-        InputError: It cannot.
-    """
+    result it is to hold; leaves nothing behind. Raises an `InputError` if it cannot."""
     with disk_errors(target):
         if target.exists() and target.is_dir() != folder:
             is_one = "a folder" if target.is_dir() else "a file"
@@ -215,11 +211,8 @@ class DiskError(InputError):
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Names the file that could not be written.
-
-    Raises:
-        DiskError: The block raised an OSError.
-    """
+    """Names the file that could not be written. Raises a `DiskError` if the block raised an
+    OSError."""
     try:
         yield
     except OSError as error:
@@ -230,11 +223,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
-    """Names the file that could not be read.
-
-    Raises:
-        InputError: The block raised an OSError.
-    """
+    """Names the file that could not be read. Raises an `InputError` if the block raised an
+    OSError."""
     try:
         yield
     except OSError as error:
@@ -320,10 +310,7 @@ def held(file: Path) -> Iterator[None]:
 
 def write_synced(path: Path, content: bytes, name: Path | None = None) -> None:
     """Writes a file and waits until the disk has it; ``name`` is the one that an error is to tell.
-
-    Raises:
-        DiskError: It cannot be written.
-    """
+    Raises a `DiskError` if it cannot be written."""
     with disk_errors(name or path), path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -338,11 +325,8 @@ def file_sha256(path: Path) -> str:
 
 def require_free(target: Path, overwrite: bool | None = None) -> None:
     """Refuses to take a name that is in use, but for what a command made that was killed before it
-    said so.
-
-    Raises:
-        InputError: `target` exists and `overwrite` is false, or None where there is no such option.
-    """
+    said so. Raises an `InputError` if `target` exists and `overwrite` is false, or None where there
+    is no such option."""
     with disk_errors(target):
         exists = target.exists()
     if not exists or overwrite:

@@ -22,11 +22,8 @@ class Damaged(InputError):  # noqa: N818 (what it is, not that it is one)
 
 
 def write_record(path: Path, record: Any) -> None:
-    """Writes a dataclass with a checksum of its content, and waits until the disk has it.
-
-    Raises:
-        DiskError: It cannot be written.
-    """
+    """Writes a dataclass with a checksum of its content, and waits until the disk has it. Raises a
+    `DiskError` if it cannot be written."""
     values = asdict(record)
     content = json.dumps({**values, CHECKSUM: checksum_of(values)}, indent=2)
     write_synced(path, f"{content}\n".encode())
@@ -57,11 +54,8 @@ def read_record(path: Path, cls: type[Record], version: int | None = None) -> Re
 
 
 def read_json(path: Path, limit: int = LARGEST) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        InputError: It is missing, no file, larger than `limit` bytes, or no JSON.
-    """
+    """The content of a JSON file. Raises an `InputError` if it is missing, no file, larger than
+    `limit` bytes, or no JSON."""
     content = read_bytes(path, limit)
     try:
         return json.loads(content)
@@ -78,11 +72,8 @@ def read_object(path: Path, limit: int = LARGEST) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
-    """The content of a file.
-
-    Raises:
-        InputError: It is missing, no file, or larger than `limit` bytes.
-    """
+    """The content of a file. Raises an `InputError` if it is missing, no file, or larger than
+    `limit` bytes."""
     if not path.is_file():  # a pipe would wait for ever
         raise InputError(f"{path} is {'no file' if path.exists() else 'missing'}")
     with read_errors(path):
@@ -93,11 +84,7 @@ def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
 
 def as_record(values: Any, cls: type[Record], place: str) -> Record:
     """A dataclass of values of the types that it states, those with a default as they like; numbers
-    are finite, whole ones from 0 to below 2**63.
-
-    Raises:
-        InputError: They are others.
-    """
+    are finite, whole ones from 0 to below 2**63. Raises an `InputError` if they are others."""
     types, needed = _types(cast(Any, cls))
     if not isinstance(values, dict) or not needed <= values.keys() <= types.keys():
         keys = set(values) if isinstance(values, dict) else set()

@@ -163,12 +163,8 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on after that many samples; the number of processes and the micro-batch may have
-        changed.
-
-        Raises:
-            InputError: The state lies inside an optimizer step where no micro-batch of this loader
-                begins.
-        """
+        changed. Raises an `InputError` if the state lies inside an optimizer step where no
+        micro-batch of this loader begins."""
         samples, together = state["samples"], self.micro_batch_size * self.world_size
         if samples < 0 or samples % self.global_batch_size % together:
             raise InputError(

@@ -47,11 +47,8 @@ class MixtureSchedule:
 
         Weights are taken as they are written (0.1 is a tenth), and P is their common denominator.
         Where that exceeds 65536, P is 65536 and the shares are rounded to multiples of 1 / P: all
-        proportions hold for the rounded ones, which `counts` has.
-
-        Raises:
-            InputError: A weight is not above 0, or too small to have a place in the period.
-        """
+        proportions hold for the rounded ones, which `counts` has. Raises an `InputError` if a
+        weight is not above 0, or too small to have a place in the period."""
         counts = _whole_numbers(weights)
         corpora = np.array(_tijdeman(counts), np.int64)
         earlier = np.empty_like(corpora)
@@ -95,11 +92,7 @@ class MixtureRows:
         return int(self._begins[-1])
 
     def batch(self, indices: Indices) -> dict[str, Tensor]:
-        """See `ropepp.data.loading.loader.Rows`.
-
-        Raises:
-            IndexError: There is no such row.
-        """
+        """See `ropepp.data.loading.loader.Rows`. Raises an `IndexError` if there is no such row."""
         out = np.empty((len(KEYS), len(indices), self.length), np.int64)
         for part, at, numbers in self._by_part(indices):
             batch = part.batch(numbers)

@@ -129,11 +129,8 @@ class PackedRows(ABC):
         return {key: torch.from_numpy(array) for key, array in zip(KEYS, arrays, strict=True)}
 
     def num_targets(self, indices: Indices) -> int:
-        """Number of targets other than -100 in the rows, from the document offsets alone.
-
-        Raises:
-            IndexError: There is no such row.
-        """
+        """Number of targets other than -100 in the rows, from the document offsets alone. Raises an
+        `IndexError` if there is no such row."""
         return int((self._pieces(row_numbers(indices, len(self))).sizes - 1).sum())
 
     def summary(self) -> dict[str, Any]:
@@ -243,11 +240,7 @@ class Concat(Packing):
 
 
 def row_numbers(indices: Indices, size: int) -> NDArray[np.int64]:
-    """Row numbers as an array.
-
-    Raises:
-        IndexError: One is not below `size`, or negative.
-    """
+    """Row numbers as an array. Raises an `IndexError` if one is not below `size`, or negative."""
     rows = np.asarray(indices, dtype=np.int64)
     if len(rows) and not 0 <= rows.min() <= rows.max() < size:
         raise IndexError(f"rows {rows.min()} to {rows.max()} of {size}")

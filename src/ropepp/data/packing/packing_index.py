@@ -100,11 +100,8 @@ def build_index(
     offsets: NDArray[np.int64], length: int, min_opening_tokens: int = 1
 ) -> PackingIndex:
     """Packs documents, see the module and `open_index`; takes O(documents + T log T) operations
-    after sorting, and about 25 bytes a document.
-
-    Raises:
-        InputError: There are too many documents to be numbered in four bytes.
-    """
+    after sorting, and about 25 bytes a document. Raises an `InputError` if there are too many
+    documents to be numbered in four bytes."""
     if len(offsets) - 1 >= NOWHERE:
         raise InputError(f"the corpus has {len(offsets) - 1} documents; fewer than {NOWHERE} fit")
     remainders, whole, rows = _cut(offsets, length)

@@ -92,11 +92,8 @@ class ShardMeta:
     bad_lines_sha256: str | None
 
     def entry(self, split: str) -> ShardEntry:
-        """What is known of the files of a split.
-
-        Raises:
-            InputError: There is no such split, or something else is said of it.
-        """
+        """What is known of the files of a split. Raises an `InputError` if there is no such split,
+        or something else is said of it."""
         values = {"name": self.name, **self.splits.get(split, {})}
         return as_record(values, ShardEntry, f"{META_FILE} of shard {self.name}")
 
@@ -133,11 +130,7 @@ class ShardJob:
 
 def finish_shard(job: ShardJob, report: Report) -> None:
     """Sees to it that a shard is there, from an earlier run or a previous corpus if its files are
-    what was written.
-
-    Raises:
-        InputError: The input cannot be read, or the disk is full.
-    """
+    what was written. Raises an `InputError` if the input cannot be read, or the disk is full."""
     if finished_shard(job, verify=True) is None:
         old = None if job.previous is None else replace(job, folder=job.previous)
         if old is None or finished_shard(old, verify=True) is None or not _link(old, job.place):
@@ -159,11 +152,8 @@ def _link(old: ShardJob, place: Path) -> bool:
 
 
 def encode_shard(job: ShardJob, report: Report) -> None:
-    """Writes a shard's folder; nothing is there under its name before everything is.
-
-    Raises:
-        InputError: The input cannot be read, or the disk is full.
-    """
+    """Writes a shard's folder; nothing is there under its name before everything is. Raises an
+    `InputError` if the input cannot be read, or the disk is full."""
     tokenizer = _tokenizer(job.tokenizer, job.settings.tokenizer)
     skipped = Skipped()
     reader = Reader(job.settings.key, job.on_bad_line, skipped, lambda count: report(count, 0, 0))
@@ -230,11 +220,8 @@ def finished_shard(job: ShardJob, verify: bool = False) -> ShardMeta | None:
 
 
 def check_shard(place: Path, meta: ShardMeta, splits: Iterable[str], verify: bool) -> None:
-    """Compares a shard's files with its meta: their sizes, or their content too.
-
-    Raises:
-        InputError: A file is missing or not what was written.
-    """
+    """Compares a shard's files with its meta: their sizes, or their content too. Raises an
+    `InputError` if a file is missing or not what was written."""
     types = {dtype.name: dtype for dtype in TOKEN_TYPES}
     if meta.dtype not in types:
         raise InputError(f"{place / META_FILE}: dtype is {meta.dtype!r}; allowed are {list(types)}")
@@ -248,11 +235,8 @@ def check_shard(place: Path, meta: ShardMeta, splits: Iterable[str], verify: boo
 
 
 def read_shard(place: Path) -> ShardMeta:
-    """What is known of the shard in a folder, after a look at its small files.
-
-    Raises:
-        InputError: One is missing or damaged.
-    """
+    """What is known of the shard in a folder, after a look at its small files. Raises an
+    `InputError` if one is missing or damaged."""
     meta = read_record(place / META_FILE, ShardMeta)
     if meta.name != place.name:
         raise InputError(f"{place / META_FILE}: name is {meta.name!r:.80}; it must be the folder's")

@@ -165,11 +165,7 @@ class _Run:
 
     def is_complete(self, given: Tokenizer | tuple[int, int]) -> bool:
         """Whether the folder is a corpus that this run would make, as after a kill behind its last
-        step.
-
-        Raises:
-            InputError: It is, and a file is damaged.
-        """
+        step. Raises an `InputError` if it is, and a file is damaged."""
         record = self.folder / TRAINING_FILE
         splits = {path.parent.name for path in self.folder.glob(f"*/{META_FILE}")}
         try:
@@ -300,11 +296,8 @@ def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[s
 
 
 def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:
-    """Whether there is no second document.
-
-    Raises:
-        InputError: There is no first one either.
-    """
+    """Whether there is no second document. Raises an `InputError` if there is no first one
+    either."""
     skipped = Skipped()
     try:
         texts = Reader(field, on_bad_line, skipped).texts(source.inputs)

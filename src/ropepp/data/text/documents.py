@@ -36,11 +36,7 @@ Text = str | LongText
 
 
 def scan(path: Path) -> LongText:
-    """Reads a file once to know it.
-
-    Raises:
-        InputError: It is not UTF-8.
-    """
+    """Reads a file once to know it. Raises an `InputError` if it is not UTF-8."""
     with path.open("rb") as file:
         start = len(BOM.encode()) if file.read(3) == BOM.encode() else 0
     stop, digest, length = path.stat().st_size, hashlib.sha256(), 0
@@ -51,11 +47,8 @@ def scan(path: Path) -> LongText:
 
 
 def blocks(text: Text) -> Iterator[str]:
-    """The text in parts of about `BLOCK` characters.
-
-    Raises:
-        InputError: A file is no longer what it was.
-    """
+    """The text in parts of about `BLOCK` characters. Raises an `InputError` if a file is no longer
+    what it was."""
     if isinstance(text, str):
         yield from (text[at : at + BLOCK] for at in range(0, len(text), BLOCK))
     else:
@@ -99,10 +92,7 @@ def decode(content: bytes, place: str, offset: int = 0) -> str:
 
 def cut(text: Text, fraction: float) -> tuple[Text, Text]:
     """Cuts off about the last `fraction`, from the next line (or else word) after the exact place.
-
-    Raises:
-        InputError: A part would be empty.
-    """
+    Raises an `InputError` if a part would be empty."""
     length = len(text) if isinstance(text, str) else text.length
     place = min(int(length * (1 - fraction)), length - 1)
     at, offset = _line_or_word(text, place, place + (length - place) // 2)

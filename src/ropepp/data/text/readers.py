@@ -106,12 +106,8 @@ class Reader:
         """The documents of the inputs, in order.
 
         A `LongText` must be used before the next document is asked for: a file that changes in the
-        meantime is noticed after that.
-
-        Raises:
-            InputError: Text is not UTF-8, a file is damaged, has changed or is gone, or a line is
-                bad (with file and line number).
-        """
+        meantime is noticed after that. Raises an `InputError` if text is not UTF-8, a file is
+        damaged, has changed or is gone, or a line is bad (with file and line number)."""
         for item in inputs:
             found = self._of_file(item.path, item) if item.path else self._of_rows(item)
             for text in found:
@@ -202,20 +198,14 @@ class Reader:
 
 
 def read_text(path: Path) -> str:
-    """A text file as it is, whatever its lines end with, without a byte order mark.
-
-    Raises:
-        InputError: It is not UTF-8, or cannot be read.
-    """
+    """A text file as it is, whatever its lines end with, without a byte order mark. Raises an
+    `InputError` if it is not UTF-8, or cannot be read."""
     return decode(_bytes(path), printable(path)).removeprefix(BOM)
 
 
 def read_column(path: Path, key: str) -> list[str]:
-    """The texts under a key of the lines of a .jsonl file, in order; empty lines are none.
-
-    Raises:
-        InputError: It cannot be read, or a line is no object with a text there.
-    """
+    """The texts under a key of the lines of a .jsonl file, in order; empty lines are none. Raises
+    an `InputError` if it cannot be read, or a line is no object with a text there."""
     return [
         require_text(_text_of(values, key, place), f"{place}: field {key!r}")
         for place, values in read_objects(path)
@@ -223,11 +213,8 @@ def read_column(path: Path, key: str) -> list[str]:
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a .jsonl file's lines and where each stands; empty lines are none.
-
-    Raises:
-        InputError: It cannot be read, or a line is no object.
-    """
+    """The objects of a .jsonl file's lines and where each stands; empty lines are none. Raises an
+    `InputError` if it cannot be read, or a line is no object."""
     offset = 0
     for number, line in enumerate(_bytes(path).split(b"\n"), start=1):
         own = line.removeprefix(BOM.encode()) if number == 1 else line
@@ -238,11 +225,8 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def require_text(text: str, place: str) -> str:
-    """Refuses a text with half a surrogate pair, which no encoding has.
-
-    Raises:
-        InputError: It has one; `place` says where it is from.
-    """
+    """Refuses a text with half a surrogate pair, which no encoding has. Raises an `InputError` if
+    it has one; `place` says where it is from."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

