@@ -26,33 +26,20 @@ Indices = NDArray[np.int64] | Sequence[int]
 
 
 class Pieces(NamedTuple):
-    """The pieces of documents in some rows, one row after another.
+    """The pieces of documents in some rows, one row after another."""
 
-    Attributes:
-        rows: (P,) which of these rows each piece is in, ascending.
-        starts: (P,) a piece's first token in the corpus.
-        sizes: (P,) its number of tokens, at least 1; up to T + 1 in a row.
-    """
-
-    rows: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    rows: NDArray[np.int64]  # (P,) which of these rows each piece is in, ascending
+    starts: NDArray[np.int64]  # (P,) a piece's first token in the corpus
+    sizes: NDArray[np.int64]  # (P,) its number of tokens, at least 1; up to T + 1 in a row
 
 
 class Use(NamedTuple):
-    """What a packing makes of a corpus.
+    """What a packing makes of a corpus."""
 
-    Attributes:
-        lost: Number of tokens that are neither input nor target of any row.
-        inputs: Number of inputs of all rows that are no padding.
-        used: (documents,) whether any of a document's tokens is in a row; or all of them.
-        split: (documents,) whether a document lies in several rows.
-    """
-
-    lost: int
-    inputs: int
-    used: NDArray[np.bool_] | slice
-    split: NDArray[np.bool_]
+    lost: int  # tokens that are neither input nor target of any row
+    inputs: int  # of all rows, those that are no padding
+    used: NDArray[np.bool_] | slice  # (documents,) whether any of its tokens is in a row; or all
+    split: NDArray[np.bool_]  # (documents,) whether a document lies in several rows
 
 
 class PackedRows(ABC):

@@ -45,22 +45,13 @@ SplitText = tuple[str, Text]  # name of the split
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a shard's files besides its input.
+    """What decides a shard's files besides its input."""
 
-    Attributes:
-        tokenizer: Fingerprint.
-        key: Key or column of the text.
-        validation_fraction: Share of the documents for validation.
-        min_tokens: Documents with fewer are left out.
-        only_one: There is one document in all, whose end is for validation.
-        ropepp_version: Which code wrote it.
-    """
-
-    tokenizer: str
-    key: str
-    validation_fraction: float
-    min_tokens: int
-    only_one: bool
+    tokenizer: str  # its fingerprint
+    key: str  # or column, of the text
+    validation_fraction: float  # of the documents
+    min_tokens: int  # documents with fewer are left out
+    only_one: bool  # there is one document in all, whose end is for validation
     ropepp_version: str = __version__
 
     @property
@@ -100,23 +91,14 @@ class ShardMeta:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that a process needs to know.
+    """All that a process needs to know."""
 
-    Attributes:
-        folder: The corpus's folder.
-        shard: What to read.
-        settings: How.
-        tokenizer: For `load_tokenizer`.
-        on_bad_line: Whether a bad line ends the work.
-        previous: Folder of a corpus whose shard is taken over if it would be the same.
-    """
-
-    folder: Path
+    folder: Path  # the corpus's
     shard: Shard
     settings: Settings
-    tokenizer: str
+    tokenizer: str  # for `load_tokenizer`
     on_bad_line: OnBadLine
-    previous: Path | None = None
+    previous: Path | None = None  # a corpus whose shard is taken over if it would be the same
 
     @property
     def label(self) -> str:

@@ -15,21 +15,13 @@ IN_MEMORY = 16 << 20  # bytes of a .txt file up to which it is read whole
 
 @dataclass(frozen=True)
 class LongText:
-    """Bytes `start` to `stop` of a UTF-8 file.
-
-    Attributes:
-        path: The file.
-        start: First byte.
-        stop: One more than the last byte.
-        length: Number of characters.
-        digest: sha256 of these bytes; None in a part that was cut off.
-    """
+    """Bytes `start` to `stop` of a UTF-8 file."""
 
     path: Path
     start: int
     stop: int
-    length: int
-    digest: bytes | None
+    length: int  # in characters
+    digest: bytes | None  # sha256 of these bytes; None in a part that was cut off
 
 
 Text = str | LongText

@@ -38,18 +38,10 @@ Texts = Generator[Text, None, str]  # returns the sha256 of the file
 
 @dataclass(frozen=True)
 class Input:
-    """A file or a range of rows, as it was when the work began.
+    """A file or a range of rows, as it was when the work began."""
 
-    Attributes:
-        label: What a corpus calls it: a path relative to the source.
-        size: Bytes on disk.
-        mtime_ns: When the file was last changed.
-        path: The file, or None.
-        rows: The rows, or None.
-    """
-
-    label: str
-    size: int
+    label: str  # what a corpus calls it: a path relative to the source
+    size: int  # bytes on disk
     mtime_ns: int
     path: Path | None = None
     rows: RowRange | None = None

@@ -25,15 +25,10 @@ NEEDS = {".zst": ("zstandard", "data"), ".parquet": ("pyarrow", "parquet")}
 
 @dataclass(frozen=True)
 class Shard:
-    """Input that becomes one shard of a corpus.
+    """Input that becomes one shard of a corpus."""
 
-    Attributes:
-        name: Unique in the source; depends on the first input's label alone.
-        inputs: What to read, in order.
-    """
-
-    name: str
-    inputs: tuple[Input, ...]
+    name: str  # unique in the source; depends on the first input's label alone
+    inputs: tuple[Input, ...]  # in reading order
 
     @property
     def label(self) -> str:
@@ -49,17 +44,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """Where text comes from.
+    """Where text comes from."""
 
-    Attributes:
-        name: What a corpus made of it is called.
-        given: What the user wrote.
-        inputs: The files or ranges of rows, in reading order.
-    """
-
-    name: str
-    given: str
-    inputs: tuple[Input, ...]
+    name: str  # what a corpus made of it is called
+    given: str  # what the user wrote
+    inputs: tuple[Input, ...]  # in reading order
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -21,21 +21,13 @@ SPLIT = "train"
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows `start` to `stop` of a dataset.
+    """Rows `start` to `stop` of a dataset."""
 
-    Attributes:
-        dataset: Folder of a saved one, otherwise NAME or NAME:CONFIG.
-        saved: Which of them.
-        start: First row.
-        stop: One more than the last row.
-        fingerprint: What the library calls its content.
-    """
-
-    dataset: str
+    dataset: str  # folder of a saved one, otherwise NAME or NAME:CONFIG
     saved: bool
     start: int
     stop: int
-    fingerprint: str
+    fingerprint: str  # what the library calls its content
 
 
 def is_dataset(path: Path) -> bool:
