@@ -33,11 +33,7 @@ def write_checksums(folder: Path, names: Iterable[str]) -> None:
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
     """Compares files of a folder with their checksums; one warning a folder says that some have
-    none.
-
-    Raises:
-        Damaged: A file is not the one that was written.
-    """
+    none. Raises `Damaged` if a file is not the one that was written."""
     block_bytes, known = _read(folder / CHECKSUMS)
     for name in names:
         file = folder / name
@@ -71,20 +67,11 @@ def crc32s(buffers: Sequence[memoryview]) -> list[int]:
 
 
 def archive_sums(file: Path | BytesIO, name: Path) -> set[tuple[int, int]]:
-    """Reads what an archive of `torch.save` holds besides the bytes of tensors, and compares it
-    with its checksums.
+    """Size and CRC-32 of the bytes of each tensor in an archive of `torch.save`, after reading what
+    it holds besides and comparing that with its checksums. Messages call it `name`.
 
-    Args:
-        file: The archive.
-        name: What messages call it.
-
-    Returns:
-        Size and CRC-32 of the bytes of each tensor.
-
-    Raises:
-        Damaged: It is no complete archive, or other bytes than were written.
-        InputError: It holds more plain data than tensors need.
-    """
+    Raises `Damaged` if it is no complete archive, or other bytes than were written, and an
+    `InputError` if it holds more plain data than tensors need."""
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()

@@ -30,16 +30,9 @@ def write_record(path: Path, record: Any) -> None:
 
 
 def read_record(path: Path, cls: type[Record], version: int | None = None) -> Record:
-    """What `write_record` wrote.
-
-    Args:
-        path: The file.
-        cls: The dataclass.
-        version: What its `format_version` must be, if it has one.
-
-    Raises:
-        InputError: It is missing, of another format, damaged, or has values of other types.
-    """
+    """What `write_record` wrote of a dataclass, whose `format_version`, if it has one, must be
+    this. Raises an `InputError` if it is missing, of another format, damaged, or has values of
+    other types."""
     values = read_object(path)
     if (found := values.get("format_version")) != version:
         raise InputError(

@@ -41,12 +41,7 @@ def find(backend: Any, content: Mapping[str, Any]) -> tuple[str, str | None]:
     """BOS ("" for none) and end-of-text (None if there is none) of a `tokenizer.json`: what its
     template puts around a text, or else its special tokens with usual names.
 
-    An ordinary entry of the vocabulary is neither, whatever its name: it may be a word of texts.
-
-    Args:
-        backend: The tokenizer of the library.
-        content: The file.
-    """
+    An ordinary entry of the vocabulary is neither, whatever its name: it may be a word of texts."""
     added = content.get("added_tokens") or []
     # A file may mark none as special.
     tokens = [token for token in added if token.get("special")] or added

@@ -169,19 +169,11 @@ class BpeTokenizer:
 
 
 class TiktokenTokenizer:
-    """Ranks of byte strings with the split and the special ids of Llama 3.
+    """Ranks of byte strings, lines "base64 rank", with the split and the special ids of Llama 3.
 
     After the ranks come BOS and end-of-text; a file of 128000 ranks counts 256 special ids, as
-    Llama 3 does.
-
-    Args:
-        content: A file of lines "base64 rank".
-        origin: What messages call it.
-
-    Raises:
-        InputError: The content has another form, a rank or a single byte is missing, or `tiktoken`
-            is not installed.
-    """
+    Llama 3 does. Raises an `InputError` if the content has another form, a rank or a single byte is
+    missing, or `tiktoken` is not installed."""
 
     kind = "tiktoken"
     # tiktoken's regular expression overflows its stack in longer runs of white space.
@@ -285,17 +277,11 @@ def load_tokenizer(
 
 
 def encode_behind(tokenizer: Tokenizer, texts: list[str], before: str = "") -> list[list[int]]:
-    """The ids of texts that go on after another one.
+    """The ids of texts that go on after another one, "" if that is unknown.
 
     Some tokenizers mark the beginning of all that they encode (Llama 2's puts a space there), which
     must not stand inside a text. So the text before is encoded too and its ids are taken away; or
-    those of a stand-in, where it is unknown or shares a token with what follows.
-
-    Args:
-        tokenizer: Whose ids.
-        texts: What goes on.
-        before: What it goes on after, "" if that is unknown.
-    """
+    those of a stand-in, where it is unknown or shares a token with what follows."""
     plain = tokenizer.encode_batch(texts)
     heads = ["\n", ".", "a"]
     own = tokenizer.encode_batch([*heads, "b", *(head + "b" for head in heads)])
@@ -331,17 +317,8 @@ def tail(tokenizer: Tokenizer, ids: Sequence[int], least: int = 32) -> Sequence[
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
-    """Trains a byte-level BPE that returns every text exactly; the same texts give the same
-    tokenizer.
-
-    Args:
-        texts: The training texts, read once.
-        vocab_size: Upper bound of the vocabulary, which a small text may not reach: 256 bytes,
-            end-of-text, merges.
-
-    Raises:
-        InputError: `vocab_size` leaves no room for merges.
-    """
+    """Trains a byte-level BPE that returns every text exactly; the same texts, which are read once,
+    give the same tokenizer. A small text may not reach the size of the vocabulary."""
     at_least(SMALLEST_BPE, vocab_size=vocab_size)
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers

@@ -29,15 +29,8 @@ DIVERGED = "diverged"  # key of a result: which of its numbers are not finite, i
 
 
 def load_json(file: Path, check: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
-    """Content of a JSON object, empty if the file is missing.
-
-    Args:
-        file: The file.
-        check: Raises a KeyError, TypeError or ValueError where the content lacks something.
-
-    Raises:
-        Damaged: It is no JSON object, or the check fails.
-    """
+    """Content of a JSON object, empty if the file is missing. Raises `Damaged` if it is none, or
+    the check raises a KeyError, TypeError or ValueError as it lacks something."""
     try:
         content = read_object(file)
         check(content)

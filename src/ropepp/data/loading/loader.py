@@ -60,12 +60,7 @@ class Order(Protocol):
 
 class EpochOrder:
     """Sample g is row `permutation(epoch g // R)[g % R]` of R rows: every epoch has each row once.
-
-    Args:
-        size: Number of rows (R).
-        seed: Seed of the order, at least 0.
-        stream: Orders of one seed and different streams have nothing in common.
-    """
+    Orders of one seed, at least 0, and different streams have nothing in common."""
 
     def __init__(self, size: int, seed: int = 0, stream: int = 0) -> None:
         self.size = size

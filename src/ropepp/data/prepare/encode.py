@@ -174,14 +174,10 @@ def encode_shard(job: ShardJob, report: Report) -> None:
 
 
 def finished_shard(job: ShardJob, verify: bool = False) -> ShardMeta | None:
-    """The meta of a shard that an earlier run finished, if this one would write the same.
+    """The meta of a shard that an earlier run finished, if this one would write the same: inputs
+    are compared by size and time; by their checksum where the time alone differs.
 
-    Inputs are compared by size and time; by their checksum where the time alone differs.
-
-    Args:
-        job: The shard.
-        verify: Whether to read its files; one that is damaged is named, and there is no such shard.
-    """
+    With `verify` its files are read; one that is damaged is named, and there is no such shard."""
     if not (job.place / META_FILE).is_file():
         return None
     try:
@@ -238,13 +234,8 @@ def _is_same(seen: Seen, item: Input) -> bool:
 
 
 def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[SplitText]:
-    """The documents of a shard with the split of each.
-
-    Args:
-        job: Which shard, and how; its tokenizer does not matter.
-        reader: What reads it.
-        shares: Smallest and largest number that decided on a split, kept up to date.
-    """
+    """The documents of a shard with the split of each; keeps the smallest and largest number that
+    decided on a split up to date in `shares`."""
     fraction = job.settings.validation_fraction
     for text in reader.texts(job.shard.inputs):
         if job.settings.only_one and fraction > 0:

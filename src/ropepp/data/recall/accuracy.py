@@ -47,13 +47,8 @@ def distances(batch: dict[str, Tensor], pairs: int, ignore_index: int = -100) ->
 
 
 def count(hits: Tensor, far: Tensor, bins: int) -> Tensor:
-    """(2, bins) float64: right answers and answers in each octave of distances.
-
-    Args:
-        hits: (B, T) whether the likeliest token is the target.
-        far: (B, T) the `distances`; 0 counts nothing.
-        bins: Number of octaves.
-    """
+    """(2, bins) float64: right answers and answers in each octave of distances; of (B, T) whether
+    the likeliest token is the target, and (B, T) the `distances`, where 0 counts nothing."""
     far = far.flatten()
     octave = far.clamp(min=1).float().log2().floor().long()
     asked = (far > 0).float()

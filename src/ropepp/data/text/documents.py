@@ -66,16 +66,8 @@ def is_blank(text: Text) -> bool:
 
 
 def decode(content: bytes, place: str, offset: int = 0) -> str:
-    """UTF-8 to text.
-
-    Args:
-        content: The bytes.
-        place: What messages call them.
-        offset: Where they begin in their file.
-
-    Raises:
-        InputError: They are not UTF-8.
-    """
+    """UTF-8 to text; messages name the place, and the byte from where the content begins in its
+    file. Raises an `InputError` if it is not UTF-8."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:

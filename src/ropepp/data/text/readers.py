@@ -76,23 +76,13 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads documents; those of white space alone are left out.
+    """Reads documents; those of white space alone are left out."""
 
-    Args:
-        key: Key of the text in a JSON line, or its column.
-        on_bad_line: Whether a line without a text is an error or is left out.
-        skipped: Counts what is left out.
-        progress: Called with the bytes read from disk since the last call.
-
-    Attributes:
-        seen: The inputs that were read to their end, in order.
-    """
-
-    key: str
+    key: str  # of the text in a JSON line, or its column
     on_bad_line: OnBadLine
-    skipped: Skipped
+    skipped: Skipped  # counts what is left out
     progress: Progress = lambda _: None
-    seen: list[Seen] = field(default_factory=list, init=False)
+    seen: list[Seen] = field(default_factory=list, init=False)  # read to their end, in order
 
     def texts(self, inputs: tuple[Input, ...]) -> Iterator[Text]:
         """The documents of the inputs, in order.

@@ -92,20 +92,10 @@ def join_shards(
     source: str = "",
     skipped: Skipped = Skipped(),  # noqa: B008 (read alone)
 ) -> CorpusMeta:
-    """Makes a split of a corpus of these shards, in this order; tokens are not copied.
-
-    Args:
-        folder: The corpus's folder, where the shards' files lie already.
-        split: Name of the split; a folder of that name is replaced.
-        shards: What was written; those without tokens are left out.
-        tokenizer: What made the ids: its facts go into `meta.json`, its file is not written.
-        name: Name of the corpus.
-        source: Where the text is from, for people.
-        skipped: What was left out of the whole corpus.
-
-    Raises:
-        DiskError: A file could not be written.
-    """
+    """Makes a split of a corpus of these shards, in this order, without those that have no tokens;
+    their files lie in the folder already and are not copied. A folder of the split's name is
+    replaced. The tokenizer's facts go into `meta.json`, its file is not written; `skipped` is of
+    the whole corpus. Raises a `DiskError` if a file could not be written."""
     place = folder / split
     with disk_errors(place):
         shutil.rmtree(place, ignore_errors=True)

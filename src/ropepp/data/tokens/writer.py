@@ -34,13 +34,9 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
 
 
 class TokenWriter:
-    """Writes documents to the token file and the offsets of a folder, in bounded memory; a context
-    manager. The files, the checksums of blocks of tokens with them, are complete after `sync`.
-
-    Args:
-        place: Existing folder.
-        tokenizer: What made the ids.
-    """
+    """Writes documents to the token file and the offsets of an existing folder, in bounded memory;
+    a context manager. The files, the checksums of blocks of tokens with them, are complete after
+    `sync`."""
 
     def __init__(self, place: Path, tokenizer: Tokenizer) -> None:
         self.documents = self.tokens = self.text_bytes = 0
