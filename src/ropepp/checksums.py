@@ -5,7 +5,6 @@ CRC-32, because it keeps up with a disk and archives have it already. It finds w
 was torn, not what somebody has forged.
 """
 
-import json
 import os
 import warnings
 import zipfile
@@ -17,17 +16,13 @@ from pathlib import Path
 
 from ropepp.errors import InputError
 from ropepp.files import write_json
+from ropepp.records import SETTINGS, Damaged, read_object
 
 CHECKSUMS = "checksums.json"
 BLOCK_BYTES = 1 << 22  # of a file, compared at once
-MAX_CHECKSUM_BYTES = 1 << 26
 MAX_PLAIN_BYTES = 1 << 20  # in an archive besides its tensors, and for each of these:
 MAX_PLAIN_BYTES_PER_TENSOR = 1 << 10
 THREADS = min(8, os.cpu_count() or 1)
-
-
-class Damaged(InputError):  # noqa: N818 (what it is, not that it is one)
-    """A file is not what was written."""
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
@@ -38,11 +33,7 @@ def write_checksums(folder: Path, names: Iterable[str]) -> None:
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
     """Compares files of a folder with their checksums; one warning a folder says that some have
-    none.
-
-    Raises:
-        Damaged: A file is not the one that was written.
-    """
+    none. Raises `Damaged` if a file is not the one that was written."""
     block_bytes, known = _read(folder / CHECKSUMS)
     for name in names:
         file = folder / name
@@ -76,20 +67,11 @@ def crc32s(buffers: Sequence[memoryview]) -> list[int]:
 
 
 def archive_sums(file: Path | BytesIO, name: Path) -> set[tuple[int, int]]:
-    """Reads what an archive of `torch.save` holds besides the bytes of tensors, and compares it
-    with its checksums.
+    """Size and CRC-32 of the bytes of each tensor in an archive of `torch.save`, after reading what
+    it holds besides and comparing that with its checksums. Messages call it `name`.
 
-    Args:
-        file: The archive.
-        name: What messages call it.
-
-    Returns:
-        Size and CRC-32 of the bytes of each tensor.
-
-    Raises:
-        Damaged: It is no complete archive, or other bytes than were written.
-        InputError: It holds more plain data than tensors need.
-    """
+    Raises `Damaged` if it is no complete archive, or other bytes than were written, and an
+    `InputError` if it holds more plain data than tensors need."""
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
@@ -117,11 +99,9 @@ def archive_sums(file: Path | BytesIO, name: Path) -> set[tuple[int, int]]:
 def _read(file: Path) -> tuple[int, dict[str, list[str]]]:
     if not file.is_file():
         return BLOCK_BYTES, {}
+    content = read_object(file, SETTINGS)
     try:
-        if file.stat().st_size > MAX_CHECKSUM_BYTES:
-            raise ValueError(f"it has more than {MAX_CHECKSUM_BYTES:,} bytes")
-        content = json.loads(file.read_bytes())
         sums = {name: own.split() for name, own in content["crc32"].items()}
         return max(4096, content["block_bytes"]), sums
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{file} is damaged: {error!r}") from error

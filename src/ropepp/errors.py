@@ -1,6 +1,7 @@
 """Exceptions that speak to a user."""
 
 import errno
+from importlib.util import find_spec
 
 # What a machine may lack or forbid, wherever it shows.
 ENVIRONMENT = {
@@ -94,3 +95,15 @@ def at_least(least: float, key: str = "", /, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value >= least:
             raise InputError(f"{key}{name} is {value}; it must be at least {least}")
+
+
+def require_package(package: str, extra: str, needed_by: str) -> None:
+    """Refuses what a package is missing for.
+
+    Raises:
+        InputError: The package is not installed; names the extra that brings it.
+    """
+    if find_spec(package) is None:
+        raise InputError(
+            f"{needed_by} needs {package}, which is missing: pip install 'ropepp[{extra}]'"
+        )

@@ -29,26 +29,18 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes under a temporary name, waits until the disk has it, and renames, so that the file is
     complete or absent; missing parents are made."""
+    temporary = path.with_name(path.name + ".tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    # A name of a file may be no Unicode text.
-    write_synced(temporary, text.encode(errors="backslashreplace"), path)
-    with disk_errors(path):
+        # A name of a file may be no Unicode text.
+        write_synced(temporary, text.encode(errors="backslashreplace"), path)
         os.replace(temporary, path)
 
 
 def check_name(name: str, key: str) -> None:
-    """Checks what becomes the name of one folder.
-
-    Args:
-        name: The name.
-        key: What it is, for the message.
-
-    Raises:
-        InputError: It is empty or too long, or another program might take it for something else:
-            a path, a hidden file, an option, a variable.
-    """
+    """Checks what becomes the name of one folder; messages call it `key`. Raises an `InputError` if
+    it is empty or too long, or another program might take it for something else: a path, a hidden
+    file, an option, a variable."""
     fine = name.isprintable() and not set(name) & set("/\\$") and len(os.fsencode(name)) < 256
     if not fine or not name or name[0] in ".-~ " or name[-1] in ". ":
         raise InputError(
@@ -58,16 +50,9 @@ def check_name(name: str, key: str) -> None:
 
 
 def run_folder(logs: Path, experiment: str, run: str) -> Path:
-    """The folder of a run, LOGS/EXPERIMENT/RUN, for all that writes there.
-
-    Args:
-        logs: Folder of all experiments.
-        experiment: Name of the experiment.
-        run: Name of the run in it; those of sweeps and pipelines have several parts.
-
-    Raises:
-        InputError: A name is not allowed, see `check_name`; or links lead out of the experiment.
-    """
+    """The folder of a run, LOGS/EXPERIMENT/RUN, for all that writes there; the names of runs of
+    sweeps and pipelines have several parts. Raises an `InputError` if a name is not allowed, see
+    `check_name`, or links lead out of the experiment."""
     if "\0" in str(logs):
         raise InputError(f"logs is {str(logs)!r}; allowed: a folder")
     check_name(experiment, "experiment")
@@ -107,11 +92,8 @@ def replacing_folder(target: Path, overwrite: bool = False, clear: bool = True) 
 
 @contextmanager
 def replacing_file(target: Path) -> Iterator[BinaryIO]:
-    """Yields a new file that takes its name when the block ends well, and is removed otherwise.
-
-    Args:
-        target: The file's final name; missing parents are made.
-    """
+    """Yields a new file that takes the target's name when the block ends well, and is removed
+    otherwise; missing parents are made."""
     clear_leftovers(target)
     with _beside(target, Path.touch) as work:
         with work.open("wb") as file:
@@ -180,11 +162,7 @@ def clear_leftovers(final: Path) -> None:
 
 def require_writable(target: Path, folder: bool = False) -> None:
     """Tries whether a file, or a folder, can be written under this name, before the work whose
-    result it is to hold; leaves nothing behind.
-
-    Raises:
-        InputError: It cannot.
-    """
+    result it is to hold; leaves nothing behind. Raises an `InputError` if it cannot."""
     with disk_errors(target):
         if target.exists() and target.is_dir() != folder:
             is_one = "a folder" if target.is_dir() else "a file"
@@ -215,17 +193,24 @@ class DiskError(InputError):
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Names the file that could not be written.
-
-    Raises:
-        DiskError: The block raised an OSError.
-    """
+    """Names the file that could not be written. Raises a `DiskError` if the block raised an
+    OSError."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         advice = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise DiskError(f"{path} cannot be written: {reason}{advice}") from error
+
+
+@contextmanager
+def read_errors(path: str | Path) -> Iterator[None]:
+    """Names the file that could not be read. Raises an `InputError` if the block raised an
+    OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -279,11 +264,7 @@ def lock(handle: int, path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> b
 @contextmanager
 def held(file: Path) -> Iterator[None]:
     """Locks a file that says who holds it; gone with its folder, if that is empty, afterwards.
-
-    Raises:
-        DiskError: It cannot be written.
-        InputError: Another process holds it.
-    """
+    Raises a `DiskError` if it cannot be written, an `InputError` if another process holds it."""
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -307,10 +288,7 @@ def held(file: Path) -> Iterator[None]:
 
 def write_synced(path: Path, content: bytes, name: Path | None = None) -> None:
     """Writes a file and waits until the disk has it; ``name`` is the one that an error is to tell.
-
-    Raises:
-        DiskError: It cannot be written.
-    """
+    Raises a `DiskError` if it cannot be written."""
     with disk_errors(name or path), path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -325,16 +303,17 @@ def file_sha256(path: Path) -> str:
 
 def require_free(target: Path, overwrite: bool | None = None) -> None:
     """Refuses to take a name that is in use, but for what a command made that was killed before it
-    said so.
-
-    Raises:
-        InputError: `target` exists and `overwrite` is false, or None where there is no such option.
-    """
+    said so. Raises an `InputError` if `target` exists and `overwrite` is false, or None where there
+    is no such option."""
     with disk_errors(target):
         exists = target.exists()
-    if exists and not overwrite and not _is_unfinished(target):
-        advice = "" if overwrite is None else " or pass --overwrite true"
-        raise InputError(f"{target} exists; choose another name{advice}")
+    if not exists or overwrite:
+        return
+    with suppress(OSError):
+        if UNFINISHED in os.listxattr(target):
+            return
+    advice = "" if overwrite is None else " or pass --overwrite true"
+    raise InputError(f"{target} exists; choose another name{advice}")
 
 
 @contextmanager
@@ -357,12 +336,6 @@ def _mark(work: Path, final: Path) -> None:
         with suppress(OSError):
             os.setxattr(work, UNFINISHED, b"")
         _renamed.append(final)
-
-
-def _is_unfinished(target: Path) -> bool:
-    with suppress(OSError):
-        return UNFINISHED in os.listxattr(target)
-    return False
 
 
 def _rename_over(work: Path, final: Path) -> None:

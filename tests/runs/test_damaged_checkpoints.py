@@ -405,10 +405,10 @@ def test_states_that_no_optimizer_could_use(
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("config.json", "[" + "[]," * 8_000_000 + "0]", "bytes; allowed"),
+        ("config.json", "[" + "[]," * 8_000_000 + "0]", "bytes, the most"),
         ("config.json", '{"model_type": "ropepp", "network": 5}', "incomplete"),
-        ("config.json", '["ropepp"]', "holds list instead of keys"),
-        ("config.json", "[" * 100_000, "is not valid JSON"),
+        ("config.json", '["ropepp"]', "is list; allowed is a JSON object"),
+        ("config.json", "[" * 100_000, "is no JSON"),
         ("model.safetensors.index.json", '{"weight_map": {"a": 5}}', "has no 'weight_map'"),
         (CHECKSUMS, '{"crc32": 5}', "is damaged"),
     ],

@@ -7,8 +7,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ropepp.data.records import read_json
 from ropepp.errors import InputError
+from ropepp.records import read_object
 
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
 EOT_NAMES = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
@@ -18,18 +18,13 @@ CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
 
 def named_beside(file: Path) -> dict[str, str]:
     """What the files of transformers beside a `tokenizer.json` call ``bos_token`` and
-    ``eos_token``; "" where they say that texts have no BOS.
-
-    Raises:
-        InputError: One of them is damaged.
-    """
+    ``eos_token``; "" where they say that texts have no BOS. Raises an `InputError` if one of them
+    is damaged."""
     found: dict[str, str] = {}
     for path in (file.with_name(CONFIG_FILE), file.with_name(MAP_FILE)):
         if not path.is_file():
             continue
-        content = read_json(path)
-        if not isinstance(content, dict):
-            raise InputError(f"{path} is {type(content).__name__}; allowed is a JSON object")
+        content = read_object(path)
         if content.get("add_bos_token") is False:
             content["bos_token"] = None
         for key in ("bos_token", "eos_token"):
@@ -46,12 +41,7 @@ def find(backend: Any, content: Mapping[str, Any]) -> tuple[str, str | None]:
     """BOS ("" for none) and end-of-text (None if there is none) of a `tokenizer.json`: what its
     template puts around a text, or else its special tokens with usual names.
 
-    An ordinary entry of the vocabulary is neither, whatever its name: it may be a word of texts.
-
-    Args:
-        backend: The tokenizer of the library.
-        content: The file.
-    """
+    An ordinary entry of the vocabulary is neither, whatever its name: it may be a word of texts."""
     added = content.get("added_tokens") or []
     # A file may mark none as special.
     tokens = [token for token in added if token.get("special")] or added
@@ -93,11 +83,8 @@ def library_errors(what: str) -> Iterator[None]:
 
 
 def require_short(normalizer: Any, origin: str) -> None:
-    """Refuses a normalizer of a `tokenizer.json` that makes a text endlessly longer.
-
-    Raises:
-        InputError: It may make one more than `LONGEST` times longer.
-    """
+    """Refuses a normalizer of a `tokenizer.json` that makes a text endlessly longer. Raises an
+    `InputError` if it may make one more than `LONGEST` times longer."""
     if (times := _times_longer(normalizer)) > LONGEST:
         raise InputError(
             f"{origin}: its normalizer makes a text up to {times:.3g} times longer; allowed are"

@@ -18,7 +18,6 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
-from ropepp.data.records import read_bytes
 from ropepp.data.special_tokens import (
     CONFIG_FILE,
     EOT_NAMES,
@@ -28,11 +27,13 @@ from ropepp.data.special_tokens import (
     require_short,
     usual_ids,
 )
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least, require_package
 from ropepp.files import write_synced
+from ropepp.records import read_bytes
 
 BPE_FILE = "tokenizer.json"
 TIKTOKEN_FILE = "tokenizer.model"
+SMALLEST_BPE = 258  # 256 bytes, end-of-text, a merge
 
 LLAMA3_RANKS = 128_000
 LLAMA3_SPECIAL_TOKENS = 256
@@ -114,9 +115,8 @@ class BpeTokenizer:
         self._content, self._origin = content, origin
         with library_errors(f"{origin} is no tokenizer.json of `tokenizers`"):
             self._backend = Backend.from_str(content)
-        values = json.loads(content)
-        require_short(values.get("normalizer"), origin)
-        with library_errors(f"{origin} is no tokenizer.json of `tokenizers`"):
+            values = json.loads(content)
+            require_short(values.get("normalizer"), origin)
             found = find(self._backend, values)
         self._named = bos is not None or eot is not None  # which the content alone does not tell
         self._backend.encode_special_tokens = True
@@ -169,19 +169,11 @@ class BpeTokenizer:
 
 
 class TiktokenTokenizer:
-    """Ranks of byte strings with the split and the special ids of Llama 3.
+    """Ranks of byte strings, lines "base64 rank", with the split and the special ids of Llama 3.
 
     After the ranks come BOS and end-of-text; a file of 128000 ranks counts 256 special ids, as
-    Llama 3 does.
-
-    Args:
-        content: A file of lines "base64 rank".
-        origin: What messages call it.
-
-    Raises:
-        InputError: The content has another form, a rank or a single byte is missing, or `tiktoken`
-            is not installed.
-    """
+    Llama 3 does. Raises an `InputError` if the content has another form, a rank or a single byte is
+    missing, or `tiktoken` is not installed."""
 
     kind = "tiktoken"
     # tiktoken's regular expression overflows its stack in longer runs of white space.
@@ -189,12 +181,9 @@ class TiktokenTokenizer:
     _LONG_SPACE = re.compile(rf"\s{{{_LONG}}}")
 
     def __init__(self, content: bytes, origin: str) -> None:
-        try:
-            import tiktoken
-        except ImportError as error:
-            raise InputError(
-                f"{origin} needs tiktoken, which is missing: pip install 'ropepp[data]'"
-            ) from error
+        require_package("tiktoken", "data", origin)
+        import tiktoken
+
         ranks = _parse_ranks(content, origin)
         self._content = content
         self._ordinary = len(ranks)
@@ -288,17 +277,11 @@ def load_tokenizer(
 
 
 def encode_behind(tokenizer: Tokenizer, texts: list[str], before: str = "") -> list[list[int]]:
-    """The ids of texts that go on after another one.
+    """The ids of texts that go on after another one, "" if that is unknown.
 
     Some tokenizers mark the beginning of all that they encode (Llama 2's puts a space there), which
     must not stand inside a text. So the text before is encoded too and its ids are taken away; or
-    those of a stand-in, where it is unknown or shares a token with what follows.
-
-    Args:
-        tokenizer: Whose ids.
-        texts: What goes on.
-        before: What it goes on after, "" if that is unknown.
-    """
+    those of a stand-in, where it is unknown or shares a token with what follows."""
     plain = tokenizer.encode_batch(texts)
     heads = ["\n", ".", "a"]
     own = tokenizer.encode_batch([*heads, "b", *(head + "b" for head in heads)])
@@ -333,31 +316,10 @@ def tail(tokenizer: Tokenizer, ids: Sequence[int], least: int = 32) -> Sequence[
     return ids
 
 
-def require_room(vocab_size: int) -> None:
-    """Refuses a vocabulary without room for merges.
-
-    Raises:
-        InputError: `vocab_size` is below 258.
-    """
-    if vocab_size <= 257:
-        raise InputError(
-            f"vocab_size is {vocab_size}; it must be at least 258 (256 bytes, end-of-text, merges)"
-        )
-
-
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
-    """Trains a byte-level BPE that returns every text exactly; the same texts give the same
-    tokenizer.
-
-    Args:
-        texts: The training texts, read once.
-        vocab_size: Upper bound of the vocabulary, which a small text may not reach: 256 bytes,
-            end-of-text, merges.
-
-    Raises:
-        InputError: `vocab_size` leaves no room for merges.
-    """
-    require_room(vocab_size)
+    """Trains a byte-level BPE that returns every text exactly; the same texts, which are read once,
+    give the same tokenizer. A small text may not reach the size of the vocabulary."""
+    at_least(SMALLEST_BPE, vocab_size=vocab_size)
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

@@ -2,7 +2,6 @@
 written it: what is read is bounded first."""
 
 import importlib
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ def trusted(module: str, root: str = "ropepp") -> bool:
     return any(f"{module}.".startswith(f"{one}.") for one in named)
 
 
-MAX_JSON_BYTES = 1 << 24
 MAX_VALUES = 100_000  # of settings, in all
 MAX_DEPTH = 32  # of settings, one inside the other
 MAX_TEXT, MAX_KEY = 100_000, 200  # characters of one
@@ -63,28 +61,6 @@ def from_plain(value: Any, root: str = "ropepp") -> Any:
     if not own or not isinstance(kind, type) or not is_dataclass(kind):
         raise InputError(f"class_path is {value['class_path']!r}, which is no spec of {root}")
     return kind(**{key: from_plain(item, root) for key, item in value["init_args"].items()})
-
-
-def read_plain(file: Path) -> dict[str, Any]:
-    """The object in a JSON file that anybody may have written.
-
-    Raises:
-        InputError: It cannot be read, is no object, or larger than `MAX_JSON_BYTES`.
-    """
-    try:
-        size = file.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise InputError(f"{file} has {size:,} bytes; allowed: {MAX_JSON_BYTES:,}")
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file} is not valid JSON: {error}") from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds {type(content).__name__} instead of keys and values")
-    return content
 
 
 def require_plain(value: Any, name: str) -> None:

@@ -25,7 +25,8 @@ from typing import Any
 
 from ropepp.errors import Preempted
 from ropepp.files import lock, write_json
-from ropepp.runs.records import DamagedError, load_json, read_result
+from ropepp.records import Damaged
+from ropepp.runs.records import load_json, read_result
 from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, last_lines
 
 POLL = 0.3  # seconds
@@ -209,7 +210,7 @@ def starter(directory: Path) -> dict[str, Any]:
     """Who has started a run, and where: host, pid, driver, gpus; empty while nobody has."""
     try:
         return load_json(directory / LOCK)
-    except DamagedError:  # claimed, and not yet started
+    except Damaged:  # claimed, and not yet started
         return {}
 
 

@@ -15,42 +15,30 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any
 
 from ropepp.errors import InputError
+from ropepp.records import Damaged, as_record, read_object
 
 PLAN, TRIAL, RESULT, METRICS = "sweep.json", "trial.json", "result.json", "metrics.jsonl"
 DIVERGED = "diverged"  # key of a result: which of its numbers are not finite, in words
 
 
-class DamagedError(InputError):
-    """A file that is there and cannot be what it should be."""
-
-
 def load_json(file: Path, check: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
-    """Content of a JSON object, empty if the file is missing.
-
-    Args:
-        file: The file.
-        check: Raises a KeyError, TypeError or ValueError where the content lacks something.
-
-    Raises:
-        DamagedError: It is no JSON object, or the check fails.
-    """
+    """Content of a JSON object, empty if the file is missing. Raises `Damaged` if it is none, or
+    the check raises a KeyError, TypeError or ValueError as it lacks something."""
     try:
-        content = json.loads(file.read_bytes())
-        if not isinstance(content, dict):
-            raise TypeError(f"it is a {type(content).__name__}, not an object")
+        content = read_object(file)
         check(content)
-    except FileNotFoundError:
-        return {}
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
-        raise DamagedError(f"{file} is damaged: {' '.join(reason.split())}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if not file.exists():
+            return {}
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise Damaged(f"{file} is damaged: {reason.removeprefix(f'{file} is ')[:200]}") from error
     return content
 
 
@@ -58,7 +46,7 @@ def read_json(file: Path, check: Callable[[dict[str, Any]], Any] = dict) -> dict
     """The same; a damaged file counts as missing, with a warning."""
     try:
         return load_json(file, check)
-    except DamagedError as error:
+    except Damaged as error:
         warnings.warn(f"{error}; it counts as missing", stacklevel=2)
         return {}
 
@@ -102,12 +90,12 @@ def entry(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or type(step := content.get("step")) is not int:
         return None
-    numbers = {key: value for key, value in content.items() if _is_number(value)}
+    numbers = {
+        key: value
+        for key, value in content.items()
+        if type(value) is float or (type(value) is int and abs(value) < 2**63)
+    }
     return numbers if "step" in numbers and step >= 0 else None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 @dataclass(frozen=True)
@@ -186,9 +174,9 @@ def read_plan(folder: Path) -> SweepPlan:
 
     Raises:
         InputError: It is none.
-        DamagedError: What says so is damaged.
+        Damaged: What says so is damaged.
     """
-    content = load_json(folder / PLAN, lambda content: _made(SweepPlan, content))
+    content = load_json(folder / PLAN, lambda content: as_record(content, SweepPlan, PLAN))
     if not content:
         raise InputError(f"{folder} is no sweep's folder: {PLAN} is missing")
     return SweepPlan(**content)
@@ -203,7 +191,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     try:
         variants = read_plan(folder).variants
-    except DamagedError as error:
+    except Damaged as error:
         warnings.warn(f"{error}; `ropepp sweep init` writes it anew", stacklevel=2)
         variants = []
     order, runs = {name: number for number, name in enumerate(variants)}, []
@@ -223,7 +211,7 @@ def read_spec(file: Path, folder: Path) -> RunSpec | None:
     damaged or of a run that is elsewhere."""
 
     def check(content: dict[str, Any]) -> None:
-        if (spec := _made(RunSpec, content)) and folder / spec.run != file.parent:
+        if (spec := as_record(content, RunSpec, TRIAL)) and folder / spec.run != file.parent:
             raise ValueError(f"it is of {spec.run}, which is elsewhere")
 
     content = read_json(file, check)
@@ -243,22 +231,6 @@ def read_result(directory: Path) -> dict[str, Any]:
 @lru_cache(4096)  # drivers look again and again
 def _result(file: Path, *stamp: int) -> dict[str, Any]:
     return read_json(file, check_result)
-
-
-T = TypeVar("T")
-
-
-def _made(kind: type[T], content: dict[str, Any]) -> T:
-    """A record of this class, whose fields have their types."""
-    for one in fields(kind):  # type: ignore[arg-type]
-        value, wanted = content.get(one.name), cast(type, get_origin(one.type) or one.type)
-        if one.name in content and not isinstance(value, wanted):
-            raise TypeError(f"{one.name} is {value!r}")
-        inner = value.values() if isinstance(value, dict) else value
-        texts = get_args(one.type)[-1:] == (str,)
-        if texts and not all(isinstance(item, str) for item in inner or ()):
-            raise TypeError(f"{one.name} is {value!r}")
-    return kind(**content)
 
 
 NUMBER = (int, float, type(None))

@@ -15,7 +15,7 @@ from helpers.raw_text import TEXTS, json_lines, write_folder, write_jsonl, write
 from ropepp.data.prepare import encode as shards
 from ropepp.data.prepare.prepare import prepare
 from ropepp.data.text import documents as texts
-from ropepp.data.text import readers, sources
+from ropepp.data.text import readers
 from ropepp.data.tokenizer import load_tokenizer, train_bpe
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.writer import TokenWriter
@@ -291,7 +291,7 @@ def test_missing_packages_are_named(
     for name in ("a.jsonl", "a.jsonl.zst", "tokenizer.model"):
         Path(name).write_bytes(b"")
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    monkeypatch.setattr("ropepp.errors.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         prepare(source, "out", tokenizer=tokenizer)
     assert f"pip install 'ropepp[{extra}]'" in str(caught.value)

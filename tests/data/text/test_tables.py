@@ -8,7 +8,6 @@ import pytest
 
 from helpers.corpora import documents, in_validation, run, snapshot
 from helpers.raw_text import TEXTS, json_lines, read_texts
-from ropepp.data.text import sources
 from ropepp.data.text import tables as rows
 from ropepp.data.text.readers import Skipped
 from ropepp.data.text.sources import find_source
@@ -142,7 +141,7 @@ def test_missing_packages_are_named(
     for name in ("state.json", "dataset_info.json"):
         Path(f"saved/{name}").write_text("{}")
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    monkeypatch.setattr("ropepp.errors.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         run(source, tmp_path / "out")
     assert f"{source} needs {package}" in str(caught.value)

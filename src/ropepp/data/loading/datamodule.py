@@ -42,13 +42,9 @@ class RowsDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         at_least(2, "data.", sequence_length=sequence_length)
-        at_least(
-            1,
-            "data.",
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-        )
+        at_least(1, "data.", global_batch_size=global_batch_size, micro_batch_size=micro_batch_size)
         at_least(0, "data.", validate_every_n_steps=validate_every_n_steps, num_workers=num_workers)
+        at_least(0, "data.", seed=seed)
         self.sequence_length = sequence_length
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -244,33 +240,31 @@ class CorpusDataModule(RowsDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Which tokenizer a checkpoint's model was trained with, and how its samples were made."""
-        return {"tokenizer": self._tokenizer(), "recipe": self.recipe, "text": self._text()}
+        metas = [corpus.meta for corpus in self._corpora("train")]
+        text = [meta.shards_sha256 for meta in metas]
+        return {"tokenizer": metas[0].tokenizer_fingerprint, "recipe": self.recipe, "text": text}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises an `InputError` if the corpora have another tokenizer than the checkpoint's; warns
         if the samples are made in another way."""
-        saved, here = state_dict["tokenizer"], self._tokenizer()
-        if saved != here:
+        here = self.state_dict()
+        saved = here | state_dict  # older ones do not name their text
+        if saved["tokenizer"] != here["tokenizer"]:
             raise InputError(
-                f"data.corpus is {self.folders[0]}, made with tokenizer {here[:12]}; the "
-                f"checkpoint's model was trained with tokenizer {saved[:12]}: prepare the text "
-                "with that one"
+                f"data.corpus is {self.folders[0]}, made with tokenizer {here['tokenizer'][:12]}; "
+                f"the checkpoint's model was trained with tokenizer {saved['tokenizer'][:12]}: "
+                "prepare the text with that one"
             )
-        if state_dict["recipe"] != self.recipe:
-            pl.utilities.rank_zero_warn(
-                f"data is {self.recipe} here and was {state_dict['recipe']} in the checkpoint: the "
-                "run goes on after as many samples as it had, but these were others"
-            )
-
-        if state_dict.get("text", self._text()) != self._text():
-            pl.utilities.rank_zero_warn(
-                f"data.corpus is {self.corpus}, whose text is not the checkpoint's: the run goes "
-                "on after as many samples as it had, but these were others"
-            )
-
-    def _text(self) -> list[str]:
-        """Checksums of what the samples are made of."""
-        return [corpus.meta.shards_sha256 for corpus in self._corpora("train")]
+        words = {
+            "recipe": f"data is {self.recipe} here and was {saved['recipe']} in the checkpoint",
+            "text": f"data.corpus is {self.corpus}, whose text is not the checkpoint's",
+        }
+        for key, what in words.items():
+            if saved[key] != here[key]:
+                pl.utilities.rank_zero_warn(
+                    f"{what}: the run goes on after as many samples as it had, but these were "
+                    "others"
+                )
 
     def _corpora(self, split: str) -> list[Corpus]:
         """The corpora, opened once, after checking that one tokenizer made them."""
@@ -296,6 +290,3 @@ class CorpusDataModule(RowsDataModule):
             return rows[0]
         mixture = MixtureRows(dict(zip(self.weights, rows, strict=True)), self.schedule)
         return mixture if split == "train" else mixture.in_proportion()
-
-    def _tokenizer(self) -> str:
-        return self._corpora("train")[0].meta.tokenizer_fingerprint

@@ -60,12 +60,7 @@ class Order(Protocol):
 
 class EpochOrder:
     """Sample g is row `permutation(epoch g // R)[g % R]` of R rows: every epoch has each row once.
-
-    Args:
-        size: Number of rows (R).
-        seed: Seed of the order, at least 0.
-        stream: Orders of one seed and different streams have nothing in common.
-    """
+    Orders of one seed, at least 0, and different streams have nothing in common."""
 
     def __init__(self, size: int, seed: int = 0, stream: int = 0) -> None:
         self.size = size
@@ -137,8 +132,7 @@ class TrainLoader:
                 f" {micro_batch_size} and world_size {world_size} it must be a multiple of"
                 f" {together}: {' or '.join(fitting)}"
             )
-        if seed < 0 or num_workers < 0:
-            raise InputError(f"seed is {seed}, num_workers {num_workers}; both must be at least 0")
+        at_least(0, seed=seed, num_workers=num_workers)
         self.rows = rows
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -164,12 +158,8 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on after that many samples; the number of processes and the micro-batch may have
-        changed.
-
-        Raises:
-            InputError: The state lies inside an optimizer step where no micro-batch of this loader
-                begins.
-        """
+        changed. Raises an `InputError` if the state lies inside an optimizer step where no
+        micro-batch of this loader begins."""
         samples, together = state["samples"], self.micro_batch_size * self.world_size
         if samples < 0 or samples % self.global_batch_size % together:
             raise InputError(
@@ -198,7 +188,8 @@ class TrainLoader:
             yield {**batch, "num_targets": num_targets, "samples": self._samples}
 
     def _batches(self, counts: range) -> Iterator[dict[str, Tensor]]:
-        indices = (self._rows_of_micro_batch(before) for before in counts)
+        begins = (before + self.rank * self.micro_batch_size for before in counts)
+        indices = (self.order.rows(begin, begin + self.micro_batch_size) for begin in begins)
         if self.num_workers == 0:
             return map(self.rows.batch, indices)
         loader: Iterable[dict[str, Tensor]] = DataLoader(
@@ -212,10 +203,6 @@ class TrainLoader:
             worker_init_fn=_outlive_signals,
         )
         return _received(loader)
-
-    def _rows_of_micro_batch(self, before: int) -> NDArray[np.int64]:
-        begin = before + self.rank * self.micro_batch_size
-        return self.order.rows(begin, begin + self.micro_batch_size)
 
 
 def _made(make: Callable[[Any], dict[str, Tensor]], indices: Any) -> dict[str, Tensor] | InputError:
@@ -285,8 +272,7 @@ class EvalLoader:
         limit: int | None = None,
     ) -> None:
         _check_sizes(rows, micro_batch_size, rank, world_size)
-        if limit is not None and limit < 1:
-            raise InputError(f"limit is {limit}; it must be at least 1, or None for all rows")
+        at_least(1, limit=limit)
         self.rows = rows
         self.micro_batch_size = micro_batch_size
         self.rank = rank

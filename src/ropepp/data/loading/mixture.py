@@ -29,17 +29,11 @@ class MixtureSchedule:
     sample of each corpus has a first and a last place, where the corpus has fallen behind by
     1 / (2k - 2), k corpora, and by 1 - 1 / (2k - 2); each place is taken by the earliest last
     place among the samples that may come. No corpus is then ahead or behind by more than
-    1 - 1 / (2k - 2).
+    1 - 1 / (2k - 2)."""
 
-    Attributes:
-        counts: Samples of each corpus in a period.
-        corpora: (P,) corpus of each place in the period.
-        earlier: (P,) number of earlier places of the same corpus in the period.
-    """
-
-    counts: tuple[int, ...]
-    corpora: NDArray[np.int64]
-    earlier: NDArray[np.int64]
+    counts: tuple[int, ...]  # samples of each corpus in a period
+    corpora: NDArray[np.int64]  # (P,) corpus of each place in the period
+    earlier: NDArray[np.int64]  # (P,) number of earlier places of the same corpus
 
     @classmethod
     def of(cls, weights: Sequence[float]) -> "MixtureSchedule":
@@ -47,11 +41,8 @@ class MixtureSchedule:
 
         Weights are taken as they are written (0.1 is a tenth), and P is their common denominator.
         Where that exceeds 65536, P is 65536 and the shares are rounded to multiples of 1 / P: all
-        proportions hold for the rounded ones, which `counts` has.
-
-        Raises:
-            InputError: A weight is not above 0, or too small to have a place in the period.
-        """
+        proportions hold for the rounded ones, which `counts` has. Raises an `InputError` if a
+        weight is not above 0, or too small to have a place in the period."""
         counts = _whole_numbers(weights)
         corpora = np.array(_tijdeman(counts), np.int64)
         earlier = np.empty_like(corpora)
@@ -77,12 +68,8 @@ class MixtureSchedule:
 
 
 class MixtureRows:
-    """The rows of several corpora, numbered one corpus after another.
-
-    Args:
-        parts: Rows of each corpus by its name, all of one length.
-        schedule: In which order samples are taken from them.
-    """
+    """The rows of several corpora by their names, all of one length, numbered one corpus after
+    another; the schedule says in which order samples are taken from them."""
 
     def __init__(self, parts: Mapping[str, Rows], schedule: MixtureSchedule) -> None:
         self.parts = dict(parts)
@@ -95,11 +82,7 @@ class MixtureRows:
         return int(self._begins[-1])
 
     def batch(self, indices: Indices) -> dict[str, Tensor]:
-        """See `ropepp.data.loading.loader.Rows`.
-
-        Raises:
-            IndexError: There is no such row.
-        """
+        """See `ropepp.data.loading.loader.Rows`. Raises an `IndexError` if there is no such row."""
         out = np.empty((len(KEYS), len(indices), self.length), np.int64)
         for part, at, numbers in self._by_part(indices):
             batch = part.batch(numbers)
@@ -145,12 +128,7 @@ class MixtureRows:
 
 
 class ChosenRows:
-    """Some rows of others, in a given order.
-
-    Args:
-        rows: The others.
-        numbers: (N,) their numbers.
-    """
+    """Some rows of others, by their (N,) numbers in a given order."""
 
     def __init__(self, rows: Rows, numbers: NDArray[np.int64]) -> None:
         self.rows = rows
@@ -171,13 +149,7 @@ class ChosenRows:
 
 class MixtureOrder:
     """Which row each training sample is: the schedule says from which corpus, and each corpus has
-    epochs and orders of its own. The first one's are those that it has alone.
-
-    Args:
-        schedule: Order of the corpora.
-        sizes: Number of rows of each corpus.
-        seed: Seed of all orders.
-    """
+    epochs and orders of its own. The first one's are those that it has alone."""
 
     def __init__(self, schedule: MixtureSchedule, sizes: Sequence[int], seed: int) -> None:
         self.schedule = schedule

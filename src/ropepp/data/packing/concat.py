@@ -26,33 +26,20 @@ Indices = NDArray[np.int64] | Sequence[int]
 
 
 class Pieces(NamedTuple):
-    """The pieces of documents in some rows, one row after another.
+    """The pieces of documents in some rows, one row after another."""
 
-    Attributes:
-        rows: (P,) which of these rows each piece is in, ascending.
-        starts: (P,) a piece's first token in the corpus.
-        sizes: (P,) its number of tokens, at least 1; up to T + 1 in a row.
-    """
-
-    rows: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    rows: NDArray[np.int64]  # (P,) which of these rows each piece is in, ascending
+    starts: NDArray[np.int64]  # (P,) a piece's first token in the corpus
+    sizes: NDArray[np.int64]  # (P,) its number of tokens, at least 1; up to T + 1 in a row
 
 
 class Use(NamedTuple):
-    """What a packing makes of a corpus.
+    """What a packing makes of a corpus."""
 
-    Attributes:
-        lost: Number of tokens that are neither input nor target of any row.
-        inputs: Number of inputs of all rows that are no padding.
-        used: (documents,) whether any of a document's tokens is in a row; or all of them.
-        split: (documents,) whether a document lies in several rows.
-    """
-
-    lost: int
-    inputs: int
-    used: NDArray[np.bool_] | slice
-    split: NDArray[np.bool_]
+    lost: int  # tokens that are neither input nor target of any row
+    inputs: int  # of all rows, those that are no padding
+    used: NDArray[np.bool_] | slice  # (documents,) whether any of its tokens is in a row; or all
+    split: NDArray[np.bool_]  # (documents,) whether a document lies in several rows
 
 
 class PackedRows(ABC):
@@ -129,11 +116,8 @@ class PackedRows(ABC):
         return {key: torch.from_numpy(array) for key, array in zip(KEYS, arrays, strict=True)}
 
     def num_targets(self, indices: Indices) -> int:
-        """Number of targets other than -100 in the rows, from the document offsets alone.
-
-        Raises:
-            IndexError: There is no such row.
-        """
+        """Number of targets other than -100 in the rows, from the document offsets alone. Raises an
+        `IndexError` if there is no such row."""
         return int((self._pieces(row_numbers(indices, len(self))).sizes - 1).sum())
 
     def summary(self) -> dict[str, Any]:
@@ -243,11 +227,7 @@ class Concat(Packing):
 
 
 def row_numbers(indices: Indices, size: int) -> NDArray[np.int64]:
-    """Row numbers as an array.
-
-    Raises:
-        IndexError: One is not below `size`, or negative.
-    """
+    """Row numbers as an array. Raises an `IndexError` if one is not below `size`, or negative."""
     rows = np.asarray(indices, dtype=np.int64)
     if len(rows) and not 0 <= rows.min() <= rows.max() < size:
         raise IndexError(f"rows {rows.min()} to {rows.max()} of {size}")

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.data.records import read_record, write_record
 from ropepp.data.tokens.corpus import CHUNK, Corpus
 from ropepp.data.tokens.reader import load_numbers
 from ropepp.data.tokens.writer import BlockChecksums
 from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_synced
+from ropepp.records import read_record, write_record
 
 INDEX_VERSION = 3  # of the files and of what the algorithm makes: a new one makes old ones void
 KEY_FILE = "key.json"
@@ -34,20 +34,12 @@ ARRAYS = {"whole": NUMBER, "whole_rows": ROW, "packed": NUMBER, "packed_rows": R
 
 @dataclass(frozen=True, eq=False)
 class PackingIndex:
-    """Which documents each row holds: first come the rows of one piece, then those of remainders.
+    """Which documents each row holds: first come rows of one piece, then those of remainders."""
 
-    Attributes:
-        whole: (W,) documents with pieces that fill a row, ascending.
-        whole_rows: (W + 1,) the first row of each of them; the last entry is the number of such
-            rows.
-        packed: (R,) documents whose remainders are packed, row by row, ascending in a row.
-        packed_rows: (rows + 1,) where each further row begins in `packed`.
-    """
-
-    whole: NDArray[Any]
-    whole_rows: NDArray[np.int64]
-    packed: NDArray[Any]
-    packed_rows: NDArray[np.int64]
+    whole: NDArray[Any]  # (W,) documents with pieces that fill a row, ascending
+    whole_rows: NDArray[np.int64]  # (W + 1,) each one's first row, then the number of rows
+    packed: NDArray[Any]  # (R,) documents whose remainders are packed, row by row
+    packed_rows: NDArray[np.int64]  # (rows + 1,) where each further row begins in `packed`
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -76,12 +68,8 @@ def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingI
     alone. Processes that make it at the same time write the same, each under a name of its own
     first.
 
-    Args:
-        corpus: What to pack.
-        length: Row length T in tokens.
-        min_opening_tokens: Tokens of a piece from which on it may open a row; shorter ones go
-            where there is room, and are left out where there is none.
-    """
+    A piece of fewer than `min_opening_tokens` opens no row: it goes where there is room, and is
+    left out where there is none."""
     place = corpus.folder / corpus.meta.split
     path = place / f"best_fit_{length}_{min_opening_tokens}.index"
     documents, checksum = len(corpus.offsets) - 1, corpus.meta.offsets_checksum
@@ -100,11 +88,8 @@ def build_index(
     offsets: NDArray[np.int64], length: int, min_opening_tokens: int = 1
 ) -> PackingIndex:
     """Packs documents, see the module and `open_index`; takes O(documents + T log T) operations
-    after sorting, and about 25 bytes a document.
-
-    Raises:
-        InputError: There are too many documents to be numbered in four bytes.
-    """
+    after sorting, and about 25 bytes a document. Raises an `InputError` if there are too many
+    documents to be numbered in four bytes."""
     if len(offsets) - 1 >= NOWHERE:
         raise InputError(f"the corpus has {len(offsets) - 1} documents; fewer than {NOWHERE} fit")
     remainders, whole, rows = _cut(offsets, length)

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -14,7 +14,7 @@ from typing import Any
 
 from ropepp import __version__
 from ropepp.data.prepare.safe_cuts import PIECE, pieces
-from ropepp.data.records import as_record, read_record, write_record
+from ropepp.data.prepare.workers import Report
 from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha256
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen, Skipped
 from ropepp.data.text.sources import Shard
@@ -33,34 +33,25 @@ from ropepp.data.tokens.writer import (
 )
 from ropepp.errors import InputError
 from ropepp.files import disk_errors, file_sha256, replacing_folder, sync_folder, write_synced
+from ropepp.records import as_record, read_record, write_record
 
 TRAIN, VALIDATION = "train", "validation"
 BAD_LINES_FILE = "bad_lines.tsv"
 # Encoded at a time: enough for every core; with one, so few that they stay in its cache.
 BATCH_CHARACTERS, BATCH_CHARACTERS_ALONE = 1 << 21, 1 << 16
 
-Report = Callable[[int, int, int], Any]  # bytes read, documents and tokens since the last call
 SplitText = tuple[str, Text]  # name of the split
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a shard's files besides its input.
+    """What decides a shard's files besides its input."""
 
-    Attributes:
-        tokenizer: Fingerprint.
-        key: Key or column of the text.
-        validation_fraction: Share of the documents for validation.
-        min_tokens: Documents with fewer are left out.
-        only_one: There is one document in all, whose end is for validation.
-        ropepp_version: Which code wrote it.
-    """
-
-    tokenizer: str
-    key: str
-    validation_fraction: float
-    min_tokens: int
-    only_one: bool
+    tokenizer: str  # its fingerprint
+    key: str  # or column, of the text
+    validation_fraction: float  # of the documents
+    min_tokens: int  # documents with fewer are left out
+    only_one: bool  # there is one document in all, whose end is for validation
     ropepp_version: str = __version__
 
     @property
@@ -92,34 +83,22 @@ class ShardMeta:
     bad_lines_sha256: str | None
 
     def entry(self, split: str) -> ShardEntry:
-        """What is known of the files of a split.
-
-        Raises:
-            InputError: There is no such split, or something else is said of it.
-        """
+        """What is known of the files of a split. Raises an `InputError` if there is no such split,
+        or something else is said of it."""
         values = {"name": self.name, **self.splits.get(split, {})}
         return as_record(values, ShardEntry, f"{META_FILE} of shard {self.name}")
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that a process needs to know.
+    """All that a process needs to know."""
 
-    Attributes:
-        folder: The corpus's folder.
-        shard: What to read.
-        settings: How.
-        tokenizer: For `load_tokenizer`.
-        on_bad_line: Whether a bad line ends the work.
-        previous: Folder of a corpus whose shard is taken over if it would be the same.
-    """
-
-    folder: Path
+    folder: Path  # the corpus's
     shard: Shard
     settings: Settings
-    tokenizer: str
+    tokenizer: str  # for `load_tokenizer`
     on_bad_line: OnBadLine
-    previous: Path | None = None
+    previous: Path | None = None  # a corpus whose shard is taken over if it would be the same
 
     @property
     def label(self) -> str:
@@ -133,11 +112,7 @@ class ShardJob:
 
 def finish_shard(job: ShardJob, report: Report) -> None:
     """Sees to it that a shard is there, from an earlier run or a previous corpus if its files are
-    what was written.
-
-    Raises:
-        InputError: The input cannot be read, or the disk is full.
-    """
+    what was written. Raises an `InputError` if the input cannot be read, or the disk is full."""
     if finished_shard(job, verify=True) is None:
         old = None if job.previous is None else replace(job, folder=job.previous)
         if old is None or finished_shard(old, verify=True) is None or not _link(old, job.place):
@@ -159,11 +134,8 @@ def _link(old: ShardJob, place: Path) -> bool:
 
 
 def encode_shard(job: ShardJob, report: Report) -> None:
-    """Writes a shard's folder; nothing is there under its name before everything is.
-
-    Raises:
-        InputError: The input cannot be read, or the disk is full.
-    """
+    """Writes a shard's folder; nothing is there under its name before everything is. Raises an
+    `InputError` if the input cannot be read, or the disk is full."""
     tokenizer = _tokenizer(job.tokenizer, job.settings.tokenizer)
     skipped = Skipped()
     reader = Reader(job.settings.key, job.on_bad_line, skipped, lambda count: report(count, 0, 0))
@@ -202,14 +174,10 @@ def encode_shard(job: ShardJob, report: Report) -> None:
 
 
 def finished_shard(job: ShardJob, verify: bool = False) -> ShardMeta | None:
-    """The meta of a shard that an earlier run finished, if this one would write the same.
+    """The meta of a shard that an earlier run finished, if this one would write the same: inputs
+    are compared by size and time; by their checksum where the time alone differs.
 
-    Inputs are compared by size and time; by their checksum where the time alone differs.
-
-    Args:
-        job: The shard.
-        verify: Whether to read its files; one that is damaged is named, and there is no such shard.
-    """
+    With `verify` its files are read; one that is damaged is named, and there is no such shard."""
     if not (job.place / META_FILE).is_file():
         return None
     try:
@@ -230,11 +198,8 @@ def finished_shard(job: ShardJob, verify: bool = False) -> ShardMeta | None:
 
 
 def check_shard(place: Path, meta: ShardMeta, splits: Iterable[str], verify: bool) -> None:
-    """Compares a shard's files with its meta: their sizes, or their content too.
-
-    Raises:
-        InputError: A file is missing or not what was written.
-    """
+    """Compares a shard's files with its meta: their sizes, or their content too. Raises an
+    `InputError` if a file is missing or not what was written."""
     types = {dtype.name: dtype for dtype in TOKEN_TYPES}
     if meta.dtype not in types:
         raise InputError(f"{place / META_FILE}: dtype is {meta.dtype!r}; allowed are {list(types)}")
@@ -248,11 +213,8 @@ def check_shard(place: Path, meta: ShardMeta, splits: Iterable[str], verify: boo
 
 
 def read_shard(place: Path) -> ShardMeta:
-    """What is known of the shard in a folder, after a look at its small files.
-
-    Raises:
-        InputError: One is missing or damaged.
-    """
+    """What is known of the shard in a folder, after a look at its small files. Raises an
+    `InputError` if one is missing or damaged."""
     meta = read_record(place / META_FILE, ShardMeta)
     if meta.name != place.name:
         raise InputError(f"{place / META_FILE}: name is {meta.name!r:.80}; it must be the folder's")
@@ -272,13 +234,8 @@ def _is_same(seen: Seen, item: Input) -> bool:
 
 
 def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[SplitText]:
-    """The documents of a shard with the split of each.
-
-    Args:
-        job: Which shard, and how; its tokenizer does not matter.
-        reader: What reads it.
-        shares: Smallest and largest number that decided on a split, kept up to date.
-    """
+    """The documents of a shard with the split of each; keeps the smallest and largest number that
+    decided on a split up to date in `shares`."""
     fraction = job.settings.validation_fraction
     for text in reader.texts(job.shard.inputs):
         if job.settings.only_one and fraction > 0:

@@ -18,11 +18,8 @@ CHUNK = 1 << 22  # offsets looked at at a time
 
 
 def inspect(folder: str | Path) -> str:
-    """Counts, lengths and the first documents of a prepared corpus, as text for people.
-
-    Raises:
-        InputError: The folder is no prepared corpus.
-    """
+    """Counts, lengths and the first documents of a prepared corpus, as text for people. Raises an
+    `InputError` if the folder is no prepared corpus."""
     corpora = _open(Path(folder))
     meta = corpora[0].meta
     bits = 8 * corpora[0].tokens.dtype.itemsize

@@ -30,11 +30,11 @@ from ropepp.data.text.readers import OnBadLine, Reader, Skipped
 from ropepp.data.text.sources import Shard, Source, find_source
 from ropepp.data.tokenizer import (
     BPE_FILE,
+    SMALLEST_BPE,
     TIKTOKEN_FILE,
     BytesTokenizer,
     Tokenizer,
     load_tokenizer,
-    require_room,
     train_bpe,
 )
 from ropepp.data.tokens.corpus import Corpus
@@ -112,7 +112,7 @@ def prepare(
     if on_bad_line not in get_args(OnBadLine):
         raise InputError(f"on_bad_line is {on_bad_line!r}; allowed are {get_args(OnBadLine)}")
     if tokenizer == "bpe":
-        require_room(vocab_size)
+        at_least(SMALLEST_BPE, vocab_size=vocab_size)
     trains = tokenizer == "bpe" and bos is None and eot is None
     given = (vocab_size, sample_mb) if trains else load_tokenizer(tokenizer, bos, eot)
     found = find_source(source)
@@ -165,11 +165,7 @@ class _Run:
 
     def is_complete(self, given: Tokenizer | tuple[int, int]) -> bool:
         """Whether the folder is a corpus that this run would make, as after a kill behind its last
-        step.
-
-        Raises:
-            InputError: It is, and a file is damaged.
-        """
+        step. Raises an `InputError` if it is, and a file is damaged."""
         record = self.folder / TRAINING_FILE
         splits = {path.parent.name for path in self.folder.glob(f"*/{META_FILE}")}
         try:
@@ -290,25 +286,18 @@ def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[s
         reader = Reader(
             job.settings.key, job.on_bad_line, Skipped(), lambda count: report(count, 0, 0)
         )
+        texts = (text for split, text in split_texts(job, reader, [1.0, 0.0]) if split == TRAIN)
         left = size
-        for split, text in split_texts(job, reader, [1.0, 0.0]):
-            if split != TRAIN:
-                continue
-            for piece in pieces(blocks(text), BytesTokenizer()):
-                yield piece
-                left -= len(piece.encode())
-                if left <= 0:
-                    break
+        for piece in (piece for text in texts for piece in pieces(blocks(text), BytesTokenizer())):
+            yield piece
+            left -= len(piece.encode())
             if left <= 0:
                 break
 
 
 def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:
-    """Whether there is no second document.
-
-    Raises:
-        InputError: There is no first one either.
-    """
+    """Whether there is no second document. Raises an `InputError` if there is no first one
+    either."""
     skipped = Skipped()
     try:
         texts = Reader(field, on_bad_line, skipped).texts(source.inputs)
@@ -365,11 +354,8 @@ def _check_target(target: Path, overwrite: bool, source: Source) -> None:
 
 def _total_skipped(metas: list[ShardMeta]) -> Skipped:
     """What was left out of all shards."""
-    return Skipped(
-        bad_lines=sum(meta.bad_lines for meta in metas),
-        empty_documents=sum(meta.empty_documents for meta in metas),
-        short_documents=sum(meta.short_documents for meta in metas),
-    )
+    counts = "bad_lines", "empty_documents", "short_documents"
+    return Skipped(*(sum(getattr(meta, key) for meta in metas) for key in counts))
 
 
 def _describe(skipped: Skipped) -> str:

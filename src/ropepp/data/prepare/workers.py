@@ -36,14 +36,9 @@ Work = Callable[[Any, Report], None]
 
 
 class Progress:
-    """Bytes read of how many, documents, tokens, tokens a second and the time that is left: a bar
-    on a terminal, otherwise a line now and then; a context manager.
-
-    Args:
-        label: What is done.
-        total: Bytes to read.
-        done: Bytes that need not be read any more.
-    """
+    """Bytes read of how many (those done need not be read any more), documents, tokens, tokens a
+    second and the time that is left: a bar on a terminal, otherwise a line now and then; a context
+    manager."""
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self._label, self._total, self._done = label, total, done
@@ -81,21 +76,12 @@ class Progress:
 
 
 def run_jobs(work: Work, jobs: Sequence[Job], processes: int, report: Report) -> list[InputError]:
-    """Does every job; one that fails for its input does not keep the others from being done.
+    """Does every job, in this order; one that fails for its input does not keep the others from
+    being done. With 1 process it is this one; with several the jobs must be picklable, and `work` a
+    function of a module. Returns what was wrong, in the order of the jobs.
 
-    Args:
-        work: A function of a module, called with a job and where to report progress.
-        jobs: What to do, in this order; with several processes they must be picklable.
-        processes: How many work at a time; with 1 it is this one.
-        report: Called with the progress of all.
-
-    Returns:
-        What was wrong, in the order of the jobs.
-
-    Raises:
-        DiskError: A file could not be written; the others would fail as well.
-        InputError: A process was killed. What was not finished is to be done again.
-    """
+    Raises a `DiskError` if a file could not be written, as the others would fail as well, and an
+    `InputError` if a process was killed: what was not finished is to be done again."""
     if min(processes, len(jobs)) > 1:
         return _run_processes(work, jobs, min(processes, len(jobs)), report)
     outcomes = [_outcome(work, job, report) for job in jobs]
@@ -133,7 +119,7 @@ def _run_processes(
             # No more than there are processes: then it is known what these work on.
             while waiting and len(running) < processes:
                 number, job = waiting.pop()
-                running[pool.submit(_work, work, job)] = number
+                running[pool.submit(_outcome, work, job, _report)] = number
             done = wait(running, REPORT_SECONDS, FIRST_COMPLETED).done
             current = counts.get_obj()[:]
             report(*(now - before for now, before in zip(current, reported, strict=True)))
@@ -170,10 +156,6 @@ def _end_with(lifeline: Connection) -> None:
     """Ends this process when the parent ends or lets go, however that comes about."""
     lifeline.poll(None)
     os._exit(1)
-
-
-def _work(work: Work, job: Job) -> InputError | None:
-    return _outcome(work, job, _report)
 
 
 def _report(*counts: int) -> None:

@@ -12,26 +12,15 @@ NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 
 @dataclass(frozen=True)
 class RecallCell:
-    """Accuracy of the answers at some distances, among some number of pairs.
+    """Accuracy of the answers at some distances, among some number of pairs."""
 
-    Attributes:
-        pairs: Key-value pairs in a row.
-        distance_low: Smallest distance between a question and its pair's key, in tokens.
-        distance_high: Largest.
-        answers: Number of questions.
-        hits: Number of right answers.
-        accuracy: Their share.
-        low: Lower end of Wilson's 95% interval.
-        high: Upper end.
-    """
-
-    pairs: int
-    distance_low: int
+    pairs: int  # in a row
+    distance_low: int  # smallest between a question and its pair's key, in tokens
     distance_high: int
-    answers: int
-    hits: int
+    answers: int  # number of questions
+    hits: int  # number of right answers
     accuracy: float
-    low: float
+    low: float  # of Wilson's 95% interval
     high: float
 
 
@@ -58,13 +47,8 @@ def distances(batch: dict[str, Tensor], pairs: int, ignore_index: int = -100) ->
 
 
 def count(hits: Tensor, far: Tensor, bins: int) -> Tensor:
-    """(2, bins) float64: right answers and answers in each octave of distances.
-
-    Args:
-        hits: (B, T) whether the likeliest token is the target.
-        far: (B, T) the `distances`; 0 counts nothing.
-        bins: Number of octaves.
-    """
+    """(2, bins) float64: right answers and answers in each octave of distances; of (B, T) whether
+    the likeliest token is the target, and (B, T) the `distances`, where 0 counts nothing."""
     far = far.flatten()
     octave = far.clamp(min=1).float().log2().floor().long()
     asked = (far > 0).float()

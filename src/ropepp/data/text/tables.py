@@ -21,21 +21,13 @@ SPLIT = "train"
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows `start` to `stop` of a dataset.
+    """Rows `start` to `stop` of a dataset."""
 
-    Attributes:
-        dataset: Folder of a saved one, otherwise NAME or NAME:CONFIG.
-        saved: Which of them.
-        start: First row.
-        stop: One more than the last row.
-        fingerprint: What the library calls its content.
-    """
-
-    dataset: str
+    dataset: str  # folder of a saved one, otherwise NAME or NAME:CONFIG
     saved: bool
     start: int
     stop: int
-    fingerprint: str
+    fingerprint: str  # what the library calls its content
 
 
 def is_dataset(path: Path) -> bool:
@@ -45,11 +37,8 @@ def is_dataset(path: Path) -> bool:
 
 
 def find_rows(dataset: str, saved: bool) -> list[tuple[RowRange, int]]:
-    """Ranges of about `RANGE_BYTES` that make up a dataset, and their bytes.
-
-    Raises:
-        InputError: The dataset cannot be loaded or has no train split.
-    """
+    """Ranges of about `RANGE_BYTES` that make up a dataset, and their bytes. Raises an `InputError`
+    if the dataset cannot be loaded or has no train split."""
     table = _load(dataset, saved)
     total, rows = int(table.data.nbytes), len(table)
     count = max(1, ceil(total / RANGE_BYTES))
@@ -63,11 +52,8 @@ def find_rows(dataset: str, saved: bool) -> list[tuple[RowRange, int]]:
 
 
 def read_range(rows: RowRange, field: str) -> Iterator[tuple[int, Any]]:
-    """Number of each row, from 0 in the dataset, and its value.
-
-    Raises:
-        InputError: There is no such column, or the dataset is another one now.
-    """
+    """Number of each row, from 0 in the dataset, and its value. Raises an `InputError` if there is
+    no such column, or the dataset is another one now."""
     table = _load(rows.dataset, rows.saved)
     if str(getattr(table, "_fingerprint", "")) != rows.fingerprint:
         raise InputError(f"dataset {rows.dataset} has changed while it was read; run again")
@@ -82,11 +68,8 @@ def read_range(rows: RowRange, field: str) -> Iterator[tuple[int, Any]]:
 def read_parquet(
     path: Path, field: str, progress: Callable[[int], Any]
 ) -> Iterator[tuple[int, Any]]:
-    """Number of each row, from 0, and its value.
-
-    Raises:
-        InputError: It is no parquet file, is damaged, or has no such column.
-    """
+    """Number of each row, from 0, and its value. Raises an `InputError` if it is no parquet file,
+    is damaged, or has no such column."""
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     size, done, reported = path.stat().st_size, 0, 0
     try:

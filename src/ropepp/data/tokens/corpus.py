@@ -27,7 +27,6 @@ from ropepp.data.tokenizer import Tokenizer, load_tokenizer
 from ropepp.data.tokens.meta import (
     CorpusMeta,
     ShardEntry,
-    check_files,
     check_sha256,
     read_meta,
     read_shards,
@@ -84,7 +83,8 @@ class Corpus:
                 " validation_fraction is above 0)"
             )
         meta = read_meta(place / META_FILE)
-        check_files(folder, meta)
+        for name, expected in meta.files_sha256.items():
+            check_sha256(folder / name, expected)
         dtype = token_type(meta.vocab_size)
         path = place / OFFSETS_FILE
         offsets = load_numbers(path, OFFSET_TYPE, meta.documents + 1, meta.offsets_checksum)
@@ -103,22 +103,16 @@ class Corpus:
         return Corpus.open, (self.folder, self.meta.split)
 
     def verify(self) -> None:
-        """Reads everything: checksums, and that every id is below the vocabulary's size.
-
-        Raises:
-            InputError: A file is not what was written.
-        """
+        """Reads everything: checksums, and that every id is below the vocabulary's size. Raises an
+        `InputError` if a file is not what was written."""
         Corpus.open(self.folder, self.meta.split)
         for entry in read_shards(self.folder, self.meta):
             place = shard_folder(self.folder, entry.name, self.meta.split)
             verify_shard(place, entry, token_type(self.meta.vocab_size), self.meta.vocab_size)
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids.
-
-        Raises:
-            InputError: The corpus's tokenizer file is missing or was exchanged.
-        """
+        """The tokenizer that made the ids. Raises an `InputError` if the corpus's tokenizer file is
+        missing or was exchanged."""
         tokenizer = load_tokenizer("bytes" if self.meta.tokenizer == "bytes" else self.folder)
         if tokenizer.fingerprint != self.meta.tokenizer_fingerprint:
             raise InputError(
@@ -129,11 +123,8 @@ class Corpus:
 
 
 def verify_shard(place: Path, entry: ShardEntry, dtype: np.dtype[Any], vocab_size: int) -> None:
-    """Reads the files of a shard's split and compares them with what is known of them.
-
-    Raises:
-        InputError: One is missing or not what was written.
-    """
+    """Reads the files of a shard's split and compares them with what is known of them. Raises an
+    `InputError` if one is missing or not what was written."""
     load_numbers(place / OFFSETS_FILE, OFFSET_TYPE, entry.documents + 1, entry.offsets_checksum)
     check_sha256(place / BLOCKS_FILE, entry.tokens_checksum)
     checksums = np.fromfile(place / BLOCKS_FILE, CHECKSUM_TYPE)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from ropepp import __version__
-from ropepp.data.records import as_record, read_bytes, read_record, write_record
 from ropepp.data.text.readers import Skipped
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.writer import (
@@ -24,7 +23,8 @@ from ropepp.data.tokens.writer import (
     token_type,
 )
 from ropepp.errors import InputError
-from ropepp.files import disk_errors, file_sha256, sync_folder, write_synced
+from ropepp.files import disk_errors, file_sha256, read_errors, sync_folder, write_synced
+from ropepp.records import as_record, read_json, read_record, write_record
 
 FORMAT_VERSION = 4
 SHARDS_FOLDER, SHARDS_FILE = "shards", "shards.json"
@@ -92,20 +92,10 @@ def join_shards(
     source: str = "",
     skipped: Skipped = Skipped(),  # noqa: B008 (read alone)
 ) -> CorpusMeta:
-    """Makes a split of a corpus of these shards, in this order; tokens are not copied.
-
-    Args:
-        folder: The corpus's folder, where the shards' files lie already.
-        split: Name of the split; a folder of that name is replaced.
-        shards: What was written; those without tokens are left out.
-        tokenizer: What made the ids: its facts go into `meta.json`, its file is not written.
-        name: Name of the corpus.
-        source: Where the text is from, for people.
-        skipped: What was left out of the whole corpus.
-
-    Raises:
-        DiskError: A file could not be written.
-    """
+    """Makes a split of a corpus of these shards, in this order, without those that have no tokens;
+    their files lie in the folder already and are not copied. A folder of the split's name is
+    replaced. The tokenizer's facts go into `meta.json`, its file is not written; `skipped` is of
+    the whole corpus. Raises a `DiskError` if a file could not be written."""
     place = folder / split
     with disk_errors(place):
         shutil.rmtree(place, ignore_errors=True)
@@ -117,6 +107,9 @@ def join_shards(
     lines = ",\n".join(json.dumps(asdict(shard)) for shard in kept)
     listing = f"[\n{lines}\n]\n".encode()
     write_synced(place / SHARDS_FILE, listing)
+    own = [shard_folder(folder, shard.name, split) / BLOCKS_FILE for shard in kept]
+    checksums = b"".join(path.read_bytes() for path in own)
+    write_synced(place / BLOCKS_FILE, checksums)
     meta = CorpusMeta(
         format_version=FORMAT_VERSION,
         ropepp_version=__version__,
@@ -137,7 +130,7 @@ def join_shards(
         shards=len(kept),
         shards_sha256=hashlib.sha256(listing).hexdigest(),
         files_sha256={path.name: file_sha256(path) for path in beside},
-        tokens_checksum=_join_checksums(folder, split, kept),
+        tokens_checksum=BlockChecksums(checksums).digest(),
         offsets_checksum=_join_offsets(folder, split, kept),
     )
     write_record(place / META_FILE, meta)
@@ -146,22 +139,13 @@ def join_shards(
 
 
 def read_shards(folder: Path, meta: CorpusMeta) -> list[ShardEntry]:
-    """The shards of a split in order.
-
-    Raises:
-        InputError: Their list is missing, is not what was written, or contradicts the meta.
-    """
+    """The shards of a split in order. Raises an `InputError` if their list is missing, is not what
+    was written, or contradicts the meta."""
     path = folder / meta.split / SHARDS_FILE
-    content = read_bytes(path)
-    if (found := hashlib.sha256(content).hexdigest()) != meta.shards_sha256:
-        raise InputError(
-            f"{path} is damaged: it has sha256 {found}; {META_FILE} says {meta.shards_sha256}"
-        )
-    try:
-        values = json.loads(content)
-        shards = [as_record(each, ShardEntry, str(path)) for each in values]
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no list of shards: {error!s:.200}") from error
+    check_sha256(path, meta.shards_sha256)
+    values = read_json(path)
+    values = values if isinstance(values, list) else []
+    shards = [as_record(each, ShardEntry, str(path)) for each in values]
     for shard in shards:
         if not NAME.fullmatch(shard.name) or not shard.tokens >= shard.documents >= 1:
             raise InputError(
@@ -177,11 +161,8 @@ def read_shards(folder: Path, meta: CorpusMeta) -> list[ShardEntry]:
 
 
 def read_meta(path: Path) -> CorpusMeta:
-    """The content of a split's `meta.json`.
-
-    Raises:
-        InputError: It is missing, damaged, of another format, or not as described.
-    """
+    """The content of a split's `meta.json`. Raises an `InputError` if it is missing, damaged, of
+    another format, or not as described."""
     meta = read_record(path, CorpusMeta, FORMAT_VERSION)
     token_type(meta.vocab_size)
     if meta.split != path.parent.name or max(meta.bos_id or 0, meta.eot_id) >= meta.vocab_size:
@@ -197,34 +178,14 @@ def read_meta(path: Path) -> CorpusMeta:
     return meta
 
 
-def check_files(folder: Path, meta: CorpusMeta) -> None:
-    """Compares the files beside the splits, such as the tokenizer's, with their checksums.
-
-    Raises:
-        InputError: One is missing or not what was written.
-    """
-    for name, expected in meta.files_sha256.items():
-        check_sha256(folder / name, expected)
-
-
 def check_sha256(path: Path, expected: str) -> None:
     """Raises an `InputError` if a file is missing or not what was written."""
     if not path.is_file():
         raise InputError(f"{path} is missing; a prepared corpus has it")
-    try:
+    with read_errors(path):
         found = file_sha256(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if found != expected:
         raise InputError(f"{path} is damaged: it has sha256 {found}; {META_FILE} says {expected}")
-
-
-def _join_checksums(folder: Path, split: str, shards: Sequence[ShardEntry]) -> str:
-    """Writes the checksums of all blocks of tokens and returns the file's own."""
-    own = [shard_folder(folder, shard.name, split) / BLOCKS_FILE for shard in shards]
-    content = b"".join(path.read_bytes() for path in own)
-    write_synced(folder / split / BLOCKS_FILE, content)
-    return BlockChecksums(content).digest()
 
 
 def _join_offsets(folder: Path, split: str, shards: Sequence[ShardEntry]) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ropepp.data.tokens.writer import BLOCK, META_FILE, BlockChecksums
 from ropepp.errors import InputError
+from ropepp.files import read_errors
 
 CHUNK = 1 << 22  # numbers looked at at a time
 IN_MEMORY = 64 << 20  # bytes of a file of numbers up to which it is not mapped
@@ -100,11 +101,8 @@ class ShardedTokens:
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def verify(self) -> None:
-        """Reads and compares everything.
-
-        Raises:
-            InputError: A file cannot be read or is not what was written.
-        """
+        """Reads and compares everything. Raises an `InputError` if a file cannot be read or is not
+        what was written."""
         self._unread = bytearray(b"\1") * self._blocks[-1]
         for start in range(0, len(self), CHUNK):
             self[start : start + CHUNK]
@@ -113,10 +111,8 @@ class ShardedTokens:
         size = self.dtype.itemsize
         begin, end = begin * size, end * size
         path = self._paths[shard]
-        try:
+        with read_errors(path):
             file = _opened(path, self._keys[shard])
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
         own = slice(self._blocks[shard], self._blocks[shard + 1])
         if file.stamp != self._stamps[shard]:
             # It was exchanged or touched since.
@@ -173,10 +169,8 @@ class _OpenFile:
 
     def read(self, begin: int, end: int) -> bytes:
         """The bytes from `begin` to `end`."""
-        try:
+        with read_errors(self._path):
             content = os.pread(self._handle, end - begin, begin)
-        except OSError as error:
-            raise InputError(f"{self._path} cannot be read: {error.strerror or error}") from error
         if len(content) < end - begin:
             raise InputError(
                 f"{self._path} was cut short since it was opened: it ends at byte"
@@ -189,18 +183,13 @@ _opened = lru_cache(OPEN_FILES)(_OpenFile)
 
 
 def load_numbers(path: Path, dtype: np.dtype[Any], count: int, checksum: str) -> NDArray[Any]:
-    """(count,) the numbers of a file, read-only; memory-mapped if they are many.
-
-    Raises:
-        InputError: The file is missing, of another size, or not what was written.
-    """
+    """(count,) the numbers of a file, read-only; memory-mapped if they are many. Raises an
+    `InputError` if the file is missing, of another size, or not what was written."""
     check_size(path, dtype, count)
-    try:
+    with read_errors(path):
         large = count * dtype.itemsize > IN_MEMORY
         # A plain array over the map: slicing np.memmap itself is several times slower.
         numbers = np.asarray(np.memmap(path, dtype, "r")) if large else np.fromfile(path, dtype)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
     if (found := BlockChecksums(numbers).digest()) != checksum:
         raise InputError(
             f"{path} is damaged: its checksum is {found[:12]}, and {checksum[:12]} was written"

@@ -25,11 +25,8 @@ BUFFER = 1 << 20  # numbers buffered at a time
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:
-    """The smallest of `TOKEN_TYPES` that holds every id of the vocabulary.
-
-    Raises:
-        InputError: None does.
-    """
+    """The smallest of `TOKEN_TYPES` that holds every id of the vocabulary. Raises an `InputError`
+    if none does."""
     for dtype in TOKEN_TYPES:
         if vocab_size <= np.iinfo(dtype).max + 1:
             return dtype
@@ -37,13 +34,9 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
 
 
 class TokenWriter:
-    """Writes documents to the token file and the offsets of a folder, in bounded memory; a context
-    manager. The files, the checksums of blocks of tokens with them, are complete after `sync`.
-
-    Args:
-        place: Existing folder.
-        tokenizer: What made the ids.
-    """
+    """Writes documents to the token file and the offsets of an existing folder, in bounded memory;
+    a context manager. The files, the checksums of blocks of tokens with them, are complete after
+    `sync`."""
 
     def __init__(self, place: Path, tokenizer: Tokenizer) -> None:
         self.documents = self.tokens = self.text_bytes = 0
@@ -65,10 +58,7 @@ class TokenWriter:
 
     def append(self, ids: Sequence[int], text_bytes: int) -> None:
         """Appends a document: its ids without BOS and end-of-text, and its text's UTF-8 bytes.
-
-        Raises:
-            InputError: An id is not in the vocabulary.
-        """
+        Raises an `InputError` if an id is not in the vocabulary."""
         self.begin()
         self.extend(ids)
         self.finish(text_bytes)

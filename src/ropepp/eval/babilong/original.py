@@ -7,7 +7,7 @@ from ropepp.data.text.documents import BOM, decode
 from ropepp.data.text.readers import read_text
 from ropepp.errors import InputError
 from ropepp.eval.babilong.stories import Story
-from ropepp.eval.ruler.background import read_json
+from ropepp.records import read_json
 
 FOLDER = "tasks_1-20_v1-2"  # and .zip
 PART = "en-10k"

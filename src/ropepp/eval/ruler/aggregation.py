@@ -10,9 +10,9 @@ from string import ascii_lowercase
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
-from ropepp.eval.ruler.background import read_json
 from ropepp.eval.ruler.base import LONG, Draw, RulerTask, words
 from ropepp.eval.tasks import Sample
+from ropepp.records import read_json
 
 COMMON = (
     "Below is a numbered list of words. In these words, some appear more often than others. "

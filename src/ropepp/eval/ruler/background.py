@@ -1,14 +1,12 @@
 """Text around what is asked: the original's files where given, public speeches otherwise."""
 
-import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from ropepp.data.text.readers import read_text
 from ropepp.data.text.sources import find_source
 from ropepp.errors import InputError
+from ropepp.records import read_json
 
 ESSAYS = "PaulGrahamEssays.json"
 # Full stop, perhaps closed quotes, white space, then what may begin a sentence.
@@ -80,13 +78,3 @@ def given(data: Path | None, name: str) -> Path | None:
         raise InputError(f"data is {str(data)!r}; it must be a folder")
     path = data / name
     return path if path.exists() else None
-
-
-def read_json(path: Path) -> Any:
-    """Raises:
-    InputError: The file is no JSON, or no UTF-8.
-    """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error

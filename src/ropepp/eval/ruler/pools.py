@@ -9,7 +9,8 @@ from random import Random
 from typing import Any
 
 from ropepp.errors import InputError
-from ropepp.eval.ruler.background import read_json, sentences, speech_files, speeches
+from ropepp.eval.ruler.background import sentences, speech_files, speeches
+from ropepp.records import read_json
 
 SQUAD, HOTPOT = "squad.json", "hotpotqa.json"
 WORDS = 120  # of an excerpt, about what a paragraph of SQuAD has

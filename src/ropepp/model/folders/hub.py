@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, require_package
 
 PREFIX = "hub:"
 FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never a pickle
@@ -25,12 +25,9 @@ def local_path(name: str | Path) -> Path:
     text = str(name)
     if not text.startswith(PREFIX):
         return Path(name)
-    try:
-        from huggingface_hub import errors, snapshot_download
-    except ImportError as error:
-        raise InputError(
-            f"{text} needs huggingface_hub, which is missing: pip install 'ropepp[hub]'"
-        ) from error
+    require_package("huggingface_hub", "hub", text)
+    from huggingface_hub import errors, snapshot_download
+
     repository, at, revision = text.removeprefix(PREFIX).partition("@")
     if not repository or (at and not revision):
         raise InputError(f"model is {text!r}; allowed is hub:NAME or hub:NAME@REVISION")

@@ -16,7 +16,7 @@ from ropepp.model.config import ModelConfig
 from ropepp.model.folders.tensors import read_tensors
 from ropepp.model.heads import turned_back
 from ropepp.model.loss import IGNORE_INDEX
-from ropepp.model.plain import from_plain, read_plain, require_plain, understanding
+from ropepp.model.plain import from_plain, require_plain, understanding
 from ropepp.model.positions import (
     PI,
     ALiBi,
@@ -33,6 +33,7 @@ from ropepp.model.positions import (
 )
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
+from ropepp.records import SETTINGS, read_object
 
 OWN_TYPE = "ropepp"  # model_type of our own exports
 TYPES = ("llama", "mistral", "qwen3", OWN_TYPE)
@@ -133,7 +134,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             f"{path} is missing: a checkpoint folder holds config.json and model.safetensors"
         )
     check_files(path.parent, [path.name])
-    settings = read_plain(path)
+    settings = read_object(path, SETTINGS)
     require_plain(settings, str(path))
     kind = settings.get("model_type")
     if kind not in TYPES:

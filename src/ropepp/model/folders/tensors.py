@@ -11,7 +11,8 @@ from torch import Tensor
 from ropepp.checksums import check_files
 from ropepp.errors import InputError
 from ropepp.files import DiskError, write_json
-from ropepp.model.plain import read_plain, understanding
+from ropepp.model.plain import understanding
+from ropepp.records import SETTINGS, read_object
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,7 +29,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         return _read(folder / WHOLE)
     index = folder / INDEX
     check_files(folder, [INDEX])
-    places = read_plain(index).get("weight_map")
+    places = read_object(index, SETTINGS).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
         raise InputError(f"{index} has no 'weight_map' of names and files")
     tensors: dict[str, Tensor] = {}

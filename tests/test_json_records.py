@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ropepp.data.records import as_record, read_bytes, read_json, read_record, write_record
 from ropepp.errors import InputError
+from ropepp.records import as_record, read_bytes, read_json, read_record, write_record
 
 
 @dataclass(frozen=True)
