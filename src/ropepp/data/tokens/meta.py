@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ropepp.data.tokens.writer import (
     META_FILE,
     OFFSET_TYPE,
     OFFSETS_FILE,
+    TOKENS_FILE,
     BlockChecksums,
     token_type,
 )
@@ -134,6 +136,10 @@ def join_shards(
         offsets_checksum=_join_offsets(folder, split, kept),
     )
     write_record(place / META_FILE, meta)
+    if len(kept) == 1:  # its file has the split's ids alone and whole, as other programs read them
+        with suppress(OSError):  # not every file system has links
+            own_file = Path("..", SHARDS_FOLDER, kept[0].name, split, TOKENS_FILE)
+            (place / TOKENS_FILE).symlink_to(own_file)
     sync_folder(place)
     return meta
 
