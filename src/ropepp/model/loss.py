@@ -5,8 +5,6 @@ at a time is multiplied out, and its gradient is computed in the same pass, whil
 there.
 """
 
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ropepp.errors import InputError, at_least
+from ropepp.model.kernels.flex import has_triton
 
 IGNORE_INDEX = -100
 LOSSES = ("chunked", "naive")
@@ -133,7 +132,7 @@ def losses_and_gradient(
     Returns:
         (N,) float32.
     """
-    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+    if logits.is_cuda and logits.dtype != torch.float64 and has_triton():
         from ropepp.model import softmax_kernel
 
         return softmax_kernel.losses_and_gradient(logits, targets, ignore_index, z_loss)
@@ -157,11 +156,6 @@ def losses_and_gradient(
         losses.append(loss.squeeze(1))
     logits.index_fill_(0, ignored.nonzero().squeeze(1), 0)
     return torch.cat(losses).masked_fill_(ignored, 0)
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -205,12 +199,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class _ProductSum:
-    """The sum of products ``a.T @ b`` in float32.
-
-    Of float32 and on a GPU they accumulate in it. A CPU has no product of bfloat16 in float32:
-    there each is rounded to bfloat16, once a chunk, as a layer's gradient is once a micro-batch,
-    and their sum is not.
-    """
+    """The sum of products ``a.T @ b`` in float32. A CPU has no product of bfloat16 in float32:
+    there each is rounded, once a chunk, and their sum is not."""
 
     total: Tensor | None = None
 
