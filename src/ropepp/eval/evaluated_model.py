@@ -66,23 +66,14 @@ class ResultCache(dict[str, Any]):
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model with all that its evaluation needs.
+    """A model with all that its evaluation needs."""
 
-    Attributes:
-        name: What tables call it.
-        saved: The opened model.
-        tokenizer: Of its text.
-        results: Where finished items are kept.
-        batch_tokens: Most tokens of a batch, padding counted; a single longer row is a batch.
-        identity: See `identify`.
-    """
-
-    name: str
+    name: str  # what tables call it
     saved: SavedModel
     tokenizer: Tokenizer
-    results: ResultCache
-    batch_tokens: int
-    identity: str
+    results: ResultCache  # where finished items are kept
+    batch_tokens: int  # most of a batch, padding counted; a single longer row is a batch
+    identity: str  # see `identify`
 
     @property
     def model(self) -> Transformer:

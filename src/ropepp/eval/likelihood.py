@@ -13,6 +13,7 @@ from ropepp.model.loss import IGNORE_INDEX, token_losses
 from ropepp.model.transformer import Transformer
 
 Ids = Sequence[int]
+Batch = Sequence[Ids]
 
 
 class Likelihood(NamedTuple):
@@ -24,10 +25,7 @@ class Likelihood(NamedTuple):
 
 
 def score_continuations(
-    model: Transformer,
-    contexts: Sequence[Ids],
-    continuations: Sequence[Sequence[Ids]],
-    batch_tokens: int,
+    model: Transformer, contexts: Batch, continuations: Sequence[Batch], batch_tokens: int
 ) -> list[list[Likelihood]]:
     """Reads each context once and scores all of its continuations.
 
@@ -51,8 +49,8 @@ def score_continuations(
 def continue_cached(
     model: Transformer,
     cache: KVCache,
-    contexts: Sequence[Ids],
-    continuations: Sequence[Sequence[Ids]],
+    contexts: Batch,
+    continuations: Sequence[Batch],
     batch_tokens: int,
 ) -> list[list[Likelihood]]:
     """The same as `score_continuations` with a cache that holds all but the last token of each

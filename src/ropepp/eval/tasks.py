@@ -14,35 +14,21 @@ FULL = 0.985  # share of the length at which a prompt is long enough
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and what a right answer holds.
+    """A prompt and what a right answer holds."""
 
-    Attributes:
-        prompt: What the model reads; its answer follows directly.
-        answers: The expected strings.
-        question: What is asked, where the score depends on it.
-    """
-
-    prompt: str
+    prompt: str  # which the answer follows directly
     answers: tuple[str, ...]
-    question: str = ""
+    question: str = ""  # where the score depends on it
 
 
 class Task(ABC):
-    """A task of a suite.
+    """A task of a suite."""
 
-    Attributes:
-        suite: "ruler" or "babilong", with the protocol unless it is the official one.
-        name: "niah_single_1", "qa1", ...
-        max_new_tokens: Tokens that the model may answer.
-        official: False where a background or data stands in for the original's.
-        baseline: Score of the best constant answer, 0 to 1.
-    """
-
-    suite: str
-    name: str
-    max_new_tokens: int
-    official: bool
-    baseline: float
+    suite: str  # "ruler" or "babilong", with the protocol unless it is the official one
+    name: str  # "niah_single_1", "qa1", ...
+    max_new_tokens: int  # that the model may answer
+    official: bool  # False where a background or data stands in for the original's
+    baseline: float  # score of the best constant answer, 0 to 1
 
     @abstractmethod
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:

@@ -66,49 +66,29 @@ class TextStream:
     def _certain(self, text: str) -> int:
         """Characters that no later token can change or make part of a stop."""
         end = len(text.rstrip(UNFINISHED))
-        begun = (
-            n
-            for stop in self.stops
-            for n in range(len(stop) - 1, 0, -1)
-            if text[:end].endswith(stop[:n])
-        )
-        return end - max(begun, default=0)
+        begun = (stop[:n] for stop in self.stops for n in range(1, len(stop)))
+        return end - max((len(x) for x in begun if text[:end].endswith(x)), default=0)
 
 
 @dataclass
 class Continuation:
-    """What a model has added to a prompt.
-
-    Attributes:
-        prompt: The prompt.
-        text: The continuation, without stops.
-        tokens: Its ids, without end-of-text.
-        stopped: Whether it came to an end by itself.
-    """
+    """What a model has added to a prompt."""
 
     prompt: str
-    text: str
-    tokens: list[int]
-    stopped: bool
+    text: str  # without stops
+    tokens: list[int]  # without end-of-text
+    stopped: bool  # whether it came to an end by itself
 
 
 @dataclass
 class Speed:
-    """What a batch of continuations took.
-
-    Attributes:
-        prompt_tokens: Tokens that were read.
-        new_tokens: Tokens that were written, over all rows.
-        read_seconds: Until the first new token.
-        write_seconds: For all others.
-        cache_bytes: Keys and values in the end.
-    """
+    """What a batch of continuations took."""
 
     prompt_tokens: int = 0
-    new_tokens: int = 0
-    read_seconds: float = 0.0
-    write_seconds: float = 0.0
-    cache_bytes: int = 0
+    new_tokens: int = 0  # over all rows
+    read_seconds: float = 0.0  # until the first new token
+    write_seconds: float = 0.0  # for all others
+    cache_bytes: int = 0  # keys and values in the end
 
     def __str__(self) -> str:
         rows = [f"{self.prompt_tokens:,} tokens read in {self.read_seconds:.2f} s"]

@@ -30,11 +30,6 @@ class LayerCache:
             return ()
         return self._buffer[:, :, :, : self.length].transpose(2, 3).unbind()
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the keys and values that are held."""
-        return sum(x.nbytes for x in self.held)
-
     @torch.no_grad()
     def append(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the next T tokens; returns all keys and values so far, (B, S, K, D) each.
@@ -48,10 +43,6 @@ class LayerCache:
         self.length = end
         k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if start == 0 else self.held
         return k_BSKD, v_BSKD
-
-    def crop(self, length: int) -> None:
-        """Forgets all tokens after the first ``length``."""
-        self.length = min(self.length, length)
 
     def select(self, rows: Tensor) -> None:
         """Goes on with other rows of the batch, (new B,) int64."""
@@ -98,7 +89,7 @@ class KVCache:
     @property
     def bytes(self) -> int:
         """Bytes of all layers' keys and values."""
-        return sum(layer.bytes for layer in self.layers)
+        return sum(x.nbytes for layer in self.layers for x in layer.held)
 
     def crop(self, length: int) -> None:
         """Forgets all tokens after the first ``length`` of every row.
@@ -109,7 +100,7 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise InputError(f"crop to {length} tokens of {self.length}; allowed: 0 up to these")
         for layer in self.layers:
-            layer.crop(length)
+            layer.length = length
         if self._document_ids is not None:
             self._document_ids = self._document_ids[:, :length]
 

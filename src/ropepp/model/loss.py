@@ -161,12 +161,7 @@ def losses_and_gradient(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        ignore_index: int,
-        z_loss: float,
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         w = weight.to(hidden.dtype)

@@ -20,9 +20,7 @@ class AttentionScope:
     """
 
     def __init__(
-        self,
-        documents: Documents | None = None,
-        document_ids: tuple[Tensor, Tensor] | None = None,
+        self, documents: Documents | None = None, document_ids: tuple[Tensor, Tensor] | None = None
     ) -> None:
         self.documents = None if documents is None else documents.for_any_number()
         self.document_ids = document_ids

@@ -25,17 +25,11 @@ RECALL_UNIT = "rows of recall"
 
 @dataclass(frozen=True)
 class TextRows:
-    """Rows that are read as one document each, from position 0.
+    """Rows that are read as one document each, from position 0."""
 
-    Attributes:
-        ids: (B, T + 1) int64: T inputs, and the target of the last one.
-        source: Where they are from, for people.
-        unit: What a row is, in the plural.
-    """
-
-    ids: Tensor
-    source: str
-    unit: str
+    ids: Tensor  # (B, T + 1) int64: T inputs, and the target of the last one
+    source: str  # where they are from, for people
+    unit: str  # what a row is, in the plural
 
     @property
     def inputs(self) -> Tensor:

@@ -69,38 +69,31 @@ class FactQuestions(BabilongTask):
         ]
 
     def _sample(
-        self, tokenizer: Tokenizer, length: int, key: str, size: int, slope: float
+        self, tokenizer: Tokenizer, length: int, key: str, start: int, slope: float
     ) -> tuple[int, int, Sample]:
-        """Size, tokens and sample."""
+        """Size, tokens and sample of a prompt of `FULL` to 1 times the length, or of the greatest
+        size that fits."""
         for attempt in range(ATTEMPTS):
-            rng_seed = f"{self.suite}/{self.name}/{key}/{attempt}"
-            found = self._fit(tokenizer, length, rng_seed, size, slope)
+            low, high, size, found = -1, inf, start, None
+            while low + 1 < high:
+                size = int(min(max(size, low + 1), high - 1))
+                rng = Random(f"{self.suite}/{self.name}/{key}/{attempt}")
+                sample = self.draft(rng, size)
+                tokens = count_tokens(tokenizer, sample.prompt) + self.max_new_tokens
+                if tokens > length:
+                    high = size
+                    size -= ceil((tokens - length) / slope)
+                else:
+                    found = size, tokens, sample
+                    if tokens >= FULL * length:
+                        break
+                    low = size
+                    size += int((AIM * length - tokens) / slope)
             if found is not None:
                 return found
         raise InputError(
             f"length is {length}; {self.suite} {self.name} needs more, counted with this tokenizer"
         )
-
-    def _fit(
-        self, tokenizer: Tokenizer, length: int, rng_seed: str, size: int, slope: float
-    ) -> tuple[int, int, Sample] | None:
-        """Size, tokens and sample of a prompt of `FULL` to 1 times the length, or of the greatest
-        size that fits; None if none does."""
-        low, high, found = -1, inf, None
-        while low + 1 < high:
-            size = int(min(max(size, low + 1), high - 1))
-            sample = self.draft(Random(rng_seed), size)
-            tokens = count_tokens(tokenizer, sample.prompt) + self.max_new_tokens
-            if tokens > length:
-                high = size
-                size -= ceil((tokens - length) / slope)
-            else:
-                found = size, tokens, sample
-                if tokens >= FULL * length:
-                    break
-                low = size
-                size += int((AIM * length - tokens) / slope)
-        return found
 
     def draft(self, rng: Random, size: int) -> Sample:
         """A sample of a size from 0 on, the same for equal states of `rng`; longer for greater

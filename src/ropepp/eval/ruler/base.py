@@ -33,24 +33,14 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 
 @dataclass(frozen=True)
 class Edition:
-    """What differs between generators.
+    """What differs between generators."""
 
-    Attributes:
-        split: Cuts an essay where needles may go in.
-        in_steps: The size is a number of steps, found with the answers counted too; otherwise it
-            is exact.
-        example: Whether vt has a solved example, and an assignment a line of its own.
-        gap: Between cwe's example and its answers.
-        fwe_tokens: Of the length, left for the answer of fwe.
-        qa_tokens: The same of qa.
-    """
-
-    split: Callable[[str], list[str]]
-    in_steps: bool
-    example: bool
-    gap: str
-    fwe_tokens: int
-    qa_tokens: int
+    split: Callable[[str], list[str]]  # cuts an essay where needles may go in
+    in_steps: bool  # sizes are numbers of steps, found with the answers counted too, or exact
+    example: bool  # whether vt has a solved example, and an assignment a line of its own
+    gap: str  # between cwe's example and its answers
+    fwe_tokens: int  # of the length, left for the answer of fwe
+    qa_tokens: int  # the same of qa
 
 
 CURRENT = Edition(sentences, False, True, " ", 50, 32)
@@ -86,13 +76,7 @@ class Draw:
 @dataclass(frozen=True, kw_only=True)
 class RulerTask(Task):
     """Scores by the share of the expected strings that the output holds, case ignored; with
-    `any_answer`, 1 if it holds one of them.
-
-    Attributes:
-        edition: Which generator.
-        any_answer: See above.
-        smallest: The least size.
-        largest: The greatest size.
+    `any_answer`, 1 if it holds one of them. Sizes are from `smallest` to `largest`.
     """
 
     edition: Edition = CURRENT

@@ -14,14 +14,7 @@ from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ropepp.model.kernels.backend import (
-    Backend,
-    Gradients,
-    Request,
-    Result,
-    half_on_cuda,
-    never,
-)
+from ropepp.model.kernels.backend import Backend, Gradients, Request, Result, half_on_cuda, never
 from ropepp.model.kernels.dense import CPU, PLAIN, Kernel, Rows
 from ropepp.model.kernels.dense import CUDNN as CUDNN_KERNEL
 from ropepp.model.kernels.flash import VARLEN

@@ -201,13 +201,7 @@ _attention.register_autograd(_gradients, setup_context=_keep)
 
 
 def _request(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bounds: Tensors,
-    slopes: Tensor | None,
-    ids: Tensors,
-    *rest: Any,
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensors, slopes: Any, ids: Tensors, *rest: Any
 ) -> Request:
     documents = [Documents(host, own) for own, host in zip(bounds[::2], bounds[1::2], strict=True)]
     own, keys = (documents[0], documents[-1]) if documents else (None, None)
