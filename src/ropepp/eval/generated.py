@@ -45,13 +45,6 @@ def evaluate_task(
     The negative log-likelihood is that of each expected string behind the prompt, summed over
     strings and divided by their tokens. It tells small models apart whose answers are all wrong.
 
-    Args:
-        subject: The model.
-        task: The task.
-        length: Tokens of prompt and answer.
-        count: Number of samples.
-        seed: Seed of the samples.
-
     Raises:
         InputError: The task cannot be made at this length.
     """

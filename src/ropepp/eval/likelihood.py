@@ -27,14 +27,8 @@ class Likelihood(NamedTuple):
 def score_continuations(
     model: Transformer, contexts: Batch, continuations: Sequence[Batch], batch_tokens: int
 ) -> list[list[Likelihood]]:
-    """Reads each context once and scores all of its continuations.
-
-    Args:
-        model: The model, in evaluation mode.
-        contexts: Token ids, at least one each; read as one batch.
-        continuations: For each context any number of continuations.
-        batch_tokens: Most tokens of the continued rows at a time, contexts counted.
-    """
+    """Reads each context, of one token at least, once and as one batch, and scores all of its
+    continuations; at most ``batch_tokens`` of their rows at a time, contexts counted."""
     longest = max(len(ids) for own in continuations for ids in own)
     device = model.embed_tokens.weight.device
     prefix, documents = pad_left([context[:-1] for context in contexts], device)

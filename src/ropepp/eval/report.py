@@ -23,15 +23,7 @@ SETTINGS = (
 
 
 class Report:
-    """All that is known so far.
-
-    Args:
-        options: Of the command.
-        left_out: What is left out, and why.
-
-    Attributes:
-        models: What each model is, by the name that tables have for it.
-    """
+    """All that is known so far; ``left_out`` has what is left out, and why."""
 
     def __init__(self, options: Namespace, left_out: dict[str, str]) -> None:
         self.out: Path = options.out
@@ -42,7 +34,7 @@ class Report:
         asked["text"] = [str(path) for path in options.text]
         self.asked = {**asked, **self.settings}
         self.written = False
-        self.models: dict[str, dict[str, Any]] = {}
+        self.models: dict[str, dict[str, Any]] = {}  # by the names that tables have for them
         self.rows: list[Score] = []
         self.curves: list[dict[str, Any]] = []
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from ropepp.data.tokenizer import Tokenizer
+from ropepp.errors import InputError
 from ropepp.generate.text import document_ids
 
 FULL = 0.985  # share of the length at which a prompt is long enough
@@ -37,6 +38,11 @@ class Task(ABC):
         Raises:
             InputError: The task does not fit into the length.
         """
+
+    def too_short(self, length: int) -> InputError:
+        """Says that no sample fits into so many tokens."""
+        needs = f"{self.suite} {self.name} needs more, counted with this tokenizer"
+        return InputError(f"length is {length}; {needs}")
 
     @abstractmethod
     def score(self, output: str, sample: Sample) -> dict[str, float]:

@@ -18,11 +18,7 @@ UNFINISHED = "\ufffd"  # what bytes that are no whole character decode to
 
 class TextStream:
     """Turns tokens into text piece by piece: nothing that a later token could change is given out.
-
-    Args:
-        tokenizer: Whose tokens.
-        stops: Texts that end the stream; they and what follows are left out.
-        before: Ids of the text that the stream goes on after.
+    Stops end the stream, and are left out; ``before`` are ids of the text that it goes on after.
     """
 
     def __init__(
@@ -126,18 +122,8 @@ def continue_texts(
     stops: Sequence[str] = (),
     show: Callable[[str], object] | None = None,
 ) -> tuple[list[Continuation], Speed]:
-    """Continues prompts in one batch.
-
-    Args:
-        model: The model, in evaluation mode.
-        tokenizer: Its tokenizer.
-        prompts: Texts.
-        max_new_tokens: Most tokens to add to each.
-        sampling: How tokens are chosen.
-        generator: Source of randomness, on the model's device.
-        stops: Texts that end a continuation; end-of-text does too.
-        show: Gets the first row's text as it comes.
-    """
+    """Continues prompts in one batch; ``stops`` end a continuation, as end-of-text does, and
+    ``show`` gets the first row's text as it comes."""
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     ids, documents = pad_left(encoded, model.embed_tokens.weight.device)
     cache = KVCache(len(model.layers), ids.shape[1] + max_new_tokens)

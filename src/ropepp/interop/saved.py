@@ -200,14 +200,7 @@ def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
 
 def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
     """Writes a checkpoint at step 0, with no optimizer's state, from a folder that
-    `load_pretrained` reads.
-
-    Args:
-        folder: What to read.
-        file: The new file, complete or absent.
-
-    Returns:
-        Its hyperparameters: those of the network.
+    `load_pretrained` reads; returns its hyperparameters, those of the network.
 
     Raises:
         InputError: ``file`` exists, or the folder cannot be read.

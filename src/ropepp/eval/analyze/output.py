@@ -47,8 +47,6 @@ def save(
     """Writes everything and prints the names of the files; replaces what an earlier call wrote.
 
     Args:
-        folder: Where to; made if it is not there.
-        name: Name of the analysis.
         table: Lines with the same keys, for the .csv; they are in the .json as well.
         facts: What else the .json tells.
         figures: By file name without suffix, what writes a PNG to a path.

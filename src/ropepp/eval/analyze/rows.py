@@ -93,14 +93,8 @@ def recall_data(saved: SavedModel) -> "RecallDataModule":
 
 def beginnings(folder: str, rows: int, length: int, exact: bool = True) -> TextRows:
     """The beginnings of the longest documents of a corpus's validation split; packed rows would
-    blur what is at a document's start.
-
-    Args:
-        folder: A prepared corpus.
-        rows: Most rows.
-        length: Tokens in a row (T).
-        exact: Whether to leave out documents that are too short; otherwise all rows get as short as
-            the shortest of these documents.
+    blur what is at a document's start. If ``exact``, documents that are too short are left out;
+    otherwise all rows get as short as the shortest of these documents.
 
     Raises:
         InputError: There is no such corpus, or no document is long enough.

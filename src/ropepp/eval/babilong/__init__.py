@@ -91,9 +91,7 @@ class FactQuestions(BabilongTask):
                     size += int((AIM * length - tokens) / slope)
             if found is not None:
                 return found
-        raise InputError(
-            f"length is {length}; {self.suite} {self.name} needs more, counted with this tokenizer"
-        )
+        raise self.too_short(length)
 
     def draft(self, rng: Random, size: int) -> Sample:
         """A sample of a size from 0 on, the same for equal states of `rng`; longer for greater

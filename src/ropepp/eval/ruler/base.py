@@ -48,13 +48,8 @@ OPENCOMPASS = Edition(split_at_stops, True, False, "", 0, 50)
 
 
 class Draw:
-    """What the samples of a seed are drawn from, one after another.
-
-    Args:
-        tokenizer: Counts tokens; a BOS is not counted, as in the original.
-        length: Tokens of prompt and answer.
-        seed: Of all samples.
-    """
+    """What the samples of a seed are drawn from, one after another; their length is that of prompt
+    and answer, without a BOS, as in the original."""
 
     def __init__(self, tokenizer: Tokenizer, length: int, seed: int) -> None:
         self.tokenizer, self.length, self.seed = tokenizer, length, seed
@@ -106,9 +101,7 @@ class RulerTask(Task):
         for draw.index in range(count):
             sample = self.fit(draw, size)
             if sample is None:
-                raise InputError(
-                    f"length is {length}; ruler {self.name} needs more, counted with this tokenizer"
-                )
+                raise self.too_short(length)
             found.append(sample)
         return found
 
