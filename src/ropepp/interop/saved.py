@@ -13,6 +13,7 @@ import torch
 from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
 from ropepp.data.tokens.meta import read_meta
 from ropepp.errors import InputError
+from ropepp.files import require_free
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.hub import local_path
 from ropepp.model.folders.published import check_shapes, load_pretrained, unfilled
@@ -206,8 +207,7 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
         InputError: ``file`` exists, or the folder cannot be read.
     """
     file = Path(file)
-    if file.exists():
-        raise InputError(f"{file} exists; choose another name")
+    require_free(file)
     folder = local_path(folder)
     network = load_pretrained(folder)
     return write_checkpoint(file, network, checkpoints.tokenizers(Path(folder)))

@@ -11,10 +11,8 @@ BLOCK = 256  # tokens by which a buffer's capacity is a multiple
 class LayerCache:
     """One layer's rotated keys and values, in buffers that are longer than what they hold.
 
-    A kv head's tokens lie one after another, so that a query reads memory in its order.
-
-    Args:
-        capacity: Tokens for which there is room from the beginning.
+    A kv head's tokens lie one after another, so that a query reads memory in its order. There is
+    room for ``capacity`` tokens from the beginning.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -70,11 +68,8 @@ class KVCache:
     """What a model has to remember of the tokens that it has read, for any position encoding.
 
     Keys are stored rotated and once, since real and imaginary heads share them. A token's place in
-    the cache says nothing about its position.
-
-    Args:
-        num_layers: Number of blocks of the model.
-        capacity: Tokens for which memory is taken at once; more come in blocks.
+    the cache says nothing about its position. Memory is taken at once for ``capacity`` tokens, and
+    in blocks for more.
     """
 
     def __init__(self, num_layers: int, capacity: int = 0) -> None:

@@ -17,9 +17,6 @@ Value = TypeVar("Value")
 class Recent(Generic[Value]):
     """The last few results of a function, found again by the identity of the tensors among its
     arguments: all layers of a forward pass ask with the same boundaries.
-
-    Args:
-        size: Number of results that are kept.
     """
 
     def __init__(self, size: int = 8) -> None:
