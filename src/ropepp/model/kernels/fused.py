@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -170,16 +170,14 @@ def _parts(request: Request, kernel: Kernel, T: int, S: int) -> list[Part]:
 
 def _torch(rows: Rows) -> Tensor:
     """`scaled_dot_product_attention` without gradients."""
-    q, k, v, mask, causal, scale = rows
+    q, k, v = (x.transpose(1, 2) for x in rows[:3])
+    mask = rows.mask
     if mask is not None and q.is_cuda:  # its kernels there take the queries' dtype
         mask = mask.to(q.dtype)
+    options: dict[str, Any] = {"is_causal": rows.causal, "scale": rows.scale}
     with sdpa_kernel(ON_GPU) if q.is_cuda else nullcontext():
         out = F.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v)),
-            attn_mask=mask,
-            is_causal=causal,
-            scale=scale,
-            enable_gqa=q.shape[2] != k.shape[2],
+            q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1], **options
         )
     return out.transpose(1, 2)
 
