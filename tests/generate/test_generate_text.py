@@ -172,10 +172,10 @@ def test_answers_are_shown_where_they_cannot_be_written(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    def full(path: Path, text: str) -> None:
+    def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ropepp.commands.generate.write_text", full)
+    monkeypatch.setattr("ropepp.commands.generate.replacing_file", full)
     assert run(folder, "--prompt", "a", "--prompt", "b", "--out", str(tmp_path / "o.jsonl")) == 2
     shown = capsys.readouterr()
     assert [json.loads(line)["prompt"] for line in shown.out.splitlines()] == ["a", "b"]
