@@ -37,35 +37,22 @@ Interval = tuple[float, float]
 @dataclass(frozen=True)
 class Comparison:
     """A variant against the baseline; all numbers are in the metric's unit, None where they cannot
-    be had.
-
-    Attributes:
-        variant: Its name.
-        seeds: Seeds that both have, n of them.
-        state: "tested", or why there is no test: "no pairs", "one pair", "identical" (no pair
-            differs beyond float32 rounding), "constant" (all pairs differ by the same amount, so
-            that the seed has no effect and nothing tells how large chance is).
-        mean: Mean difference, variant minus baseline.
-        sd: Standard deviation of the differences.
-        interval: Plain 95% t interval of the mean difference.
-        simultaneous: Bonferroni's interval, together with those of the sweep's other comparisons.
-        p: Two-sided p of the paired t-test; 1 if identical.
-        p_holm: The same adjusted for the sweep's comparisons.
-        p_sign_flip: Exact two-sided p of the sign-flip test, from 6 pairs on.
-        detectable: Smallest true difference that this n and sd would find with 80% power at a
-            two-sided 5%, unadjusted.
-    """
+    be had."""
 
     variant: str
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # that both have, n of them
+    # Why there is no test, if there is none: identical means that no pair differs beyond float32
+    # rounding, constant that all differ by the same amount, so that the seed has no effect and
+    # nothing tells how large chance is.
     state: Literal["tested", "no pairs", "one pair", "identical", "constant"]
-    mean: float | None = None
-    sd: float | None = None
-    interval: Interval | None = None
-    simultaneous: Interval | None = None
-    p: float | None = None
-    p_holm: float | None = None
-    p_sign_flip: float | None = None
+    mean: float | None = None  # of the differences, variant minus baseline
+    sd: float | None = None  # of the differences
+    interval: Interval | None = None  # plain 95% t interval of the mean
+    simultaneous: Interval | None = None  # Bonferroni's, together with the other comparisons'
+    p: float | None = None  # two-sided, of the paired t-test; 1 if identical
+    p_holm: float | None = None  # adjusted for the sweep's comparisons
+    p_sign_flip: float | None = None  # exact and two-sided, from 6 pairs on
+    # The smallest true difference that n and sd find with 80% power at a two-sided 5%, unadjusted.
     detectable: float | None = None
 
     @property

@@ -10,7 +10,7 @@ from torch.utils.data import default_convert
 from ropepp.errors import InputError
 from ropepp.model import ModelConfig, Transformer
 from ropepp.model.cache import KVCache
-from ropepp.model.documents import Documents, Recent, lengths
+from ropepp.model.documents import Documents, Recent
 from ropepp.model.positions import RoPEppEC
 
 CONFIG = ModelConfig(
@@ -79,11 +79,11 @@ def test_documents_that_do_not_fit() -> None:
 
 
 def test_recent_results_are_found_by_identity_and_not_after_a_change() -> None:
-    bounds = torch.tensor([0, 3, 7])
-    assert lengths(bounds) is lengths(bounds)
-    assert lengths(bounds) == (3, 4)
+    bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
+    assert Documents(bounds).lengths is Documents(bounds).lengths
+    assert Documents(bounds).lengths == (3, 4)
     bounds[1] = 5
-    assert lengths(bounds) == (5, 2)
+    assert Documents(bounds).lengths == (5, 2)
     recent: Recent[int] = Recent(2)
     made = [recent.get((n,), lambda n=n: n) for n in (1, 2, 3)]  # type: ignore[misc]
     assert made == [1, 2, 3]

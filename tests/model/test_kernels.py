@@ -246,9 +246,9 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     """The masks that the CPU's kernel is called with."""
     original, seen = fused.CPU, []
 
-    def record(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *options: Any) -> Any:
-        seen.append(mask)
-        return original.forward(q, k, v, mask, *options)
+    def record(rows: fused.Rows) -> Any:
+        seen.append(rows.mask)
+        return original.forward(rows)
 
     monkeypatch.setattr(fused, "CPU", replace(original, forward=record))
     return seen

@@ -1,13 +1,9 @@
 """``ropepp analyze``: looks into models and position encodings; imports what a command needs."""
 
-from argparse import (
-    ArgumentDefaultsHelpFormatter,
-    ArgumentParser,
-    ArgumentTypeError,
-    _SubParsersAction,
-)
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ropepp.eval import PROTOCOLS
 from ropepp.files import require_writable
@@ -72,17 +68,15 @@ def main(args: list[str]) -> None:
     analysis.analyze(*models, options)
 
 
-def _command(commands: "_SubParsersAction[ArgumentParser]", name: str, text: str) -> ArgumentParser:
-    one = commands.add_parser(
+def _command(commands: Any, name: str, text: str) -> ArgumentParser:
+    one: ArgumentParser = commands.add_parser(
         name, help=text, description=text, formatter_class=ArgumentDefaultsHelpFormatter
     )
     one.add_argument("--out", type=Path, help="folder to write to; logs/analyze/NAME unless given")
     return one
 
 
-def _with_model(
-    commands: "_SubParsersAction[ArgumentParser]", name: str, text: str
-) -> ArgumentParser:
+def _with_model(commands: Any, name: str, text: str) -> ArgumentParser:
     one = _command(commands, name, text)
     add = one.add_argument
     add("model", help="a run, a checkpoint, a folder with config.json, or hub:NAME[@REVISION]")

@@ -72,7 +72,7 @@ def run(options: Namespace) -> None:
     if len(options.models) > 1:  # a broken one must not show up after hours
         for path in options.models:
             open_model(path).tokenizer(options.tokenizer)
-    report = Report(options, work)
+    report = Report(options, work.left_out)
     failed = None
     with ExitStack() as stack:
         cache = None
@@ -92,7 +92,11 @@ def run(options: Namespace) -> None:
             found, curves = evaluate(subject, work, options)
             report.add(subject, found, curves)
             failed = report.write(complete=path == options.models[-1])
-            _to_tensorboard(saved, found, curves)
+            try:
+                _to_tensorboard(saved, found, curves)
+            except OSError as error:  # of somebody else's run, for instance; the tables are there
+                why = f"TensorBoard's events cannot be written: {error}"
+                print(f"{saved.run}: {why}", file=sys.stderr)
     print(report.text(), end="")
     if failed is not None:
         raise failed
@@ -160,22 +164,13 @@ def _to_tensorboard(saved: SavedModel, rows: list[Score], curves: list[dict[str,
     """Scalars at the model's step into its run's folder; loss by position at the position."""
     if saved.run is None:
         return
-    try:
-        _write_events(saved.run, saved.step, rows, curves)
-    except OSError as error:  # of somebody else's run, for instance; the tables are there
-        print(f"{saved.run}: TensorBoard's events cannot be written: {error}", file=sys.stderr)
-
-
-def _write_events(
-    run: Path, step: int | None, rows: list[Score], curves: list[dict[str, Any]]
-) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(run)) as writer:
+    with SummaryWriter(str(saved.run)) as writer:
         for row in rows:
             task = row.task + (f" {row.length}" if row.length else "")
             tag = f"evaluation_{row.suite}/{task}/{row.metric}".replace(" ", "_").replace(",", "")
-            writer.add_scalar(tag, row.value, step)
+            writer.add_scalar(tag, row.value, saved.step)
         for curve in curves:
             tag = f"loss_by_position/{curve['text']}_{curve['length']}"
             for position, loss in zip(curve["position"], curve["loss"], strict=True):

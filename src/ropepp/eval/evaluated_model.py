@@ -26,10 +26,7 @@ class Item(NamedTuple):
 
 class ResultCache(dict[str, Any]):
     """Values of finished items by key, in a file a JSON line each, appended as soon as they are
-    known.
-
-    Args:
-        path: The file; a line that a kill has torn is not read, and measured again.
+    known. A line that a kill has torn is not read, and measured again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,23 +63,14 @@ class ResultCache(dict[str, Any]):
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model with all that its evaluation needs.
+    """A model with all that its evaluation needs."""
 
-    Attributes:
-        name: What tables call it.
-        saved: The opened model.
-        tokenizer: Of its text.
-        results: Where finished items are kept.
-        batch_tokens: Most tokens of a batch, padding counted; a single longer row is a batch.
-        identity: See `identify`.
-    """
-
-    name: str
+    name: str  # what tables call it
     saved: SavedModel
     tokenizer: Tokenizer
-    results: ResultCache
-    batch_tokens: int
-    identity: str
+    results: ResultCache  # where finished items are kept
+    batch_tokens: int  # most of a batch, padding counted; a single longer row is a batch
+    identity: str  # see `identify`
 
     @property
     def model(self) -> Transformer:
@@ -103,9 +91,7 @@ class EvaluatedModel:
         value: an evaluation that was killed and goes on gives what an undisturbed one does.
 
         Args:
-            task: Name, for the results and the progress bar.
-            length: Context length in tokens, for the same.
-            items: What is to be measured.
+            task: Name, for the results and the progress bar, as the context's length in tokens.
             run: Gives the values (plain JSON) of the items of a batch.
             batches: Indices of items, each in one batch; see `by_length` unless given.
         """

@@ -14,20 +14,12 @@ from ropepp.model.cache import KVCache
 
 
 class EncodedSample(NamedTuple):
-    """A sample in tokens.
-
-    Attributes:
-        sample: The sample.
-        prompt: Ids of its prompt, BOS included.
-        answers: Ids of each expected string, with a space before it unless the prompt ends with
-            one.
-        room: Tokens of the prompt and the longest answer that is read or written.
-    """
+    """A sample in tokens; before an answer stands a space unless the prompt ends with one."""
 
     sample: Sample
-    prompt: list[int]
-    answers: list[list[int]]
-    room: int
+    prompt: list[int]  # BOS included
+    answers: list[list[int]]  # each expected string
+    room: int  # tokens of the prompt and the longest answer that is read or written
 
 
 def encoded_samples(
@@ -52,13 +44,6 @@ def evaluate_task(
 
     The negative log-likelihood is that of each expected string behind the prompt, summed over
     strings and divided by their tokens. It tells small models apart whose answers are all wrong.
-
-    Args:
-        subject: The model.
-        task: The task.
-        length: Tokens of prompt and answer.
-        count: Number of samples.
-        seed: Seed of the samples.
 
     Raises:
         InputError: The task cannot be made at this length.

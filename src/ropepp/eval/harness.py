@@ -46,15 +46,9 @@ def evaluate_harness(
 ) -> list[Score]:
     """Runs a task of `ropepp.eval.local_data.TASKS`, without examples in the prompt.
 
-    Args:
-        subject: The model.
-        name: The task's name in lm-eval.
-        data: Folder of the files.
-        limit: Number of questions, the first ones; all unless given.
-
     Returns:
         A row for each of accuracy, accuracy normalised by the length of the choices, F1 and exact
-        match that lm-eval computes a question at a time.
+        match that lm-eval computes a question at a time, over the first ``limit`` questions.
 
     Raises:
         InputError: lm-eval or the task's file is missing.

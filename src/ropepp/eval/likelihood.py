@@ -13,6 +13,7 @@ from ropepp.model.loss import IGNORE_INDEX, token_losses
 from ropepp.model.transformer import Transformer
 
 Ids = Sequence[int]
+Batch = Sequence[Ids]
 
 
 class Likelihood(NamedTuple):
@@ -24,19 +25,10 @@ class Likelihood(NamedTuple):
 
 
 def score_continuations(
-    model: Transformer,
-    contexts: Sequence[Ids],
-    continuations: Sequence[Sequence[Ids]],
-    batch_tokens: int,
+    model: Transformer, contexts: Batch, continuations: Sequence[Batch], batch_tokens: int
 ) -> list[list[Likelihood]]:
-    """Reads each context once and scores all of its continuations.
-
-    Args:
-        model: The model, in evaluation mode.
-        contexts: Token ids, at least one each; read as one batch.
-        continuations: For each context any number of continuations.
-        batch_tokens: Most tokens of the continued rows at a time, contexts counted.
-    """
+    """Reads each context, of one token at least, once and as one batch, and scores all of its
+    continuations; at most ``batch_tokens`` of their rows at a time, contexts counted."""
     longest = max(len(ids) for own in continuations for ids in own)
     device = model.embed_tokens.weight.device
     prefix, documents = pad_left([context[:-1] for context in contexts], device)
@@ -51,8 +43,8 @@ def score_continuations(
 def continue_cached(
     model: Transformer,
     cache: KVCache,
-    contexts: Sequence[Ids],
-    continuations: Sequence[Sequence[Ids]],
+    contexts: Batch,
+    continuations: Sequence[Batch],
     batch_tokens: int,
 ) -> list[list[Likelihood]]:
     """The same as `score_continuations` with a cache that holds all but the last token of each

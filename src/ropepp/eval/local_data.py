@@ -13,25 +13,15 @@ from ropepp.errors import InputError
 
 
 class Benchmark(NamedTuple):
-    """A benchmark's data, a text for perplexity or a task of lm-eval.
+    """A benchmark's data, a text for perplexity or a task of lm-eval."""
 
-    Attributes:
-        group: That of the paper's average which it belongs to; "" for a text.
-        yaml: Of a task, below ``lm_eval/tasks``.
-        folder: Below ``--data``.
-        split: Name of the file, and of the split where it is published.
-        columns: What each line must have.
-        path: Name on the hub.
-        name: Its configuration there, or None.
-    """
-
-    group: str
-    yaml: str
-    folder: str
-    split: str
-    columns: tuple[str, ...]
-    path: str
-    name: str | None
+    group: str  # of the paper's average; "" for a text
+    yaml: str  # of a task, below ``lm_eval/tasks``
+    folder: str  # below ``--data``
+    split: str  # name of the file, and of the split where it is published
+    columns: tuple[str, ...]  # what each line must have
+    path: str  # name on the hub
+    name: str | None  # its configuration there
 
     def file(self, data: Path) -> Path:
         """Where it lies."""

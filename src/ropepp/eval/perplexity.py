@@ -48,11 +48,6 @@ class Text(NamedTuple):
     name: str
     text: str
 
-    @property
-    def bytes(self) -> int:
-        """In UTF-8."""
-        return len(self.text.encode())
-
 
 class Window(NamedTuple):
     """Tokens ``start`` to ``end`` of a text, of which the last ``scored`` are scored."""
@@ -179,11 +174,7 @@ def _paper_sums(
 
 
 def _paper(parts: Sequence[tuple[float, int]]) -> tuple[float, float | None, int]:
-    """The paper's perplexity, its standard error and the number of windows.
-
-    Raises:
-        InputError: The loop divides by 0.
-    """
+    """The paper's perplexity, its standard error and the number of windows."""
     n = len(parts)
     if n < 2:
         raise InputError("undefined: the text has no more tokens than the stride")
@@ -212,7 +203,7 @@ def _rows(
         metric: (_exp(loss), None if stderr is None else _exp(loss) * stderr)
         for metric, (loss, stderr) in losses.items()
     }
-    numbers["bits per byte"] = scaled(total / text.bytes / math.log(2))
+    numbers["bits per byte"] = scaled(total / len(text.text.encode()) / math.log(2))
     return [
         Score(model, "perplexity", text.name, window, metric, *both, len(sums))
         for metric, both in numbers.items()

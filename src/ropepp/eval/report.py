@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ropepp.errors import InputError
 from ropepp.eval.evaluated_model import EvaluatedModel
@@ -22,33 +22,19 @@ SETTINGS = (
 )  # fmt: skip
 
 
-class Work(Protocol):
-    """What is left out of an evaluation, and why."""
-
-    left_out: dict[str, str]
-
-
 class Report:
-    """All that is known so far.
+    """All that is known so far; ``left_out`` has what is left out, and why."""
 
-    Args:
-        options: Of the command.
-        work: What there is to run.
-
-    Attributes:
-        models: What each model is, by the name that tables have for it.
-    """
-
-    def __init__(self, options: Namespace, work: Work) -> None:
+    def __init__(self, options: Namespace, left_out: dict[str, str]) -> None:
         self.out: Path = options.out
-        self.work = work
+        self.left_out = left_out
         self.settings = {name: getattr(options, name) for name in SETTINGS}
         asked = {name: getattr(options, name) for name in ("models", "suite", "tasks", "tokenizer")}
         asked["data"] = options.data and str(options.data)
         asked["text"] = [str(path) for path in options.text]
         self.asked = {**asked, **self.settings}
         self.written = False
-        self.models: dict[str, dict[str, Any]] = {}
+        self.models: dict[str, dict[str, Any]] = {}  # by the names that tables have for them
         self.rows: list[Score] = []
         self.curves: list[dict[str, Any]] = []
 
@@ -82,12 +68,12 @@ class Report:
             InputError: There is nothing in it.
         """
         if not self.rows:
-            raise InputError("; ".join(f"{a}: {why}" for a, why in self.work.left_out.items()))
+            raise InputError("; ".join(f"{a}: {why}" for a, why in self.left_out.items()))
         notes = [
             "± is one standard error over items (windows of a text, questions, samples); shares are"
             " in percent, perplexities and nats as they are.",
             *(f"{name}: {one['path']}, step {one['step']}" for name, one in self.models.items()),
-            *(f"left out: {what}: {reason}" for what, reason in self.work.left_out.items()),
+            *(f"left out: {what}: {reason}" for what, reason in self.left_out.items()),
             ", ".join(
                 f"{key} {value}" for key, value in self.settings.items() if value is not None
             ),
@@ -108,7 +94,7 @@ class Report:
             "asked": self.asked,
             "versions": provenance(),
             "models": self.models,
-            "left_out": self.work.left_out,
+            "left_out": self.left_out,
             "results": results,
             "loss_by_position": self.curves,
         }

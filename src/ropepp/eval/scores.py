@@ -12,31 +12,18 @@ NLL = "answer nll/token"
 
 @dataclass(frozen=True)
 class Score:
-    """One number of one model.
+    """One number of one model."""
 
-    Attributes:
-        model: The model's name in tables.
-        suite: perplexity, short, ruler or babilong.
-        task: Task, text or group of tasks.
-        length: Context length or window in tokens, None where there is none.
-        metric: What the number is; shares of 1 unless it is a perplexity, nats or bits.
-        value: The number.
-        stderr: Its standard error over items, None if there are fewer than two.
-        n: Items behind it.
-        baseline: What guessing gives, if known.
-        official: False if the task's background text is a substitute.
-    """
-
-    model: str
-    suite: str
-    task: str
-    length: int | None
-    metric: str
+    model: str  # its name in tables
+    suite: str  # perplexity, short, ruler or babilong
+    task: str  # or text, or group of tasks
+    length: int | None  # of the context or window, in tokens
+    metric: str  # what the number is; shares of 1 unless it is a perplexity, nats or bits
     value: float
-    stderr: float | None
-    n: int
-    baseline: float | None = None
-    official: bool = True
+    stderr: float | None  # standard error over items, None if there are fewer than two
+    n: int  # items behind it
+    baseline: float | None = None  # what guessing gives, if known
+    official: bool = True  # False if the task's background text is a substitute
 
     @property
     def key(self) -> tuple[str, str, int | None, str]:

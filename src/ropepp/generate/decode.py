@@ -144,15 +144,8 @@ def complete(
     end: int,
     cache: KVCache | None = None,
 ) -> list[list[int]]:
-    """Likeliest continuations of prompts of any lengths, read as one batch.
-
-    Args:
-        model: The model, in evaluation mode.
-        prompts: Token ids.
-        max_new_tokens: Most tokens of a continuation.
-        end: Token before which a continuation ends, such as end-of-text.
-        cache: Where prompts and continuations are added; a new one unless given.
-    """
+    """Likeliest continuations of prompts of any lengths, read as one batch, that end before the
+    token ``end``; prompts and continuations are added to the cache, a new one unless given."""
     ids, documents = pad_left(prompts, model.embed_tokens.weight.device)
     found = generate(
         model, ids, max_new_tokens, document_ids=documents, stop_ids=(end,), cache=cache

@@ -18,11 +18,7 @@ UNFINISHED = "\ufffd"  # what bytes that are no whole character decode to
 
 class TextStream:
     """Turns tokens into text piece by piece: nothing that a later token could change is given out.
-
-    Args:
-        tokenizer: Whose tokens.
-        stops: Texts that end the stream; they and what follows are left out.
-        before: Ids of the text that the stream goes on after.
+    Stops end the stream, and are left out; ``before`` are ids of the text that it goes on after.
     """
 
     def __init__(
@@ -66,49 +62,29 @@ class TextStream:
     def _certain(self, text: str) -> int:
         """Characters that no later token can change or make part of a stop."""
         end = len(text.rstrip(UNFINISHED))
-        begun = (
-            n
-            for stop in self.stops
-            for n in range(len(stop) - 1, 0, -1)
-            if text[:end].endswith(stop[:n])
-        )
-        return end - max(begun, default=0)
+        begun = (stop[:n] for stop in self.stops for n in range(1, len(stop)))
+        return end - max((len(x) for x in begun if text[:end].endswith(x)), default=0)
 
 
 @dataclass
 class Continuation:
-    """What a model has added to a prompt.
-
-    Attributes:
-        prompt: The prompt.
-        text: The continuation, without stops.
-        tokens: Its ids, without end-of-text.
-        stopped: Whether it came to an end by itself.
-    """
+    """What a model has added to a prompt."""
 
     prompt: str
-    text: str
-    tokens: list[int]
-    stopped: bool
+    text: str  # without stops
+    tokens: list[int]  # without end-of-text
+    stopped: bool  # whether it came to an end by itself
 
 
 @dataclass
 class Speed:
-    """What a batch of continuations took.
-
-    Attributes:
-        prompt_tokens: Tokens that were read.
-        new_tokens: Tokens that were written, over all rows.
-        read_seconds: Until the first new token.
-        write_seconds: For all others.
-        cache_bytes: Keys and values in the end.
-    """
+    """What a batch of continuations took."""
 
     prompt_tokens: int = 0
-    new_tokens: int = 0
-    read_seconds: float = 0.0
-    write_seconds: float = 0.0
-    cache_bytes: int = 0
+    new_tokens: int = 0  # over all rows
+    read_seconds: float = 0.0  # until the first new token
+    write_seconds: float = 0.0  # for all others
+    cache_bytes: int = 0  # keys and values in the end
 
     def __str__(self) -> str:
         rows = [f"{self.prompt_tokens:,} tokens read in {self.read_seconds:.2f} s"]
@@ -146,18 +122,8 @@ def continue_texts(
     stops: Sequence[str] = (),
     show: Callable[[str], object] | None = None,
 ) -> tuple[list[Continuation], Speed]:
-    """Continues prompts in one batch.
-
-    Args:
-        model: The model, in evaluation mode.
-        tokenizer: Its tokenizer.
-        prompts: Texts.
-        max_new_tokens: Most tokens to add to each.
-        sampling: How tokens are chosen.
-        generator: Source of randomness, on the model's device.
-        stops: Texts that end a continuation; end-of-text does too.
-        show: Gets the first row's text as it comes.
-    """
+    """Continues prompts in one batch; ``stops`` end a continuation, as end-of-text does, and
+    ``show`` gets the first row's text as it comes."""
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     ids, documents = pad_left(encoded, model.embed_tokens.weight.device)
     cache = KVCache(len(model.layers), ids.shape[1] + max_new_tokens)

@@ -44,14 +44,8 @@ program that takes it for an ordinary Llama computes something else.""",
 def model_card(
     saved: SavedModel, kind: str, dtype: torch.dtype, result: dict[str, Any] | None
 ) -> str:
-    """Markdown.
-
-    Args:
-        saved: The model.
-        kind: "reference", or the ``model_type``.
-        dtype: Of the weights.
-        result: The run's ``result.json``, if it has ended with these weights.
-    """
+    """Markdown, of a folder whose kind is "reference" or its ``model_type``; ``result`` is the
+    run's ``result.json``, if it has ended with these weights."""
     rows = {**_sizes(saved), "weights": str(dtype).removeprefix("torch.")}
     if saved.step is not None:
         rows["optimizer steps"] = f"{saved.step:,}"

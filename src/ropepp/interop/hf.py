@@ -16,14 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import (
-    LlamaDecoderLayer,
-    LlamaForCausalLM,
-    LlamaModel,
-    LlamaPreTrainedModel,
-    LlamaRMSNorm,
-    eager_attention_forward,
-)
+from transformers.models.llama import modeling_llama as llama
 
 from ropepp.interop.settings import AUTO_MAP, outer_name, own_settings, sizes
 from ropepp.model.config import ModelConfig
@@ -100,7 +93,7 @@ class RoPEppAttention(nn.Module):
         self.k_proj = nn.Linear(M, layout.num_kv_heads * D, bias=False)
         self.v_proj = nn.Linear(M, layout.num_kv_heads * D, bias=False)
         self.o_proj = nn.Linear(layout.num_heads * D, M, bias=False)
-        norm = (lambda: LlamaRMSNorm(D, network.norm_eps)) if network.qk_norm else nn.Identity
+        norm = (lambda: llama.LlamaRMSNorm(D, network.norm_eps)) if network.qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
         self.position = spec.build(network, layer_idx)
 
@@ -130,7 +123,7 @@ class RoPEppAttention(nn.Module):
         if slopes is not None:
             attention_mask = with_slopes(attention_mask, slopes, begin, q_BHTD, k_BKTD.shape[2])
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation, llama.eager_attention_forward
         )
         out_BTHD, weights = attend(
             self, q_BHTD, k_BKTD, v_BKTD, attention_mask, scaling=self.scaling, **kwargs
@@ -165,13 +158,13 @@ class PositionTable(nn.Module):
         return self.spec.table(position_ids, self.network)
 
 
-class RoPEppDecoderLayer(LlamaDecoderLayer):
+class RoPEppDecoderLayer(llama.LlamaDecoderLayer):
     def __init__(self, config: RoPEppConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[arg-type]
         self.self_attn = RoPEppAttention(config, layer_idx)  # type: ignore[assignment]
 
 
-class RoPEppPreTrainedModel(LlamaPreTrainedModel):
+class RoPEppPreTrainedModel(llama.LlamaPreTrainedModel):
     """What both classes below state of themselves."""
 
     config_class = RoPEppConfig
@@ -193,17 +186,17 @@ class RoPEppPreTrainedModel(LlamaPreTrainedModel):
                 buffer.copy_(draw(name, buffer.shape, torch.default_generator))
 
 
-class RoPEppModel(RoPEppPreTrainedModel, LlamaModel):
+class RoPEppModel(RoPEppPreTrainedModel, llama.LlamaModel):
     """A `Transformer` without its output layer."""
 
     def __init__(self, config: RoPEppConfig) -> None:
-        super(LlamaModel, self).__init__(config)
+        super(llama.LlamaModel, self).__init__(config)
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(
             RoPEppDecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = llama.LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = PositionTable(config)  # type: ignore[assignment]
         self.gradient_checkpointing = False
         # FoPE's constants stay as they were drawn.
@@ -226,14 +219,14 @@ class RoPEppModel(RoPEppPreTrainedModel, LlamaModel):
         return super().forward(input_ids, attention_mask, position_ids, **kwargs)
 
 
-class RoPEppForCausalLM(RoPEppPreTrainedModel, LlamaForCausalLM):
+class RoPEppForCausalLM(RoPEppPreTrainedModel, llama.LlamaForCausalLM):
     """A `Transformer` behind transformers' interface; padding is told by ``attention_mask``, and
     packed documents by ``position_ids`` that begin anew, as to a Llama."""
 
     _tp_plan = {}  # noqa: RUF012 (projections are shared by heads)
 
     def __init__(self, config: RoPEppConfig) -> None:
-        super(LlamaForCausalLM, self).__init__(config)
+        super(llama.LlamaForCausalLM, self).__init__(config)
         self.model = RoPEppModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -13,22 +13,15 @@ import torch
 from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
 from ropepp.data.tokens.meta import read_meta
 from ropepp.errors import InputError
+from ropepp.files import require_free
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.hub import local_path
 from ropepp.model.folders.published import check_shapes, load_pretrained, unfilled
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, to_plain, understanding
 from ropepp.model.transformer import Transformer
+from ropepp.runs import checkpoints
 from ropepp.runs.archives import write_archive
-from ropepp.runs.checkpoints import (
-    METADATA,
-    TOKENIZERS,
-    first_whole,
-    newest_complete,
-    read_checkpoint,
-    shapes,
-    tokenizers,
-)
 from ropepp.runs.settings import read_yaml
 from ropepp.runs.shards import INDEX
 from ropepp.train.weights import load_weights
@@ -36,31 +29,21 @@ from ropepp.train.weights import load_weights
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model and what belongs to it.
+    """A model and what belongs to it."""
 
-    Attributes:
-        model: The model in evaluation mode.
-        path: What was read: a checkpoint or a folder.
-        run: The run's folder, or None for a published or exported one.
-        step: Optimizer steps behind the weights, if known.
-        config: The run's complete configuration, empty if there is none.
-        tokenizers: See `ropepp.runs.checkpoints.tokenizers`.
-    """
-
-    model: Transformer
-    path: Path
-    run: Path | None
-    step: int | None
-    config: dict[str, Any]
-    tokenizers: tuple[str, ...] = ()
+    model: Transformer  # in evaluation mode
+    path: Path  # what was read: a checkpoint or a folder
+    run: Path | None  # the run's folder; None for a published or exported one
+    step: int | None  # optimizer steps behind the weights, if known
+    config: dict[str, Any]  # the run's complete configuration, empty if there is none
+    tokenizers: tuple[str, ...] = ()  # see `ropepp.runs.checkpoints.tokenizers`
 
     @property
     def name(self) -> str:
         """What tables call it: a run's folder by its last two parts, any other by its own name."""
         parts = (self.run or self.path).resolve().parts
-        if len(parts) > 2 and parts[-3].startswith(
-            "models--"
-        ):  # the hub's OWNER--NAME/snapshots/HASH
+        # The hub's models--OWNER--NAME/snapshots/HASH.
+        if len(parts) > 2 and parts[-3].startswith("models--"):
             return parts[-3].rpartition("--")[2]
         return "/".join(parts[-2:]) if self.run else parts[-1]
 
@@ -136,7 +119,14 @@ class SavedModel:
             for folder in beside
             if any((folder / name).is_file() for name in (BPE_FILE, TIKTOKEN_FILE))
         ]
-        return places + [_tokenizer_of(Path(corpus)) for corpus in self.corpora]
+        for corpus in map(Path, self.corpora):
+            meta = corpus / "train" / "meta.json"
+            if not meta.is_file():
+                raise InputError(
+                    f"the model's corpus {corpus} is not here ({meta} is missing): give --tokenizer"
+                )
+            places.append("bytes" if read_meta(meta).tokenizer == "bytes" else corpus)
+        return places
 
 
 def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.dtype]:
@@ -175,20 +165,26 @@ def open_model(
         raise InputError(f"model {path} does not exist")
     if path.is_dir() and (path / "config.json").is_file():
         model = load_pretrained(path)
-        return SavedModel(_placed(model, dtype, device), path, None, None, {}, tokenizers(path))
-    if path.is_dir() and not (path / METADATA).exists() and not (path / INDEX).exists():
-        path, model, content = first_whole(_checkpoint_of(path), _from_checkpoint)
+        return SavedModel(
+            _placed(model, dtype, device), path, None, None, {}, checkpoints.tokenizers(path)
+        )
+    if path.is_dir() and not (path / checkpoints.METADATA).exists() and not (path / INDEX).exists():
+        path, model, content = checkpoints.first_whole(_checkpoint_of(path), _from_checkpoint)
     else:
         path, model, content = _from_checkpoint(path)
     run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
-    config = _configuration(run / "config.yaml") if run else {}
-    step, known = content.get("global_step"), tokenizers(path, content)
+    config = read_yaml(run / "config.yaml") if run else {}
+    if not isinstance(config, dict) or not isinstance(config.get("data", {}), dict):
+        raise InputError(
+            f"{run}/config.yaml is no configuration of a run: it has no keys, or no data"
+        )
+    step, known = content.get("global_step"), checkpoints.tokenizers(path, content)
     return SavedModel(_placed(model, dtype, device), path, run, step, config, known)
 
 
 def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
     """A checkpoint with its model and what else is in it."""
-    content = read_checkpoint(path, "state_dict")
+    content = checkpoints.read_checkpoint(path, "state_dict")
     settings = content.get("hyper_parameters")
     if not settings or "network" not in settings:
         raise InputError(f"{path} is a checkpoint of something else: it names no network")
@@ -196,7 +192,7 @@ def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
         config, position = ModelConfig(**settings["network"]), from_plain(settings["position"])
     model = unfilled(config, position, path, content.get("ignore_index", IGNORE_INDEX))
     # Before memory is taken: a file may say anything.
-    check_shapes(model.state_dict(), shapes(path, content), path)
+    check_shapes(model.state_dict(), checkpoints.shapes(path, content), path)
     model.to_empty(device="cpu")
     model.tie()
     load_weights(model, path, content)
@@ -205,24 +201,16 @@ def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
 
 def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
     """Writes a checkpoint at step 0, with no optimizer's state, from a folder that
-    `load_pretrained` reads.
-
-    Args:
-        folder: What to read.
-        file: The new file, complete or absent.
-
-    Returns:
-        Its hyperparameters: those of the network.
+    `load_pretrained` reads; returns its hyperparameters, those of the network.
 
     Raises:
         InputError: ``file`` exists, or the folder cannot be read.
     """
     file = Path(file)
-    if file.exists():
-        raise InputError(f"{file} exists; choose another name")
+    require_free(file)
     folder = local_path(folder)
     network = load_pretrained(folder)
-    return write_checkpoint(file, network, tokenizers(Path(folder)))
+    return write_checkpoint(file, network, checkpoints.tokenizers(Path(folder)))
 
 
 def write_checkpoint(
@@ -246,7 +234,7 @@ def write_checkpoint(
         "hyper_parameters": settings,
         # For whoever opens the file; training takes its targets from the data.
         "ignore_index": network.ignore_index,
-        TOKENIZERS: list(prints),
+        checkpoints.TOKENIZERS: list(prints),
     }
     write_archive(content, file)
     return settings
@@ -260,27 +248,10 @@ def _placed(model: Transformer, dtype: torch.dtype, device: str | torch.device) 
 
 
 def _checkpoint_of(run: Path) -> Path:
-    found = newest_complete(run / "checkpoints") or newest_complete(run)
+    found = checkpoints.newest_complete(run / "checkpoints") or checkpoints.newest_complete(run)
     if found is None:
         raise InputError(
             f"{run} is no model: it has neither config.json nor a complete checkpoint in it or in "
             "its checkpoints/"
         )
     return found
-
-
-def _configuration(file: Path) -> dict[str, Any]:
-    content = read_yaml(file)
-    if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
-        raise InputError(f"{file} is no configuration of a run: it has no keys, or no data")
-    return content
-
-
-def _tokenizer_of(corpus: Path) -> str | Path:
-    """A corpus' tokenizer as `load_tokenizer` takes it."""
-    meta = corpus / "train" / "meta.json"
-    if not meta.is_file():
-        raise InputError(
-            f"the model's corpus {corpus} is not here ({meta} is missing): give --tokenizer"
-        )
-    return "bytes" if read_meta(meta).tokenizer == "bytes" else corpus

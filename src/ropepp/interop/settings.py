@@ -41,11 +41,7 @@ MISTRAL = {
     "sliding_window": None,
     "transformers_version": "5.0.0",  # or its tokenizer is suspected of an old fault
 }
-QWEN3 = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "use_sliding_window": False,
-}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "use_sliding_window": False}
 # What published FoPE models state besides the settings on which loading insists.
 FOURIER = {
     **FOURIER_SETTINGS,
@@ -184,12 +180,7 @@ def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, An
 def _plain_llama(
     model: Transformer, heads: ModelConfig | HeadLayout, text: dict[str, Any]
 ) -> dict[str, Any]:
-    return {
-        **LLAMA,
-        "ignore_index": model.ignore_index,
-        **sizes(model.config, heads),
-        **text,
-    }
+    return {**LLAMA, "ignore_index": model.ignore_index, **sizes(model.config, heads), **text}
 
 
 def _reference_position(spec: Position) -> dict[str, Any]:

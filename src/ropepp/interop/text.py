@@ -1,12 +1,11 @@
 """A folder's tokenizer, in the files that this project and transformers read."""
 
 import base64
-import json
 from pathlib import Path
 from typing import Any
 
 from ropepp.data.tokenizer import BPE_FILE, LLAMA3_PATTERN, TIKTOKEN_FILE, Tokenizer
-from ropepp.files import write_json, write_text
+from ropepp.files import write_json
 
 TIKTOKEN_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>")
 BYTES_SPECIAL = ("<|endoftext|>",)
@@ -20,6 +19,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
     one that gives the same ids.
     """
     from tokenizers import Tokenizer as Backend
+    from tokenizers.processors import TemplateProcessing
 
     tokenizer.save(folder)
     file = folder / BPE_FILE
@@ -31,15 +31,19 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
         _byte_level({c: i for i, c in enumerate(byte_characters())}, []).save(str(file))
     backend = Backend.from_file(str(file))
     bos = None if tokenizer.bos_id is None else backend.id_to_token(tokenizer.bos_id)
-    content = json.loads(file.read_bytes())
     begun = [] if bos is None else [tokenizer.bos_id]
     plain = backend.encode("a", add_special_tokens=False).ids
     as_here = backend.encode("a").ids == begun + plain
-    if not as_here or content.get("truncation") or content.get("padding"):
-        content |= {"truncation": None, "padding": None}
+    if not as_here or backend.truncation or backend.padding:
+        backend.no_truncation()
+        backend.no_padding()
         if not as_here:
-            content["post_processor"] = _beginning(bos, tokenizer.bos_id)
-        write_text(file, json.dumps(content, indent=2, ensure_ascii=False))
+            one = [] if bos is None else [bos]
+            special = [] if bos is None else [(bos, tokenizer.bos_id)]
+            backend.post_processor = TemplateProcessing(
+                single=[*one, "$A"], pair=[*one, "$A", *one, "$B"], special_tokens=special
+            )
+        backend.save(str(file))
     eos = backend.id_to_token(tokenizer.eot_id)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -53,20 +57,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
     if bos is not None:
         settings["bos_token"] = bos
     write_json(folder / "tokenizer_config.json", settings)
-
-
-def _beginning(bos: str | None, bos_id: int | None) -> dict[str, Any] | None:
-    """The post-processor of a ``tokenizer.json`` that puts BOS before a text, and nothing else."""
-    if bos is None:
-        return None
-    begins: list[dict[str, Any]] = [{"SpecialToken": {"id": bos, "type_id": 0}}]
-    one, two = ({"Sequence": {"id": which, "type_id": 0}} for which in "AB")
-    return {
-        "type": "TemplateProcessing",
-        "single": [*begins, one],
-        "pair": [*begins, one, *begins, two],
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
-    }
 
 
 def byte_characters() -> list[str]:

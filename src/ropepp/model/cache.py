@@ -11,10 +11,8 @@ BLOCK = 256  # tokens by which a buffer's capacity is a multiple
 class LayerCache:
     """One layer's rotated keys and values, in buffers that are longer than what they hold.
 
-    A kv head's tokens lie one after another, so that a query reads memory in its order.
-
-    Args:
-        capacity: Tokens for which there is room from the beginning.
+    A kv head's tokens lie one after another, so that a query reads memory in its order. There is
+    room for ``capacity`` tokens from the beginning.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -30,11 +28,6 @@ class LayerCache:
             return ()
         return self._buffer[:, :, :, : self.length].transpose(2, 3).unbind()
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the keys and values that are held."""
-        return sum(x.nbytes for x in self.held)
-
     @torch.no_grad()
     def append(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the next T tokens; returns all keys and values so far, (B, S, K, D) each.
@@ -48,10 +41,6 @@ class LayerCache:
         self.length = end
         k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if start == 0 else self.held
         return k_BSKD, v_BSKD
-
-    def crop(self, length: int) -> None:
-        """Forgets all tokens after the first ``length``."""
-        self.length = min(self.length, length)
 
     def select(self, rows: Tensor) -> None:
         """Goes on with other rows of the batch, (new B,) int64."""
@@ -79,11 +68,8 @@ class KVCache:
     """What a model has to remember of the tokens that it has read, for any position encoding.
 
     Keys are stored rotated and once, since real and imaginary heads share them. A token's place in
-    the cache says nothing about its position.
-
-    Args:
-        num_layers: Number of blocks of the model.
-        capacity: Tokens for which memory is taken at once; more come in blocks.
+    the cache says nothing about its position. Memory is taken at once for ``capacity`` tokens, and
+    in blocks for more.
     """
 
     def __init__(self, num_layers: int, capacity: int = 0) -> None:
@@ -98,7 +84,7 @@ class KVCache:
     @property
     def bytes(self) -> int:
         """Bytes of all layers' keys and values."""
-        return sum(layer.bytes for layer in self.layers)
+        return sum(x.nbytes for layer in self.layers for x in layer.held)
 
     def crop(self, length: int) -> None:
         """Forgets all tokens after the first ``length`` of every row.
@@ -109,7 +95,7 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise InputError(f"crop to {length} tokens of {self.length}; allowed: 0 up to these")
         for layer in self.layers:
-            layer.crop(length)
+            layer.length = length
         if self._document_ids is not None:
             self._document_ids = self._document_ids[:, :length]
 

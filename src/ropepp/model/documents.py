@@ -17,9 +17,6 @@ Value = TypeVar("Value")
 class Recent(Generic[Value]):
     """The last few results of a function, found again by the identity of the tensors among its
     arguments: all layers of a forward pass ask with the same boundaries.
-
-    Args:
-        size: Number of results that are kept.
     """
 
     def __init__(self, size: int = 8) -> None:
@@ -44,17 +41,8 @@ class Recent(Generic[Value]):
 _LENGTHS: Recent[tuple[int, ...]] = Recent()
 
 
-def lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
-    """Lengths of documents from boundaries (documents + 1,) on the host, found once for all layers.
-
-    Raises:
-        InputError: They do not begin at 0, or fall.
-    """
-    return _LENGTHS.get((cu_seqlens,), lambda: _lengths(cu_seqlens))
-
-
-def _lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
-    bounds = cu_seqlens.tolist()
+def _lengths(host: Tensor) -> tuple[int, ...]:
+    bounds = host.tolist()
     sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
     if not sizes or bounds[0] != 0 or min(sizes) < 0:
         raise InputError(
@@ -108,8 +96,12 @@ class Documents:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each document."""
-        return lengths(self.host)
+        """Tokens of each document, found once for all layers.
+
+        Raises:
+            InputError: The boundaries do not begin at 0, or fall.
+        """
+        return _LENGTHS.get((self.host,), lambda: _lengths(self.host))
 
     @property
     def longest(self) -> int:

@@ -5,8 +5,6 @@ at a time is multiplied out, and its gradient is computed in the same pass, whil
 there.
 """
 
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ropepp.errors import InputError, at_least
+from ropepp.model.kernels.flex import has_triton
 
 IGNORE_INDEX = -100
 LOSSES = ("chunked", "naive")
@@ -97,14 +96,8 @@ def token_losses(
 
 def chunk_rows(tokens: int, vocab_size: int, logit_bytes: int, on_gpu: bool) -> int:
     """Rows whose logits exist at a time: enough to keep the device busy and to add to the gradient
-    of the output layer seldom, few enough to keep their logits small; no small chunk at the end.
-
-    Args:
-        tokens: Rows in all.
-        vocab_size: Logits of a row.
-        logit_bytes: Bytes that are held for each of them.
-        on_gpu: Where.
-    """
+    of the output layer seldom, few enough to keep their logits small, for each of which
+    ``logit_bytes`` are held; no small chunk at the end."""
     budget, most = (2**31, 8192) if on_gpu else (2**27, 512)
     most = min(max(budget // (vocab_size * logit_bytes), 64), most)
     return max(-(-tokens // max(-(-tokens // most), 1)), 1)
@@ -133,7 +126,7 @@ def losses_and_gradient(
     Returns:
         (N,) float32.
     """
-    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+    if logits.is_cuda and logits.dtype != torch.float64 and has_triton():
         from ropepp.model import softmax_kernel
 
         return softmax_kernel.losses_and_gradient(logits, targets, ignore_index, z_loss)
@@ -159,20 +152,10 @@ def losses_and_gradient(
     return torch.cat(losses).masked_fill_(ignored, 0)
 
 
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        ignore_index: int,
-        z_loss: float,
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
     ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         w = weight.to(hidden.dtype)
@@ -205,12 +188,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class _ProductSum:
-    """The sum of products ``a.T @ b`` in float32.
-
-    Of float32 and on a GPU they accumulate in it. A CPU has no product of bfloat16 in float32:
-    there each is rounded to bfloat16, once a chunk, as a layer's gradient is once a micro-batch,
-    and their sum is not.
-    """
+    """The sum of products ``a.T @ b`` in float32. A CPU has no product of bfloat16 in float32:
+    there each is rounded, once a chunk, and their sum is not."""
 
     total: Tensor | None = None
 

@@ -55,7 +55,10 @@ def from_plain(value: Any, root: str = "ropepp") -> Any:
             f"class_path is {value['class_path']!r}; allowed are classes of {root}, and of modules "
             f"that you name because you trust them: ropepp --trust {module or 'MODULE'} ..."
         )
-    kind = _find(module, name)
+    kind, place = None, module
+    while kind is None and place:  # it may have moved between the files of its package since
+        kind = getattr(importlib.import_module(place), name, None)
+        place = place.rpartition(".")[0]
     # Modules import classes of others too, and making one of these may do anything.
     own = trusted(getattr(kind, "__module__", ""), root)
     if not own or not isinstance(kind, type) or not is_dataclass(kind):
@@ -118,13 +121,3 @@ def understanding(name: str | Path) -> Iterator[None]:
     except Exception as error:  # damaged content raises anything
         kind = "" if isinstance(error, LookupError | TypeError) else f"{type(error).__name__}: "
         raise InputError(f"{name} is incomplete: {kind}{error}"[:2000]) from error
-
-
-def _find(module: str, name: str) -> Any:
-    """What a module, or a package around it, calls so: a class may have moved between the files of
-    its package since the checkpoint was written."""
-    kind = getattr(importlib.import_module(module), name, None)
-    while kind is None and "." in module:
-        module = module.rpartition(".")[0]
-        kind = getattr(importlib.import_module(module), name, None)
-    return kind

@@ -20,9 +20,7 @@ class AttentionScope:
     """
 
     def __init__(
-        self,
-        documents: Documents | None = None,
-        document_ids: tuple[Tensor, Tensor] | None = None,
+        self, documents: Documents | None = None, document_ids: tuple[Tensor, Tensor] | None = None
     ) -> None:
         self.documents = None if documents is None else documents.for_any_number()
         self.document_ids = document_ids
@@ -54,14 +52,8 @@ CAUSAL = AttentionScope()
 
 
 class ContextParallelScope(AttentionScope):
-    """Rows of T tokens of which this process has two pieces.
-
-    Args:
-        sequence: The processes that share them.
-        documents: Documents in the whole rows.
-        B: Rows.
-        T: Tokens in a whole row.
-    """
+    """B rows of T tokens of which this process has two pieces; ``documents`` are those of the whole
+    rows."""
 
     def __init__(
         self, sequence: SequenceGroup, documents: Documents | None, B: int, T: int

@@ -21,11 +21,7 @@ from ropepp.model.documents import Documents
 
 
 class SequenceGroup:
-    """The processes that share rows.
-
-    Args:
-        group: Their process group.
-    """
+    """The processes that share rows."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group

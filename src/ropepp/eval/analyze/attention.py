@@ -37,15 +37,8 @@ LABELS = {
 
 
 def bootstrap(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Means over rows that are drawn again with replacement (Efron, Ann. Statist. 7, 1979).
-
-    Args:
-        values: (rows, ...); what rows have in common stays together.
-        resamples: Number of means.
-        seed: Seed of the draws.
-
-    Returns:
-        (resamples, ...).
+    """Means (resamples, ...) over rows (rows, ...) that are drawn again with replacement (Efron,
+    Ann. Statist. 7, 1979); what rows have in common stays together.
 
     Raises:
         InputError: There are fewer than 8 rows; of so few a bootstrap is not to be trusted.
@@ -65,12 +58,8 @@ def percentiles(means: Floats, alpha: float = ALPHA) -> tuple[Floats, Floats]:
 
 
 def compare_kinds(maps: AttentionMaps, layout: HeadLayout, seed: int = 0) -> list[dict[str, Any]]:
-    """A table of all measures: of each kind of head, and of the difference imaginary - real.
-
-    Args:
-        maps: Attention of at least 8 rows.
-        layout: The model's heads.
-        seed: Seed of the bootstrap.
+    """A table of all measures: of each kind of head, and of the difference imaginary - real, from
+    at least 8 rows.
 
     Returns:
         Lines with ``layer`` ("all", or from 1), ``kind``, ``measure``, ``mean``, the plain 95%

@@ -41,12 +41,8 @@ NAMES = {
 
 
 def characteristic(frequencies: Floats, distances: Floats) -> tuple[Floats, Floats]:
-    """c_re and c_im at these distances, each (N,).
-
-    Args:
-        frequencies: (R/2,) angles per token.
-        distances: (N,) tokens.
-    """
+    """c_re and c_im, each (N,), at distances (N,) in tokens; frequencies are (R/2,) angles per
+    token."""
     angles = np.outer(distances, frequencies)
     return np.cos(angles).mean(1), np.sin(angles).mean(1)
 
@@ -107,11 +103,8 @@ def seen(frequencies: Floats, length: int) -> list[ValueRanges]:
 def coverage(
     trained: Sequence[ValueRanges], reached: Sequence[ValueRanges]
 ) -> dict[str, dict[str, float]]:
-    """How wide a range training shows, for each key of `ranges_met`.
-
-    Args:
-        trained: Of each pair of dimensions in training.
-        reached: Of the same when the model is used.
+    """How wide a range training shows, for each key of `ranges_met`, from the values of each pair
+    of dimensions in training and in use.
 
     Returns:
         ``full``: share of the pairs whose values fill [-1, 1]; ``both_signs``: share of those that

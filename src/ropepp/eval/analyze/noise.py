@@ -62,10 +62,7 @@ class UnitNoise:
 
     It is the same for every standard deviation, and for real and imaginary heads where a layer has
     as many of both: what noise does to the two kinds is then paired. One object serves one
-    evaluation; the next one gets a new object.
-
-    Args:
-        seed: Numbers from 0 on that name the draw.
+    evaluation; the next one gets a new object. The seed is numbers from 0 on that name the draw.
     """
 
     def __init__(self, *seed: int) -> None:
@@ -84,13 +81,8 @@ class UnitNoise:
 def noisy_queries(
     model: Transformer, std: float, kind: HeadKind, noise: NoiseSource
 ) -> Iterator[None]:
-    """Inside the context, adds noise to the queries of the real or imaginary heads of all layers.
-
-    Args:
-        model: A model whose layout has heads of the kind: phase 0 is real, -90 degrees imaginary.
-        std: Standard deviation of the noise, in units of the rotated queries.
-        kind: Which heads are disturbed.
-        noise: Source of the noise.
+    """Inside the context, adds noise to the queries of the real or imaginary heads of all layers;
+    ``std`` is in units of the rotated queries.
 
     Raises:
         InputError: ``std`` is negative, or there are no such heads.
@@ -166,14 +158,8 @@ def noise_study(
 def mean_loss(
     model: Transformer, ids: Tensor, targets: Tensor, names: Sequence[str] = NAMES
 ) -> dict[str, float]:
-    """Mean cross entropy of the targets in nats, its exponential, and their accuracy.
-
-    Args:
-        model: The model.
-        ids: (B, T) int64, each row a document.
-        targets: (B, T) int64, or the model's ``ignore_index``.
-        names: Which of them are wanted, in this order.
-    """
+    """Of rows (B, T), each a document, the mean cross entropy of the targets in nats, its
+    exponential, and their accuracy: those of ``names``, in this order."""
     device = model.embed_tokens.weight.device
     losses, right, count = 0.0, 0, 0
     step = max(1, BATCH_TOKENS // ids.shape[1])

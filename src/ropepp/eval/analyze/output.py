@@ -47,13 +47,14 @@ def save(
     """Writes everything and prints the names of the files; replaces what an earlier call wrote.
 
     Args:
-        folder: Where to; made if it is not there.
-        name: Name of the analysis.
         table: Lines with the same keys, for the .csv; they are in the .json as well.
         facts: What else the .json tells.
         figures: By file name without suffix, what writes a PNG to a path.
         scalars: By tag, values by step, for TensorBoard.
     """
+    from matplotlib.image import imread
+    from torch.utils.tensorboard import SummaryWriter
+
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.csv", to_csv(table))
     made = {
@@ -65,7 +66,15 @@ def save(
     images = {key: folder / f"{key}.png" for key in figures}
     for key, draw in figures.items():
         draw(images[key])
-    _write_events(folder, name, scalars, images)
+    old = list(folder.glob(f"*tfevents*.{name}"))
+    with SummaryWriter(str(folder), filename_suffix=f".{name}") as writer:
+        for tag, values in scalars.items():
+            for step, value in values.items():
+                writer.add_scalar(tag, value, step)
+        for key, path in images.items():
+            writer.add_image(f"{name}/{key}", imread(path), 0, dataformats="HWC")
+    for file in old:
+        file.unlink()
     for path in (folder / f"{name}.csv", folder / f"{name}.json", *images.values()):
         print(path)
 
@@ -94,23 +103,3 @@ def draw_intervals(
     # An end may lie on the wrong side of the mean by rounding.
     sizes = np.abs(np.stack([low, high]) - mean)
     panel.errorbar(x, mean, sizes, capsize=5, linewidth=2, **{"markersize": 8, **style})
-
-
-def _write_events(
-    folder: Path,
-    name: str,
-    scalars: Mapping[str, Mapping[int, float]],
-    images: Mapping[str, Path],
-) -> None:
-    from matplotlib.image import imread
-    from torch.utils.tensorboard import SummaryWriter
-
-    old = list(folder.glob(f"*tfevents*.{name}"))
-    with SummaryWriter(str(folder), filename_suffix=f".{name}") as writer:
-        for tag, values in scalars.items():
-            for step, value in values.items():
-                writer.add_scalar(tag, value, step)
-        for key, path in images.items():
-            writer.add_image(f"{name}/{key}", imread(path), 0, dataformats="HWC")
-    for file in old:
-        file.unlink()

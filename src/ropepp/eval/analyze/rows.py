@@ -25,17 +25,11 @@ RECALL_UNIT = "rows of recall"
 
 @dataclass(frozen=True)
 class TextRows:
-    """Rows that are read as one document each, from position 0.
+    """Rows that are read as one document each, from position 0."""
 
-    Attributes:
-        ids: (B, T + 1) int64: T inputs, and the target of the last one.
-        source: Where they are from, for people.
-        unit: What a row is, in the plural.
-    """
-
-    ids: Tensor
-    source: str
-    unit: str
+    ids: Tensor  # (B, T + 1) int64: T inputs, and the target of the last one
+    source: str  # where they are from, for people
+    unit: str  # what a row is, in the plural
 
     @property
     def inputs(self) -> Tensor:
@@ -99,14 +93,8 @@ def recall_data(saved: SavedModel) -> "RecallDataModule":
 
 def beginnings(folder: str, rows: int, length: int, exact: bool = True) -> TextRows:
     """The beginnings of the longest documents of a corpus's validation split; packed rows would
-    blur what is at a document's start.
-
-    Args:
-        folder: A prepared corpus.
-        rows: Most rows.
-        length: Tokens in a row (T).
-        exact: Whether to leave out documents that are too short; otherwise all rows get as short as
-            the shortest of these documents.
+    blur what is at a document's start. If ``exact``, documents that are too short are left out;
+    otherwise all rows get as short as the shortest of these documents.
 
     Raises:
         InputError: There is no such corpus, or no document is long enough.

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import ceil, inf
 from pathlib import Path
 from random import Random
 
@@ -15,7 +16,7 @@ from ropepp.eval.babilong.original import FOLDER, read_split, read_stories
 from ropepp.eval.babilong.scoring import scores
 from ropepp.eval.babilong.stories import STORIES, Story
 from ropepp.eval.ruler.background import given, sentences, speech_files
-from ropepp.eval.tasks import Sample, SizedTask, Task
+from ropepp.eval.tasks import FULL, Sample, Task, count_tokens
 
 # What stands before the context, by task.
 PROMPTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
@@ -24,25 +25,77 @@ MIN_WORDS = 8  # of a sentence of the background; the original has 10 tokens of 
 # Share of a simulated task's most frequent answer; of 20,000 stories where it is no fraction.
 SHARES = (1 / 6, 1 / 6, 1 / 6, 1 / 6, 0.19, 1 / 2, 0.50, 0.45, 1 / 2, 1 / 3)
 BASELINES = dict(zip(STORIES, SHARES, strict=True))
+AIM = 0.995  # share of the length that the search for a prompt tries
+MIN_SLOPE = 1e-3
+ATTEMPTS = 50  # drawings of a sample whose smallest prompt is too long
 
 
 @dataclass(frozen=True)
-class FactQuestions(SizedTask):
-    """A question on facts that lie in their order among a background's sentences.
-
-    A size is the background's number of words.
-    """
+class BabilongTask(Task):
+    """What both kinds below share."""
 
     name: str
-    story: Callable[[Random], Story]
-    books: tuple[Path, ...]
-    official: bool
     baseline: float
 
     suite = "babilong"
     max_new_tokens = 20
 
-    def draft(self, rng: Random, size: int, length: int) -> Sample:
+    def score(self, output: str, sample: Sample) -> dict[str, float]:
+        return scores(self.name, sample.question, sample.answers[0], output)
+
+
+@dataclass(frozen=True)
+class FactQuestions(BabilongTask):
+    """A question on facts that lie in their order among a background's sentences.
+
+    A size is the background's number of words.
+    """
+
+    story: Callable[[Random], Story]
+    books: tuple[Path, ...]
+    official: bool
+
+    def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
+        # A sample aside finds out how large they are; all others begin their search there.
+        prompts = [self.draft(Random("rate"), size).prompt for size in (0, 100)]
+        least, more = (count_tokens(tokenizer, prompt) + self.max_new_tokens for prompt in prompts)
+        slope = max(MIN_SLOPE, (more - least) / 100)
+        size = max(0, int((length - least) / slope))
+        size, tokens, _ = self._sample(tokenizer, length, "0/probe", size, slope)
+        slope, start = max(MIN_SLOPE, (tokens - least) / max(1, size)), int(AIM * size)
+        return [
+            self._sample(tokenizer, length, f"{seed}/{index}", start, slope)[2]
+            for index in range(count)
+        ]
+
+    def _sample(
+        self, tokenizer: Tokenizer, length: int, key: str, start: int, slope: float
+    ) -> tuple[int, int, Sample]:
+        """Size, tokens and sample of a prompt of `FULL` to 1 times the length, or of the greatest
+        size that fits."""
+        for attempt in range(ATTEMPTS):
+            low, high, size, found = -1, inf, start, None
+            while low + 1 < high:
+                size = int(min(max(size, low + 1), high - 1))
+                rng = Random(f"{self.suite}/{self.name}/{key}/{attempt}")
+                sample = self.draft(rng, size)
+                tokens = count_tokens(tokenizer, sample.prompt) + self.max_new_tokens
+                if tokens > length:
+                    high = size
+                    size -= ceil((tokens - length) / slope)
+                else:
+                    found = size, tokens, sample
+                    if tokens >= FULL * length:
+                        break
+                    low = size
+                    size += int((AIM * length - tokens) / slope)
+            if found is not None:
+                return found
+        raise self.too_short(length)
+
+    def draft(self, rng: Random, size: int) -> Sample:
+        """A sample of a size from 0 on, the same for equal states of `rng`; longer for greater
+        sizes."""
         story = self.story(rng)
         pieces = self._background(rng, size)
         places = sorted(rng.choices(range(len(pieces) + 1), k=len(story.facts)))
@@ -64,20 +117,13 @@ class FactQuestions(SizedTask):
                     break
         return found
 
-    def score(self, output: str, sample: Sample) -> dict[str, float]:
-        return scores(self.name, sample.question, sample.answers[0], output)
-
 
 @dataclass(frozen=True)
-class PublishedQuestions(Task):
+class PublishedQuestions(BabilongTask):
     """The samples of a folder of BABILong's own files, in their order, whatever the tokenizer."""
 
-    name: str
     folder: Path
-    baseline: float
 
-    suite = "babilong"
-    max_new_tokens = 20
     official = True
 
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
@@ -88,9 +134,6 @@ class PublishedQuestions(Task):
             _sample(self.name, row["input"].strip(), row["question"], row["target"])
             for row in rows[:count]
         ]
-
-    def score(self, output: str, sample: Sample) -> dict[str, float]:
-        return scores(self.name, sample.question, sample.answers[0], output)
 
 
 def babilong_tasks(data: Path | None) -> list[Task]:
@@ -111,7 +154,7 @@ def babilong_tasks(data: Path | None) -> list[Task]:
     tasks: list[Task] = []
     for name, simulate in STORIES.items():
         if (samples := given(data, name)) is not None:
-            tasks.append(PublishedQuestions(name, samples, BASELINES[name]))
+            tasks.append(PublishedQuestions(name, BASELINES[name], samples))
             continue
         story, baseline = simulate, BASELINES[name]
         if original is not None:
@@ -119,7 +162,7 @@ def babilong_tasks(data: Path | None) -> list[Task]:
             answers = Counter(story.answer for story in stories)
             story = partial(Random.choice, seq=stories)
             baseline = max(answers.values()) / len(stories)
-        tasks.append(FactQuestions(name, story, _books(folder), official, baseline))
+        tasks.append(FactQuestions(name, baseline, story, _books(folder), official))
     return tasks
 
 

@@ -172,16 +172,9 @@ def _tell(
     chance: float = 1.0,
     answers: Sequence[str] | None = None,
 ) -> Story:
-    """Acts until the question that ends the story.
-
-    Args:
-        facts: Where the actions write down what happens.
-        actions: What may happen next; they tell whether anything did.
-        pairs: The questions that the facts answer by now.
-        every: Facts between two questions, or more.
-        chance: Probability of a question once there are enough facts.
-        answers: If given, all are as likely to be the answer.
-    """
+    """Acts until the question that ends the story: questions have ``every`` facts or more between
+    them, and ``chance`` is the probability of one then. Actions write down facts, and tell whether
+    anything happened; ``answers``, if given, are all as likely."""
     left = rng.randint(1, QUESTIONS)
     wanted = None if answers is None else rng.choice(answers)
     since = 0

@@ -17,23 +17,16 @@ class World:
     """People who carry objects about.
 
     Actions return False, and nothing happens, where nobody can do them.
-
-    Attributes:
-        facts: What happened, in sentences.
-        known: Place of people and objects as far as the facts imply it.
-        paths: For each object the known places that it was in, one after another.
-        gifts: Giver, object, receiver of all gifts.
-        carried: What each person holds, in the order in which they came to hold it.
-        handlers: Who took, dropped, gave or received an object, in the order of the first time.
     """
 
     def __init__(self, rng: Random, people: tuple[str, ...] = PEOPLE) -> None:
         self.people, self.objects = people, OBJECTS
-        self.facts: list[str] = []
-        self.known: dict[str, str] = {}
+        self.facts: list[str] = []  # what happened, in sentences
+        self.known: dict[str, str] = {}  # place of everybody and all, as far as the facts imply it
+        # For each object the known places that it was in, one after another.
         self.paths: dict[str, list[str]] = {thing: [] for thing in OBJECTS}
-        self.gifts: list[tuple[str, str, str]] = []
-        self.handlers: list[str] = []
+        self.gifts: list[tuple[str, str, str]] = []  # giver, object, receiver
+        self.handlers: list[str] = []  # of objects, in the order of the first time
         self._rng = rng
         self._place = {entity: rng.choice(PLACES) for entity in (*people, *OBJECTS)}
         self.carried: dict[str, list[str]] = {person: [] for person in people}
@@ -117,9 +110,6 @@ class Whereabouts:
 
     Questions are about what the latest fact on a person says, so that a reader who keeps earlier
     facts and one who does not agree.
-
-    Attributes:
-        facts: What was said, in sentences.
     """
 
     def __init__(

@@ -3,18 +3,11 @@
 from functools import partial
 from pathlib import Path
 
+from ropepp.eval.ruler import pools
 from ropepp.eval.ruler.aggregation import LARGE_LIST, CommonWords, FrequentWords, large_list
 from ropepp.eval.ruler.background import ESSAYS, essay_words, given, speech_files
 from ropepp.eval.ruler.base import CURRENT, Edition, RulerTask, words
 from ropepp.eval.ruler.niah import Needles
-from ropepp.eval.ruler.pools import (
-    HOTPOT,
-    SQUAD,
-    read_hotpot,
-    read_squad,
-    speech_presidents,
-    speech_years,
-)
 from ropepp.eval.ruler.qa import DocumentQuestions
 from ropepp.eval.ruler.tracing import VariableTracking
 
@@ -32,18 +25,25 @@ def ruler_tasks(data: Path | None, edition: Edition = CURRENT) -> list[RulerTask
         InputError: A given file has another form, or a package with words or speeches is missing.
     """
     words("noun")
-    essay, squad, hotpot, large = (given(data, x) for x in (ESSAYS, SQUAD, HOTPOT, LARGE_LIST))
+    essay, squad, hotpot, large = (
+        given(data, x) for x in (ESSAYS, pools.SQUAD, pools.HOTPOT, LARGE_LIST)
+    )
     if essay is None or squad is None or hotpot is None:
         speech_files()
-    readers = (essay, essay_words), (squad, read_squad), (hotpot, read_hotpot), (large, large_list)
+    readers = (
+        (essay, essay_words),
+        (squad, pools.read_squad),
+        (hotpot, pools.read_hotpot),
+        (large, large_list),
+    )
     for path, read in readers:
         if path is not None:
             read(path)  # and keeps it
 
     needles = partial(Needles, edition=edition)
     hidden = partial(needles, haystack="essay", essay=essay, official=essay is not None)
-    first = partial(read_squad, squad) if squad else speech_years
-    second = partial(read_hotpot, hotpot) if hotpot else speech_presidents
+    first = partial(pools.read_squad, squad) if squad else pools.speech_years
+    second = partial(pools.read_hotpot, hotpot) if hotpot else pools.speech_presidents
     return [
         needles("niah_single_1", "noise"),
         hidden("niah_single_2"),

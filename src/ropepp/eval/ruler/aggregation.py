@@ -139,9 +139,7 @@ class FrequentWords(RulerTask):
             while draw.tokens((sample := _coded(draw, ranked, own)).prompt) > room:
                 own -= self.step(length)
                 if own < SMALLEST:
-                    raise InputError(
-                        f"length is {length}; ruler fwe needs more, counted with this tokenizer"
-                    )
+                    raise self.too_short(length)
             found.append(sample)
         return found
 

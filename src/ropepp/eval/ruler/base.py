@@ -33,24 +33,14 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 
 @dataclass(frozen=True)
 class Edition:
-    """What differs between generators.
+    """What differs between generators."""
 
-    Attributes:
-        split: Cuts an essay where needles may go in.
-        in_steps: The size is a number of steps, found with the answers counted too; otherwise it
-            is exact.
-        example: Whether vt has a solved example, and an assignment a line of its own.
-        gap: Between cwe's example and its answers.
-        fwe_tokens: Of the length, left for the answer of fwe.
-        qa_tokens: The same of qa.
-    """
-
-    split: Callable[[str], list[str]]
-    in_steps: bool
-    example: bool
-    gap: str
-    fwe_tokens: int
-    qa_tokens: int
+    split: Callable[[str], list[str]]  # cuts an essay where needles may go in
+    in_steps: bool  # sizes are numbers of steps, found with the answers counted too, or exact
+    example: bool  # whether vt has a solved example, and an assignment a line of its own
+    gap: str  # between cwe's example and its answers
+    fwe_tokens: int  # of the length, left for the answer of fwe
+    qa_tokens: int  # the same of qa
 
 
 CURRENT = Edition(sentences, False, True, " ", 50, 32)
@@ -58,13 +48,8 @@ OPENCOMPASS = Edition(split_at_stops, True, False, "", 0, 50)
 
 
 class Draw:
-    """What the samples of a seed are drawn from, one after another.
-
-    Args:
-        tokenizer: Counts tokens; a BOS is not counted, as in the original.
-        length: Tokens of prompt and answer.
-        seed: Of all samples.
-    """
+    """What the samples of a seed are drawn from, one after another; their length is that of prompt
+    and answer, without a BOS, as in the original."""
 
     def __init__(self, tokenizer: Tokenizer, length: int, seed: int) -> None:
         self.tokenizer, self.length, self.seed = tokenizer, length, seed
@@ -86,13 +71,7 @@ class Draw:
 @dataclass(frozen=True, kw_only=True)
 class RulerTask(Task):
     """Scores by the share of the expected strings that the output holds, case ignored; with
-    `any_answer`, 1 if it holds one of them.
-
-    Attributes:
-        edition: Which generator.
-        any_answer: See above.
-        smallest: The least size.
-        largest: The greatest size.
+    `any_answer`, 1 if it holds one of them. Sizes are from `smallest` to `largest`.
     """
 
     edition: Edition = CURRENT
@@ -122,9 +101,7 @@ class RulerTask(Task):
         for draw.index in range(count):
             sample = self.fit(draw, size)
             if sample is None:
-                raise InputError(
-                    f"length is {length}; ruler {self.name} needs more, counted with this tokenizer"
-                )
+                raise self.too_short(length)
             found.append(sample)
         return found
 

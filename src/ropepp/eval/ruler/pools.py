@@ -20,19 +20,12 @@ CARDS = 20  # other messages' cards beside the one that a question needs
 
 @dataclass(frozen=True)
 class Question:
-    """A question on some documents of a pool.
-
-    Attributes:
-        query: Its text.
-        answers: Accepted answers.
-        needed: Indices of the documents that answer it.
-        near: Indices of documents that come along before any others.
-    """
+    """A question on some documents of a pool, which are told by their indices."""
 
     query: str
-    answers: tuple[str, ...]
-    needed: tuple[int, ...]
-    near: tuple[int, ...] = ()
+    answers: tuple[str, ...]  # any of them
+    needed: tuple[int, ...]  # documents that answer it
+    near: tuple[int, ...] = ()  # documents that come along before any others
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,9 @@ EXAMPLE_LETTERS, EXAMPLE_VALUE = 3, "12345"  # until it stands before a problem
 @dataclass(frozen=True)
 class VariableTracking(RulerTask):
     """Asks for all variables that come to hold a value, after one solved example; a size is a
-    number of repetitions of the noise.
+    number of repetitions of the noise."""
 
-    Attributes:
-        is_example: Whether this is the task that makes the example.
-        max_new_tokens: Tokens that the model may answer.
-    """
-
-    is_example: bool = False
+    is_example: bool = False  # whether this is the task that makes the example
     max_new_tokens: int = 30
 
     name = "vt"

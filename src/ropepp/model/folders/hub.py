@@ -38,24 +38,17 @@ def local_path(name: str | Path) -> Path:
             allow_patterns=[*FILES],
             endpoint=os.environ.get("HF_ENDPOINT"),  # the library has read it when imported
         )
-    except errors.HFValidationError as error:
-        raise InputError(f"model is {text!r}, no name of the hub: {_line(error)}") from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"{text}: the model has no revision {revision!r}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"{text}: the hub has no such model, or shows it to accounts with access alone "
-            "(HF_TOKEN, or `hf auth login`)"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise InputError(
-            f"{text}: the hub cannot be reached, and the model is not whole in the cache "
-            f"({_line(error)}); fetch it where there is network, or give a folder"
-        ) from error
     except Exception as error:  # below it are libraries of all kinds
-        raise InputError(f"{text} cannot be fetched: {_line(error)}") from error
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        reasons = {
+            errors.HFValidationError: f"model is {text!r}, no name of the hub: {said}",
+            errors.RevisionNotFoundError: f"{text}: the model has no revision {revision!r}",
+            errors.RepositoryNotFoundError: f"{text}: the hub has no such model, or shows it to "
+            "accounts with access alone (HF_TOKEN, or `hf auth login`)",
+            errors.LocalEntryNotFoundError: f"{text}: the hub cannot be reached, and the model is "
+            f"not whole in the cache ({said}); fetch it where there is network, or give a folder",
+            Exception: f"{text} cannot be fetched: {said}",
+        }
+        why = next(why for kind, why in reasons.items() if isinstance(error, kind))
+        raise InputError(why) from error
     return Path(found)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -86,9 +86,11 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
     config, spec = architecture(settings, folder / "config.json")
     # Also what others read, such as the tokenizer.
     check_files(folder, (name for name in listed(folder) if not name.endswith(".safetensors")))
-    tensors = {our_name(name): tensor for name, tensor in read_tensors(folder).items()}
-    # Older Llamas keep what follows from their settings.
-    tensors = {name: x for name, x in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    tensors = {}
+    for outer, tensor in read_tensors(folder).items():
+        name = outer.removeprefix("network.").removeprefix("model.")
+        if not name.endswith("rotary_emb.inv_freq"):  # of older Llamas: it follows from settings
+            tensors[name.replace(".self_attn.pos_emb.", ".self_attn.position.")] = tensor
     if OWN_TYPE in settings:
         of_it = {**settings, **settings[OWN_TYPE], "model_type": OWN_TYPE}
         made_of = architecture(of_it, folder / "config.json")
@@ -204,21 +206,17 @@ def position(settings: dict[str, Any]) -> Position:
         return fourier(settings, theta)
     if settings.get("partial_rotary_factor", 1.0) != 1.0:
         return Pythia(theta=theta, rotary_share=settings["partial_rotary_factor"])
-    given = {"theta": theta, "scaling": scaling(rope) or llama_scaling(llama)}
+    scaling = llama_scaling(llama)
+    if (factor := rope.get("factor")) is not None:
+        # YaRN's original length is 4096 in this format.
+        scaling = YaRN(factor=factor) if rope.get("yarn") else PI(factor=factor)
+    given = {"theta": theta, "scaling": scaling}
     if not rope.get("imag"):
         return RoPE(**given)
     mode = rope.get("imag_mode")
     if mode not in IMAGINARY_MODES:
         raise InputError(f"imag_mode is {mode!r}; allowed: {', '.join(IMAGINARY_MODES)}")
     return IMAGINARY_MODES[mode](**given)
-
-
-def scaling(rope: dict[str, Any]) -> Scaling | None:
-    """Context extension of a ``rope_config``; YaRN's original length is 4096 in this format."""
-    factor = rope.get("factor")
-    if factor is None:
-        return None
-    return YaRN(factor=factor) if rope.get("yarn") else PI(factor=factor)
 
 
 def rope_parameters(settings: dict[str, Any]) -> dict[str, Any]:
@@ -283,12 +281,6 @@ def ignore_index(settings: dict[str, Any]) -> int:
     """The target that published models leave out of their loss: end-of-text unless stated."""
     stated = settings.get("ignore_index", settings.get("eos_token_id"))
     return stated if isinstance(stated, int) else IGNORE_INDEX
-
-
-def our_name(name: str) -> str:
-    """Our name of a tensor in a folder."""
-    name = name.removeprefix("network.").removeprefix("model.")
-    return name.replace(".self_attn.pos_emb.", ".self_attn.position.")
 
 
 def take_projections(

@@ -3,6 +3,7 @@ documents run by run are made of."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,22 +15,31 @@ aten = torch.ops.aten
 _RANK = [3]  # dimensions of cuDNN's logarithms, of which some versions of torch have one more
 
 
+class Rows(NamedTuple):
+    """Attention of queries (B, T, H, D) over keys and values (B, S, K, D): ``mask`` is added to the
+    scores, (B or 1, H or 1, T, S); a causal one has as many keys as queries."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float
+
+
 @dataclass(frozen=True)
 class Kernel:
-    """Attention of queries (B, T, H, D) over keys and values (B, S, K, D).
+    """A way to compute it.
 
     Args:
-        forward: From queries, keys, values, a mask or None, whether it is causal, and the scale:
-            output (B, T, H, D) and the logarithms of the softmax's sums, B * T * H of them. A mask
-            is added to the scores, (B or 1, H or 1, T, S); a causal one has as many keys as
-            queries.
-        backward: From the gradient of the output, queries, keys, values, output, logarithms and
-            the same options: gradients of queries, keys and values.
+        forward: Output (B, T, H, D) and the logarithms of the softmax's sums, B * T * H of them.
+        backward: From the same rows, the gradient of the output, output and logarithms: gradients
+            of queries, keys and values.
         causal: Whether there is a causal one; otherwise a mask says it.
     """
 
-    forward: Callable[..., tuple[Tensor, Tensor]]
-    backward: Callable[..., Gradients]
+    forward: Callable[[Rows], tuple[Tensor, Tensor]]
+    backward: Callable[[Rows, Tensor, Tensor, Tensor], Gradients]
     causal: bool = True
 
 
@@ -38,54 +48,32 @@ def _swapped(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.transpose(1, 2) for x in tensors)
 
 
-def _cpu_forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+def _cpu_forward(rows: Rows) -> tuple[Tensor, Tensor]:
     out, log_sum = aten._scaled_dot_product_flash_attention_for_cpu(
-        *_swapped(q, k, v), 0.0, causal, attn_mask=mask, scale=scale
+        *_swapped(*rows[:3]), 0.0, rows.causal, attn_mask=rows.mask, scale=rows.scale
     )
     return out.transpose(1, 2), log_sum.transpose(1, 2)
 
 
-def _cpu_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    log_sum: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-) -> Gradients:
+def _cpu_backward(rows: Rows, grad: Tensor, out: Tensor, log_sum: Tensor) -> Gradients:
     log_sum = log_sum.view(out.shape[:3]).transpose(1, 2)
+    options = {"attn_mask": rows.mask, "scale": rows.scale}
     d_q, d_k, d_v = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *_swapped(grad, q, k, v, out), log_sum, 0.0, causal, attn_mask=mask, scale=scale
+        *_swapped(grad, *rows[:3], out), log_sum, 0.0, rows.causal, **options
     )
     return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2)
 
 
-def _cudnn_forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+def _cudnn_forward(rows: Rows) -> tuple[Tensor, Tensor]:
     out, log_sum, *_ = aten._scaled_dot_product_cudnn_attention(
-        *_swapped(q, k, v), mask, True, 0.0, causal, False, scale=scale
+        *_swapped(*rows[:3]), rows.mask, True, 0.0, rows.causal, False, scale=rows.scale
     )
     _RANK[:] = [log_sum.ndim]
     return out.transpose(1, 2), log_sum
 
 
-def _cudnn_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    log_sum: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-) -> Gradients:
+def _cudnn_backward(rows: Rows, grad: Tensor, out: Tensor, log_sum: Tensor) -> Gradients:
+    q, k, v, mask, causal, scale = rows
     B, T, H, _ = q.shape
     seed = torch.zeros((), dtype=torch.int64, device=q.device)  # of dropout, which there is none
     d_q, d_k, d_v = aten._scaled_dot_product_cudnn_attention_backward(
@@ -97,47 +85,36 @@ def _cudnn_backward(
     return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2)
 
 
-def _plain_forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+def _plain_forward(rows: Rows) -> tuple[Tensor, Tensor]:
     """In float32, with all scores in memory."""
-    scores = _scores(q, k, mask, scale)
+    q, scores = rows.q, _scores(rows)
     log_sum = scores.logsumexp(dim=-1)
-    out = _unfolded((scores - log_sum.unsqueeze(-1)).exp() @ _heads(v), q)
+    out = _unfolded((scores - log_sum.unsqueeze(-1)).exp() @ _heads(rows.v), q)
     return out.to(q.dtype), log_sum.view(-1, q.shape[2], q.shape[1]).transpose(1, 2)
 
 
-def _plain_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    log_sum: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-) -> Gradients:
+def _plain_backward(rows: Rows, grad: Tensor, out: Tensor, log_sum: Tensor) -> Gradients:
     """As FlashAttention has it (arXiv 2205.14135, section 3.1), but all at once."""
-    weights = _scores(q, k, mask, scale)
+    q, k, v = rows[:3]
+    weights = _scores(rows)
     log_sum = log_sum.view(out.shape[:3]).transpose(1, 2).reshape(*weights.shape[:3], 1)
     weights = weights.sub_(log_sum).exp_()
     folded = _folded(grad, k)
     own = (grad.to(folded.dtype) * out).sum(-1, keepdim=True)
     d_v = weights.transpose(-2, -1) @ folded
     d_scores = (folded @ _heads(v).transpose(-2, -1)).sub_(_folded(own, k)).mul_(weights)
-    d_scores.mul_(scale)
+    d_scores.mul_(rows.scale)
     d_q = _unfolded(d_scores @ _heads(k), q)
     d_k = d_scores.transpose(-2, -1) @ _folded(q, k)
     return d_q.to(q.dtype), d_k.transpose(1, 2).to(k.dtype), d_v.transpose(1, 2).to(v.dtype)
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _scores(rows: Rows) -> Tensor:
     """(B, K, G * T, S), of which a kv head's heads stand one after another."""
-    (B, T, H, _), S = q.shape, k.shape[1]
-    scores = (_folded(q, k) @ _heads(k).transpose(-2, -1)) * scale
-    if mask is not None:
-        scores.view(B, H, T, S).add_(mask)
+    (B, T, H, _), S = rows.q.shape, rows.k.shape[1]
+    scores = (_folded(rows.q, rows.k) @ _heads(rows.k).transpose(-2, -1)) * rows.scale
+    if rows.mask is not None:
+        scores.view(B, H, T, S).add_(rows.mask)
     return scores
 
 

@@ -135,6 +135,7 @@ def _uncompiled(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
         return flex_attention(q.detach(), k.detach(), v.detach(), **options)
 
 
+@functools.cache
 def has_triton() -> bool:
     """Whether there is a compiler for kernels."""
     return importlib.util.find_spec("triton") is not None

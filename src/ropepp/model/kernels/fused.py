@@ -3,9 +3,10 @@ go by runs of equal lengths."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +14,8 @@ from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ropepp.model.kernels.backend import (
-    Backend,
-    Gradients,
-    Request,
-    Result,
-    half_on_cuda,
-    never,
-)
-from ropepp.model.kernels.dense import CPU, PLAIN, Kernel
+from ropepp.model.kernels.backend import Backend, Gradients, Request, Result, half_on_cuda, never
+from ropepp.model.kernels.dense import CPU, PLAIN, Kernel, Rows
 from ropepp.model.kernels.dense import CUDNN as CUDNN_KERNEL
 from ropepp.model.kernels.flash import VARLEN
 
@@ -55,19 +49,8 @@ def _cudnn(request: Request, T: int) -> Kernel:
 def forward(request: Request, choice: Choice = _own) -> Result:
     """Attention run by run."""
     if request.documents is None:
-        return _rows(request, choice, request.q, request.k, request.v)
-    runs = list(_runs(request))
-    qs, ks, vs = _split(runs, request.q, request.k, request.v)
-    results = [
-        _rows(
-            request,
-            choice,
-            q.unflatten(0, (n, size)),
-            *(x.unflatten(0, (n, size_k)) for x in (k, v)),
-        )
-        for (n, size, size_k), q, k, v in zip(runs, qs, ks, vs, strict=True)
-        if size
-    ]
+        return _rows(request, choice)
+    results = [_rows(run, choice) for run, _ in _runs(request) if run.q.numel()]
     out = torch.cat([out.flatten(0, 1) for out, _ in results]).view(request.q.shape)
     logs = [log_sum for _, log_sum in results if log_sum is not None]
     return out, torch.cat(logs) if logs else None
@@ -78,64 +61,48 @@ def backward(
 ) -> Gradients:
     """Gradients run by run."""
     if request.documents is None:
-        inputs = request.q, request.k, request.v
-        return _rows_backward(request, choice, grad, *inputs, out, log_sum)
-    runs = list(_runs(request))
-    qs, ks, vs = _split(runs, request.q, request.k, request.v)
-    grads, outs = (_split(runs, x, request.k, request.v)[0] for x in (grad, out))
-    H = request.q.shape[2]
-    logs = log_sum.split([n * size * H for n, size, _ in runs])
-    results: list[list[Tensor]] = [[], [], []]
-    for (n, size, size_k), d, q, k, v, o, log in zip(
-        runs, grads, qs, ks, vs, outs, logs, strict=True
-    ):
-        found: tuple[Tensor, ...] = (q, torch.zeros_like(k), torch.zeros_like(v))
-        if size:
-            d, q, o = (x.unflatten(0, (n, size)) for x in (d, q, o))  # noqa: PLW2901
-            k, v = (x.unflatten(0, (n, size_k)) for x in (k, v))  # noqa: PLW2901
-            found = _rows_backward(request, choice, d, q, k, v, o, log)
-            found = tuple(x.flatten(0, 1) for x in found)
-        for own, x in zip(results, found, strict=True):
-            own.append(x)
-    d_q, d_k, d_v = (torch.cat(own) for own in results)
+        return _rows_backward(request, choice, grad, out, log_sum)
+    results = []
+    for run, (d, o, log) in _runs(request, grad, out, log_sum.view(request.q.shape[:3])):
+        found: tuple[Tensor, ...] = (run.q, torch.zeros_like(run.k), torch.zeros_like(run.v))
+        if run.q.numel():
+            found = _rows_backward(run, choice, d, o, log.flatten())
+        results.append([x.flatten(0, 1) for x in found])
+    d_q, d_k, d_v = (torch.cat(own) for own in zip(*results, strict=True))
     return d_q.view(request.q.shape), d_k.view(request.k.shape), d_v.view(request.v.shape)
 
 
-def _runs(request: Request) -> Iterator[tuple[int, int, int]]:
-    """Consecutive documents of equal lengths as (number, queries, keys): full rows of a batch are
-    one run."""
+def _runs(request: Request, *others: Tensor) -> Iterator[tuple[Request, list[Tensor]]]:
+    """Consecutive documents of equal lengths as rows, with what ``others`` (B, T, ...) have for
+    their queries; full rows of a batch are one run."""
     assert request.documents is not None
     assert request.documents_k is not None
+    flat = [x.flatten(0, 1) for x in (request.q, *others)]
+    flat_k = [x.flatten(0, 1) for x in (request.k, request.v)]
+    start = start_k = 0
     sizes = zip(request.documents.lengths, request.documents_k.lengths, strict=True)
     for (size, size_k), run in groupby(sizes):
-        yield len(list(run)), size, size_k
+        n = len(list(run))
+        end, end_k = start + n * size, start_k + n * size_k
+        q, *own = (x[start:end].unflatten(0, (n, size)) for x in flat)
+        k, v = (x[start_k:end_k].unflatten(0, (n, size_k)) for x in flat_k)
+        yield replace(request, q=q, k=k, v=v, documents=None, documents_k=None), own
+        start, start_k = end, end_k
 
 
-def _split(
-    runs: list[tuple[int, int, int]], q: Tensor, *keys: Tensor
-) -> tuple[tuple[Tensor, ...], ...]:
-    """Views of each run's tokens."""
-    found = [q.flatten(0, 1).split([n * size for n, size, _ in runs])]
-    found += [x.flatten(0, 1).split([n * size for n, _, size in runs]) for x in keys]
-    return tuple(found)
-
-
-def _rows(request: Request, choice: Choice, q: Tensor, k: Tensor, v: Tensor) -> Result:
-    """Attention of queries (B, T, H, D) over keys (B, S, K, D), all rows alike."""
-    T, S = q.shape[1], k.shape[1]
+def _rows(request: Request, choice: Choice) -> Result:
+    """Attention of rows that are all alike."""
+    T, S = request.q.shape[1], request.k.shape[1]
     if T == 1 and not request.needs_grad:
-        return _one_query(request, q, k, v), None
+        return _one_query(request), None
     kernel, results = choice(request, T), []
     parts = _parts(request, kernel, T, S)
     for part in parts:
-        inputs = (q, k, v)
-        if len(parts) > 1:
-            inputs = q[:, part.queries], k[:, part.keys], v[:, part.keys]
-        mask = _mask(request, part, T, S)
+        rows = _rows_of(request, part)
         if request.needs_grad or kernel is not PLAIN:
-            results.append(kernel.forward(*inputs, mask, part.causal, request.scale))
+            results.append(kernel.forward(rows))
         else:
-            results.append((_torch(request, *inputs, mask, part.causal), q.new_empty(0)))
+            results.append((_torch(rows), rows.q.new_empty(0)))
     outs, logs = zip(*results, strict=True)
     if len(parts) == 1:
         out, log = outs[0], logs[0]
@@ -143,44 +110,37 @@ def _rows(request: Request, choice: Choice, q: Tensor, k: Tensor, v: Tensor) -> 
         # Each part has a softmax of its own, put together by their sums.
         share = (logs[1] - logs[0]).sigmoid().unsqueeze(-1)  # of the own keys
         log = torch.logaddexp(*logs)
-        out = outs[0].to(share.dtype).lerp(outs[1].to(share.dtype), share).to(q.dtype)
+        out = outs[0].to(share.dtype).lerp(outs[1].to(share.dtype), share).to(request.q.dtype)
     else:
         out, log = torch.cat(outs, dim=1), torch.cat([log.flatten() for log in logs])
     return out.contiguous(), log.flatten() if request.needs_grad else None
 
 
 def _rows_backward(
-    request: Request,
-    choice: Choice,
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    log_sum: Tensor,
+    request: Request, choice: Choice, grad: Tensor, out: Tensor, log_sum: Tensor
 ) -> Gradients:
-    (B, T, H, _), S = q.shape, k.shape[1]
+    (B, T, H, _), S = request.q.shape, request.k.shape[1]
     kernel = choice(request, T)
     parts = _parts(request, kernel, T, S)
     sums: list[Tensor] = []
-    if len(parts) == 1:
-        mask = _mask(request, parts[0], T, S)
-        inputs = grad, q, k, v, out, log_sum
-        return kernel.backward(*inputs, mask, parts[0].causal, request.scale)
     for part in parts:
         log = log_sum[B * H * part.queries.start : B * H * part.queries.stop]
         queries, keys = (slice(None), part.queries), (slice(None), part.keys)
-        found = kernel.backward(
-            *(grad[queries], q[queries], k[keys], v[keys], out[queries], log),
-            *(_mask(request, part, T, S), part.causal, request.scale),
-        )
+        found = kernel.backward(_rows_of(request, part), grad[queries], out[queries], log)
+        if len(parts) == 1:
+            return found
         if not sums:  # several parts have the same keys, or queries
-            wide = torch.promote_types(q.dtype, torch.float32)
-            sums = [torch.zeros_like(x, dtype=wide) for x in (q, k, v)]
+            wide = torch.promote_types(request.q.dtype, torch.float32)
+            sums = [torch.zeros_like(x, dtype=wide) for x in (request.q, request.k, request.v)]
         for whole, where, x in zip(sums, (queries, keys, keys), found, strict=True):
             whole[where] += x
-    d_q, d_k, d_v = (x.to(q.dtype) for x in sums)
+    d_q, d_k, d_v = (x.to(request.q.dtype) for x in sums)
     return d_q, d_k, d_v
+
+
+def _rows_of(request: Request, part: Part) -> Rows:
+    q, k, v = request.q[:, part.queries], request.k[:, part.keys], request.v[:, part.keys]
+    return Rows(q, k, v, _mask(request, part), part.causal, request.scale)
 
 
 def _parts(request: Request, kernel: Kernel, T: int, S: int) -> list[Part]:
@@ -208,51 +168,42 @@ def _parts(request: Request, kernel: Kernel, T: int, S: int) -> list[Part]:
     return found
 
 
-def _torch(
-    request: Request, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False
-) -> Tensor:
+def _torch(rows: Rows) -> Tensor:
     """`scaled_dot_product_attention` without gradients."""
+    q, k, v = (x.transpose(1, 2) for x in rows[:3])
+    mask = rows.mask
     if mask is not None and q.is_cuda:  # its kernels there take the queries' dtype
         mask = mask.to(q.dtype)
+    options: dict[str, Any] = {"is_causal": rows.causal, "scale": rows.scale}
     with sdpa_kernel(ON_GPU) if q.is_cuda else nullcontext():
         out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=causal,
-            scale=request.scale,
-            enable_gqa=q.shape[2] != k.shape[2],
+            q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1], **options
         )
     return out.transpose(1, 2)
 
 
-def _one_query(request: Request, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _one_query(request: Request) -> Tensor:
     """One query a row, which sees all keys but those of other documents: the heads of a kv head
     take the place of positions, because the grouped call is several times slower on a CPU."""
-    S, K = k.shape[1:3]
-    mask = _mask(request, Part(slice(0, 1), slice(0, S), masked=True), 1, S)
+    S, K = request.k.shape[1:3]
+    rows = _rows_of(request, Part(slice(0, 1), slice(0, S), masked=True))
+    mask = rows.mask
     if mask is not None:
         mask = mask.transpose(1, 2)  # (B or 1, 1, H or 1, S)
         if mask.shape[2] > 1:
             mask = mask.squeeze(1).unflatten(1, (K, -1))
-    folded = q.squeeze(1).unflatten(1, (K, -1)).transpose(1, 2)
-    return _torch(request, folded, k, v, mask).transpose(1, 2).flatten(1, 2).unsqueeze(1)
+    folded = rows.q.squeeze(1).unflatten(1, (K, -1)).transpose(1, 2)
+    out = _torch(rows._replace(q=folded, mask=mask))
+    return out.transpose(1, 2).flatten(1, 2).unsqueeze(1)
 
 
-def _mask(request: Request, part: Part, T: int, S: int) -> Tensor | None:
+def _mask(request: Request, part: Part) -> Tensor | None:
     """What is added to the scores of a part's queries and keys, (B or 1, H or 1, queries, keys):
-    what slopes take from them, and minus infinity for what a query must not see.
-
-    Args:
-        request: Slopes, causality and document ids.
-        part: Some queries, and keys from the first on.
-        T: Queries in a row.
-        S: Keys in a row, of which the last one is the last query's own.
-    """
+    what slopes take from them, and minus infinity for what a query must not see. The last key of a
+    row is the last query's own, and a part's keys are from the first on."""
     if not part.masked:
         return None
-    q, seen = request.q, part.keys.stop
+    q, T, S, seen = request.q, request.q.shape[1], request.k.shape[1], part.keys.stop
     start, end = (S - T + i for i in (part.queries.start, part.queries.stop))
     own = torch.arange(start, end, device=q.device)
     distance = own[:, None] - torch.arange(seen, device=q.device)

@@ -15,6 +15,7 @@ from ropepp.model.kernels.backend import Backend, Gradients, Request
 from ropepp.model.kernels.registry import has_backward, select
 
 NOTHING = torch.empty(0)
+Tensors = Sequence[Tensor]
 
 
 def attention(
@@ -128,9 +129,9 @@ def _attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bounds: Sequence[Tensor],
+    bounds: Tensors,
     slopes: Tensor | None,
-    ids: Sequence[Tensor],
+    ids: Tensors,
     causal: bool,
     scale: float,
     needs_grad: bool,
@@ -157,9 +158,9 @@ def _backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bounds: Sequence[Tensor],
+    bounds: Tensors,
     slopes: Tensor | None,
-    ids: Sequence[Tensor],
+    ids: Tensors,
     causal: bool,
     scale: float,
     backend: str,
@@ -200,17 +201,10 @@ _attention.register_autograd(_gradients, setup_context=_keep)
 
 
 def _request(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bounds: Sequence[Tensor],
-    slopes: Tensor | None,
-    ids: Sequence[Tensor],
-    causal: bool,
-    scale: float,
-    needs_grad: bool,
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensors, slopes: Any, ids: Tensors, *rest: Any
 ) -> Request:
     documents = [Documents(host, own) for own, host in zip(bounds[::2], bounds[1::2], strict=True)]
     own, keys = (documents[0], documents[-1]) if documents else (None, None)
     pair = (ids[0], ids[1]) if ids else None
-    return Request(q, k, v, causal, own, keys, slopes, pair, scale, needs_grad)
+    causal, *options = rest
+    return Request(q, k, v, causal, own, keys, slopes, pair, *options)
