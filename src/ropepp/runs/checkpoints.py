@@ -5,6 +5,7 @@ shards of each process, an index (``.metadata``) and everything else (``meta.pt`
 """
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -189,9 +190,7 @@ def describe(path: Path) -> dict[str, Any]:
                 "step": metadata.get("global_step"),
                 "tokens": metadata.get("callbacks", {}).get("Metrics", {}).get("tokens"),
                 "variant": settings.get("position", {}).get("class_path", "").rpartition(".")[2],
-                "parameters": sum(
-                    torch.Size(shape).numel() for shape in shapes(path, metadata).values()
-                ),
+                "parameters": sum(map(math.prod, shapes(path, metadata).values())),
                 "settings": settings,
                 "complete": True,
             }

@@ -175,13 +175,9 @@ def overlay(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for layer in layers:
         new = flatten(layer)
-        kept = {
-            key: value
-            for key, value in flat.items()
-            # A class that is given anew comes without the old one's arguments.
-            if not any(key.startswith(f"{other}.") for other in new)
-        }
-        flat = kept | new
+        # A class that is given anew comes without the old one's arguments.
+        old = tuple(f"{key}." for key in new)
+        flat = {key: value for key, value in flat.items() if not key.startswith(old)} | new
     return flat
 
 

@@ -139,13 +139,9 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         out.append(f"Each run: {tokens:,} tokens in {steps:,} steps.")
     else:
         out.append("The runs differ in tokens or steps: not an equal comparison.")
-    out.append(
-        "KV cache at 2 bytes a value. "
-        + "; ".join(sorted({f"{row['device']}, torch {row['torch']}" for row in rows}))
-        + "; commit "
-        + ", ".join(sorted({str(row["commit"]) for row in rows}))
-        + "."
-    )
+    machines = "; ".join(sorted({f"{row['device']}, torch {row['torch']}" for row in rows}))
+    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
+    out.append(f"KV cache at 2 bytes a value. {machines}; commit {commits}.")
     return out
 
 

@@ -247,12 +247,7 @@ def is_range(how: Mapping[str, Any]) -> bool:
 
 def is_choice(how: Mapping[str, Any]) -> bool:
     """Whether this says among which plain values to search."""
-    values = how.get("choices")
-    return (
-        {*how} == {"choices"}
-        and isinstance(values, list)
-        and bool(values)
-        and all(
-            isinstance(one, str | int | float) and not settings.names_file(one) for one in values
-        )
-    )
+    if {*how} != {"choices"} or not isinstance(values := how["choices"], list):
+        return False
+    plain = (isinstance(x, str | int | float) and not settings.names_file(x) for x in values)
+    return bool(values) and all(plain)

@@ -53,9 +53,7 @@ class AdamW(OptimizerSpec):
     ) -> torch.optim.AdamW:
         """The optimizer over some parameters of a model, given with their names in it."""
         named = dict(parameters)
-        decay = {
-            name: parameter for name, parameter in named.items() if self._decays(name, parameter)
-        }
+        decay = {name: p for name, p in named.items() if self._decays(name, p)}
         keep = [parameter for name, parameter in named.items() if name not in decay]
         usual, *others = by_step(model, decay.items(), self.lr, self.weight_decay)
         groups = [usual, {"params": keep, "weight_decay": 0.0}, *others]

@@ -31,9 +31,8 @@ class StepProfile(StepCallback):
         if self.steps and self.directory is not None:
             path = self.directory / f"rank-{trainer.global_rank}.json"
             warmup = min(1, self.first_step)
-            steps = schedule(
-                wait=self.first_step - warmup, warmup=warmup, active=self.steps, repeat=1
-            )
+            wait = self.first_step - warmup
+            steps = schedule(wait=wait, warmup=warmup, active=self.steps, repeat=1)
             self._profile = profile(schedule=steps, on_trace_ready=lambda own: _write(own, path))
             self._profile.start()
 
