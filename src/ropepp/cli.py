@@ -7,13 +7,13 @@ import select
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from io import TextIOWrapper
 
-from ropepp.errors import InputError, Stopped, user_message
+from ropepp.errors import InputError, Stopped, causes, user_message
 from ropepp.files import one_command
 from ropepp.options import TRUST
+from ropepp.runs.survival import to_nowhere
 
 COMMANDS = {
     "prepare": "make token files from text",
@@ -74,9 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ropepp {__version__}")
         return 0
     if args[0] not in COMMANDS:
-        print(
-            f"error: unknown command {args[0]!r}; allowed: {', '.join(COMMANDS)}", file=sys.stderr
-        )
+        _say(f"error: unknown command {args[0]!r}; allowed: {', '.join(COMMANDS)}")
         return 2
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # whose file was exchanged
@@ -95,9 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         if not _reader_is_gone():
             raise
         # Nothing is left to say; the interpreter's own flush at its end would complain.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
+            to_nowhere(stream)
         return 128 + signal.SIGPIPE
     except Stopped as stop:
         _ends(argv)
@@ -105,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         return stop.code
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         # Lightning turns Ctrl-C into an exit with 1, or fails while it cleans up.
-        if any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
+        if any(isinstance(one, KeyboardInterrupt) for one in causes(error)):
             _ends(argv)
             _say("interrupted before it was done")
             return 130
@@ -122,12 +119,6 @@ def main(argv: list[str] | None = None) -> int:
 def _say(text: object) -> None:
     with suppress(OSError):  # the terminal may be gone
         print(text, file=sys.stderr)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _ends(argv: list[str] | None) -> None:

@@ -1,7 +1,9 @@
 """Exceptions that speak to a user."""
 
 import errno
+import importlib
 from importlib.util import find_spec
+from typing import Any
 
 # What a machine may lack or forbid, wherever it shows.
 ENVIRONMENT = {
@@ -20,11 +22,8 @@ class InputError(ValueError):
 
 
 class Stopped(Exception):  # noqa: N818 (nothing is wrong with the program)
-    """A run that ended before its last step, with a checkpoint from which it can go on.
-
-    Attributes:
-        code: Exit code of the command line, by which a scheduler tells the reason.
-    """
+    """A run that ended before its last step, with a checkpoint from which it can go on; the command
+    line ends with ``code``, by which a scheduler tells the reason."""
 
     code = 1
 
@@ -48,20 +47,22 @@ def user_message(error: BaseException) -> str | None:
     """
     from jsonargparse import ArgumentError
 
-    cause: BaseException | None = error
-    seen: list[BaseException] = []
-    while cause is not None and not isinstance(cause, InputError) and cause not in seen:
-        seen.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        found = filter(None, map(_of_the_machine, seen))
-        if message := next(found, None):
-            return message
+    chain = causes(error)
+    said = [str(one) for one in chain if isinstance(one, InputError)]
+    said += filter(None, map(_of_the_machine, chain))
     # Lightning's own exception for a configuration that cannot be, imported if it was raised.
-    misconfigured = type(error).__name__ == "MisconfigurationException"
-    if cause is None and not isinstance(error, ArgumentError) and not misconfigured:
-        return None
-    return " ".join(str(cause or error).split())
+    if isinstance(error, ArgumentError) or type(error).__name__ == "MisconfigurationException":
+        said.append(str(error))
+    return " ".join(said[0].split()) if said else None
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """An error, and those that it came from."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def _of_the_machine(error: BaseException) -> str | None:
@@ -81,13 +82,17 @@ def _of_the_machine(error: BaseException) -> str | None:
     return None
 
 
-def at_least(least: float, key: str = "", /, **values: float | None) -> None:
-    """Checks settings that have one lower bound; None stands for one that is not given.
+def optional(module: str, extra: str = "sweep") -> Any:
+    """A module that an extra brings; an `InputError` if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{error}; install it: pip install 'ropepp[{extra}]'") from error
 
-    Args:
-        least: The bound.
-        key: What stands before the settings' names in a configuration.
-        values: Settings by their names.
+
+def at_least(least: float, key: str = "", /, **values: float | None) -> None:
+    """Checks settings that have one lower bound; None stands for one that is not given, ``key`` is
+    what stands before their names in a configuration.
 
     Raises:
         InputError: One is below the bound, or no number.

@@ -36,16 +36,7 @@ GRACE = 600.0  # seconds for a fit that is asked to end, before it is killed
 
 @dataclass(frozen=True)
 class Stage:
-    """One ``fit`` of each variant.
-
-    Attributes:
-        name: Its name, which is that of its folder.
-        config: Configuration files of ``fit``, laid over the base and the variant.
-        after: The stage from whose last checkpoint it begins; from nothing unless given.
-        take: What it takes from there, see `TAKE`.
-        set: Keys of ``fit`` and values, laid over all of these.
-        variants: Which variants have it; all of them unless given.
-    """
+    """One ``fit`` of each variant; docs/train.md says what the keys mean."""
 
     name: AnyText
     config: FitFiles = field(default_factory=list)
@@ -57,11 +48,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline(RunsConfig):
-    """A pipeline as its YAML asks for it.
-
-    Attributes:
-        stages: The stages in order.
-    """
+    """A pipeline as its YAML asks for it."""
 
     stages: Annotated[list, "a list of stages"]
 
@@ -110,11 +97,8 @@ class Pipeline(RunsConfig):
         ]
 
     def beginning(self, variant: str, stage: Stage) -> list[str]:
-        """The arguments that say from which checkpoint a stage begins.
-
-        Raises:
-            InputError: The stage before has left no checkpoint.
-        """
+        """The arguments that say from which checkpoint a stage begins; an `InputError` if the stage
+        before has left none."""
         if stage.after is None:
             return []
         from ropepp.runs.checkpoints import newest_complete
@@ -136,11 +120,8 @@ class Pipeline(RunsConfig):
 
 def load(file: Path) -> Pipeline:
     """Reads a pipeline's YAML; files in it are relative to it. ``like`` names another pipeline in
-    the same folder, whose keys stand where this one has none.
-
-    Raises:
-        InputError: The file is missing or says something that is not allowed.
-    """
+    the same folder, whose keys stand where this one has none. An `InputError` if the file is
+    missing or says something that is not allowed."""
     content = read_yaml(file)
     if isinstance(content, dict) and "like" in content:
         like = file.parent / str(content.pop("like"))
@@ -157,12 +138,9 @@ def load(file: Path) -> Pipeline:
 
 
 def run(pipeline: Pipeline, variants: list[str]) -> None:
-    """Runs what is missing of all stages of these variants, and writes the table after each.
-
-    Raises:
-        InputError: A stage failed.
-        Preempted: This process was asked to end; the stage has saved and can go on.
-    """
+    """Runs what is missing of all stages of these variants, and writes the table after each. An
+    `InputError` if a stage failed; `Preempted` if this process was asked to end: the stage has
+    saved and can go on."""
     with lasting_output(), StopRequest() as stop:
         for variant in variants:
             for stage in pipeline.stages_of(variant):

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ropepp.errors import InputError
+from ropepp.errors import optional
 
 ALPHA = 0.05
 POWER = 0.8
@@ -230,8 +230,4 @@ def _has_zero(interval: Interval | None) -> bool:
 
 def _stats() -> Any:
     """scipy.stats, which costs a second to import and comes with an extra."""
-    try:
-        import scipy.stats  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise InputError(f"{error}; install the extra: pip install 'ropepp[sweep]'") from error
-    return scipy.stats
+    return optional("scipy.stats")

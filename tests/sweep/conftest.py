@@ -29,4 +29,4 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drivers in this process look around more often."""
-    monkeypatch.setattr("ropepp.sweep.runner.POLL", 0.02)
+    monkeypatch.setattr("ropepp.runs.process.POLL", 0.02)

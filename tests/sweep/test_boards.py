@@ -49,11 +49,11 @@ def result(variant: str, seed: int) -> dict[str, Any]:
         "evaluation": {
             "validation/loss": last,
             "validation/accuracy": 0.5 + seed / 10,
-            "validation_x2/loss": last + 1,
+            "validation_2x/loss": last + 1,
         },
         "loss_by_position": {
             "": {"position": [0.0, 1.0, 2.6], "loss": [3.0 + seed, 2.0, 1.0], "count": [1, 1, 2]},
-            "_x2": {"position": [0.0], "loss": [5.0], "count": [1]},
+            "_2x": {"position": [0.0], "loss": [5.0], "count": [1]},
         },
         "tokens_per_second": 1e5,
         "peak_memory_bytes": 2_000_000,
@@ -72,7 +72,7 @@ def make(folder: Path, variant: str, seed: int, last: int = 100) -> Path:
         value = loss(variant, seed, step)
         lines.append({"step": step, "train/loss": value, "utilisation/tokens_per_second": 1.0})
         if step % 50 == 0:
-            lines.append({"step": step, "validation/loss": value, "validation_x2/loss": value + 1})
+            lines.append({"step": step, "validation/loss": value, "validation_2x/loss": value + 1})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "events.out.tfevents.1700000000.host.1.0").write_bytes(b"")
     if last == 100:
@@ -146,14 +146,14 @@ def test_a_row_a_variant_with_means_over_seeds(folder: Path) -> None:
     assert set(groups) == set(SETTINGS)
     names = [info.display_name for info in experiment.metric_infos]
     assert names[:3] == ["validation loss", "perplexity", "accuracy"]
-    assert "validation x2 loss" in names
+    assert "validation 2x loss" in names
     for variant, seeds in (("rope", range(3)), ("ec", range(2)), ("eh", range(2))):
         found = metrics_of(groups[variant])
         results = [result(variant, seed) for seed in seeds]
         mean = statistics.mean(one["validation_loss"] for one in results)
         assert found["validation_loss"] == pytest.approx(mean, rel=1e-6)
         assert found["validation_accuracy"] == pytest.approx(0.5 + statistics.mean(seeds) / 10)
-        assert found["validation_x2_loss"] == pytest.approx(mean + 1, rel=1e-6)
+        assert found["validation_2x_loss"] == pytest.approx(mean + 1, rel=1e-6)
         assert found["parameters"] == 1000 + len(variant)
         assert found["kv_cache_bytes_per_token"] == 64
         assert found["training_flops_per_token"] == 1.5e6
@@ -218,10 +218,10 @@ def test_mean_curves_and_bands(folder: Path) -> None:
         np.testing.assert_allclose([value for _, value in found[tag]], want, rtol=1e-6)
     at_50, at_100 = curves[:, 4].mean(), curves[:, 9].mean()
     assert found["validation/loss"] == [(50, pytest.approx(at_50)), (100, pytest.approx(at_100))]
-    assert found["validation_x2/loss"][1] == (100, pytest.approx(at_100 + 1))
+    assert found["validation_2x/loss"][1] == (100, pytest.approx(at_100 + 1))
     assert found["loss_by_position/validation"] == [(0, 4.0), (1, 2.0), (3, 1.0)]
     assert found["variation/loss_by_position/validation/upper"][0] == (0, 5.0)
-    assert found["loss_by_position/validation_x2"] == [(0, 5.0)]
+    assert found["loss_by_position/validation_2x"] == [(0, 5.0)]
 
 
 def test_means_are_at_the_steps_that_all_finished_seeds_share(folder: Path) -> None:
@@ -266,8 +266,8 @@ def test_the_layout(folder: Path) -> None:
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     means, runs, utilisation = layout.category
     assert {chart.title for chart in means.chart} == {
-        *("train/loss", "validation/loss", "validation_x2/loss"),
-        *("loss_by_position/validation", "loss_by_position/validation_x2"),
+        *("train/loss", "validation/loss", "validation_2x/loss"),
+        *("loss_by_position/validation", "loss_by_position/validation_2x"),
     }
     tags = set(scalars(folder, "rope/mean"))
     for chart in means.chart:
@@ -329,14 +329,14 @@ def test_a_sweep_without_a_finished_run(tmp_path: Path) -> None:
 
 def test_the_metric_of_an_evaluation(folder: Path) -> None:
     plan = SweepPlan(
-        "demo", "?", "rope", metric="validation_x2/loss", variants=["rope", "ec", "eh"]
+        "demo", "?", "rope", metric="validation_2x/loss", variants=["rope", "ec", "eh"]
     )
     (folder / "sweep.json").write_text(json.dumps(asdict(plan)))
     write_boards(folder)
     experiment, groups = hparams(folder)
-    assert experiment.metric_infos[0].display_name == "validation x2 loss"
+    assert experiment.metric_infos[0].display_name == "validation 2x loss"
     want = statistics.mean(result("eh", seed)["validation_loss"] + 1 for seed in range(2))
-    assert metrics_of(groups["eh"])["validation_x2_loss"] == pytest.approx(want, rel=1e-6)
+    assert metrics_of(groups["eh"])["validation_2x_loss"] == pytest.approx(want, rel=1e-6)
 
 
 def test_no_sweep(tmp_path: Path) -> None:

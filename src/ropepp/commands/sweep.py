@@ -18,13 +18,8 @@ Examples are in configs/sweep, how to use them in docs/sweeps.md.
 
 
 def main(args: list[str]) -> None:
-    """Runs a command; ``args`` are those after ``ropepp sweep``.
-
-    Raises:
-        InputError: See the commands.
-        Preempted: A driver was asked to end.
-        SystemExit: With code 1 if runs have failed.
-    """
+    """Runs a command; ``args`` are those after ``ropepp sweep``. Raises what the commands raise,
+    and a SystemExit with code 1 if runs have failed."""
     parser = ArgumentParser("ropepp sweep", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("init", help="check everything and list what is to be run")
@@ -90,11 +85,8 @@ def _run(options: Namespace) -> None:
 
 
 def slots(jobs: int | None, gpus: str | None) -> list[str | None]:
-    """The device of each run that may run at the same time, None for any.
-
-    Raises:
-        InputError: ``gpus`` names none.
-    """
+    """The device of each run that may run at the same time, None for any; an `InputError` if
+    ``gpus`` names none."""
     if gpus is None:
         return [None] * (jobs or 1)
     devices = visible_gpus() if gpus == "auto" else gpus.split(",")

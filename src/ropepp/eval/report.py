@@ -11,10 +11,11 @@ from typing import Any
 
 from ropepp.errors import InputError
 from ropepp.eval.evaluated_model import EvaluatedModel
-from ropepp.eval.scores import Score, markdown, to_csv
+from ropepp.eval.scores import Score, markdown
 from ropepp.files import DiskError, disk_errors, printable, write_json, write_text
 from ropepp.model.flops import num_parameters
 from ropepp.runs.machine import provenance
+from ropepp.runs.table import to_csv
 
 TABLES = ("evaluation.md", "evaluation.csv", "evaluation.json")
 SETTINGS = (

@@ -1,11 +1,8 @@
 """Rows of an evaluation, and the tables that are made of them."""
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 NLL = "answer nll/token"
 
@@ -115,12 +112,3 @@ def _number(row: Score, value: float | None) -> str:
     if value is None:
         return ""
     return f"{100 * value:.1f}" if row.is_share else f"{value:,.3f}"
-
-
-def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Lines with the same keys as text, after a line of names; nothing where a value is None."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()

@@ -19,11 +19,8 @@ Sums = Collection[tuple[int, int]]  # sizes in bytes and CRC-32
 
 
 def write_archive(content: Any, target: Path) -> None:
-    """Writes tensors and plain values, completely or not at all; they are on the disk on return.
-
-    Raises:
-        DiskError: They cannot be written.
-    """
+    """Writes tensors and plain values, completely or not at all, or raises a `DiskError`; they are
+    on the disk on return."""
     with disk_errors(target), replacing_file(target) as file:
         try:
             torch.save(content, file)
@@ -32,18 +29,11 @@ def write_archive(content: Any, target: Path) -> None:
 
 
 def read_archive(file: Path | BytesIO, name: Path, mapped: bool = True) -> tuple[Any, Sums]:
-    """The content of an archive and the checksums of its tensors, with which `check_tensors`
-    compares those that are used; the rest is compared already.
-
-    Args:
-        file: The archive.
-        name: What messages call it.
-        mapped: Whether tensors of a path stay in the file until they are used.
-
-    Raises:
-        Damaged: It is torn, or other bytes than were written.
-        InputError: It holds more than tensors and plain values.
-    """
+    """The content of an archive, which messages call ``name``, and the checksums of its tensors,
+    with which `check_tensors` compares those that are used; the rest is compared already. If
+    ``mapped``, tensors of a path stay in the file until they are used. `Damaged` if it is torn, or
+    other bytes than were written; an `InputError` if it holds more than tensors and plain
+    values."""
     sums = archive_sums(file, name)
     mapped = mapped and isinstance(file, Path)
     if not isinstance(file, Path):
@@ -61,11 +51,8 @@ def read_archive(file: Path | BytesIO, name: Path, mapped: bool = True) -> tuple
 
 
 def check_tensors(tensors: Iterable[tuple[str, Tensor]], sums: Sums, file: Path) -> None:
-    """Compares the bytes of tensors that `read_archive` gave with their checksums.
-
-    Raises:
-        Damaged: A tensor is another one than was written; names it.
-    """
+    """Compares the bytes of tensors that `read_archive` gave with their checksums; `Damaged` names
+    one that is not what was written."""
     storages = {x.untyped_storage().data_ptr(): (name, x) for name, x in tensors}
     pairs = [
         (name, torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()).numpy().data)

@@ -5,6 +5,7 @@ shards of each process, an index (``.metadata``) and everything else (``meta.pt`
 """
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -63,33 +64,20 @@ def newest_complete(directory: Path) -> Path | None:
 
 def first_whole(path: Path, load: Callable[[Path], T]) -> T:
     """Loads a checkpoint or, where it is damaged, the newest whole one before it in its folder,
-    with a warning.
-
-    Args:
-        path: The checkpoint.
-        load: Gets one; raises `Damaged`.
-
-    Raises:
-        Damaged: All of them are.
-    """
+    with a warning; raises `Damaged` as ``load`` does if all of them are."""
     older = [one for one in list_checkpoints(path.parent) if one.name < path.name]
-    for following in [*reversed(older), None]:
+    for following in reversed(older):
         try:
             return load(path)
         except Damaged as error:
-            if following is None:
-                raise
             warnings.warn(f"{error}; trying {following}", stacklevel=2)
             path = following
-    raise AssertionError("unreachable")
+    return load(path)
 
 
 def torn(path: Path) -> str | None:
-    """Why a checkpoint cannot be read, judged by all of it but its tensors; None if it is whole.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Why a checkpoint cannot be read, judged by all of it but its tensors; None if it is whole; an
+    `InputError` if there is none."""
     if not path.exists():
         raise InputError(f"checkpoint {path} does not exist")
     try:
@@ -116,18 +104,10 @@ def _require_shards(path: Path) -> None:
 
 
 def read_checkpoint(path: Path, *used: str, mapped: bool = True) -> dict[str, Any]:
-    """Everything in a checkpoint but a sharded one's tensors.
-
-    Args:
-        path: A checkpoint.
-        used: The keys whose tensors are used, and so compared with their checksums; of the others
-            only names and shapes may be.
-        mapped: Whether tensors stay in the file until they are used.
-
-    Raises:
-        Damaged: The checkpoint is torn, or something in it is not what was written.
-        InputError: There is none, or it holds what does not stand in a checkpoint.
-    """
+    """Everything in a checkpoint but a sharded one's tensors. Tensors under the keys ``used`` are
+    compared with their checksums; of the others only names and shapes may be used. If ``mapped``,
+    tensors stay in the file until they are used. `Damaged` if something is torn or not what was
+    written; an `InputError` if there is none, or it holds what does not stand in a checkpoint."""
     if reason := torn(path):
         raise Damaged(f"checkpoint {path} is torn: {reason}")
     file = path / METADATA if path.is_dir() else path
@@ -153,23 +133,15 @@ def _require_kinds(content: Any) -> None:
         require_plain(content.get(key), key)
     for name, tensor in content.get("state_dict", {}).items():
         dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        if (
-            not dense
-            or tensor.is_meta
-            or not tensor.is_floating_point()
-            or not tensor.is_contiguous()
-        ):
+        real = dense and not tensor.is_meta and tensor.is_floating_point()
+        if not real or not tensor.is_contiguous():
             raise InputError(f"state_dict: {name!r:.200} is no plain tensor of numbers")
 
 
 def tokenizers(path: Path, content: dict[str, Any] | None = None) -> tuple[str, ...]:
-    """Fingerprints of the tokenizer that the weights go with, in each form that its file has; none
-    where nothing tells.
-
-    Args:
-        path: A checkpoint, or a folder with ``config.json``.
-        content: What is in it, if it was read already.
-    """
+    """Fingerprints of the tokenizer that the weights of a checkpoint, or of a folder with
+    ``config.json``, go with, in each form that its file has; none where nothing tells. ``content``
+    is what is in it, if it was read already."""
     if content is None:
         own = (path / "config.json").is_file()
         content = read_settings(path / "config.json") if own else read_checkpoint(path)
@@ -218,9 +190,7 @@ def describe(path: Path) -> dict[str, Any]:
                 "step": metadata.get("global_step"),
                 "tokens": metadata.get("callbacks", {}).get("Metrics", {}).get("tokens"),
                 "variant": settings.get("position", {}).get("class_path", "").rpartition(".")[2],
-                "parameters": sum(
-                    torch.Size(shape).numel() for shape in shapes(path, metadata).values()
-                ),
+                "parameters": sum(map(math.prod, shapes(path, metadata).values())),
                 "settings": settings,
                 "complete": True,
             }
@@ -230,11 +200,8 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def inspect(path: Path, as_json: bool = False) -> str:
-    """What `describe` finds about a checkpoint or all in a folder, for people or programs.
-
-    Raises:
-        InputError: The one checkpoint that was asked for is damaged.
-    """
+    """What `describe` finds about a checkpoint or all in a folder, for people or programs; an
+    `InputError` if the one that was asked for is damaged."""
     found = [path]
     if path.is_dir() and not (path / METADATA).exists():
         found = list_checkpoints(path) or list_checkpoints(path / "checkpoints") or [path]
@@ -262,11 +229,8 @@ def _line(one: dict[str, Any]) -> str:
 
 def consolidate(directory: Path, file: Path) -> None:
     """Writes a sharded checkpoint as one file, with the optimizer's state, from which single
-    processes and sharded ones can go on.
-
-    Raises:
-        InputError: ``directory`` is no whole sharded checkpoint, or ``file`` exists.
-    """
+    processes and sharded ones can go on; an `InputError` if it is no whole sharded one, or ``file``
+    exists."""
     content = read_checkpoint(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is one file already")

@@ -27,21 +27,9 @@ FitKeys = Annotated[dict, "keys of fit and values"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunsConfig:
-    """What the YAMLs of sweeps and pipelines have in common.
-
-    Attributes:
-        file: The YAML, to which files in it are relative.
-        name: Its name, which is that of its folder.
-        base: Configuration files of ``fit`` under everything else.
-        variants: For each name, keys of ``fit`` and values.
-        set: Keys of ``fit`` and values for all runs, laid over the base.
-        seed: Of a pipeline's runs, or of a sweep's sampler.
-        launcher: The command of a run; ``{python}`` and ``{args}`` are filled in.
-        logs: Folder of all experiments, relative to the working directory.
-
-    Raises:
-        InputError: A key's value is not allowed.
-    """
+    """What the YAMLs of sweeps and pipelines have in common; docs/sweeps.md and docs/train.md say
+    what the keys mean. ``file`` is the YAML, to which files in it are relative; an `InputError`
+    names a key whose value is not allowed."""
 
     file: Path
     name: AnyText
@@ -138,18 +126,9 @@ class RunsConfig:
 
 
 def read_config(kind: type[T], file: Path, content: Any, at: str = "", /, **other: Any) -> T:
-    """The frozen dataclass that a part of a YAML stands for.
-
-    Args:
-        kind: Its class.
-        file: The YAML, for messages.
-        content: The part.
-        at: Where that stands in the YAML, such as ``stages[0]``; empty for all of it.
-        other: Values of fields that are no keys.
-
-    Raises:
-        InputError: A key is unknown or missing, or has a value that is not allowed.
-    """
+    """The frozen dataclass ``kind`` that a part of a YAML ``file`` stands for, which is at ``at``
+    in it, such as ``stages[0]`` (empty: all of it); ``other`` are values of fields that are no
+    keys. An `InputError` names a key that is unknown or missing, or whose value is not allowed."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     where = f"{at}." if at else ""

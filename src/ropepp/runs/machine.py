@@ -115,9 +115,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 def no_bfloat16(device: torch.device) -> str:
     """Why a device has no bfloat16 products in hardware; empty if it has."""
     if device.type == "cuda":
-        return (
-            "" if torch.cuda.is_bf16_supported(including_emulation=False) else "GPU has no bfloat16"
-        )
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "" if supported else "GPU has no bfloat16"
     if device.type != "cpu":
         return ""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()

@@ -43,14 +43,9 @@ ERROR = re.compile(r"(\[rank\d+\]:\s*)?(error: .+|[\w.]*(Error|Exception)\b.*)")
 
 @dataclass
 class RunProcess:
-    """A run that this driver cares for.
-
-    Attributes:
-        directory: Its folder.
-        claim: Descriptor of ``lock``, held.
-        process: None if another driver has started it.
-        furthest: Step of the newest checkpoint when it began.
-    """
+    """A run that this driver cares for, in its folder: ``claim`` is the descriptor of ``lock``,
+    held, ``process`` None if another driver has started it, ``furthest`` the step of the newest
+    checkpoint when it began."""
 
     directory: Path
     claim: int
@@ -114,10 +109,12 @@ class RunProcess:
 
 
 class StopRequest:
-    """Within its block, takes note of being asked to end; in the main thread alone, elsewhere
-    nothing is noticed."""
+    """Within its block, takes note of being asked to end, and answers the first Ctrl-C; in the main
+    thread alone, elsewhere nothing is noticed."""
 
-    made = False
+    def __init__(self, answer: bytes = b"") -> None:
+        self.made, self._answer = False, answer
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         main = threading.current_thread() is threading.main_thread()
@@ -131,6 +128,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and not self.made:
+            with contextlib.suppress(OSError):
+                os.write(2, self._answer)
         self.made = True
 
 

@@ -100,14 +100,9 @@ def entry(line: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What one run of a sweep is.
-
-    Attributes:
-        variant: Name of the row it belongs to; runs of one variant differ in their seed alone.
-        seed: Its seed.
-        overrides: Keys of ``fit`` and their values, besides the base configuration.
-        settings: What tells variants apart, short names to plain values (for tables and HParams).
-    """
+    """What one run of a sweep is: ``variant`` is the row it belongs to, whose runs differ in their
+    seed alone, ``overrides`` are keys of ``fit`` besides the base configuration, ``settings`` what
+    tells variants apart, short names to plain values (for tables and HParams)."""
 
     variant: str
     seed: int
@@ -122,18 +117,10 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep as it was asked for.
-
-    Attributes:
-        name: Its name, which is that of its folder.
-        question: What it is meant to answer, in a sentence.
-        baseline: The variant to which others are compared.
-        metric: Key of ``result.json`` that is compared, smaller is better.
-        shared_learning_rate: Whether all variants have one learning rate, a bias to name.
-        variants: Names in the order of the table.
-        display: Names for people, by variant.
-        controls: Variants that equal the baseline by construction: what they differ by is noise.
-    """
+    """A sweep as it was asked for: the key ``metric`` of ``result.json`` is compared to the
+    ``baseline``'s, smaller is better; ``shared_learning_rate`` of all variants is a bias to name;
+    ``variants`` are in the order of the table, ``display`` has their names for people; ``controls``
+    equal the baseline by construction: what they differ by is noise."""
 
     name: str
     question: str
@@ -147,13 +134,8 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class Run:
-    """A run and what has come of it.
-
-    Attributes:
-        spec: What it is.
-        directory: Its folder.
-        result: Content of ``result.json``, empty unless done.
-    """
+    """A run and what has come of it: ``result`` is the content of ``result.json``, empty unless
+    done."""
 
     spec: RunSpec
     directory: Path
@@ -261,16 +243,8 @@ def check_result(content: dict[str, Any]) -> None:
 
 
 def metric_value(result: dict[str, Any], metric: str, run: str) -> float:
-    """The metric of a finished run, from its result or the evaluation in it; NaN for null.
-
-    Args:
-        result: Content of ``result.json``.
-        metric: A key of it, or of its evaluation.
-        run: The run's name, for the error.
-
-    Raises:
-        InputError: It has no such number.
-    """
+    """The metric of a finished run, from its result or the evaluation in it; NaN for null. An
+    `InputError` if the ``run`` has no such number."""
     known = {**result.get("evaluation", {}), **result}
     if metric not in known or not isinstance(known[metric], int | float | None):
         numbers = [key for key, value in known.items() if type(value) in (int, float)]

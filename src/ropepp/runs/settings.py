@@ -21,12 +21,9 @@ REFERENCE = re.compile(r"\$\{(?:oc\.env:[^${}]*|(\.*[\w.\[\]-]+))\}")
 
 
 def read_yaml(file: Path) -> Any:
-    """Content of a YAML file, in which 1e-3 is a number.
-
-    Raises:
-        InputError: It cannot be read, is neither a list nor a dictionary, has a key twice, or is
-            larger, deeper or, with its aliases written out, longer than a configuration can be.
-    """
+    """Content of a YAML file, in which 1e-3 is a number. An `InputError` if it cannot be read, is
+    neither a list nor a dictionary, has a key twice, or is larger, deeper or, with its aliases
+    written out, longer than a configuration can be."""
     try:
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
@@ -46,17 +43,9 @@ def read_yaml(file: Path) -> Any:
 
 
 def check_size(text: str, file: object) -> None:
-    """Measures YAML with its aliases written out, before anything is built of it.
-
-    Args:
-        text: The YAML.
-        file: Where it is from, for messages.
-
-    Raises:
-        InputError: It has more than `MAX_NODES` values, is nested deeper than `MAX_DEPTH`, or an
-            alias stands within what it means.
-        yaml.YAMLError: It is no YAML.
-    """
+    """Measures YAML with its aliases written out, before anything is built of it; ``file`` is where
+    it is from. An `InputError` if it has more than `MAX_NODES` values, is nested deeper than
+    `MAX_DEPTH`, or an alias stands within what it means."""
     total = 0
     sizes: dict[str | None, int] = {}  # of what an anchor names
     opened: list[tuple[str | None, int]] = []
@@ -82,16 +71,9 @@ def check_size(text: str, file: object) -> None:
 
 
 def check_references(content: Any, file: object) -> None:
-    """Checks that ``${...}`` stand for plain values, so that filling them in has an end.
-
-    Args:
-        content: Settings as `read_settings` returns them.
-        file: Where they are from, for messages.
-
-    Raises:
-        InputError: A reference is of another kind than `REFERENCE`, or leads to a list, to other
-            keys, to a long text or to another reference.
-    """
+    """Checks that ``${...}`` in what `read_settings` gave of a ``file`` stand for plain values, so
+    that filling them in has an end. An `InputError` if one is of another kind than `REFERENCE`, or
+    leads to a list, to other keys, to a long text or to another reference."""
     todo: list[tuple[tuple[str, ...], Any]] = [((), content)]
     while todo:
         at, value = todo.pop()
@@ -126,16 +108,9 @@ def _at(content: Any, path: Iterable[str]) -> Any:
 
 
 def read_settings(file: Path, within: tuple[Path, ...] = (), left: list[int] | None = None) -> Any:
-    """Content of a YAML file and of the files that it names, relative to itself.
-
-    Args:
-        file: The YAML.
-        within: The files that led here.
-        left: How many values all of them together may still have.
-
-    Raises:
-        InputError: As `read_yaml`; or a file leads back to itself, or they have too many values.
-    """
+    """Content of a YAML file and of the files that it names, relative to itself. ``within`` are the
+    files that led here, ``left`` says how many values all of them together may still have. An
+    `InputError` as of `read_yaml`; or a file leads back to itself, or they have too many values."""
     if (here := file.resolve()) in within:
         way = " -> ".join(path.name for path in (*within[within.index(here) :], here))
         raise InputError(f"{file} names itself: {way}")
@@ -200,13 +175,9 @@ def overlay(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for layer in layers:
         new = flatten(layer)
-        kept = {
-            key: value
-            for key, value in flat.items()
-            # A class that is given anew comes without the old one's arguments.
-            if not any(key.startswith(f"{other}.") for other in new)
-        }
-        flat = kept | new
+        # A class that is given anew comes without the old one's arguments.
+        old = tuple(f"{key}." for key in new)
+        flat = {key: value for key, value in flat.items() if not key.startswith(old)} | new
     return flat
 
 

@@ -96,13 +96,9 @@ class Slice(NamedTuple):
 
 
 def read_index(folder: Path) -> Metadata:
-    """What a sharded checkpoint holds and where.
-
-    Raises:
-        Damaged: The index is another one than was written.
-        InputError: It cannot be read, holds something else than an index does, or does not fit the
-            files.
-    """
+    """What a sharded checkpoint holds and where. Raises `Damaged` if the index is another one than
+    was written, an `InputError` if it holds something else than an index does, or does not fit the
+    files."""
     file = folder / INDEX
     if not file.is_file():
         raise Damaged(f"{INDEX} is missing")
@@ -234,17 +230,9 @@ class _Planner(dcp.DefaultLoadPlanner):
 
 
 def load_shards(wanted: dict[str, Any], folder: Path, alone: bool = False) -> None:
-    """Fills the tensors in ``wanted``, sharded or not; without processes too.
-
-    Args:
-        wanted: Tensors and plain values, nested as they were saved.
-        folder: A sharded checkpoint.
-        alone: Whether this process reads by itself, whether or not there are others.
-
-    Raises:
-        Damaged: Something is not what was written.
-        InputError: Something is missing, of another shape, or no tensor or plain value.
-    """
+    """Fills the tensors in ``wanted``, nested as they were saved, sharded or not; without processes
+    too, or ``alone`` where there are others. Raises `Damaged` if something is not what was written,
+    an `InputError` if it is missing, of another shape, or no tensor or plain value."""
     reader, alone = _Reader(folder), alone or not dist.is_initialized()
     with one_failure(folder):
         dcp.load(wanted, storage_reader=reader, planner=_Planner(), no_dist=alone)
@@ -273,11 +261,8 @@ def seal(folder: Path) -> None:
 
 @contextmanager
 def one_failure(folder: Path) -> Iterator[None]:
-    """What processes tell each other of a failure, as the one error that says most.
-
-    Raises:
-        InputError: A process failed.
-    """
+    """What processes tell each other of a failure, as the one `InputError` or `OSError` that says
+    most."""
     try:
         yield
     except CheckpointException as error:

@@ -29,18 +29,8 @@ ENDED = ("finished", "failed", "pruned")
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run has come.
-
-    Attributes:
-        name: Its variant and seed.
-        state: One of `STATES`.
-        step: Last logged step.
-        max_steps: Its last one, None before it has begun.
-        train_loss: Last logged loss.
-        validation_loss: Last logged one, or the result's.
-        seconds_left: Of a running one, by its speed.
-        reason: Why it failed.
-    """
+    """How far a run has come: ``max_steps`` is None before it has begun, losses are the last logged
+    ones, or the result's, ``seconds_left`` is by its speed."""
 
     name: str
     state: str
@@ -137,11 +127,7 @@ def _seconds_left(newest: dict[str, Any], step: int, last: int | None) -> float 
 
 
 def status(folder: Path) -> list[RunProgress]:
-    """How all runs of a sweep stand.
-
-    Raises:
-        InputError: It is no sweep's folder.
-    """
+    """How all runs of a sweep stand; an `InputError` if it is no sweep's folder."""
     return [progress_of(run.directory, run.spec.run) for run in read_runs(folder)]
 
 
@@ -177,9 +163,8 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:.0f} h {minutes % 60:.0f} min"
 
 
-def show(folder: Path, watch: bool, every: float = 2.0) -> None:
+def show(folder: Path, watch: bool) -> None:
     """Prints the table, again and again if watched, until all runs have ended."""
-    read_runs(folder)  # or it is no sweep's
     while True:
         runs = status(folder)
         if watch and sys.stdout.isatty():
@@ -187,4 +172,4 @@ def show(folder: Path, watch: bool, every: float = 2.0) -> None:
         print(table(folder, runs), flush=True)
         if not watch or all(run.state in ENDED for run in runs):
             return
-        time.sleep(every)
+        time.sleep(2)

@@ -38,9 +38,13 @@ class LastingStream:
         except OSError as error:  # of a full disk the text is lost, and the work is not
             if error.errno in LOST:
                 with contextlib.suppress(OSError, ValueError):
-                    nowhere = os.open(os.devnull, os.O_WRONLY)
-                    os.dup2(nowhere, self._stream.fileno())
-                    os.close(nowhere)
+                    to_nowhere(self._stream)
+
+
+def to_nowhere(stream: TextIO) -> None:
+    """Lets a stream's file be ``/dev/null`` from now on."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 @contextlib.contextmanager

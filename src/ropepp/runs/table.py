@@ -16,23 +16,14 @@ T = TypeVar("T")
 
 
 def results(directories: Sequence[str], form: str = "md") -> str:
-    """A table of the finished runs in run folders, or in folders of runs such as logs/EXPERIMENT,
-    in order of finishing.
-
-    Args:
-        directories: The folders.
-        form: One of `FORMS`.
-
-    Raises:
-        InputError: A folder is missing, or none holds a finished run.
-    """
+    """A table, of one of `FORMS`, of the finished runs in run folders, or in folders of runs such
+    as logs/EXPERIMENT, in order of finishing. An `InputError` if a folder is missing, or none holds
+    a finished run."""
     found: list[Path] = []
     for directory in directories:
         if not Path(directory).is_dir():
             raise InputError(f"{directory} is no folder; give run folders or folders of runs")
         found += sorted(Path(directory).rglob(RESULT), key=lambda path: path.lstat().st_mtime)
-    if not found:
-        raise InputError(f"no finished run (result.json) in {', '.join(directories)}")
     rows = read_rows((path.parent.name, path) for path in dict.fromkeys(found))
     if not rows:
         raise InputError(f"no finished run (result.json of fit) in {', '.join(directories)}")
@@ -41,13 +32,17 @@ def results(directories: Sequence[str], form: str = "md") -> str:
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
     """All that results say in single values, a line a run; inner keys are joined by dots."""
-    flat = [dict(_flat(row)) for row in rows]
-    columns = list(dict.fromkeys(key for row in flat for key in row))
-    out = StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    return to_csv([dict(_flat(row)) for row in rows])
+
+
+def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines as text, after a line of all their keys; nothing where a value is None or missing."""
+    text = StringIO()
+    columns = dict.fromkeys(key for line in lines for key in line)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
-    return out.getvalue()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 def _flat(content: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -115,13 +110,8 @@ FORMS = {"md": table, "csv": as_csv, "json": as_json}
 def markdown_table(
     rows: Sequence[T], columns: Mapping[str, Callable[[T], str]], left: int = 1
 ) -> str:
-    """A table in Markdown.
-
-    Args:
-        rows: What it has a line of.
-        columns: How a row's cells are written, by the columns' names.
-        left: Columns that are aligned left, the others are numbers.
-    """
+    """A table in Markdown of a line for each of ``rows``; ``columns`` say how its cells are
+    written, the first ``left`` are aligned left, the others are numbers."""
     rule = [*["---"] * left, *["---:"] * (len(columns) - left)]
     cells = [[escaped(text(row)) for text in columns.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in [list(columns), rule, *cells])
@@ -149,13 +139,9 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         out.append(f"Each run: {tokens:,} tokens in {steps:,} steps.")
     else:
         out.append("The runs differ in tokens or steps: not an equal comparison.")
-    out.append(
-        "KV cache at 2 bytes a value. "
-        + "; ".join(sorted({f"{row['device']}, torch {row['torch']}" for row in rows}))
-        + "; commit "
-        + ", ".join(sorted({str(row["commit"]) for row in rows}))
-        + "."
-    )
+    machines = "; ".join(sorted({f"{row['device']}, torch {row['torch']}" for row in rows}))
+    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
+    out.append(f"KV cache at 2 bytes a value. {machines}; commit {commits}.")
     return out
 
 
@@ -166,9 +152,9 @@ def budgets(rows: list[dict[str, Any]]) -> set[tuple[int, int, int]]:
 
 def longer_rows(row: dict[str, Any]) -> str:
     """The losses at other lengths than the trained one."""
-    losses = {key: value for key, value in row["evaluation"].items() if key.endswith("/loss")}
-    return ", ".join(
-        f"{key.removeprefix('validation_').removesuffix('/loss')} {number(value, '.3f')}"
-        for key, value in losses.items()
-        if key.startswith("validation_")
-    )
+    losses = {
+        found[1]: value
+        for key, value in row["evaluation"].items()
+        if (found := re.fullmatch(r"validation_(.*)/loss", key))
+    }
+    return ", ".join(f"{name} {number(value, '.3f')}" for name, value in losses.items())

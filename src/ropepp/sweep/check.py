@@ -16,14 +16,8 @@ from ropepp.train.parsing import BASES, subclasses
 
 
 def check_row(config: SweepConfig, row: SweepRow) -> dict[str, Any]:
-    """Parses a row's arguments as ``fit`` does and makes its model without memory.
-
-    Returns:
-        All overrides of its runs, with complete classes.
-
-    Raises:
-        InputError: ``fit`` would refuse them.
-    """
+    """Parses a row's arguments as ``fit`` does and makes its model without memory; an `InputError`
+    if ``fit`` would refuse them. Returns all overrides of its runs, with complete classes."""
     given = config.fixed["set"] | row.asked
     try:
         overrides = {key: complete(value, key) for key, value in given.items()}
@@ -59,11 +53,8 @@ def check(args: list[str]) -> None:
 
 def complete(value: Any, key: str) -> Any:
     """``value`` with the defaults of its classes written out: what is left out of a class's
-    arguments, the parser takes from the class that stood there before.
-
-    Raises:
-        InputError: An argument without default is missing.
-    """
+    arguments, the parser takes from the class that stood there before. An `InputError` if an
+    argument without default is missing."""
     if isinstance(value, list):
         return [complete(item, key) for item in value]
     if not isinstance(value, dict):

@@ -32,14 +32,9 @@ PRUNER_RULE = f"{', '.join(PRUNERS)}, or name and options"
 
 @dataclass(frozen=True)
 class SweepRow:
-    """A row of the table: runs that differ in their seed alone.
-
-    Attributes:
-        name: Its name, which is that of its folder.
-        variant: The variant of the YAML that it came from.
-        asked: Keys of ``fit`` and values besides ``base`` and ``set``; files are read.
-        display: Its name for people.
-    """
+    """A row of the table: runs that differ in their seed alone. ``variant`` is that of the YAML
+    that it came from, ``asked`` has keys of ``fit`` and values besides ``base`` and ``set``, with
+    files read; ``display`` is for people."""
 
     name: str
     variant: str
@@ -225,11 +220,8 @@ class SweepConfig(RunsConfig):
 
 
 def load(file: Path) -> SweepConfig:
-    """Reads a sweep's YAML.
-
-    Raises:
-        InputError: The file is missing or says something that is not allowed.
-    """
+    """Reads a sweep's YAML; an `InputError` if it is missing or says something that is not
+    allowed."""
     if not file.is_file():
         raise InputError(f"{file} is neither a sweep's YAML nor the folder of one")
     return read_config(SweepConfig, file, settings.read_yaml(file), file=file)
@@ -255,12 +247,7 @@ def is_range(how: Mapping[str, Any]) -> bool:
 
 def is_choice(how: Mapping[str, Any]) -> bool:
     """Whether this says among which plain values to search."""
-    values = how.get("choices")
-    return (
-        {*how} == {"choices"}
-        and isinstance(values, list)
-        and bool(values)
-        and all(
-            isinstance(one, str | int | float) and not settings.names_file(one) for one in values
-        )
-    )
+    if {*how} != {"choices"} or not isinstance(values := how["choices"], list):
+        return False
+    plain = (isinstance(x, str | int | float) and not settings.names_file(x) for x in values)
+    return bool(values) and all(plain)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.errors import InputError
+from ropepp.errors import optional
 from ropepp.runs.records import Run
 from ropepp.sweep.results import SweepResults
 
@@ -36,7 +36,6 @@ WIDTH = 5.4  # inches: type of 9 points stays legible on a phone
 MOST_BANDS = 5  # variants; more bands on top of each other show nothing
 MOST_POINTS = 300
 SMOOTHING = 5  # logged points
-BINS = 48
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,8 @@ def styles(sweep: SweepResults) -> dict[str, Style]:
 
 
 def figures(sweep: SweepResults, metric: str) -> list[Figure]:
-    """All plots for which a sweep's runs have data.
-
-    Args:
-        sweep: The sweep with at least one finished run.
-        metric: Name of the compared metric with its unit.
-
-    Raises:
-        InputError: matplotlib is missing.
-    """
+    """All plots for which a sweep with a finished run has data; ``metric`` is the compared metric's
+    name with its unit. An `InputError` if matplotlib is missing."""
     looks = styles(sweep)
     with _look():
         found = [_dots(sweep, looks, metric)]
@@ -109,7 +101,7 @@ def _courses(runs: Sequence[Run]) -> Iterator[tuple[str, Curves, Axis, str, str]
     lengths = {float(run.result["sequence_length"]) for run in runs}
     end = lengths.pop() if len(lengths) == 1 else None
     for suffix, curves in position_curves(runs).items():
-        kind = f" in {_length_name(suffix)}" if suffix else ""
+        kind = f" in rows of {suffix[1:-1]} times the trained length" if suffix else ""
         axis = Axis("position in the row (tokens)", log=True, end=end if suffix else None)
         note = "Means over positions, in steps of equal ratio."
         yield f"Loss by position{kind}", curves, axis, loss, note
@@ -135,12 +127,13 @@ def training_curves(runs: Sequence[Run], key: str, smoothing: int = 1) -> Curves
 
 
 def position_curves(runs: Sequence[Run]) -> dict[str, Curves]:
-    """Loss against the position (from 1), of the rows of trained length, "", and of the longest."""
+    """Loss against the position (from 1), of the rows of trained length, "", and of the longest;
+    results hold means of bins of equal ratio."""
     found: dict[str, Curves] = {}
     for run in runs:
-        for suffix, table in (run.result.get("loss_by_position") or {}).items():
-            columns = (np.array(table[key], dtype=float) for key in ("position", "loss", "count"))
-            curve = _binned(*columns)
+        for suffix, table in run.result.get("loss_by_position", {}).items():
+            x, loss = (np.array(table[key], dtype=float) for key in ("position", "loss"))
+            curve = x[np.isfinite(loss)] + 1, loss[np.isfinite(loss)]
             found.setdefault(suffix, {}).setdefault(run.spec.variant, {})[run.spec.seed] = curve
     longest = max(found, key=lambda suffix: set_length(suffix, 1) or 0, default="")
     return {suffix: found[suffix] for suffix in dict.fromkeys(("", longest)) if suffix in found}
@@ -168,32 +161,10 @@ def _sorted(points: Mapping[int, float]) -> tuple[Floats, Floats]:
 
 
 def set_length(suffix: str, trained: int) -> int | None:
-    """Tokens in the rows of an evaluation set: "" has the trained length, "_2x" or "_x2" twice as
-    many, "_128" 128; None if the suffix says something else."""
-    match = re.fullmatch(r"(?:_(?P<x>x)?(?P<number>\d+)(?P<times>x)?)?", suffix)
-    if match is None:
-        return None
-    if match["number"] is None:
-        return trained
-    return int(match["number"]) * (trained if match["x"] or match["times"] else 1)
-
-
-def _length_name(suffix: str) -> str:
-    number = suffix.strip("_x")
-    return f"rows of {number} times the trained length" if "x" in suffix else f"rows {suffix[1:]}"
-
-
-def _binned(position: Floats, loss: Floats, count: Floats) -> tuple[Floats, Floats]:
-    """Means of many points in bins of equal ratio, at the bins' middles."""
-    known = (count > 0) & np.isfinite(loss)
-    x, loss, count = position[known] + 1, loss[known], count[known]
-    if len(x) <= BINS:
-        return x, loss
-    edges = np.unique(np.rint(np.geomspace(1, position.max() + 2, BINS + 1)))
-    sizes, _ = np.histogram(x, edges, weights=count)
-    sums, _ = np.histogram(x, edges, weights=count * loss)
-    full = sizes > 0
-    return np.sqrt(edges[:-1] * (edges[1:] - 1))[full], sums[full] / sizes[full]
+    """Tokens in the rows of an evaluation set: "" has the trained length, "_2x" twice as many; None
+    if the suffix says something else."""
+    match = re.fullmatch(r"(?:_(\d+)x)?", suffix)
+    return trained * int(match[1] or 1) if match else None
 
 
 def _aligned(series: Mapping[int, tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
@@ -344,10 +315,6 @@ def _canvas(height: float, panels: int = 1) -> "tuple[Canvas, list[Axes]]":
 
 @contextmanager
 def _look() -> Iterator[None]:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError(f"{error}; install the extra: pip install 'ropepp[sweep]'") from error
     settings: Any = {
         "font.size": 9,
         "axes.spines.top": False,
@@ -362,7 +329,7 @@ def _look() -> Iterator[None]:
         "legend.frameon": False,
         "svg.hashsalt": "ropepp",  # the same plot is the same text
     }
-    with matplotlib.rc_context(settings):
+    with optional("matplotlib").rc_context(settings):
         yield
 
 

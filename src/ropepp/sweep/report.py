@@ -14,10 +14,9 @@ from typing import Any
 from markdown import markdown  # type: ignore[import-untyped]
 
 from ropepp import statistics as stats
-from ropepp.eval.scores import to_csv
 from ropepp.files import write_text
 from ropepp.runs.records import Run
-from ropepp.runs.table import escaped, markdown_table
+from ropepp.runs.table import escaped, markdown_table, to_csv
 from ropepp.statistics import Comparison, decimals
 from ropepp.sweep.plots import Figure, figures, styles
 from ropepp.sweep.results import (
@@ -37,15 +36,9 @@ EQUAL = ("steps", "tokens", "sequence_length", "commit", "device", "world_size",
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Writes ``report.md``, ``report.html`` and ``report.csv`` into a sweep's folder.
-
-    Returns:
-        The files.
-
-    Raises:
-        InputError: The folder holds no sweep, or no finished run of one, or no run has the metric;
-            or scipy or matplotlib is missing.
-    """
+    """Writes ``report.md``, ``report.html`` and ``report.csv`` into a sweep's folder, and returns
+    them. An `InputError` if the folder holds no sweep, or no finished run of one, or no run has the
+    metric; or scipy or matplotlib is missing."""
     sweep = load(folder)
     metric = sweep.plan.metric.replace("_", " ") + UNITS.get(sweep.plan.metric, "")
     text, plots = _text(sweep, metric), figures(sweep, metric)

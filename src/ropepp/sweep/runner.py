@@ -23,7 +23,6 @@ from ropepp.runs.status import OUTCOME, duration, read_outcome
 from ropepp.sweep.config import CORPUS
 from ropepp.sweep.study import SweepStudy, Trial
 
-POLL = 0.3  # seconds
 REREAD = 10.0  # seconds between looks for trials that other drivers have drawn
 MOST_KILLS = 3  # in a row without a new checkpoint; then it is the run's fault
 
@@ -42,15 +41,9 @@ class Running:
 
 
 class Driver:
-    """Runs what is left of a sweep.
-
-    Args:
-        study: The sweep.
-        gpus: One entry for each run at a time: a device, or None to leave the choice to ``fit``.
-        retry_failed: Whether to try again what has failed before.
-        limit: Most runs to start.
-        grace: Seconds between asking runs to end and killing them.
-    """
+    """Runs what is left of a sweep, one run at a time for each of ``gpus`` (a device, or None to
+    leave the choice to ``fit``), ``limit`` of them at most; runs that are asked to end are killed
+    after ``grace`` seconds."""
 
     def __init__(
         self,
@@ -80,12 +73,9 @@ class Driver:
             self.forget_failures()
 
     def run(self) -> None:
-        """Returns when nothing is left that could be done here.
-
-        Raises:
-            Preempted: The driver was asked to end; its runs have been, too.
-            InputError: The configuration is not what it was, or the corpus is missing.
-        """
+        """Returns when nothing is left that could be done here. Raises `Preempted` if the driver
+        was asked to end, and its runs with it; an `InputError` if the configuration is not what it
+        was, or the corpus is missing."""
         with self.stop:
             while not self.stop.made:
                 self.look_after()
@@ -93,7 +83,7 @@ class Driver:
                     pass
                 if not self.running and (self.broken or not self.held_by_others):
                     break
-                time.sleep(POLL)
+                time.sleep(process.POLL)
             if self.stop.made:
                 self.end_all()
         if self.broken:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, optional
 from ropepp.sweep.config import MAX_STEPS, SweepConfig
 
 ATTEMPTS = 100  # to draw a point that is new
@@ -16,14 +16,9 @@ LEAP = 1_000_003  # between their seeds
 
 @dataclass(frozen=True)
 class Known:
-    """What the run folders know of a point.
-
-    Attributes:
-        params: Its values of the searched keys.
-        seen: Evaluations of its first seed, by step.
-        state: How it ended, complete, failed or pruned; or open.
-        value: The mean over its seeds if it is complete.
-    """
+    """What the run folders know of a point: values of the searched keys, its first seed's
+    evaluations by step, how it ended (complete, failed or pruned; or open), and the mean over its
+    seeds if it is complete."""
 
     params: dict[str, Any]
     seen: dict[int, float]
@@ -32,23 +27,15 @@ class Known:
 
 
 def import_optuna() -> Any:
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise InputError("search needs optuna: pip install 'ropepp[sweep]'") from error
+    optuna = optional("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
 
 def proposals(config: SweepConfig, known: Sequence[Known], number: int) -> Iterator[dict[str, Any]]:
-    """Points that the sampler would try next, until one is taken.
-
-    Args:
-        config: The sweep.
-        known: The points of its row.
-        number: How many of them were drawn. The seed follows from it: with one seed for all,
-            every draw would repeat the first.
-    """
+    """Points that the sampler would try next, until one is taken, given what is known of its row,
+    of which ``number`` were drawn. The seed follows from that: with one seed for all, every draw
+    would repeat the first."""
     samplers = import_optuna().samplers
     kind = samplers.RandomSampler if config.sampler == "random" else samplers.TPESampler
     study, trials = _study(config, known)
@@ -60,14 +47,8 @@ def proposals(config: SweepConfig, known: Sequence[Known], number: int) -> Itera
 
 
 def is_hopeless(config: SweepConfig, known: Sequence[Known], at: int, steps: Set[int]) -> bool:
-    """Whether the pruner would end an open point at one of these steps.
-
-    Args:
-        config: The sweep.
-        known: The points of its row, in the order in which they were drawn.
-        at: Place of the point among them.
-        steps: Steps of its evaluations that are new.
-    """
+    """Whether the pruner would end the open point at place ``at``, in the order in which they were
+    drawn, at one of these steps, of which it has new evaluations."""
     study, trials = _study(config, known)
     for trial, point in zip(trials, known, strict=True):
         if point is not known[at]:
@@ -91,11 +72,7 @@ def accepts(config: SweepConfig, params: dict[str, Any]) -> bool:
 
 
 def pruner(config: SweepConfig) -> Any:
-    """The YAML's pruner.
-
-    Raises:
-        InputError: It has no such option.
-    """
+    """The YAML's pruner; an `InputError` if it has no such option."""
     pruners = import_optuna().pruners
     options = dict(config.pruner_options)
     name = options.pop("name")

@@ -39,13 +39,8 @@ RESOLVED = "resolved.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """What is run as one: a run of the grid, or a drawn row with all its seeds.
-
-    Attributes:
-        name: Its name.
-        runs: Its runs, to be made in this order.
-        params: Values of the searched keys of a drawn one.
-    """
+    """What is run as one: a run of the grid, or a drawn row with all its seeds, in the order in
+    which they are made, and the values of the searched keys."""
 
     name: str
     runs: tuple[RunSpec, ...]
@@ -72,11 +67,7 @@ class SweepStudy:
         return self.folder / spec.run
 
     def metric(self, spec: RunSpec) -> float:
-        """What a finished run came to.
-
-        Raises:
-            InputError: Its result lacks the sweep's metric.
-        """
+        """What a finished run came to; an `InputError` if its result lacks the sweep's metric."""
         return metric_value(read_result(self.directory(spec)), self.config.metric, spec.run)
 
     def evaluations(self, spec: RunSpec) -> dict[int, float]:
@@ -211,12 +202,8 @@ class SweepStudy:
 
 def open_sweep(config: SweepConfig) -> SweepStudy:
     """Checks a sweep, makes or grows its folder, and returns it; safe to call again and from
-    several processes at once.
-
-    Raises:
-        InputError: ``fit`` would refuse a row, the pruner has no such option, or a sweep of that
-            name exists that was asked for differently.
-    """
+    several processes at once. An `InputError` if ``fit`` would refuse a row, the pruner has no such
+    option, or a sweep of that name exists that was asked for differently."""
     fixed = config.fixed  # read before anything is made
     with exclusive(config.folder):
         resolved = read_json(config.folder / RESOLVED, _check_resolved)

@@ -14,14 +14,8 @@ Content = dict[str, Any]
 
 class CheckpointFiles(CheckpointIO):
     """Writes beside the target and onto the disk, reads without executing anything; damage is
-    found.
-
-    Args:
-        fall_back: Whether an older checkpoint of the same folder serves where one is damaged.
-
-    Attributes:
-        restoring: The checkpoint whose content is being put in place, if one is.
-    """
+    found. With ``fall_back`` an older checkpoint of the same folder serves where one is damaged;
+    ``restoring`` is the one whose content is being put in place, if one is."""
 
     def __init__(self, fall_back: bool = False) -> None:
         self.fall_back = fall_back

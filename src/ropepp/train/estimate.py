@@ -18,11 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from ropepp.data.loading.datamodule import (
-    CorpusDataModule,
-    RowsDataModule,
-    check_accumulation,
-)
+from ropepp.data.loading.datamodule import CorpusDataModule, RowsDataModule, check_accumulation
 from ropepp.data.loading.loader import Rows, TrainLoader
 from ropepp.errors import InputError, at_least
 from ropepp.model.attention import RMSNorm
@@ -114,16 +110,9 @@ class EstimateCLI(RopeppCLI):
 
 
 def plan_run(args: list[str], devices: int | None = None, nodes: int | None = None) -> PlannedRun:
-    """Parses and checks a run's configuration.
-
-    Args:
-        args: What would follow ``ropepp fit``.
-        devices: Processes a node, instead of ``trainer.devices``.
-        nodes: Instead of ``trainer.num_nodes``.
-
-    Raises:
-        InputError, ArgumentError: ``fit`` would refuse it, or the number of devices is missing.
-    """
+    """Parses and checks the configuration of the run ``ropepp fit ARGS``, with ``devices`` a node
+    and ``nodes`` instead of the trainer's. An `InputError` or `ArgumentError` if ``fit`` would
+    refuse it, or the number of devices is missing."""
     cli = EstimateCLI(["fit", *args])
     trainer, data = cli.options.trainer, cli.datamodule
     devices = _count_devices(trainer.devices) if devices is None else devices

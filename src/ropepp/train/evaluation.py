@@ -12,11 +12,7 @@ from ropepp.model.transformer import Transformer
 
 
 class Evaluation:
-    """Accumulates over the batches of one set, over all processes.
-
-    Args:
-        device: Where the batches are.
-    """
+    """Accumulates over the batches of one set, which are on ``device``, over all processes."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -44,15 +40,11 @@ class Evaluation:
         return {"loss": loss, "perplexity": loss.exp(), "accuracy": (hits / counts).float()}
 
     def by_position(self) -> dict[str, list[float]]:
-        """Mean loss of the tokens that have about as much context.
+        """Mean loss of the tokens that have about as much context: ``position`` (mean of the bin's
+        tokens), ``loss`` in nats and ``count`` of each bin that has tokens.
 
         A position counts the tokens before it in its document and row. Positions are put together
-        in bins that grow with them, four an octave.
-
-        Returns:
-            ``position`` (mean of the bin's tokens), ``loss`` in nats and ``count``, each a list
-            with an entry for each bin that has tokens.
-        """
+        in bins that grow with them, four an octave."""
         sums, counts, _ = (part.cpu().double() for part in self._totals())
         position = torch.arange(len(sums), dtype=torch.float64)
         bin_of = context_bins(len(sums))
@@ -90,12 +82,7 @@ def model_inputs(
 
 
 class Sums(Metric):
-    """Sums of n values each, over batches and processes.
-
-    Args:
-        n: How many sums.
-        device: Where they are added up.
-    """
+    """Sums of ``n`` values each, over batches and processes, added up on ``device``."""
 
     total: Tensor
 

@@ -5,14 +5,14 @@ import statistics
 from collections import deque
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import Callback, Trainer
 
 from ropepp.errors import Diverged, InputError, at_least
 
 HISTORY = 100
 
 
-class StepGuard(pl.Callback):
+class StepGuard(Callback):
     """Skips optimizer steps whose gradient is not finite or far too large, and counts them.
 
     A skipped step leaves weights and optimizer state as they were; data and schedule move on. The
@@ -35,7 +35,7 @@ class StepGuard(pl.Callback):
         self.in_a_row = 0
         self._norms: deque[float] = deque(maxlen=HISTORY)
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         pl_module.guard = self
 
     def accepts(self, norm: float) -> bool:

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from ropepp.errors import InputError
 from ropepp.runs.process import STOP_SIGNALS
@@ -38,25 +37,17 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
-def signal_handlers() -> dict[signal.Signals, Any]:
-    """What this process does when it is asked to end."""
-    return {number: signal.getsignal(number) for number in STOP_SIGNALS}
-
-
-def restore(handlers: dict[signal.Signals, Any]) -> None:
-    with suppress(ValueError):  # in another thread nothing was changed
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 @contextmanager
 def own_process() -> Iterator[None]:
     """What a run changes in its process is as before after this block: handlers of signals, and the
     name that the processes inherit which it starts."""
-    handlers, named = signal_handlers(), "ROPEPP_RUN" in os.environ
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    named = "ROPEPP_RUN" in os.environ
     try:
         yield
     finally:
-        restore(handlers)
+        with suppress(ValueError):  # in another thread nothing was changed
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         if not named:
             os.environ.pop("ROPEPP_RUN", None)

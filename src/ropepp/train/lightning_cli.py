@@ -39,14 +39,7 @@ from ropepp.train.callbacks.run_files import (
 from ropepp.train.callbacks.suite import SuiteEvaluation
 from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.guard import StepGuard
-from ropepp.train.launching import (
-    default_run_name,
-    is_child_process,
-    is_first_process,
-    own_process,
-    restore,
-    signal_handlers,
-)
+from ropepp.train.launching import default_run_name, is_child_process, is_first_process, own_process
 from ropepp.train.logger import RunLogger
 from ropepp.train.module import LanguageModel
 from ropepp.train.parsing import PARSER_MODE, explained, prepare_parsing
@@ -109,7 +102,7 @@ class RopeppCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         prepare_parsing()
-        self.started, self.handlers = time.time(), signal_handlers()
+        self.started = time.time()
         super().__init__(
             LanguageModel,
             RowsDataModule,
@@ -325,7 +318,6 @@ class RopeppCLI(LightningCLI):
         """Validates on all rows and writes ``result.json``."""
         if self.trainer.state.status != "finished":
             return
-        restore(self.handlers)  # all is saved
         self.trainer.limit_val_batches = self.options.trainer.limit_val_batches or 1.0
         seconds = time.time() - self.started
         self.trainer.validate(self.model, self.datamodule, verbose=False)

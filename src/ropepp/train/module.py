@@ -24,11 +24,7 @@ from ropepp.train.guard import StepGuard
 from ropepp.train.optim import AdamW, OptimizerSpec
 from ropepp.train.schedules import Constant, Schedule
 from ropepp.train.strategy import FSDP2Strategy
-from ropepp.train.weights import (
-    check_optimizer,
-    load_optimizer_from,
-    load_weights,
-)
+from ropepp.train.weights import check_optimizer, load_optimizer_from, load_weights
 
 Batch = dict[str, Any]
 
@@ -224,10 +220,7 @@ class LanguageModel(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_spec.build(self.network)
         schedule = LambdaLR(optimizer, self._multiplier)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _multiplier(self, step: int) -> float:
         return self.schedule.multiplier(step, int(self.trainer.max_steps))

@@ -53,9 +53,7 @@ class AdamW(OptimizerSpec):
     ) -> torch.optim.AdamW:
         """The optimizer over some parameters of a model, given with their names in it."""
         named = dict(parameters)
-        decay = {
-            name: parameter for name, parameter in named.items() if self._decays(name, parameter)
-        }
+        decay = {name: p for name, p in named.items() if self._decays(name, p)}
         keep = [parameter for name, parameter in named.items() if name not in decay]
         usual, *others = by_step(model, decay.items(), self.lr, self.weight_decay)
         groups = [usual, {"params": keep, "weight_decay": 0.0}, *others]
@@ -134,15 +132,9 @@ class Muon(OptimizerSpec):
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimizers as one, with one list of groups and one state.
-
-    A group's key ``part`` says whether ``muon`` or ``adamw`` updates it. Matrices may be shards
-    (FSDP2): the result is that of whole ones, see `step_shard`.
-
-    Args:
-        muon: Over its own parameters, none of which is in ``adamw``.
-        adamw: Over all others.
-    """
+    """Two optimizers, over different parameters, as one with one list of groups and one state. A
+    group's key ``part`` says whether ``muon`` or ``adamw`` updates it. Matrices may be shards
+    (FSDP2): the result is that of whole ones, see `step_shard`."""
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
         self._parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
@@ -151,14 +143,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both.
-
-        Args:
-            closure: Computes loss and gradients; called once.
-
-        Returns:
-            The closure's loss.
-        """
+        """One step of both; returns the loss of ``closure``, which is called once and computes the
+        gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -190,17 +176,13 @@ def state_of(
 
 
 def step_shard(parameter: DTensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-    """`torch.optim.Muon`'s step on a sharded matrix, with the bits of its step on the whole one.
+    """`torch.optim.Muon`'s step on a sharded (out, in) matrix with its gradient, with the bits of
+    its step on the whole one; changes its ``state`` in place.
 
     That optimizer itself runs on shards, but its bfloat16 sums over processes round differently,
     and each of its matrix products communicates. Here momentum is kept in shards, the update is
-    gathered once, in bfloat16, and every process makes it orthogonal on its own and takes its part.
-
-    Args:
-        parameter: (out, in), with its gradient.
-        group: Its group's settings.
-        state: Its state, changed in place.
-    """
+    gathered once, in bfloat16, and every process makes it orthogonal on its own and takes its
+    part."""
     from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalize
 
     grad: Any = parameter.grad  # a DTensor, which torch's annotations do not say

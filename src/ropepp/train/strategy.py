@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -25,18 +24,13 @@ from torch.distributed.fsdp import (
 
 from ropepp.errors import InputError, at_least
 from ropepp.files import DiskError, disk_errors
-from ropepp.model.folders.published import check_shapes
 from ropepp.model.sequence import SequenceGroup
 from ropepp.model.transformer import Transformer
 from ropepp.runs.archives import write_archive
-from ropepp.runs.checkpoints import METADATA, read_checkpoint, shapes
-from ropepp.runs.shards import load_shards, one_failure, seal
+from ropepp.runs.checkpoints import METADATA, read_checkpoint
+from ropepp.runs.shards import one_failure, seal
 from ropepp.train.checkpoint_files import CheckpointFiles
-from ropepp.train.weights import (
-    load_optimizer,
-    load_optimizer_shards,
-    load_tensors,
-)
+from ropepp.train.weights import load_optimizer, load_optimizer_shards, load_whole
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -187,19 +181,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         # single file in the model's order, not in that of the optimizer's groups.
         module = self.model
         assert module is not None
-        sharded = path.is_dir()
         used = ("state_dict", "optimizer_states") if self.optimizers else ("state_dict",)
         content = read_checkpoint(path, *used)
         own = {k.removeprefix("network."): x for k, x in module.state_dict().items()}
-        check_shapes(own, shapes(path, content), path)
+        load_whole(own, path, content)
+        content.pop("state_dict", None)
         states = content.pop("optimizer_states", [])
-        tensors = content.pop("state_dict", {})
-        if sharded:
-            load_shards({"state_dict": get_model_state_dict(module)}, path)
-        else:
-            load_tensors(module.state_dict(), tensors)
         for index, optimizer in enumerate(self.optimizers):
-            if sharded:
+            if path.is_dir():
                 load_optimizer_shards(module, optimizer, path, index)
             elif index < len(states):
                 load_optimizer(module, optimizer, states[index], path)
@@ -235,13 +224,9 @@ def check_sizes(world: int, shard_size: int, context_parallel_size: int) -> None
 
 
 def shard(network: Transformer, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
-    """Shards each block and the rest of ``network`` in place, also on the meta device.
-
-    Args:
-        network: The model; its ``compute_dtype`` is that of the gathered blocks.
-        mesh: Processes, of one dimension, or (copies, shards of a copy).
-        reshard_after_forward: See `FSDP2Strategy`.
-    """
+    """Shards each block and the rest of ``network`` in place, also on the meta device, over a mesh
+    of one dimension, or (copies, shards of a copy); gathered blocks have its ``compute_dtype``. See
+    `FSDP2Strategy`."""
     # cos and sin, given to the blocks, stay float32.
     wide = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = replace(wide, param_dtype=network.compute_dtype)

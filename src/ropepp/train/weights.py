@@ -28,21 +28,14 @@ MIXER = "self_attn.o_proj.weight"  # what of a layer depends on the number of at
 def load_weights(
     network: Transformer, path: str | Path, content: dict[str, Any] | None = None
 ) -> None:
-    """Copies weights into ``network``, sharded or not.
+    """Copies weights into ``network``, sharded or not, from a checkpoint of one file or sharded,
+    whose ``content`` may have been read already, or from a folder in the published format. The
+    position may differ from the saved one's (another theta, another scaling, more attention heads)
+    as long as all else has the same shapes; an `InputError` names what is damaged, missing, left
+    over or of another shape.
 
     Of a model with fewer attention heads, the heads that are new get columns of zeros in the output
-    projection: the function stays, see `ropepp.model.heads.HeadLayout.places_of`.
-
-    Args:
-        network: The model; its position may differ from the saved one's (another theta, another
-            scaling, more attention heads) as long as all else has the same shapes.
-        path: A checkpoint file, a sharded checkpoint, or a folder in the published format.
-        content: What `read_checkpoint` gave of a checkpoint, if it was read already.
-
-    Raises:
-        InputError: There is nothing of that kind, it is damaged, or a tensor is missing, left over
-            or of another shape.
-    """
+    projection: the function stays, see `ropepp.model.heads.HeadLayout.places_of`."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"init_from is {path}, which does not exist")
@@ -59,7 +52,7 @@ def load_weights(
             for name, tensor in own.items()
             if name.endswith(MIXER)
         }
-    _load_whole(own | narrow, path, saved or content)
+    load_whole(own | narrow, path, saved or content)
     for name, tensor in narrow.items():
         wide = tensor.new_zeros(len(tensor), layout.num_heads, network.config.head_dim)
         wide[:, places] = tensor.unflatten(1, (len(places or ()), -1))
@@ -86,8 +79,9 @@ def added_heads(network: Transformer, path: Path, saved: Any) -> list[int] | Non
         return network.layout.places_of(layout)
 
 
-def _load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
-    """Copies all tensors of a saved model into those of the same names and shapes."""
+def load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
+    """Copies all tensors of a saved model, or of a checkpoint whose content was read, into those of
+    the same names and shapes, sharded or not; refuses others."""
     if isinstance(saved, Transformer):
         found = saved.state_dict()
         check_shapes(own, {name: tuple(x.shape) for name, x in found.items()}, path)
@@ -111,17 +105,9 @@ def load_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None
 def load_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, state: Any, path: Path | str
 ) -> None:
-    """Restores an optimizer, over sharded parameters or not, from a state of whole tensors.
-
-    Args:
-        module: What the parameters belong to.
-        optimizer: The optimizer.
-        state: What ``state_dict`` of such an optimizer over whole parameters has returned.
-        path: Where it is from, for messages.
-
-    Raises:
-        InputError: It is no such state.
-    """
+    """Restores an optimizer over parameters of ``module``, sharded or not, from what ``state_dict``
+    of such an optimizer over whole parameters has returned; ``path`` is where that is from. An
+    `InputError` if it is no such state."""
     check_optimizer(module, optimizer, state, path)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sharded = {}
@@ -137,12 +123,8 @@ def load_optimizer(
 def check_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, state: Any, path: Path | str
 ) -> None:
-    """Refuses a state that the optimizer could not use: fused ones write where they were told
-    to.
-
-    Raises:
-        InputError: It is no state of such an optimizer over these parameters; names the tensor.
-    """
+    """Refuses a state that the optimizer could not use, by an `InputError` that names the tensor:
+    fused ones write where they were told to."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     with understanding(f"{path}: its optimizer's state does not fit this one"):
         sizes = [
@@ -168,16 +150,9 @@ def check_optimizer(
 
 
 def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restores an optimizer from a checkpoint of a run with the same parameters.
-
-    Args:
-        module: What the optimizer's parameters belong to, named as in the checkpoint.
-        optimizer: The optimizer, sharded or not; its settings become the saved ones.
-        path: A checkpoint, sharded or one file.
-
-    Raises:
-        InputError: There is no optimizer's state, or that of another kind of optimizer.
-    """
+    """Restores an optimizer, sharded or not, over parameters of ``module`` named as in the
+    checkpoint ``path``, sharded or one file; its settings become the saved ones. An `InputError` if
+    there is no optimizer's state, or that of another kind."""
     if path.is_dir() and not (path / METADATA).exists():
         raise InputError(f"{path} has weights alone, no optimizer's state")
     if path.is_dir():
@@ -185,7 +160,7 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
         return
     content = read_checkpoint(path, "optimizer_states", mapped=False)
     state = (content.get("optimizer_states") or [None])[0]
-    network = module if isinstance(module, Transformer) else module.get_submodule("network")
+    network = getattr(module, "network", module)
     assert isinstance(network, Transformer)
     if state is not None and added_heads(network, path, content) is not None:
         with understanding(f"{path}: its optimizer's state does not fit this one"):

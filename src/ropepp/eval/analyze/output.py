@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.errors import InputError
-from ropepp.eval.scores import to_csv
+from ropepp.errors import optional
 from ropepp.files import write_json, write_text
 from ropepp.runs.machine import provenance
+from ropepp.runs.table import to_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,11 +29,8 @@ DPI = 80
 
 def require_extras() -> None:
     """Raises an `InputError` if what draws and what makes intervals is missing."""
-    try:
-        import matplotlib  # noqa: F401
-        import scipy  # type: ignore[import-untyped]  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{error}; install the extra: pip install 'ropepp[sweep]'") from error
+    for module in ("matplotlib", "scipy"):
+        optional(module)
 
 
 def save(

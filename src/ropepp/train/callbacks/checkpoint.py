@@ -3,16 +3,12 @@
 import os
 import re
 import shutil
-import signal
-import threading
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
@@ -20,7 +16,7 @@ from ropepp.errors import InputError, Preempted, Stopped, at_least
 from ropepp.files import disk_errors, sync_folder
 from ropepp.model.plain import understanding
 from ropepp.runs.checkpoints import list_checkpoints
-from ropepp.runs.process import STOP_SIGNALS
+from ropepp.runs.process import StopRequest
 from ropepp.train.callbacks.step import StepCallback
 from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.guard import StepGuard
@@ -28,6 +24,7 @@ from ropepp.train.logger import RunLogger
 from ropepp.train.strategy import FSDP2Strategy
 
 ROWS = "rows_per_batch"
+ANSWER = b"\nending after this step, with a checkpoint (Ctrl-\\ ends at once)\n"
 _LEFT = re.compile(r"step-\d+\.tmp|\.step-.*\.partial-.*")  # what a kill leaves of a save
 
 
@@ -54,28 +51,24 @@ class StepCheckpoint(StepCallback, Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.directory: Path | None = None  # set by whoever knows the run directory
-        self._signalled = False
+        self._request = StopRequest(ANSWER)
         self._asked = Question()
         self._stop: Stopped | None = None
         self._saved_step = -1
         self._unfinished: Path | None = None  # written in the background, not yet renamed
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._asked = Question()
         self._saved_step = trainer.global_step  # nothing is due right after a resume
         self.on_validation_start(trainer, pl_module)
-        # Whoever has made the trainer puts the handlers from before back.
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
-                    signal.signal(number, self._note)
+        self._request.__enter__()  # where it fails, `own_process` ends it
 
-    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         pending = _pending_save(trainer)
         if pending is not None and pending.done():
             self._finish(trainer)
-        if self._asked.by_any(self._signalled, trainer):
+        if self._asked.by_any(self._request.made, trainer):
             self._stop = Preempted(
                 f"stopped at step {trainer.global_step} on request; the same command with "
                 "--resume auto goes on"
@@ -87,27 +80,30 @@ class StepCheckpoint(StepCallback, Checkpoint):
         if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             self._save_if_due(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.strategy.checkpoint_io, CheckpointFiles):
             trainer.strategy.checkpoint_io.restoring = None
 
     on_test_start = on_predict_start = on_validation_start
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save_if_due(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
         self._finish(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._request.__exit__()  # all is saved
+
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[ROWS] = trainer.datamodule.rows_per_batch  # type: ignore[attr-defined]
 
     def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Counts batches in this run's unit: another number of processes has others a step."""
         if trainer.state.fn != "fit" or ROWS not in checkpoint:
@@ -127,14 +123,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
             for key, value in counts.items():
                 counts[key] = begun * checkpoint[ROWS] // here - (begun - value)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        """Processes agree on it once a step, see `Question`."""
-        if number == signal.SIGINT and not self._signalled:
-            with suppress(OSError):
-                os.write(2, b"\nending after this step, with a checkpoint (Ctrl-\\ ends at once)\n")
-        self._signalled = True
-
-    def _save_if_due(self, trainer: pl.Trainer) -> None:
+    def _save_if_due(self, trainer: Trainer) -> None:
         step = trainer.global_step
         if self._stop or (self.every_n_steps > 0 and step % self.every_n_steps == 0):
             self._save(trainer)
@@ -142,7 +131,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
             self._finish(trainer)
             raise self._stop
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: Trainer) -> None:
         if trainer.global_step == self._saved_step or self.directory is None:
             return
         self._finish(trainer)
@@ -154,7 +143,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
             self._finish(trainer)
             trainer.strategy.barrier("checkpoint renamed")
 
-    def _finish(self, trainer: pl.Trainer) -> None:
+    def _finish(self, trainer: Trainer) -> None:
         """Waits for what is being written, if anything is, and gives it its name."""
         path, self._unfinished = self._unfinished, None
         if path is None:
@@ -178,7 +167,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
             _delete(old)
 
     def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Says which checkpoint it was whose content cannot be put in place."""
         path = getattr(trainer.strategy.checkpoint_io, "restoring", None)
@@ -195,7 +184,7 @@ class Question:
         self._answer: Tensor | None = None
         self._there: torch.cuda.Event | None = None
 
-    def by_any(self, own: bool, trainer: pl.Trainer) -> bool:
+    def by_any(self, own: bool, trainer: Trainer) -> bool:
         """Whether any process had said yes when this was asked last; of one process, whether it
         says so now."""
         if trainer.world_size == 1:
@@ -213,7 +202,7 @@ class Question:
         return before
 
 
-def _pending_save(trainer: pl.Trainer) -> Any:
+def _pending_save(trainer: Trainer) -> Any:
     return getattr(trainer.strategy, "pending_save", None)
 
 

@@ -5,8 +5,8 @@ import statistics
 import time
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ropepp.data.loading.datamodule import data_rank_and_size
@@ -61,7 +61,7 @@ class Metrics(StepCallback):
         if (loss := state_dict.get("train_loss")) is not None:  # for a run with no step left
             self.latest["train/loss"] = loss
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if isinstance(trainer.logger, RunLogger):
             trainer.logger.cut(trainer.global_step)
@@ -69,12 +69,7 @@ class Metrics(StepCallback):
         self._reset_window()
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._loss_sum = self._loss_sum + outputs["loss_sum"]
         tokens = batch["input_ids"].numel() * data_rank_and_size(trainer)[1]
@@ -83,16 +78,16 @@ class Metrics(StepCallback):
         self._window_pairs += _attended_pairs(batch)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if trainer.global_step % self.every_n_steps == 0:
             self._log(trainer, pl_module, batch)
             self._reset_window()
         self._loss_sum = 0.0
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_start = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         seconds = time.perf_counter() - self._validation_start
@@ -109,7 +104,7 @@ class Metrics(StepCallback):
         """Keeps time that went into something else than training out of the next speed."""
         self._window_start += seconds
 
-    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
         assert pl_module.grad_norm is not None
         seconds = time.perf_counter() - self._window_start
@@ -142,7 +137,7 @@ class Metrics(StepCallback):
             values["utilisation/mfu"] = flops / (peak * world)
         self._write(trainer, values)
 
-    def _gather(self, trainer: pl.Trainer) -> Tensor:
+    def _gather(self, trainer: Trainer) -> Tensor:
         """Of each process (processes, 4) float64 on the host: loss, visible pairs and seconds spent
         waiting for data since the last entry, and its peak memory in bytes."""
         loader, device = trainer.train_dataloader, trainer.strategy.root_device
@@ -154,7 +149,7 @@ class Metrics(StepCallback):
             return own[None]
         return trainer.strategy.all_gather(own.to(device)).cpu()
 
-    def _write(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
+    def _write(self, trainer: Trainer, values: dict[str, float]) -> None:
         self.latest.update(values)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from torch.profiler import profile, schedule
 
 from ropepp.errors import at_least
@@ -26,22 +26,21 @@ class StepProfile(StepCallback):
         self.directory: Path | None = None  # set by whoever knows the run directory
         self._profile: profile | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self.steps and self.directory is not None:
             path = self.directory / f"rank-{trainer.global_rank}.json"
             warmup = min(1, self.first_step)
-            steps = schedule(
-                wait=self.first_step - warmup, warmup=warmup, active=self.steps, repeat=1
-            )
+            wait = self.first_step - warmup
+            steps = schedule(wait=wait, warmup=warmup, active=self.steps, repeat=1)
             self._profile = profile(schedule=steps, on_trace_ready=lambda own: _write(own, path))
             self._profile.start()
 
-    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if self._profile is not None:
             self._profile.step()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._profile is not None:
             self._profile.stop()  # writes what there is where the run is shorter
 

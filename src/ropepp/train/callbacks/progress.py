@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
@@ -17,13 +17,8 @@ SHOWN = {  # in the log, and how
 
 
 class StepProgress(TQDMProgressBar):
-    """Shows steps done of ``trainer.max_steps``, the remaining time, and the latest loss and
-    speed, on standard error.
-
-    Args:
-        metrics: Whose latest values are shown.
-        label: Name of the run.
-    """
+    """Shows steps done of ``trainer.max_steps``, the remaining time, and the latest loss and speed,
+    on standard error; ``label`` is the run's name."""
 
     def __init__(self, metrics: Metrics, label: str) -> None:
         super().__init__()
@@ -45,16 +40,11 @@ class StepProgress(TQDMProgressBar):
     def init_predict_tqdm(self) -> Tqdm:
         return self._bar("predict")
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Nothing: the bar is that of all epochs."""
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         bar = self.train_progress_bar
         if trainer.global_step > bar.n:
@@ -62,12 +52,12 @@ class StepProgress(TQDMProgressBar):
             bar.update(trainer.global_step - bar.n)
 
     def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         for bar in self._bars:
             bar.close()
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         latest = self.metrics.latest
         return {
             name: f"{latest[key]:{form}}" for name, (key, form) in SHOWN.items() if key in latest

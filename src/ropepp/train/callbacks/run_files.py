@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 import yaml  # type: ignore[import-untyped]
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ropepp.files import disk_errors, replacing_file, write_text
@@ -21,15 +21,10 @@ from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.module import LanguageModel
 
 
-class RunFiles(pl.Callback):
-    """Writes ``config.yaml``, from which the run can be repeated, once all checks have passed.
-
-    Args:
-        directory: Folder of the run.
-        config: The complete configuration as YAML.
-        ckpt_path: The checkpoint from which the run goes on, if any.
-        begun_from: The checkpoint that it was asked to begin with, if any.
-    """
+class RunFiles(Callback):
+    """Writes ``config.yaml`` into the run's folder, from which it can be repeated, once all checks
+    have passed. It goes on from ``ckpt_path``, and was asked to begin with ``begun_from``, if
+    given."""
 
     def __init__(
         self, directory: Path, config: str, ckpt_path: str | None, begun_from: str | None
@@ -39,7 +34,7 @@ class RunFiles(pl.Callback):
         self.ckpt_path = ckpt_path
         self.begun_from = begun_from
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, LanguageModel)
@@ -78,7 +73,7 @@ _Dumper.add_implicit_resolver(
 )
 
 
-def _gathering(module: LanguageModel, trainer: pl.Trainer) -> str:
+def _gathering(module: LanguageModel, trainer: Trainer) -> str:
     """What sharing rows sends: where EH halves the keys and values it halves this too."""
     network, data = module.network, trainer.datamodule  # type: ignore[attr-defined]
     assert network.sequence is not None
@@ -94,7 +89,7 @@ def _gathering(module: LanguageModel, trainer: pl.Trainer) -> str:
 
 
 def describe_run(
-    trainer: pl.Trainer,
+    trainer: Trainer,
     module: LanguageModel,
     metrics: Metrics,
     evaluation: dict[str, float],
@@ -156,8 +151,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def write_on_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         prediction: Any,
         batch_indices: Any,
         batch: Any,

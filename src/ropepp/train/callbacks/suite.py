@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningModule, Trainer
 
 from ropepp.data.loading.datamodule import RowsDataModule, data_rank_and_size
 from ropepp.data.loading.loader import EvalLoader, Rows
@@ -64,7 +64,7 @@ class SuiteEvaluation(StepCallback):
         self._texts: dict[int, Rows] = {}
         self._recall: dict[tuple[int, int], RecallRows] = {}
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Opens the data and checks it, before any work."""
         if stage != "fit" or not self.every_n_steps:
             return
@@ -84,7 +84,7 @@ class SuiteEvaluation(StepCallback):
                 key, size = (n, T), data.vocab_size
                 self._recall[key] = RecallRows(T, n, size, self.rows, None, data.seed, STREAM)
 
-    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             assert isinstance(pl_module, LanguageModel)
             start = time.perf_counter()
@@ -99,7 +99,7 @@ class SuiteEvaluation(StepCallback):
                     callback.leave_out(seconds)
 
     @torch.no_grad()
-    def evaluate(self, trainer: pl.Trainer, module: LanguageModel) -> dict[str, float]:
+    def evaluate(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
         """What is logged; equal on all processes."""
         was_training, network = module.training, module.network
         module.eval()
@@ -125,7 +125,7 @@ class SuiteEvaluation(StepCallback):
         module.train(was_training)
         return values
 
-    def _batches(self, trainer: pl.Trainer, rows: Rows) -> Any:
+    def _batches(self, trainer: Trainer, rows: Rows) -> Any:
         """This process's batches of a set, on its device; as many as any other process's."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, RowsDataModule)
