@@ -86,8 +86,11 @@ def main(argv: list[str] | None = None) -> int:
         module = MODULES.get(args[0], args[0])
         command = importlib.import_module(f"ropepp.commands.{module}")
         # Lightning's subcommands are told apart by their name.
-        with one_command():
-            command.main(args if module == "fit" else args[1:])
+        if module == "fit":  # whose checkpoints are found again by their own rules
+            command.main(args)
+        else:
+            with one_command():
+                command.main(args[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_is_gone():

@@ -166,3 +166,40 @@ def test_outputs_that_cannot_be_written_are_refused_before_work(
         assert main(command) == 2
         assert f"error: {out} cannot be written: " in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_model_is_made_for_travels(folder: Path, tmp_path: Path) -> None:
+    """Context length and ids of the text: by import, convert and export again."""
+    position = tmp_path / "ec.yaml"
+    position.write_text("class_path: RoPEppEC\n")
+    settings = json.loads((folder / "config.json").read_text())
+    for made in ("import", "convert"):
+        given = [] if made == "import" else ["--position", str(position)]
+        assert main([made, str(folder), str(tmp_path / f"{made}.ckpt"), *given]) == 0
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        assert main(["export", str(tmp_path / f"{made}.ckpt"), str(tmp_path / "out")]) == 0
+        again = json.loads((tmp_path / "out" / "config.json").read_text())
+        for key in ("max_position_embeddings", "bos_token_id", "eos_token_id"):
+            assert again[key] == settings[key]
+        assert (tmp_path / "out" / "generation_config.json").is_file()
+
+
+def test_checkpoints_of_a_run_are_never_replaced(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    position = tmp_path / "ec.yaml"
+    position.write_text("class_path: RoPEppEC\n")
+    for file in (run / "checkpoints").iterdir():
+        before = file.read_bytes()
+        for args in (["import"], ["convert", "--position", str(position)]):
+            assert main([args[0], str(folder), str(file), *args[1:]]) == 2
+            assert "exists; choose another name" in capsys.readouterr().err
+        assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:x"])
+def test_devices_that_are_none(
+    folder: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "--ckpt", str(folder), "--prompt", "a", "--device", device]) == 2
+    assert f"--device is '{device}'" in capsys.readouterr().err

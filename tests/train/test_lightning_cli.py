@@ -1,6 +1,7 @@
 """Every key of fit acts or is refused by its name; a run's directory and its YAML are its own."""
 
 import inspect
+import os
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
@@ -187,3 +188,16 @@ def test_ctrl_c_and_a_closed_terminal_save(
     assert "--resume auto goes on" in finish(process, code=75)
     assert list((run / "checkpoints").glob("step-*.ckpt"))
     assert not (run / ".fit.lock").exists()
+
+
+def test_pipes_are_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reading one that nobody writes to would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "result.json")
+    pipe = str(tmp_path / "pipe.yaml")
+    for args in (["fit", "--config", pipe], ["estimate", pipe], ["sweep", "init", pipe]):
+        assert main(args) == 2
+        assert "pipe.yaml" in capsys.readouterr().err
+    assert main(["results", str(tmp_path)]) == 2
+    assert "result.json" in capsys.readouterr().err

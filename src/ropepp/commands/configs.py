@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ropepp
 from ropepp.errors import InputError
-from ropepp.files import replacing_folder
+from ropepp.files import disk_errors, replacing_folder
 
 PACKAGE = Path(ropepp.__file__).parent
 # Where an installed package has them, and a checkout.
@@ -24,6 +24,10 @@ def main(args: list[str]) -> None:
     target = parser.parse_args(args).folder
     if target.exists():
         raise InputError(f"{target} exists; give the name of a new folder")
-    with replacing_folder(target) as new:
-        shutil.copytree(next(p for p in PLACES if p.is_dir()), new, dirs_exist_ok=True)
+    source = next(place for place in PLACES if place.is_dir())
+    with disk_errors(target), replacing_folder(target) as new:
+        for file in sorted(source.rglob("*.yaml")):
+            place = new / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
     print(f"written to {target}; next: ropepp fit --config {target}/experiment/quickstart.yaml")

@@ -1,6 +1,7 @@
 """``ropepp evaluate``: models and benchmarks in, one table out; see docs/evaluate.md."""
 
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ from ropepp.eval.tasks import Task
 from ropepp.files import disk_errors, held, printable, require_writable
 from ropepp.interop.saved import SavedModel, open_model, placement
 from ropepp.model.folders.hub import local_path
+from ropepp.runs.events import EVENTS, write_events
 
 GENERATED = ("ruler", "babilong")
 ITEMS = "items.jsonl"
@@ -164,17 +166,18 @@ def _to_tensorboard(saved: SavedModel, rows: list[Score], curves: list[dict[str,
     """Scalars at the model's step into its run's folder; loss by position at the position."""
     if saved.run is None:
         return
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import scalar
 
-    with SummaryWriter(str(saved.run)) as writer:
-        for row in rows:
-            task = row.task + (f" {row.length}" if row.length else "")
-            tag = f"evaluation_{row.suite}/{task}/{row.metric}".replace(" ", "_").replace(",", "")
-            writer.add_scalar(tag, row.value, saved.step)
-        for curve in curves:
-            tag = f"loss_by_position/{curve['text']}_{curve['length']}"
-            for position, loss in zip(curve["position"], curve["loss"], strict=True):
-                writer.add_scalar(tag, loss, round(position))
+    found = []
+    for row in rows:
+        task = row.task + (f" {row.length}" if row.length else "")
+        tag = f"evaluation_{row.suite}/{task}/{row.metric}".replace(" ", "_").replace(",", "")
+        found.append((saved.step or 0, scalar(tag, row.value)))
+    for curve in curves:
+        tag = f"loss_by_position/{curve['text']}_{curve['length']}"
+        for position, loss in zip(curve["position"], curve["loss"], strict=True):
+            found.append((round(position), scalar(tag, loss)))
+    write_events(saved.run / f"{EVENTS}{time.time():.9f}.evaluation", found)
 
 
 def _given(data: Path | None) -> Path:

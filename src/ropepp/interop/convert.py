@@ -43,11 +43,11 @@ def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel,
     is_one = saved.path.is_file()
     content = read_checkpoint(saved.path, "optimizer_states") if is_one else {}
     states: list[dict[str, Any]] = []
-    if content.get("optimizer_states"):
+    if content.get("optimizer_states") and "optimizer" in content["hyper_parameters"]:
         optimizer = from_plain(content["hyper_parameters"]["optimizer"]).build(network)
         load_optimizer_from(nn.ModuleDict({"network": network}), optimizer, saved.path)
         states = [optimizer.state_dict()]
-    write_checkpoint(file, network, saved.tokenizers, states)
+    write_checkpoint(file, network, saved.tokenizers, saved.text, states)
     return saved, network, bool(states)
 
 

@@ -22,7 +22,7 @@ from ropepp.interop.settings import (
     reference_settings,
 )
 from ropepp.interop.text import write_tokenizer
-from ropepp.model.folders.published import OWN_TYPE, read_settings
+from ropepp.model.folders.published import OWN_TYPE
 from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
 from ropepp.model.heads import turned
 from ropepp.model.positions import ALiBi
@@ -137,11 +137,7 @@ def _text(saved: SavedModel) -> dict[str, Any]:
     """What the model was made for, without a tokenizer's word; see `ropepp.interop.settings`."""
     length = saved.data_arguments.get("sequence_length", DEFAULT_LENGTH)
     text = {"max_position_embeddings": length, "bos_token_id": None, "eos_token_id": None}
-    if (saved.path / "config.json").is_file():
-        known = read_settings(saved.path / "config.json")
-        text |= {key: known[key] for key in text if key in known}
-    # The first one where there are several.
-    return {key: value[0] if isinstance(value, list) else value for key, value in text.items()}
+    return text | saved.text
 
 
 def _result(saved: SavedModel) -> dict[str, Any] | None:

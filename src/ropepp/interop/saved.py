@@ -2,8 +2,8 @@
 a checkpoint, of the form that runs have, of a folder."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,12 @@ from ropepp.errors import InputError
 from ropepp.files import require_free
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.hub import local_path
-from ropepp.model.folders.published import check_shapes, load_pretrained, unfilled
+from ropepp.model.folders.published import (
+    check_shapes,
+    load_pretrained,
+    read_settings,
+    unfilled,
+)
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, to_plain, understanding
 from ropepp.model.transformer import Transformer
@@ -25,6 +30,8 @@ from ropepp.runs.archives import write_archive
 from ropepp.runs.settings import read_yaml
 from ropepp.runs.shards import INDEX
 from ropepp.train.weights import load_weights
+
+TEXT = ("max_position_embeddings", "bos_token_id", "eos_token_id")  # of a model, not of its weights
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class SavedModel:
     step: int | None  # optimizer steps behind the weights, if known
     config: dict[str, Any]  # the run's complete configuration, empty if there is none
     tokenizers: tuple[str, ...] = ()  # see `ropepp.runs.checkpoints.tokenizers`
+    text: dict[str, Any] = field(default_factory=dict)  # what its files say of `TEXT`
 
     @property
     def name(self) -> str:
@@ -137,6 +145,12 @@ def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.
         InputError: A GPU is asked for where there is none.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        known = torch.device(device).type in ("cpu", "cuda")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise InputError(f"--device is {device!r}; allowed: cpu, cuda, cuda:0, cuda:1, ...")
     on_gpu = device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
         raise InputError(f"--device is {device}; there is no CUDA device here")
@@ -161,13 +175,13 @@ def open_model(
         InputError: There is no such model, or it is damaged or of another shape than it says.
     """
     path = local_path(path)
-    if not path.exists():
-        raise InputError(f"model {path} does not exist")
+    if not path.is_dir() and not path.is_file():
+        found = "is no file and no folder" if path.exists() else "does not exist"
+        raise InputError(f"model {path} {found}")
     if path.is_dir() and (path / "config.json").is_file():
         model = load_pretrained(path)
-        return SavedModel(
-            _placed(model, dtype, device), path, None, None, {}, checkpoints.tokenizers(path)
-        )
+        known, text = checkpoints.tokenizers(path), _text_of(read_settings(path / "config.json"))
+        return SavedModel(_placed(model, dtype, device), path, None, None, {}, known, text)
     if path.is_dir() and not (path / checkpoints.METADATA).exists() and not (path / INDEX).exists():
         path, model, content = checkpoints.first_whole(_checkpoint_of(path), _from_checkpoint)
     else:
@@ -179,7 +193,16 @@ def open_model(
             f"{run}/config.yaml is no configuration of a run: it has no keys, or no data"
         )
     step, known = content.get("global_step"), checkpoints.tokenizers(path, content)
-    return SavedModel(_placed(model, dtype, device), path, run, step, config, known)
+    text = _text_of(content.get("text"))
+    return SavedModel(_placed(model, dtype, device), path, run, step, config, known, text)
+
+
+def _text_of(content: Any) -> dict[str, int]:
+    """What is there of `TEXT`; the first one where there are several."""
+    content = content if isinstance(content, dict) else {}
+    found = {key: content.get(key) for key in TEXT}
+    found = {key: x[0] if isinstance(x, list) and x else x for key, x in found.items()}
+    return {key: x for key, x in found.items() if type(x) is int}
 
 
 def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
@@ -210,17 +233,19 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
     require_free(file)
     folder = local_path(folder)
     network = load_pretrained(folder)
-    return write_checkpoint(file, network, checkpoints.tokenizers(Path(folder)))
+    text = _text_of(read_settings(Path(folder, "config.json")))
+    return write_checkpoint(file, network, checkpoints.tokenizers(Path(folder)), text)
 
 
 def write_checkpoint(
     file: Path,
     network: Transformer,
     prints: Sequence[str],
+    text: Mapping[str, Any],
     optimizer_states: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Writes a checkpoint at step 0 with these fingerprints of tokenizers (see
-    `ropepp.runs.checkpoints.tokenizers`); returns its hyperparameters."""
+    `ropepp.runs.checkpoints.tokenizers`) and values of `TEXT`; returns its hyperparameters."""
     # What training had besides is unknown, so that nothing can contradict a run that takes this.
     settings = {"network": asdict(network.config), "position": to_plain(network.position)}
     content = {
@@ -235,6 +260,7 @@ def write_checkpoint(
         # For whoever opens the file; training takes its targets from the data.
         "ignore_index": network.ignore_index,
         checkpoints.TOKENIZERS: list(prints),
+        "text": dict(text),
     }
     write_archive(content, file)
     return settings

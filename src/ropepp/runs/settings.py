@@ -24,6 +24,8 @@ def read_yaml(file: Path) -> Any:
     """Content of a YAML file, in which 1e-3 is a number. An `InputError` if it cannot be read, is
     neither a list nor a dictionary, has a key twice, or is larger, deeper or, with its aliases
     written out, longer than a configuration can be."""
+    if file.exists() and not file.is_file():  # a pipe would wait for ever
+        raise InputError(f"{file} is no file")
     try:
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)

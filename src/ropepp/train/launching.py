@@ -43,6 +43,9 @@ def own_process() -> Iterator[None]:
     name that the processes inherit which it starts."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     named = "ROPEPP_RUN" in os.environ
+    if handlers[signal.SIGUSR1] is signal.SIG_DFL:  # which would kill where nothing is trained
+        with suppress(ValueError):
+            signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
         yield
     finally:

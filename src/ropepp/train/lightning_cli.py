@@ -132,7 +132,7 @@ class RopeppCLI(LightningCLI):
             key, _, value = option.partition("=")
             value = following if option == "--config" else value or key
             given = key == "--config" or names_file(value) or value.endswith(".json")
-            if given and os.path.isfile(value):
+            if given and os.path.exists(value) and (key == "--config" or os.path.isfile(value)):
                 # For what the parser does not see, as a key twice, or not in time.
                 check_references(read_settings(Path(value)), value)
         # Lightning's own version warns where arguments are given by a caller, as they are here.
@@ -193,6 +193,8 @@ class RopeppCLI(LightningCLI):
         if options.fresh_optimizer and not options.get("ckpt_path"):
             raise InputError("fresh_optimizer is true, but there is no ckpt_path to go on from")
         ckpt_path = options.get("ckpt_path")
+        if not fitting and not ckpt_path and not options.init_from:
+            warnings.warn("no ckpt_path: the weights are new ones; last is the run's newest")  # noqa: B028
         if ckpt_path:
             self._check_checkpoint(Path(ckpt_path))
         elif fitting and not options.resume:

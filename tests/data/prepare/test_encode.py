@@ -121,9 +121,11 @@ def test_a_single_shard(tmp_path: Path) -> None:
     out = run(file, tmp_path / "out")
     assert sorted(path.name for path in out.iterdir()) == ["shards", "train", "validation"]
     assert sorted(path.name for path in (out / "train").iterdir()) == [
-        *("meta.json", "offsets.bin", "shards.json", "tokens.crc32")
+        *("meta.json", "offsets.bin", "shards.json", "tokens.bin", "tokens.crc32")
     ]
-    assert len(list((out / "shards").iterdir())) == 1
+    (shard,) = (out / "shards").iterdir()
+    whole = (out / "train" / "tokens.bin").read_bytes()  # for other programs
+    assert whole == (shard / "train" / "tokens.bin").read_bytes()
     assert Corpus.open(out, "train").meta.name == "one"
     assert documents(out, "train") == [t for t in TEXTS if not in_validation(t, FRACTION)]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ropepp.errors import optional
 from ropepp.files import write_json, write_text
+from ropepp.runs.events import EVENTS, write_events
 from ropepp.runs.machine import provenance
 from ropepp.runs.table import to_csv
 
@@ -50,7 +51,7 @@ def save(
         scalars: By tag, values by step, for TensorBoard.
     """
     from matplotlib.image import imread
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import image, scalar
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.csv", to_csv(table))
@@ -64,12 +65,10 @@ def save(
     for key, draw in figures.items():
         draw(images[key])
     old = list(folder.glob(f"*tfevents*.{name}"))
-    with SummaryWriter(str(folder), filename_suffix=f".{name}") as writer:
-        for tag, values in scalars.items():
-            for step, value in values.items():
-                writer.add_scalar(tag, value, step)
-        for key, path in images.items():
-            writer.add_image(f"{name}/{key}", imread(path), 0, dataformats="HWC")
+    found = [(step, scalar(tag, x)) for tag, own in scalars.items() for step, x in own.items()]
+    for key, path in images.items():
+        found.append((0, image(f"{name}/{key}", imread(path), dataformats="HWC")))
+    write_events(folder / f"{EVENTS}{time.time():.9f}.{name}", found)
     for file in old:
         file.unlink()
     for path in (folder / f"{name}.csv", folder / f"{name}.json", *images.values()):
