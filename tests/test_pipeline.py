@@ -195,6 +195,8 @@ def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
     [
         ({"stages": []}, "stages is missing or empty"),
         ({"speed": 1}, "unknown key speed; allowed: name, base"),
+        ({"stages": [{"name": "a", "variants": []}]}, "stages[0].variants is empty"),
+        ({"stages": [{"name": "a", "take": "moments"}]}, "stages[0].take is 'moments', but there"),
         (
             {"stages": [{"name": "a", "take": "all"}]},
             "take is 'all'; allowed: everything, progress, weights",

@@ -66,8 +66,15 @@ class Pipeline(RunsConfig):
         if stage.after is not None and stage.after not in before:
             allowed = ", ".join(before) or "none, it is the first"
             self.refuse(f"{at}.after is {stage.after!r}; allowed: {allowed}")
-        source = before[stage.after].variants if stage.after is not None else None
-        for variant in stage.variants or []:
+        source = None
+        if stage.after is not None:
+            source = before[stage.after].variants
+        elif stage.take != "weights":
+            self.refuse(f"{at}.take is {stage.take!r}, but there is no stage that it is after")
+        own = list(self.variants) if stage.variants is None else stage.variants
+        if not own:
+            self.refuse(f"{at}.variants is empty; leave it out for all")
+        for variant in own:
             if variant not in self.variants:
                 allowed = ", ".join(self.variants)
                 self.refuse(f"{at}.variants has {variant!r}; allowed: {allowed}")

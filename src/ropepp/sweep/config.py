@@ -23,6 +23,7 @@ from ropepp.runs.records import RunSpec, SweepPlan
 
 LEARNING_RATE, MAX_STEPS, CORPUS = "model.optimizer.lr", "trainer.max_steps", "data.corpus"
 METRICS = ("validation_loss", "validation_perplexity", "train_loss")
+OWN_FILES = (".csv", ".html", ".json", ".lock", ".md", ".yaml")  # in the folder of all runs
 MAX_RUNS = 10_000
 PRUNERS = ("none", "median", "hyperband")
 SEEDS = "a list of different whole numbers from 0 on"
@@ -179,6 +180,8 @@ class SweepConfig(RunsConfig):
                 for key in given.keys() & (own or {}).keys():
                     self.refuse(f"{key} is in variants.{name} and in {kind}: leave one of them")
         for name, own in self.variants.items():
+            if Path(name).suffix in OWN_FILES:
+                self.refuse(f"variants: {name!r} ends as a file of the sweep's own does")
             if not isinstance(display := (own or {}).get("display", ""), str):
                 self.refuse(f"variants.{name}.display is {display!r}; allowed: text")
         for key in self.axes.keys() & self.search.keys():

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for command in ("verify", "inspect"):
         with pytest.raises(InputError, match="is no prepared corpus; `ropepp prepare` makes one"):
             main([command, str(tmp_path)])
+
+
+def test_verify_misses_a_split_that_is_gone(tmp_path: Path) -> None:
+    out = run(write_jsonl(tmp_path / "mine.jsonl"), tmp_path / "out")
+    shutil.rmtree(out / "validation")
+    with pytest.raises(InputError, match=r"out/validation is missing; .* has tokens of it"):
+        verify(out)

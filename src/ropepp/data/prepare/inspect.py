@@ -45,8 +45,12 @@ def verify(folder: str | Path) -> str:
         InputError: A file is missing or is not what was written.
     """
     lines, corpora = [], _open(Path(folder))
+    there = {corpus.meta.split for corpus in corpora}
     for place in sorted((Path(folder) / SHARDS_FOLDER).iterdir()):
         meta = read_shard(place)
+        lost = [split for split in meta.splits if meta.entry(split).tokens and split not in there]
+        if lost:
+            raise InputError(f"{Path(folder, lost[0])} is missing; {place} has tokens of it")
         # The others are in the list of the split.
         empty = [split for split in meta.splits if not meta.entry(split).tokens]
         check_shard(place, meta, empty, verify=True)

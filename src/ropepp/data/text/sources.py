@@ -79,6 +79,8 @@ def find_source(source: str) -> Source:
     """Finds a named corpus, a file, a folder or a dataset, and what is needed to read it. Raises an
     `InputError` if there is no such source, it has no file to read, or a package it needs is not
     installed."""
+    if not source:  # as an unset variable of a shell
+        raise InputError("the source is ''; give the name of a file, a folder or a dataset")
     path = Path(source)
     if source in NAMED:
         found = _folder_source(source, source, _sotu_folder())
