@@ -65,7 +65,7 @@ def test_answers_follow_from_the_text_and_score_fully(task: Task, tokenizer: Tok
 def facts_alone(task: Task, count: int) -> list[Sample]:
     """Samples without a background."""
     assert isinstance(task, FactQuestions)
-    return [task.draft(Random(f"{task.name} {index}"), 0, 0) for index in range(count)]
+    return [task.draft(Random(f"{task.name} {index}"), 0) for index in range(count)]
 
 
 @pytest.mark.parametrize("name", BABILONG)
@@ -124,7 +124,7 @@ def test_facts_keep_their_order() -> None:
     assert isinstance(task, FactQuestions)
     for seed in range(5):
         facts = task.story(Random(seed)).facts
-        hidden = task.draft(Random(seed), 900, 0).prompt
+        hidden = task.draft(Random(seed), 900).prompt
         hidden = hidden[hidden.index("<context>") :]
         for fact in facts:
             assert fact in hidden

@@ -54,7 +54,7 @@ def test_missing_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json is missing"):
         load_pretrained(tmp_path / "nowhere")
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="no JSON"):
         load_pretrained(folder)
 
 
