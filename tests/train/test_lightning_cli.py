@@ -201,3 +201,11 @@ def test_pipes_are_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert "pipe.yaml" in capsys.readouterr().err
     assert main(["results", str(tmp_path)]) == 2
     assert "result.json" in capsys.readouterr().err
+
+
+def test_a_list_is_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
+    file = str(tmp_path / "list.yaml")
+    for args in (["fit", "--config", file], ["estimate", file]):
+        assert main(args) == 2
+        assert "list.yaml is no configuration: it has no keys" in capsys.readouterr().err

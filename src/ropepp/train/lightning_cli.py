@@ -134,7 +134,10 @@ class RopeppCLI(LightningCLI):
             given = key == "--config" or names_file(value) or value.endswith(".json")
             if given and os.path.exists(value) and (key == "--config" or os.path.isfile(value)):
                 # For what the parser does not see, as a key twice, or not in time.
-                check_references(read_settings(Path(value)), value)
+                content = read_settings(Path(value))
+                if key == "--config" and not isinstance(content, dict):
+                    raise InputError(f"{value} is no configuration: it has no keys")
+                check_references(content, value)
         # Lightning's own version warns where arguments are given by a caller, as they are here.
         try:
             self.config = parser.parse_args(args)
