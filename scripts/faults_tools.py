@@ -52,20 +52,6 @@ SHIM = """#!{python} -S
 import os, sys
 sys.path.insert(0, {scripts!r})
 import warm
-from faults_parts import (
-    BAD,
-    CODES,
-    LIMIT,
-    TRACE,
-    Done,
-    Job,
-    clear,
-    difference,
-    end_inhabitants,
-    left_behind,
-    only_order,
-    shown,
-)
 arguments = [one for one in sys.argv[1:] if one not in ("-B", "-u", "-S", "-s", "-E", "-I")]
 asked = os.environ.get("FAULTS_OF_CHILDREN")
 if asked and arguments[:2] == ["-m", "ropepp.cli"]:

@@ -2,7 +2,6 @@
 
 import errno
 import importlib
-from importlib.util import find_spec
 from typing import Any
 
 # What a machine may lack or forbid, wherever it shows.
@@ -82,12 +81,14 @@ def _of_the_machine(error: BaseException) -> str | None:
     return None
 
 
-def optional(module: str, extra: str = "sweep") -> Any:
+def optional(module: str, extra: str = "sweep", needed_by: str = "this") -> Any:
     """A module that an extra brings; an `InputError` if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"{error}; install it: pip install 'ropepp[{extra}]'") from error
+        raise InputError(
+            f"{needed_by} needs {module}, which is missing ({error}): pip install 'ropepp[{extra}]'"
+        ) from error
 
 
 def at_least(least: float, key: str = "", /, **values: float | None) -> None:
@@ -100,15 +101,3 @@ def at_least(least: float, key: str = "", /, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value >= least:
             raise InputError(f"{key}{name} is {value}; it must be at least {least}")
-
-
-def require_package(package: str, extra: str, needed_by: str) -> None:
-    """Refuses what a package is missing for.
-
-    Raises:
-        InputError: The package is not installed; names the extra that brings it.
-    """
-    if find_spec(package) is None:
-        raise InputError(
-            f"{needed_by} needs {package}, which is missing: pip install 'ropepp[{extra}]'"
-        )

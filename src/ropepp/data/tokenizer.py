@@ -27,7 +27,7 @@ from ropepp.data.special_tokens import (
     require_short,
     usual_ids,
 )
-from ropepp.errors import InputError, at_least, require_package
+from ropepp.errors import InputError, at_least, optional
 from ropepp.files import write_synced
 from ropepp.records import read_bytes
 
@@ -181,7 +181,7 @@ class TiktokenTokenizer:
     _LONG_SPACE = re.compile(rf"\s{{{_LONG}}}")
 
     def __init__(self, content: bytes, origin: str) -> None:
-        require_package("tiktoken", "data", origin)
+        optional("tiktoken", "data", origin)
         import tiktoken
 
         ranks = _parse_ranks(content, origin)

@@ -291,7 +291,6 @@ def test_missing_packages_are_named(
     for name in ("a.jsonl", "a.jsonl.zst", "tokenizer.model"):
         Path(name).write_bytes(b"")
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("ropepp.errors.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         prepare(source, "out", tokenizer=tokenizer)
     assert f"pip install 'ropepp[{extra}]'" in str(caught.value)

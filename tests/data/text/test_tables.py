@@ -141,7 +141,6 @@ def test_missing_packages_are_named(
     for name in ("state.json", "dataset_info.json"):
         Path(f"saved/{name}").write_text("{}")
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("ropepp.errors.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         run(source, tmp_path / "out")
     assert f"{source} needs {package}" in str(caught.value)

