@@ -2,6 +2,7 @@
 and rows shared by processes."""
 
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from ropepp.model.sequence import SequenceGroup
 from ropepp.train.lightning_cli import TRAINER_DEFAULTS
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import AdamW
-from ropepp.train.strategy import FSDP2Strategy, shard
+from ropepp.train.strategy import FSDP2Strategy, OneMachine, shard
 
 CONFIG = ModelConfig(97, 32, 2, 4, 2, 48, head_size=8)
 B, T = 4, 32
@@ -352,3 +353,24 @@ def check_pieces() -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_pieces(world: int) -> None:
     spawn(world, check_pieces)
+
+
+def test_where_processes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside what the system lends, past what is taken, and where the environment says."""
+    for key in ("MASTER_PORT", "STANDALONE_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    trainer = pl.Trainer(strategy=FSDP2Strategy(), accelerator="cpu", devices=1, logger=False)
+    environment = trainer.strategy.cluster_environment
+    assert isinstance(environment, OneMachine)
+    assert environment.world_size() == 1
+    assert 20_000 <= environment.main_port < 32_768
+    assert environment.main_port == environment.main_port
+
+    with socket.socket() as taken:
+        taken.bind(("", environment.main_port))
+        taken.listen()
+        order = [environment.main_port, *range(20_000, 21_000)]
+        monkeypatch.setattr("random.SystemRandom.sample", lambda *_: order)
+        assert OneMachine().main_port != environment.main_port
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    assert OneMachine().main_port == 1234

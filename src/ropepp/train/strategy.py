@@ -1,7 +1,10 @@
 """Sharded training (FSDP2), one class for CPU and GPU, one process or many."""
 
 import atexit
+import os
+import random
 import shutil
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -31,6 +35,31 @@ from ropepp.runs.checkpoints import METADATA, read_checkpoint
 from ropepp.runs.shards import one_failure, seal
 from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.weights import load_optimizer, load_optimizer_shards, load_whole
+
+
+class OneMachine(LightningEnvironment):
+    """Processes that `fit` starts itself; they meet at a port that nobody is lent meanwhile.
+
+    Lightning has the system lend it a port, returns it, and listens there seconds later, when it
+    may have become the end of another program's connection. What the system lends lies above these.
+    """
+
+    @property
+    def main_port(self) -> int:
+        """``MASTER_PORT`` where it is set, else a free one between 20000 and 32767."""
+        if self._main_port == -1 and not {"MASTER_PORT", "STANDALONE_PORT"} & set(os.environ):
+            ports = random.SystemRandom().sample(range(20_000, 32_768), 1_000)
+            self._main_port = next(filter(_is_free, ports), -1)
+        return super().main_port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        try:
+            listener.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -93,6 +122,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     def data_size(self) -> int:
         """In how many parts a batch is cut."""
         return self.world_size // self.context_parallel_size
+
+    def set_world_ranks(self) -> None:
+        if type(self.cluster_environment) is LightningEnvironment:
+            self.cluster_environment = OneMachine()
+        super().set_world_ranks()
 
     def setup_environment(self) -> None:
         self._setup_distributed()
