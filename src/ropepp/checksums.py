@@ -8,11 +8,12 @@ was torn, not what somebody has forged.
 import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+
+from zlib_ng.zlib_ng import crc32
 
 from ropepp.errors import InputError
 from ropepp.files import write_json
@@ -56,14 +57,17 @@ def file_sums(file: Path, block_bytes: int = BLOCK_BYTES) -> list[str]:
     """CRC-32 of each block of a file, hexadecimal."""
     with file.open("rb", buffering=0) as handle, ThreadPoolExecutor(THREADS) as pool:
         starts = range(0, os.fstat(handle.fileno()).st_size, block_bytes)
-        blocks = pool.map(lambda at: zlib.crc32(os.pread(handle.fileno(), block_bytes, at)), starts)
+        blocks = pool.map(lambda at: crc32(os.pread(handle.fileno(), block_bytes, at)), starts)
         return [f"{block:08x}" for block in blocks]
 
 
 def crc32s(buffers: Sequence[memoryview]) -> list[int]:
     """CRC-32 of each buffer."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(zlib.crc32, buffers))
+        # The largest first, so that all threads end together.
+        first = sorted(range(len(buffers)), key=lambda i: -buffers[i].nbytes)
+        sums = dict(zip(first, pool.map(lambda i: crc32(buffers[i]), first), strict=True))
+        return [sums[i] for i in range(len(buffers))]
 
 
 def archive_sums(file: Path | BytesIO, name: Path) -> set[tuple[int, int]]:

@@ -14,10 +14,10 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from ropepp.data.tokens.writer import BLOCK, META_FILE, BlockChecksums
 from ropepp.errors import InputError

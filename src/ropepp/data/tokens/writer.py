@@ -7,9 +7,9 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
