@@ -13,6 +13,7 @@ from ropepp.files import (
     replacing_file,
     replacing_folder,
     require_free,
+    require_results,
     resuming_folder,
 )
 
@@ -65,3 +66,11 @@ def test_what_a_killed_command_has_made_may_be_made_again(tmp_path: Path) -> Non
         with pytest.raises(InputError, match="exists"):
             require_free(made)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "other", "file"}
+
+
+@pytest.mark.parametrize(("holds", "is_one"), [("shards", "a corpus"), ("config.json", "a model")])
+def test_results_are_not_put_among_others(holds: str, is_one: str, tmp_path: Path) -> None:
+    require_results(tmp_path)
+    (tmp_path / holds).mkdir()
+    with pytest.raises(InputError, match=f"is {is_one}; results go to another folder"):
+        require_results(tmp_path)

@@ -70,9 +70,9 @@ def _of_the_machine(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and memory):
         detail = str(error).partition("\n")[0][:200]
         return (
-            f"out of memory{f' ({detail})' if detail else ''}: lower data.micro_batch_size or "
-            "data.sequence_length, set model.activation_checkpointing 1, or share the model "
-            "(trainer.strategy fsdp2)"
+            f"out of memory{f' ({detail})' if detail else ''}: to train, lower "
+            "data.micro_batch_size or data.sequence_length, set model.activation_checkpointing 1, "
+            "or share the model (trainer.strategy fsdp2); elsewhere ask for fewer tokens at once"
         )
     if isinstance(error, OSError) and error.errno in ENVIRONMENT:
         place = f"{error.filename}: " if error.filename is not None else ""
@@ -99,5 +99,5 @@ def at_least(least: float, key: str = "", /, **values: float | None) -> None:
         InputError: One is below the bound, or no number.
     """
     for name, value in values.items():
-        if value is not None and not value >= least:
-            raise InputError(f"{key}{name} is {value}; it must be at least {least}")
+        if value is not None and not (isinstance(value, int | float) and value >= least):
+            raise InputError(f"{key}{name} is {value!r:.80}; it must be at least {least}")

@@ -182,6 +182,14 @@ def require_writable(target: Path, folder: bool = False) -> None:
                     parent.rmdir()
 
 
+def require_results(folder: Path) -> None:
+    """The same for a folder that results are added to, which may be no corpus and no model."""
+    for name, what in {"shards": "a corpus", "config.json": "a model"}.items():
+        if (folder / name).exists():
+            raise InputError(f"{folder} is {what}; results go to another folder (--out)")
+    require_writable(folder, folder=True)
+
+
 def printable(name: str | Path) -> str:
     """A file's name as text: bytes that are no UTF-8 as escapes."""
     return os.fsencode(name).decode(errors="backslashreplace")

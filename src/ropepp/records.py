@@ -48,12 +48,20 @@ def read_record(path: Path, cls: type[Record], version: int | None = None) -> Re
 
 def read_json(path: Path, limit: int = LARGEST) -> Any:
     """The content of a JSON file. Raises an `InputError` if it is missing, no file, larger than
-    `limit` bytes, or no JSON."""
+    `limit` bytes, or no JSON, or has a key twice."""
     content = read_bytes(path, limit)
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is no JSON: {' '.join(str(error).split())}") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"key {twice!r:.80} stands twice")
+    return found
 
 
 def read_object(path: Path, limit: int = LARGEST) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ropepp.files import held
 from ropepp.model.config import ModelConfig
 from ropepp.model.positions import RoPE
 from ropepp.model.scale import MatrixScale, ScaleRule
+from ropepp.runs.archives import read_archive, write_archive
 from ropepp.runs.settings import read_yaml
 from ropepp.train.callbacks.run_files import _Dumper
 from ropepp.train.lightning_cli import FIXED, RopeppCLI
@@ -169,6 +170,13 @@ def test_what_a_resume_may_not_change(
         assert f"global_batch_size is {size}, the checkpoint's was 8" in capfd.readouterr().err
     with pytest.warns(UserWarning, match="documents not masked here and was"):
         fit(corpus, tmp_path, "run", **longer, data__mask_documents=False)
+    newest = tmp_path / "default" / "run" / "checkpoints" / "step-0000004.ckpt"
+    content, _ = read_archive(newest, newest, mapped=False)
+    del content["callbacks"]
+    write_archive(content, bare := tmp_path / "bare.ckpt")
+    changes = {**begun, "trainer__max_steps": 5, "ckpt_path": str(bare)}
+    assert main(arguments(corpus, tmp_path, "other", **changes)) == 2
+    assert "bare.ckpt has no callbacks" in capfd.readouterr().err
     text, other = tmp_path / "other.txt", tmp_path / "other"
     text.write_text("\n\n".join(f"{number} stones by the river" * 40 for number in range(60)))
     assert main(["prepare", str(text), f"--out={other}", "--tokenizer=bytes"]) == 0

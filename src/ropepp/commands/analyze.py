@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ropepp.eval import PROTOCOLS
-from ropepp.files import require_writable
+from ropepp.files import require_results
 from ropepp.options import positive
 
 DESCRIPTION = """\
@@ -64,7 +64,7 @@ def main(args: list[str]) -> None:
         models[0].require_finite()
         name = models[0].name.replace("/", "-")
     options.out = options.out or Path("logs/analyze", name)
-    require_writable(options.out, folder=True)
+    require_results(options.out)
     analysis.analyze(*models, options)
 
 

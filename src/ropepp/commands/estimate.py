@@ -37,5 +37,5 @@ def main(args: list[str]) -> None:
     found = estimate(plan, own.mfu, own.peak_tflops)
     print(json.dumps(found, indent=2) if own.json else table(found))
     need = found["memory"]["total"] / 1e9
-    if own.device_memory_gb is not None and need > own.device_memory_gb:
+    if own.device_memory_gb is not None and not need <= own.device_memory_gb:
         print(f"warning: {need:.2f} GB exceed {own.device_memory_gb:g} GB", file=sys.stderr)

@@ -22,7 +22,7 @@ from ropepp.eval.published import tasks_of
 from ropepp.eval.report import TABLES, Report
 from ropepp.eval.scores import Score
 from ropepp.eval.tasks import Task
-from ropepp.files import disk_errors, held, printable, require_writable
+from ropepp.files import disk_errors, held, printable, require_results, require_writable
 from ropepp.interop.saved import SavedModel, open_model, placement
 from ropepp.model.folders.hub import local_path
 from ropepp.runs.events import EVENTS, write_events
@@ -206,7 +206,7 @@ def _check(options: Namespace) -> None:
     for path in options.text:
         if not path.is_file():
             raise InputError(f"{path} is missing; --text takes texts, or .jsonl lines with 'text'")
-    require_writable(options.out, folder=True)
+    require_results(options.out)
     for name in TABLES:
         require_writable(options.out / name)
     if options.data is not None and not options.data.is_dir():

@@ -120,4 +120,6 @@ def understanding(name: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # damaged content raises anything
         kind = "" if isinstance(error, LookupError | TypeError) else f"{type(error).__name__}: "
-        raise InputError(f"{name} is incomplete: {kind}{error}"[:2000]) from error
+        raise InputError(
+            f"{name} is incomplete or holds a wrong value: {kind}{error}"[:2000]
+        ) from error

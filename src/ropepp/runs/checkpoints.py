@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ropepp.checksums import Damaged, archive_sums
-from ropepp.errors import InputError
+from ropepp.errors import InputError, at_least
 from ropepp.files import require_free
 from ropepp.model.folders.published import read_settings
 from ropepp.model.plain import require_plain, understanding
@@ -129,6 +129,8 @@ def _require_kinds(content: Any) -> None:
         value = content.get(key, kind())
         if not isinstance(value, kind) or isinstance(value, bool):
             raise InputError(f"{key} is a {type(value).__name__}, not a {kind.__name__}")
+    for key in ("global_step", "epoch"):
+        at_least(0, **{key: content.get(key)})
     for key in ("hyper_parameters", TOKENIZERS, "global_step", "epoch"):
         require_plain(content.get(key), key)
     for name, tensor in content.get("state_dict", {}).items():
@@ -205,6 +207,8 @@ def inspect(path: Path, as_json: bool = False) -> str:
     found = [path]
     if path.is_dir() and not (path / METADATA).exists():
         found = list_checkpoints(path) or list_checkpoints(path / "checkpoints") or [path]
+        if found == [path] and (path / "config.json").is_file():
+            raise InputError(f"{path} is a folder of a model, not a checkpoint of a run")
     described = [describe(one) for one in found]
     if as_json:
         return json.dumps(described if len(found) > 1 else described[0], indent=2)

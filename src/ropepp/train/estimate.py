@@ -181,7 +181,7 @@ def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> E
         ``checkpoints``: weights and optimizer state; while one is written there is one more;
         ``data``: what is read; ``epochs`` is None where the corpus is not there yet.
     """
-    if not 0 < mfu <= 1 or not peak_tflops > 0:
+    if not 0 < mfu <= 1 or not 0 < peak_tflops < math.inf:
         raise InputError(f"mfu is {mfu} of {peak_tflops} TFLOP/s; allowed: 0 to 1 of more than 0")
     network, processes, T = plan.module.network, plan.processes, plan.data.sequence_length
     rows = plan.max_steps * plan.data.global_batch_size

@@ -289,8 +289,13 @@ class LanguageModel(pl.LightningModule):
                 f"the checkpoint's optimizer is {kinds[0]}, this run's is {kinds[1]}: its state is "
                 "of another kind; begin with the weights alone by --init_from"
             )
+        where = (self._trainer and self._trainer.ckpt_path) or "checkpoint"
+        if self._trainer and self._trainer.state.fn == "fit" and "callbacks" not in checkpoint:
+            raise InputError(
+                f"{where} has no callbacks, which count what was skipped and read: begin with its "
+                "weights alone by --init_from"
+            )
         if "state_dict" in checkpoint:  # otherwise the strategy has loaded it
-            where = (self._trainer and self._trainer.ckpt_path) or "checkpoint"
             found = {k: tuple(x.shape) for k, x in checkpoint["state_dict"].items()}
             check_shapes(self.state_dict(), found, where)
             if self._trainer and self._trainer.state.fn == "fit":

@@ -143,6 +143,8 @@ def test_frequencies_that_older_files_keep_are_left_out(tmp_path: Path) -> None:
         ("mistral", {"sliding_window": ...}, "sliding_window is 4096"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window is true"),
         ("llama-2", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; allowed: \"silu\""),
+        ("llama-2", {"logit_scale": 0.0625}, "logit_scale is 0.0625; allowed: 1.0"),
+        ("llama-2", {"final_logit_softcapping": 30.0}, "softcapping is 30.0; allowed: null"),
         ("llama-2", {"rope_interleaved": True}, "rope_interleaved is true"),
         ("llama-2", {"quantization_config": {"bits": 4}}, "quantization_config is"),
         ("llama-2", {"model_type": "qwen2"}, "model_type is 'qwen2'; allowed: 'llama', 'mistral'"),

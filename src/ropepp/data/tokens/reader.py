@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from zlib_ng.zlib_ng import crc32
 
+from ropepp.checksums import crc32
 from ropepp.data.tokens.writer import BLOCK, META_FILE, BlockChecksums
 from ropepp.errors import InputError
 from ropepp.files import read_errors

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from zlib_ng.zlib_ng import crc32
 
+from ropepp.checksums import crc32
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.files import disk_errors, write_synced

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from textwrap import shorten
 
 from ropepp.errors import InputError, optional
 
@@ -39,7 +40,7 @@ def local_path(name: str | Path) -> Path:
             endpoint=os.environ.get("HF_ENDPOINT"),  # the library has read it when imported
         )
     except Exception as error:  # below it are libraries of all kinds
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+        said = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
         reasons = {
             errors.HFValidationError: f"model is {text!r}, no name of the hub: {said}",
             errors.RevisionNotFoundError: f"{text}: the model has no revision {revision!r}",

@@ -45,6 +45,10 @@ FIXED = {
     "rope_interleaved": False,
     "use_sliding_window": False,
     "quantization_config": None,
+    **dict.fromkeys(("logit_scale", "logits_scaling"), 1.0),
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), 1.0),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), None),
+    **dict.fromkeys(("attention_multiplier", "clip_qkv", "num_local_experts"), None),
 }
 SPECS = "ropepp.model.positions"
 

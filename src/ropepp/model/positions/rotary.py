@@ -80,8 +80,8 @@ class RoPE(Position):
     scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
-        if not self.theta > 0:
-            raise InputError(f"theta is {self.theta}; it must be above 0")
+        if not isinstance(self.theta, int | float) or not self.theta > 0:
+            raise InputError(f"theta is {self.theta!r:.80}; it must be a number above 0")
         if not 0 < self.rotary_share <= 1:
             raise InputError(
                 f"rotary_share is {self.rotary_share}; it must be above 0 and at most 1"
