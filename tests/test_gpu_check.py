@@ -241,6 +241,7 @@ def rehearse(folder: Path, *stages: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 def test_a_short_rehearsal(tmp_path: Path) -> None:
     wanted = ("ceilings", "parity", "decode", "776m", "flex")
     assert rehearse(tmp_path, "--stages", *wanted) == dict.fromkeys(wanted, "ok")

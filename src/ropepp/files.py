@@ -184,10 +184,10 @@ def require_writable(target: Path, folder: bool = False) -> None:
 
 def require_results(folder: Path) -> None:
     """The same for a folder that results are added to, which may be no corpus and no model."""
+    require_writable(folder, folder=True)
     for name, what in {"shards": "a corpus", "config.json": "a model"}.items():
         if (folder / name).exists():
             raise InputError(f"{folder} is {what}; results go to another folder (--out)")
-    require_writable(folder, folder=True)
 
 
 def printable(name: str | Path) -> str:

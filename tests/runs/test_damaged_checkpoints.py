@@ -383,7 +383,7 @@ def changed(single: Path, out: Path, at: tuple[Any, ...], value: Any) -> Path:
         ((*MOMENTS, "exp_avg_sq"), None, "exp_avg_sq of .* is NoneType"),
         ((*MOMENTS, "step"), torch.zeros(7), "step of .*; expected"),
         (("optimizer_states", 0, "param_groups"), [{"params": [0]}], "groups of"),
-        (("loops",), {}, "incomplete: 'fit_loop'"),
+        (("loops",), {}, "wrong value: 'fit_loop'"),
         (("lr_schedulers",), [5], "incomplete"),
     ],
 )

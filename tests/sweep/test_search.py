@@ -47,6 +47,7 @@ def test_tpe_runs_each_point_with_all_seeds(sweeps: Sweeps, reported: list[Path]
     assert all(len(sweeps.starts(run)) == 1 for run in sweeps.finished())
 
 
+@pytest.mark.extra
 def test_random_draws_are_the_same_for_all_variants(sweeps: Sweeps, reported: list[Path]) -> None:
     names = drawn(sweeps, sampler="random", seeds=[0])
     rates = [[n.split("=")[1] for n in names if n.startswith(v)] for v in ("rope-", "ec-")]
@@ -59,6 +60,7 @@ def test_random_draws_are_the_same_for_all_variants(sweeps: Sweeps, reported: li
     }
 
 
+@pytest.mark.extra
 def test_the_pruner_ends_what_is_worse(sweeps: Sweeps, reported: list[Path]) -> None:
     sweeps.stand_in.write_text(sweeps.stand_in.read_text().replace('"steps", 3', '"steps", 60'))
     variants = {"ec": {"model.position": {"class_path": "RoPEppEC"}}}
@@ -79,6 +81,7 @@ def test_the_pruner_ends_what_is_worse(sweeps: Sweeps, reported: list[Path]) -> 
     assert all(len(sweeps.starts(f"{name}/seed-0")) == 1 for name in names)
 
 
+@pytest.mark.extra
 def test_a_drawn_point_that_failed_is_tried_again(sweeps: Sweeps, reported: list[Path]) -> None:
     source = sweeps.stand_in.read_text()
     sweeps.stand_in.write_text(source.replace("asked = []", "asked = []; rate = 1 / (seed - 1)"))

@@ -45,6 +45,7 @@ def test_a_short_sweep_ends_in_a_report(undisturbed: Sweeps) -> None:
     assert list(folder.rglob("*tfevents*"))
 
 
+@pytest.mark.extra
 def test_killed_drivers_and_runs_change_no_result(
     undisturbed: Sweeps,
     sweeps: Sweeps,
@@ -90,6 +91,7 @@ def test_a_run_that_diverges_leaves_the_others(sweeps: Sweeps, reported: list[Pa
     assert "exit code 76: 2 steps in a row" in sweeps.outcome("bad/seed-0")["reason"]
 
 
+@pytest.mark.extra
 def test_two_sharded_processes(sweeps: Sweeps) -> None:
     """They end when their driver is asked to, and go on."""
     sharded = {"trainer.strategy": "fsdp2", "trainer.devices": 2, "data.micro_batch_size": 2}

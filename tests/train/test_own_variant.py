@@ -73,6 +73,7 @@ def test_own_class_through_the_commands(corpus: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 def test_own_class_in_a_sweep(corpus: Path, folder: Path) -> None:
     base = {k: v for k, v in CONFIG.items() if k not in ("model.position", "trainer.max_steps")}
     (folder / "base.yaml").write_text(yaml.safe_dump({}))

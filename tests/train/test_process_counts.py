@@ -167,6 +167,7 @@ def kill_all(process: Any) -> None:
     process.communicate()
 
 
+@pytest.mark.extra
 def test_survives_everything(corpus: Path, logs: Path, tmp_path: Path) -> None:
     """One run whose processes are killed one by one, all at once, in the middle of a save, and
     asked to end; each time the same command goes on, and the result is the undisturbed run's."""
@@ -218,6 +219,7 @@ def test_torchrun(corpus: Path, logs: Path, tmp_path: Path) -> None:
     assert curve(tmp_path / "default" / "torchrun") == curve(logs / "default" / "by-2")
 
 
+@pytest.mark.extra
 def test_rows_shared_by_processes(corpus: Path, logs: Path, tmp_path: Path) -> None:
     changes = {**SHARDED, "trainer__devices": 2, "trainer__strategy": "FSDP2Strategy"}
     changes["trainer__strategy.context_parallel_size"] = 2

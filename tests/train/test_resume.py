@@ -14,7 +14,7 @@ SLOW = {"trainer__max_steps": 45, "data__validate_every_n_steps": 15}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill_at", "workers", "compiled"),
-    [(23, 2, False), (32, 0, False), (23, 0, True)],
+    [(23, 2, False), (32, 0, False), pytest.param(23, 0, True, marks=pytest.mark.extra)],
 )
 def test_killed_and_resumed(
     corpus: Path, tmp_path: Path, kill_at: int, workers: int, compiled: bool

@@ -33,6 +33,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "default" / "run"
 
 
+@pytest.mark.extra
 def test_asked_again_and_again(corpus: Path, tmp_path: Path, run: Path) -> None:
     process = start(corpus, tmp_path, "run", python=sys.executable, **ENDLESS)
     wait_for_step(process, run, 3)
@@ -59,7 +60,9 @@ def test_nohup(corpus: Path, tmp_path: Path, run: Path) -> None:
     assert saved(run)
 
 
-@pytest.mark.parametrize("ends", ["pty", "hangup", "pipe"])
+@pytest.mark.parametrize(
+    "ends", ["pty", *(pytest.param(x, marks=pytest.mark.extra) for x in ("hangup", "pipe"))]
+)
 def test_a_terminal_that_is_gone(corpus: Path, tmp_path: Path, run: Path, ends: str) -> None:
     """A closed pseudo-terminal, as when tmux ends, hangs up and refuses output; a closed pipe does
     the latter alone, and training goes on."""
@@ -94,7 +97,9 @@ def children() -> Iterator[list[int]]:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.extra)]
+)
 def test_no_orphans(
     corpus: Path, tmp_path: Path, number: signal.Signals, children: list[int]
 ) -> None:

@@ -176,6 +176,7 @@ def test_what_is_wrong_in_a_worker_is_said_in_a_line() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 def test_workers_outlive_what_asks_a_whole_group_to_end(corpus_rows: ConcatRows) -> None:
     batches = iter(TrainLoader(corpus_rows, 12, 3, 1, 2, seed=2, num_workers=1))
     whole = take(TrainLoader(corpus_rows, 12, 3, 1, 2, seed=2), 12)

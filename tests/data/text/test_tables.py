@@ -94,6 +94,7 @@ def test_a_saved_dataset(saved: Path, processes: int, tmp_path: Path) -> None:
     assert Corpus.open(parts, "train").meta.shards == 4
 
 
+@pytest.mark.extra
 def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library takes a folder of files for a name, which needs no network."""
     pytest.importorskip("datasets")

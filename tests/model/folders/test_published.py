@@ -34,7 +34,7 @@ def change(folder: Path, **settings: object) -> None:
         ({"attention_bias": True}, "attention_bias is true"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'; allowed"),
-        ({"rope_scaling": {"type": "linear"}}, "incomplete: 'factor'"),
+        ({"rope_scaling": {"type": "linear"}}, "wrong value: 'factor'"),
         ({"rope_config": {"imag": True, "imag_mode": "imag9"}}, "imag_mode is 'imag9'; allowed"),
         ({"intermediate_size": 80}, r"gate_proj.weight' is \(160, 64\); expected \(80, 64\)"),
         ({"num_hidden_layers": 4}, "layers.3.input_layernorm.weight"),
