@@ -169,13 +169,13 @@ def require_writable(target: Path, folder: bool = False) -> None:
             raise FileExistsError(errno.EEXIST, f"{is_one} has this name")
         if target.is_file():
             target.open("ab").close()
-        trial = target / ".trial" if target.is_dir() else target
-        trial = trial.with_name(f".{trial.name}.partial-{secrets.token_hex(4)}")
+        # One name for all times: what a kill leaves is gone with the next trial.
+        trial = target / ".trial" if target.is_dir() else target.with_name(f".{target.name}.trial")
         missing = [parent for parent in trial.parents if not parent.exists()]
         try:
             trial.parent.mkdir(parents=True, exist_ok=True)
             trial.touch()
-            trial.unlink()
+            trial.unlink(missing_ok=True)
         finally:
             for parent in missing:
                 with suppress(OSError):

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 from ropepp.errors import Preempted
-from ropepp.files import lock, write_json
+from ropepp.files import disk_errors, lock, write_json
 from ropepp.records import Damaged
 from ropepp.runs.records import load_json, read_result
 from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, last_lines
@@ -163,7 +163,8 @@ def start(
         if not lock(log, directory / LOG):
             return None
         (directory / OUTCOME).unlink(missing_ok=True)
-        os.write(log, f"\n{PROMPT}{shlex.join(command)}\n".encode())
+        with disk_errors(directory / LOG):
+            os.write(log, f"\n{PROMPT}{shlex.join(command)}\n".encode())
         environment = dict(os.environ)
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
@@ -177,8 +178,9 @@ def start(
     finally:
         os.close(log)
     note = {"host": socket.gethostname(), "pid": process.pid, "driver": os.getpid(), "gpus": gpus}
-    os.ftruncate(claimed, 0)
-    os.pwrite(claimed, json.dumps(note).encode(), 0)
+    with disk_errors(directory / LOCK):
+        os.ftruncate(claimed, 0)
+        os.pwrite(claimed, json.dumps(note).encode(), 0)
     return RunProcess(directory, claimed, process, furthest)
 
 
