@@ -66,13 +66,9 @@ class HeadLayout:
 
     @classmethod
     def from_phases(cls, phases: Sequence[Sequence[float]], num_kv_heads: int) -> Self:
-        """One entry a projection: the phases, in degrees, with which it attends.
-
-        Projections are split evenly over the kv heads, and a projection's heads stand side by side.
-
-        Raises:
-            InputError: The projections do not divide over the kv heads, or see the class.
-        """
+        """One entry a projection: the phases, in degrees, with which it attends. Projections are
+        split evenly over the kv heads, an `InputError` if that is impossible, and a projection's
+        heads stand side by side."""
         if num_kv_heads < 1 or len(phases) % num_kv_heads:
             raise InputError(
                 f"{len(phases)} query projections do not divide over {num_kv_heads} kv heads"
@@ -95,10 +91,7 @@ class HeadLayout:
 
     def places_of(self, other: "HeadLayout") -> list[int]:
         """Which head here is each of another layout's: of the same projection, phase and kv head.
-
-        Raises:
-            InputError: One of them is not here, or here are more projections or kv heads.
-        """
+        An `InputError` if one is not here, or here are more projections or kv heads."""
         free = [(head.projection, head.phase % 360, head.kv_head) for head in self.heads]
         places: list[int] = []
         for head in other.heads:
@@ -132,11 +125,7 @@ class HeadLayout:
     @cached_property
     def period(self) -> tuple[Head, ...]:
         """The shortest run of heads whose repetition, with projections shifted along, is the
-        layout.
-
-        EC and EH have the period (0, 0), (0, -90): one concatenation serves all projections at
-        once.
-        """
+        layout. EC and EH have (0, 0), (0, -90): one concatenation serves all projections."""
         H, P = self.num_heads, self.num_projections
         for size in range(1, H + 1):
             if H % size or P * size % H:

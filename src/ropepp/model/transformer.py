@@ -128,10 +128,8 @@ class Transformer(nn.Module):
             self.initialize(seed)
 
     def tie(self) -> None:
-        """Makes the output layer share the embedding matrix, if it should.
-
-        To be called again after what gives each its own, such as ``to_empty``.
-        """
+        """Makes the output layer share the embedding matrix, if it should; to be called again after
+        what gives each its own, such as ``to_empty``."""
         if self.config.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -148,10 +146,8 @@ class Transformer(nn.Module):
         document_ids: Tensor | Documents | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Hidden states after the last norm, (B, T, M); arguments as in `forward`.
-
-        Where rows are shared by several processes, only this process's part of them.
-        """
+        """Hidden states after the last norm, (B, T, M), of rows that several processes share this
+        one's part; arguments as in `forward`."""
         B, T = input_ids.shape
         for name, given in (("positions", positions), ("document_ids", document_ids)):
             if isinstance(given, Tensor) and given.shape != (B, T):
@@ -200,7 +196,7 @@ class Transformer(nn.Module):
                 raise InputError(
                     "rows shared by several processes need contiguous documents and no cache"
                 )
-            return ContextParallelScope(self.sequence, documents, B, T), None
+            return ContextParallelScope(self.sequence, documents, T), None
         if cache is not None and (order is not None or documents is None):
             return AttentionScope(document_ids=cached), None
         return AttentionScope(documents), order
@@ -235,20 +231,12 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         document_ids: Tensor | Documents | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Summed cross entropy and number of targets, without the logits of all tokens.
-
-        Args:
-            input_ids: (B, T) int64.
-            targets: (B, T) int64, the token after each input, or ``ignore_index``.
-            positions: See `forward`.
-            document_ids: See `forward`.
-
-        Returns:
-            The sum in nats, float32, and the count, int64; the mean is for the caller, who knows
-            what other processes and micro-batches add. Under FSDP2 this method must be registered
-            as a forward method. With ``z_loss`` the gradient has that term too, see
-            `ropepp.model.loss.cross_entropy_sum`.
-        """
+        """Summed cross entropy in nats, float32, and number of targets, int64, without the logits
+        of all tokens; the mean is for the caller, who knows what other processes and micro-batches
+        add. ``targets`` are (B, T) int64, the token after each input, or ``ignore_index``; the
+        other arguments are as in `forward`. Under FSDP2 this method must be registered as a forward
+        method. With ``z_loss`` the gradient has that term too, see
+        `ropepp.model.loss.cross_entropy_sum`."""
         hidden = self.hidden(input_ids, positions, document_ids)
         targets = self.local_part(targets)
         total = self.lm_head.loss(

@@ -137,7 +137,6 @@ def _uncompiled(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether there is a compiler for kernels."""
     return importlib.util.find_spec("triton") is not None
 
 

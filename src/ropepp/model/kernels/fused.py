@@ -157,9 +157,8 @@ def _parts(request: Request, kernel: Kernel, T: int, S: int) -> list[Part]:
             own = Part(queries, slice(S - T, S), causal=True)
             return [Part(queries, slice(0, S - T)), own]
     # A mask for every few queries, over the keys that causality leaves them.
-    starts = range(0, T, CHUNK)
     found = []
-    for start in starts:
+    for start in range(0, T, CHUNK):
         end = min(start + CHUNK, T)
         seen = S - T + end if request.causal else S
         # Where the CPU's kernel hides the later keys, it skips them.
