@@ -155,10 +155,6 @@ class SweepConfig(RunsConfig):
             f"--seed_everything={spec.seed}",
         ]
 
-    def command(self, spec: RunSpec, python: str, gpus: str) -> list[str]:
-        """The command that makes a run, from the launcher's template."""
-        return self.launch(self.arguments(spec), python=python, gpus=gpus)
-
     def _check_values(self) -> None:
         """What a type alone does not say."""
         self.check_seeds("seeds", self.seeds)

@@ -191,7 +191,8 @@ class Driver:
         except InputError as error:
             self.broken = error
             return None
-        command = self.config.command(spec, sys.executable, gpu or "")
+        arguments = self.config.arguments(spec)
+        command = self.config.launch(arguments, python=sys.executable, gpus=gpu or "")
         run = process.start(command, self.study.directory(spec), claim, gpu, self.threads)
         if run is not None:
             self.left = None if self.left is None else self.left - 1
