@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from functools import partialmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -142,8 +143,7 @@ class RopeppCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            better = explained(error)
-            if better is None:
+            if (better := explained(error)) is None:
                 raise
             raise better from error
         except (OmegaConfBaseException, RecursionError) as error:
@@ -328,11 +328,9 @@ class RopeppCLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         outcome = self._outcome()
         if self.trainer.is_global_zero:
-            length = self.datamodule.sequence_length
-            result = describe_run(self.trainer, self.model, self.metrics, outcome, length, seconds)
-            for logger in self.trainer.loggers:
-                if isinstance(logger, RunLogger):
-                    logger.log_by_position(self.model.loss_by_position)
+            result = describe_run(self.trainer, self.model, self.metrics, outcome, seconds)
+            if isinstance(self.trainer.logger, RunLogger):
+                self.trainer.logger.log_by_position(self.model.loss_by_position)
             file = self.directory / RESULT
             if file.exists() and not read_result(self.directory):
                 file.rename(file.with_name(f"{RESULT}.damaged"))
@@ -345,13 +343,7 @@ class RopeppCLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         return {k: float(v) for k, v in metrics.items() if k.startswith(("validation", "test"))}
 
-    def validate(self, **kwargs: Any) -> None:
-        self._evaluate("validate", kwargs)
-
-    def test(self, **kwargs: Any) -> None:
-        self._evaluate("test", kwargs)
-
-    def _evaluate(self, subcommand: str, kwargs: dict[str, Any]) -> None:
+    def _evaluate(self, subcommand: str, **kwargs: Any) -> None:
         """Runs, prints and writes ``validate.json`` or ``test.json``."""
         getattr(self.trainer, subcommand)(**{**kwargs, "verbose": False})
         outcome = self._outcome()
@@ -361,6 +353,8 @@ class RopeppCLI(LightningCLI):
             write_json(path, strict({"ckpt_path": self.options.ckpt_path, **outcome}))
             print(f"written to {path}")
         refuse_infinite(outcome)
+
+    validate, test = partialmethod(_evaluate, "validate"), partialmethod(_evaluate, "test")
 
 
 def refuse_infinite(outcome: dict[str, float]) -> None:

@@ -93,12 +93,11 @@ def describe_run(
     module: LanguageModel,
     metrics: Metrics,
     evaluation: dict[str, float],
-    sequence_length: int,
     seconds: float,
 ) -> dict[str, Any]:
     """The content of ``result.json``, for programs and tables; sizes in bytes, losses in nats per
     token, times in seconds."""
-    network, T = module.network, sequence_length
+    network, T = module.network, trainer.datamodule.sequence_length  # type: ignore[attr-defined]
     found = infinite({**evaluation, "train/loss": metrics.latest.get("train/loss", 0.0)})
     content = {
         "variant": type(network.position).__name__,

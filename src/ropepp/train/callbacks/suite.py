@@ -18,7 +18,13 @@ from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.step import StepCallback
-from ropepp.train.evaluation import Evaluation, Sums, model_inputs, on_the_way
+from ropepp.train.evaluation import (
+    Evaluation,
+    empty_sums,
+    model_inputs,
+    on_the_way,
+    over_processes,
+)
 from ropepp.train.module import LanguageModel
 
 
@@ -105,7 +111,7 @@ class SuiteEvaluation(StepCallback):
         module.eval()
         values = {}
         for T, rows in self._texts.items():
-            found = Evaluation(module.device)
+            found = Evaluation()
             for batch in self._batches(trainer, rows):
                 found.update(network, batch)
             result = found.compute()
@@ -113,13 +119,13 @@ class SuiteEvaluation(StepCallback):
             values[f"suite/perplexity_{T}"] = float(result["perplexity"])
         bins = octaves(max(self.lengths))
         for n in self.recall_pairs:
-            sums = Sums(2 * bins, module.device)
+            sums = empty_sums(2, bins, device=module.device)
             for T in self.lengths:
                 for batch in self._batches(trainer, self._recall[n, T]):
                     _, hits = network.evaluate(*model_inputs(batch))
                     far = network.local_part(distances(batch, n))
-                    sums.update(count(hits, far, bins).flatten())
-            for cell in to_cells(sums.compute().view(2, bins), n):
+                    sums += count(hits, far, bins)
+            for cell in to_cells(over_processes(sums), n):
                 key = f"suite/recall_{n}_pairs/accuracy_{cell.distance_low}"
                 values[key] = cell.accuracy
         module.train(was_training)
