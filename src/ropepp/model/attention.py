@@ -54,8 +54,7 @@ class RMSNorm(nn.Module):
         return torch.ones(shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = _Norm.apply(x, self.weight, self.eps)
-        return normed
+        return _Norm.apply(x, self.weight, self.eps)
 
 
 class _Norm(torch.autograd.Function):

@@ -69,11 +69,11 @@ class OutputLayer(Linear):
 
     gradient_dtype: torch.dtype | None = None
 
-    def loss(self, hidden_BTM: Tensor, targets_BT: Tensor, **options: Any) -> Tensor:
+    def loss(self, hidden_BTM: Tensor, targets_BT: Tensor, *options: Any) -> Tensor:
         """See `ropepp.model.loss.cross_entropy_sum`."""
         if self.gradient_dtype is not None:
             self.weight.grad_dtype = self.gradient_dtype
-        return cross_entropy_sum(hidden_BTM, self.weight, targets_BT, **options)
+        return cross_entropy_sum(hidden_BTM, self.weight, targets_BT, *options)
 
     def evaluate(
         self, hidden_BTM: Tensor, targets_BT: Tensor, ignore_index: int
@@ -239,13 +239,8 @@ class Transformer(nn.Module):
         `ropepp.model.loss.cross_entropy_sum`."""
         hidden = self.hidden(input_ids, positions, document_ids)
         targets = self.local_part(targets)
-        total = self.lm_head.loss(
-            hidden,
-            targets,
-            ignore_index=self.ignore_index,
-            z_loss=self.z_loss,
-            backend=self.loss_backend,
-        )
+        options = (self.ignore_index, self.z_loss, self.loss_backend)
+        total = self.lm_head.loss(hidden, targets, *options)
         return total, (targets != self.ignore_index).sum()
 
     def evaluate(
@@ -266,7 +261,6 @@ class Transformer(nn.Module):
         return x_BT if self.sequence is None else self.sequence.split(x_BT)
 
     def blocks(self) -> list[Block]:
-        """The blocks, in order."""
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
     def set_recompute(self, every: int) -> None:
@@ -285,9 +279,5 @@ def _run(
     block: Block, x_BTM: Tensor, table: Table, scope: AttentionScope, cache: LayerCache | None
 ) -> Tensor:
     if block.recompute and torch.is_grad_enabled():
-        again = checkpoint(
-            block, x_BTM, table, scope, use_reentrant=False, preserve_rng_state=False
-        )
-        assert isinstance(again, Tensor)
-        return again
+        return checkpoint(block, x_BTM, table, scope, use_reentrant=False, preserve_rng_state=False)
     return block(x_BTM, table, scope, cache)

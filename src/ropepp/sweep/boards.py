@@ -114,8 +114,7 @@ def _hparams(plan: SweepPlan, runs: Sequence[Run]) -> list[dict[str, Any]]:
         for run in runs
     ]
     for name in {key for row in rows for key in row}:
-        given = [row for row in rows if row.get(name) is not None]
-        kinds = {type(row[name]) for row in given}
+        kinds = {type(row[name]) for row in rows if row.get(name) is not None}
         for row in rows:
             if row.get(name) is None:
                 row.pop(name, None)
@@ -256,7 +255,6 @@ def _draw_maps(run: Run) -> str | None:
 
 
 def _image(run: Run) -> list[Step]:
-    """The picture of a run's maps, if there is one."""
     file = run.directory / IMAGE
     if not file.exists():
         return []

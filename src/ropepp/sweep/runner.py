@@ -218,7 +218,6 @@ class Driver:
             )
 
     def settle(self, run: Running) -> None:
-        """Writes down how a run has ended."""
         self.running.remove(run)
         state, reason = run.process.outcome()
         name, step = run.spec.run, process.newest_step(run.process.directory)
@@ -269,7 +268,6 @@ class Driver:
         raise Preempted("asked to end; the same command goes on")
 
     def forget_failures(self) -> None:
-        """Lets what has failed be tried again."""
         for trial in self.trials:
             for spec in trial.runs:
                 directory = self.study.directory(spec)

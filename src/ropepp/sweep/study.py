@@ -71,7 +71,6 @@ class SweepStudy:
         return metric_value(read_result(self.directory(spec)), self.config.metric, spec.run)
 
     def evaluations(self, spec: RunSpec) -> dict[int, float]:
-        """A run's evaluations by step."""
         metric = self.config.metric
         key = metric if "/" in metric else metric.replace("_", "/", 1)
         lines = Run(spec, self.directory(spec)).metrics()

@@ -95,5 +95,4 @@ def over_processes(sums: Tensor) -> Tensor:
 
 def context_bins(length: int) -> Tensor:
     """(length,) the bin of each position, four an octave of the tokens up to it."""
-    position = torch.arange(length, dtype=torch.float64)
-    return (4 * torch.log2(position + 1)).floor().long()
+    return (4 * torch.arange(1, length + 1, dtype=torch.float64).log2()).floor().long()

@@ -162,7 +162,6 @@ class RopeppCLI(LightningCLI):
 
     @property
     def directory(self) -> Path:
-        """Folder of this run."""
         return run_folder(Path(self.options.logs), self.options.experiment, self.options.run)
 
     def before_instantiate_classes(self) -> None:
@@ -339,7 +338,6 @@ class RopeppCLI(LightningCLI):
         refuse_infinite({**outcome, "train/loss": self.metrics.latest.get("train/loss", 0.0)})
 
     def _outcome(self) -> dict[str, float]:
-        """What the last evaluation found."""
         metrics = self.trainer.callback_metrics
         return {k: float(v) for k, v in metrics.items() if k.startswith(("validation", "test"))}
 
@@ -364,7 +362,6 @@ def refuse_infinite(outcome: dict[str, float]) -> None:
 
 
 def print_outcome(outcome: dict[str, float]) -> None:
-    """One line a metric."""
     for key, value in outcome.items():
         print(f"{key:<28} {value:.4f}")
 

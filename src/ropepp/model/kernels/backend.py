@@ -78,7 +78,6 @@ class Backend:
 
 
 def never(request: Request) -> str | None:
-    """Serves everything."""
     return None
 
 

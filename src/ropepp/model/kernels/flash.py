@@ -51,7 +51,6 @@ def varlen_backward(request: Request, grad: Tensor, out: Tensor, log_sum: Tensor
 
 
 def flash2(request: Request) -> Result:
-    """FlashAttention-2 of its package."""
     q, k, v, *documents = request.flattened()
     out, log_sum, *_ = load(*FLASH2_PACKAGE)._wrapped_flash_attn_varlen_forward(
         q, k, v, *documents, **_flash2_options(request), return_softmax=False

@@ -47,7 +47,6 @@ def _cudnn(request: Request, T: int) -> Kernel:
 
 
 def forward(request: Request, choice: Choice = _own) -> Result:
-    """Attention run by run."""
     if request.documents is None:
         return _rows(request, choice)
     results = [_rows(run, choice) for run, _ in _runs(request) if run.q.numel()]
@@ -59,7 +58,6 @@ def forward(request: Request, choice: Choice = _own) -> Result:
 def backward(
     request: Request, grad: Tensor, out: Tensor, log_sum: Tensor, choice: Choice = _own
 ) -> Gradients:
-    """Gradients run by run."""
     if request.documents is None:
         return _rows_backward(request, choice, grad, out, log_sum)
     results = []

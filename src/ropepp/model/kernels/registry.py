@@ -107,7 +107,6 @@ def _check_shapes(request: Request) -> None:
 
 
 def _check_documents(request: Request) -> None:
-    """Boundaries against the tensors and each other."""
     if request.documents is None or request.documents_k is None:
         return
     sizes, sizes_k = request.documents.lengths, request.documents_k.lengths

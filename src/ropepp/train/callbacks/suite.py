@@ -133,8 +133,7 @@ class SuiteEvaluation(StepCallback):
 
     def _batches(self, trainer: Trainer, rows: Rows) -> Any:
         """This process's batches of a set, on its device; as many as any other process's."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, RowsDataModule)
+        data: RowsDataModule = trainer.datamodule  # type: ignore[attr-defined]
         micro = max(1, data.micro_batch_size * data.sequence_length // rows.length)
         device = trainer.strategy.root_device
         for batch in EvalLoader(rows, micro, *data_rank_and_size(trainer), limit=self.rows):
