@@ -24,12 +24,9 @@ class Linear(nn.Module):
     Args:
         std: Initial deviation in units of the model's ``init_std``.
         step: Learning rate in units of the optimizer's.
-
-    Attributes:
-        drawn: Columns that are drawn at first, the others being zero; all unless given.
     """
 
-    drawn: list[int] | None = None
+    drawn: list[int] | None = None  # columns drawn at first, the others being zero; None: all
 
     def __init__(
         self, in_features: int, out_features: int, std: float = 1.0, step: float = 1.0

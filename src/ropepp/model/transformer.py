@@ -58,15 +58,10 @@ class Block(nn.Module):
 
 
 class OutputLayer(Linear):
-    """Hidden states to logits, or to losses without the logits of all tokens.
+    """Hidden states to logits, or to losses without the logits of all tokens. Every use is a method
+    of this module, so that shards can be gathered around it."""
 
-    Every use is a method of this module, so that shards can be gathered around it.
-
-    Attributes:
-        gradient_dtype: Dtype of the weight's gradient, which sums over many tokens, where it is not
-            that of the weight: shards are gathered in bfloat16.
-    """
-
+    # Of the weight, where it is not its own: it sums over many tokens, shards are bfloat16.
     gradient_dtype: torch.dtype | None = None
 
     def loss(self, hidden_BTM: Tensor, targets_BT: Tensor, *options: Any) -> Tensor:
@@ -83,19 +78,15 @@ class OutputLayer(Linear):
 
 
 class Transformer(nn.Module):
-    """A causal language model with any position encoding.
+    """A causal language model with any position encoding; an `InputError` if sizes and position do
+    not fit.
 
     Args:
-        config: Sizes.
-        position: The spec of the position encoding.
         seed: Seed of the initial weights, see `ropepp.model.init`; on the meta device none are
             drawn.
         compute_dtype: Dtype of activations and matrix products; the weights' own unless given.
             Rotations, norms' statistics, softmax and loss are float32 in any case.
         ignore_index: Target that does not count in `loss`.
-
-    Raises:
-        InputError: Sizes and position do not fit.
     """
 
     def __init__(

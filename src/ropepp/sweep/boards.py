@@ -34,7 +34,6 @@ BAND = {"value": 0, "lower": -1, "upper": 1}  # parts of a band, in standard dev
 
 Curve = dict[int, float]
 
-
 # Numbers of finished runs in the table: keys of ``result.json`` or of the evaluation there, and
 # their names for people.
 OUTCOMES = {

@@ -205,8 +205,10 @@ def open_sweep(config: SweepConfig) -> SweepStudy:
     fixed = config.fixed  # read before anything is made
     with exclusive(config.folder):
         resolved = read_json(config.folder / RESOLVED, _check_resolved)
-        asked = json.loads(json.dumps(fixed))  # as what is known has been
-        if words := list(differences(resolved.get("fixed", asked), asked)):
+        known = resolved.get("fixed")
+        # Through JSON, as what is known has been.
+        words = list(differences(known, json.loads(json.dumps(fixed)))) if known else []
+        if words:
             raise InputError(
                 f"{config.file}: {config.folder} was made from other settings "
                 f"({'; '.join(words)}); variants, axes, seeds and trials may grow, what all runs "

@@ -56,7 +56,6 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,  # for Lightning's own log; ours has an interval of its own
 }
 
-
 # Keys of the trainer that would have no effect here, or cut a step short: what may stand there.
 FIXED = dict(  # noqa: C408
     fast_dev_run="0 False", max_epochs="-1", min_epochs="", min_steps="", max_time="",

@@ -62,7 +62,6 @@ class Backend:
     """A way to compute attention.
 
     Args:
-        name: As in `BACKENDS`.
         refuse: Says in words why this backend cannot serve a request here, or None if it can. The
             reasons below are asked in turn: a package is imported only where it could serve.
         forward: The `Result` for a request that is not refused.

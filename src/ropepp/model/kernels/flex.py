@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or 
 BLOCK = 128
 KINDS = 128  # of requests, for each of which there is a kernel
 
-
 _SEEN: Recent[tuple[Tensor, "BlockMask"]] = Recent(4)
 
 

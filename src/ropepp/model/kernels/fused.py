@@ -24,7 +24,6 @@ CHUNK = 1024
 # Those of a GPU: cuDNN makes a plan for each new length, which takes longer than the attention.
 ON_GPU = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-
 # The kernel for so many queries a row.
 Choice = Callable[[Request, int], Kernel]
 

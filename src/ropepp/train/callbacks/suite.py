@@ -18,13 +18,7 @@ from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.step import StepCallback
-from ropepp.train.evaluation import (
-    Evaluation,
-    empty_sums,
-    model_inputs,
-    on_the_way,
-    over_processes,
-)
+from ropepp.train.evaluation import Evaluation, empty_sums, model_inputs, on_the_way, over_processes
 from ropepp.train.module import LanguageModel
 
 
