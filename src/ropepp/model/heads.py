@@ -30,13 +30,9 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """The attention heads of a layer, in the order in which the kernel sees them.
-
-    Raises:
-        InputError: A projection or kv head is skipped, or the kv heads do not serve equally many
-            heads in order. A grouped-query kernel assigns head h to kv head ``h // G`` and would
-            mix them silently.
-    """
+    """The attention heads of a layer, in the order in which the kernel sees them. An `InputError`
+    if a projection or kv head is skipped, or the kv heads do not serve equally many heads in order:
+    a grouped-query kernel assigns head h to kv head ``h // G`` and would mix them silently."""
 
     heads: tuple[Head, ...]
 

@@ -33,7 +33,8 @@ def cross_entropy_sum(
     ``logsumexp(logits) ** 2``, which keeps the logits from drifting (PaLM, arXiv 2204.02311).
 
     Products are taken in ``hidden``'s dtype; the loss and the gradient of ``weight`` accumulate in
-    float32.
+    float32. It is differentiable once in ``hidden`` and ``weight``. An `InputError` if the backend
+    is unknown, or ``z_loss`` is negative.
 
     Args:
         hidden: (..., M) float32 or bfloat16.
@@ -41,10 +42,6 @@ def cross_entropy_sum(
         targets: (...) int64, ids in 0..V-1 or ``ignore_index``, which does not count.
         z_loss: Coefficient of the squared logsumexp; PaLM's is 1e-4.
         backend: One of `LOSSES`.
-
-    Returns:
-        Scalar, float32, differentiable once in ``hidden`` and ``weight``; an `InputError` if the
-        backend is unknown, or ``z_loss`` is negative.
     """
     if backend not in LOSSES:
         raise InputError(f"loss backend is {backend!r}; allowed: {', '.join(LOSSES)}")

@@ -199,7 +199,7 @@ class Transformer(nn.Module):
         document_ids: Tensor | Documents | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Logits of the next token.
+        """Logits of the next token, (B, T, V) in the compute dtype.
 
         Args:
             input_ids: (B, T) int64.
@@ -209,9 +209,6 @@ class Transformer(nn.Module):
                 are not waited for.
             cache: Tokens read before, to which these are added; positions then go on from there
                 unless given.
-
-        Returns:
-            (B, T, V) in the compute dtype.
         """
         return self.lm_head(self.hidden(input_ids, positions, document_ids, cache))
 

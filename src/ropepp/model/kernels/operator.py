@@ -31,7 +31,8 @@ def attention(
     scale: float | None = None,
     backend: str | Backend = "auto",
 ) -> Tensor:
-    """Softmax attention.
+    """Softmax attention, (B, T, H, D) in the queries' dtype. An `InputError` if shapes do not fit,
+    or the backend is unknown or cannot serve this; it says which can.
 
     Args:
         q: Queries (B, T, H, D).
@@ -52,13 +53,6 @@ def attention(
             ``cu_seqlens``, and not both at once.
         scale: Factor of the scores; ``1 / sqrt(D)`` unless given.
         backend: One of `BACKENDS`, "auto", see `choose`, or a backend of the caller's own.
-
-    Returns:
-        (B, T, H, D) in the queries' dtype.
-
-    Raises:
-        InputError: Shapes do not fit, or the backend is unknown or cannot serve this; says which
-            can.
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
