@@ -76,7 +76,7 @@ def test_in_tensorboard_the_step_is_the_position(run: Path) -> None:
 def test_without_positions_a_row_is_one_document() -> None:
     model = Transformer(CONFIG, RoPEppEC())
     ids = torch.randint(257, (3, 9))
-    evaluation = Evaluation()
+    evaluation = Evaluation(torch.device("cpu"))
     evaluation.update(model, {"input_ids": ids[:, :-1], "targets": ids[:, 1:]})
     found = evaluation.by_position()
     assert found["count"][:4] == [3.0, 3.0, 3.0, 3.0]

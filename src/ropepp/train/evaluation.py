@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torchmetrics import Metric
 
 from ropepp.errors import InputError
 from ropepp.model.documents import Documents
@@ -12,10 +12,11 @@ from ropepp.model.transformer import Transformer
 
 
 class Evaluation:
-    """Accumulates over the batches of one set, and over all processes."""
+    """Accumulates over the batches of one set, which are on ``device``, over all processes."""
 
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None  # of losses, targets and hits, one for each position
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sums: Sums | None = None  # of losses, targets and hits, one for each position
 
     def update(self, network: Transformer, batch: dict[str, Any]) -> None:
         """Evaluates ``network`` on a batch, see `ropepp.data.loading.loader.Rows`."""
@@ -25,11 +26,12 @@ class Evaluation:
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand_as(ids)
         if self._sums is None:
-            self._sums = empty_sums(3, T, device=nll.device)
+            self._sums = Sums(3 * T, self.device)
         place = network.local_part(positions).flatten()
         counted = network.local_part(targets) != network.ignore_index
-        for own, x in zip(self._sums, (nll, counted, hits), strict=True):
-            own.add_(torch.zeros_like(own).index_add_(0, place, x.flatten().to(own)))
+        zeros = torch.zeros_like(self._sums.total[:T])
+        own = (zeros.index_add(0, place, x.flatten().to(zeros)) for x in (nll, counted, hits))
+        self._sums.update(torch.cat(list(own)))
 
     def compute(self) -> dict[str, Tensor]:
         """Mean loss in nats, its exponential, and accuracy; the same on all processes."""
@@ -57,7 +59,7 @@ class Evaluation:
         """Losses, targets and hits of all processes, each (T,)."""
         if self._sums is None:
             raise InputError("the evaluation set has no rows")
-        return over_processes(self._sums).unbind()
+        return self._sums.compute().view(3, -1).unbind()
 
 
 def on_the_way(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -79,20 +81,28 @@ def model_inputs(
     return batch["input_ids"], batch["targets"], batch.get("positions"), batch.get("document_ids")
 
 
-def empty_sums(*shape: int, device: torch.device) -> Tensor:
-    """Zeros in float64, in which the order of additions does not show; not every device has it."""
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.zeros(shape, dtype=dtype, device=device)
+class Sums(Metric):
+    """Sums of ``n`` values each, over batches and processes, added up on ``device``."""
 
+    total: Tensor
 
-def over_processes(sums: Tensor) -> Tensor:
-    """The sums of all processes, each of which has its own."""
-    total = sums.clone()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total
+    def __init__(self, n: int, device: torch.device) -> None:
+        super().__init__()
+        # In float64 the order of additions does not show; not every device has it.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.add_state("total", torch.zeros(n, dtype=dtype), dist_reduce_fx="sum")
+        self.to(device)
+
+    def update(self, values: Tensor) -> None:
+        """Adds (n,) values."""
+        self.total = self.total + values
+
+    def compute(self) -> Tensor:
+        """(n,) the sums."""
+        return self.total
 
 
 def context_bins(length: int) -> Tensor:
     """(length,) the bin of each position, four an octave of the tokens up to it."""
-    return (4 * torch.arange(1, length + 1, dtype=torch.float64).log2()).floor().long()
+    position = torch.arange(length, dtype=torch.float64)
+    return (4 * torch.log2(position + 1)).floor().long()

@@ -243,7 +243,7 @@ class LanguageModel(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """A loss and an accuracy for each evaluation set; the data module may name several."""
         names = getattr(getattr(self.trainer, "datamodule", None), "evaluation_names", [""])
-        self._evaluations = {name: Evaluation() for name in names}
+        self._evaluations = {name: Evaluation(self.device) for name in names}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         list(self._evaluations.values())[dataloader_idx].update(self.network, batch)

@@ -18,7 +18,7 @@ from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.step import StepCallback
-from ropepp.train.evaluation import Evaluation, empty_sums, model_inputs, on_the_way, over_processes
+from ropepp.train.evaluation import Evaluation, Sums, model_inputs, on_the_way
 from ropepp.train.module import LanguageModel
 
 
@@ -105,7 +105,7 @@ class SuiteEvaluation(StepCallback):
         module.eval()
         values = {}
         for T, rows in self._texts.items():
-            found = Evaluation()
+            found = Evaluation(module.device)
             for batch in self._batches(trainer, rows):
                 found.update(network, batch)
             result = found.compute()
@@ -113,13 +113,13 @@ class SuiteEvaluation(StepCallback):
             values[f"suite/perplexity_{T}"] = float(result["perplexity"])
         bins = octaves(max(self.lengths))
         for n in self.recall_pairs:
-            sums = empty_sums(2, bins, device=module.device)
+            sums = Sums(2 * bins, module.device)
             for T in self.lengths:
                 for batch in self._batches(trainer, self._recall[n, T]):
                     _, hits = network.evaluate(*model_inputs(batch))
                     far = network.local_part(distances(batch, n))
-                    sums += count(hits, far, bins)
-            for cell in to_cells(over_processes(sums), n):
+                    sums.update(count(hits, far, bins).flatten())
+            for cell in to_cells(sums.compute().view(2, bins), n):
                 key = f"suite/recall_{n}_pairs/accuracy_{cell.distance_low}"
                 values[key] = cell.accuracy
         module.train(was_training)
@@ -127,7 +127,8 @@ class SuiteEvaluation(StepCallback):
 
     def _batches(self, trainer: Trainer, rows: Rows) -> Any:
         """This process's batches of a set, on its device; as many as any other process's."""
-        data: RowsDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, RowsDataModule)
         micro = max(1, data.micro_batch_size * data.sequence_length // rows.length)
         device = trainer.strategy.root_device
         for batch in EvalLoader(rows, micro, *data_rank_and_size(trainer), limit=self.rows):
