@@ -79,7 +79,7 @@ def take(args: list[str]) -> None:
     cli.parse_arguments(cli.parser, ["fit", *args])
     cli._check_trainer()
     cli.instantiate_classes()
-    cli.check(data_is_there=False)
+    cli.check()
 
 
 @pytest.mark.slow

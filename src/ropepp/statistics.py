@@ -92,18 +92,9 @@ class Comparison:
 
 
 def compare(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Comparison]:
-    """Every other variant against the baseline.
-
-    Args:
-        values: Finite values of the metric, by variant and seed.
-        baseline: Name of the baseline; without values, no variant has pairs.
-
-    Returns:
-        The comparisons by variant, in the order of ``values``.
-
-    Raises:
-        InputError: scipy is missing.
-    """
+    """Every other variant against the baseline, without whose values no variant has pairs.
+    ``values`` are finite ones of the metric by variant and seed; the comparisons are in their
+    order. An `InputError` if scipy is missing."""
     reference = values.get(baseline, {})
     found = [_paired(name, own, reference) for name, own in values.items() if name != baseline]
     tested = [one for one in found if one.p is not None]
@@ -153,12 +144,8 @@ def sign_flip_p(differences: Sequence[float]) -> float | None:
 
 
 def power(shift: float, n: int) -> float:
-    """Probability that a two-sided paired t-test of n >= 2 pairs finds p < 0.05.
-
-    Args:
-        shift: Noncentrality, the true mean difference in units of its standard error.
-        n: Pairs.
-    """
+    """Probability that a two-sided paired t-test of n >= 2 pairs finds p < 0.05; ``shift`` is the
+    noncentrality, the true mean difference in units of its standard error."""
     limit, above = _stats().t.ppf(1 - ALPHA / 2, n - 1), _stats().nct.sf
     return float(above(limit, n - 1, shift) + above(limit, n - 1, -shift))
 

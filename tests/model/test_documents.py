@@ -26,7 +26,6 @@ def test_from_ids() -> None:
     assert found.boundaries.dtype == torch.int32
     assert found.order is None
     assert found.lengths == (3, 2, 1, 1, 5)
-    assert found.longest == 5
     interrupted = Documents.from_ids(torch.tensor([[3, 1, 3, 1], [0, 0, 2, 2]]))
     assert interrupted.order is not None
     assert interrupted.order.tolist() == [[1, 3, 0, 2], [0, 1, 2, 3]]

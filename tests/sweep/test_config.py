@@ -264,14 +264,15 @@ def test_command(sweeps: Sweeps) -> None:
     launcher = "torchrun --nproc-per-node=8 -m -- ropepp.cli fit {args}"
     config = load(sweeps.write(launcher=launcher))
     spec = RunSpec("ec", 3, {"model.compile": True, "model.optimizer.lr": 1e-5, "model.x": None})
-    assert config.command(spec, "python", "") == [
+    assert config.launch(config.arguments(spec), python="python", gpus="") == [
         *["torchrun", "--nproc-per-node=8", "-m", "--", "ropepp.cli", "fit"],
         f"--config={sweeps.folder}/base.yaml", "--experiment=try", "--run=ec/seed-3",
         f"--logs={sweeps.logs}", "--resume=auto", "--model.compile=true",
         "--model.optimizer.lr=1e-05", "--model.x=null", "--seed_everything=3",
     ]  # fmt: skip
     config = load(sweeps.write(launcher="env X={gpus} {python} {args}"))
-    assert config.command(spec, "python", "0,1")[:3] == ["env", "X=0,1", "python"]
+    command = config.launch(config.arguments(spec), python="python", gpus="0,1")
+    assert command[:3] == ["env", "X=0,1", "python"]
 
 
 def modules(code: str) -> set[str]:

@@ -22,16 +22,11 @@ class Linear(nn.Module):
     and thus the same on one device and on shards that were gathered in bfloat16.
 
     Args:
-        in_features: Size of the input's last dimension.
-        out_features: Size of the output's.
         std: Initial deviation in units of the model's ``init_std``.
         step: Learning rate in units of the optimizer's.
-
-    Attributes:
-        drawn: Columns that are drawn at first, the others being zero; all unless given.
     """
 
-    drawn: list[int] | None = None
+    drawn: list[int] | None = None  # columns drawn at first, the others being zero; None: all
 
     def __init__(
         self, in_features: int, out_features: int, std: float = 1.0, step: float = 1.0
@@ -56,8 +51,7 @@ class RMSNorm(nn.Module):
         return torch.ones(shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = _Norm.apply(x, self.weight, self.eps)
-        return normed
+        return _Norm.apply(x, self.weight, self.eps)
 
 
 class _Norm(torch.autograd.Function):
@@ -112,14 +106,8 @@ class Attention(nn.Module):
         scope: AttentionScope = CAUSAL,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """Mixes tokens.
-
-        Args:
-            x_BTM: Normed hidden states.
-            table: What the position spec computed for all layers.
-            scope: Which keys a query may see besides causality.
-            cache: Where the keys and values before these are.
-        """
+        """Mixes tokens, from normed hidden states; ``table`` is what the position spec computed for
+        all layers, the keys and values before these are in ``cache``."""
         q_BTPD, k_BTKD, v_BTKD = (
             proj(x_BTM).unflatten(-1, (-1, self.head_dim))
             for proj in (self.q_proj, self.k_proj, self.v_proj)

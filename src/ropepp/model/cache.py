@@ -43,7 +43,7 @@ class LayerCache:
         return k_BSKD, v_BSKD
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with other rows of the batch, (new B,) int64."""
+        """See `KVCache.select`."""
         if self._buffer is not None:
             self._buffer = self._buffer.index_select(1, rows)
 
@@ -87,11 +87,8 @@ class KVCache:
         return sum(x.nbytes for layer in self.layers for x in layer.held)
 
     def crop(self, length: int) -> None:
-        """Forgets all tokens after the first ``length`` of every row.
-
-        Raises:
-            InputError: ``length`` is not between 0 and the number of cached tokens.
-        """
+        """Forgets all tokens after the first ``length`` of every row; raises an `InputError` if
+        there are not so many."""
         if not 0 <= length <= self.length:
             raise InputError(f"crop to {length} tokens of {self.length}; allowed: 0 up to these")
         for layer in self.layers:
@@ -100,11 +97,8 @@ class KVCache:
             self._document_ids = self._document_ids[:, :length]
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these rows of the batch, in this order: reorders, drops or repeats them.
-
-        Args:
-            rows: (new B,) int64.
-        """
+        """Goes on with these rows of the batch, (new B,) int64, in this order: reorders, drops or
+        repeats them."""
         for layer in self.layers:
             layer.select(rows)
         if self._document_ids is not None:
@@ -117,13 +111,12 @@ class KVCache:
 
         Called once before the layers, which then append. Rows without ids are one document, 0.
         """
-        if document_ids_BT is None and self._document_ids is None:
-            return None
-        if document_ids_BT is None:
-            assert self._document_ids is not None
-            document_ids_BT = self._document_ids.new_zeros((B, T))
-        before = self._document_ids
+        before, own = self._document_ids, document_ids_BT
+        if own is None:
+            if before is None:
+                return None
+            own = before.new_zeros((B, T))
         if before is None:
-            before = document_ids_BT.new_zeros((B, self.length))
-        self._document_ids = torch.cat((before, document_ids_BT), dim=1)
-        return document_ids_BT, self._document_ids
+            before = own.new_zeros((B, self.length))
+        self._document_ids = torch.cat((before, own), dim=1)
+        return own, self._document_ids

@@ -16,8 +16,7 @@ Value = TypeVar("Value")
 
 class Recent(Generic[Value]):
     """The last few results of a function, found again by the identity of the tensors among its
-    arguments: all layers of a forward pass ask with the same boundaries.
-    """
+    arguments: all layers of a forward pass ask with the same boundaries."""
 
     def __init__(self, size: int = 8) -> None:
         self.size = size
@@ -96,17 +95,9 @@ class Documents:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each document, found once for all layers.
-
-        Raises:
-            InputError: The boundaries do not begin at 0, or fall.
-        """
+        """Tokens of each document, found once for all layers; an `InputError` if the boundaries do
+        not begin at 0, or fall."""
         return _LENGTHS.get((self.host,), lambda: _lengths(self.host))
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest one."""
-        return max(self.lengths)
 
     def check(self, B: int, T: int) -> None:
         """Raises an `InputError` unless these are the documents of B rows of T tokens: none may
@@ -129,11 +120,9 @@ class Documents:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         """With boundaries on another device; those of the host stay."""
-        order = self.order
-        if order is not None:
-            order = order.to(device, non_blocking=non_blocking)
-        boundaries = self.host.to(device, non_blocking=non_blocking)
-        return type(self)(self.host, boundaries, order)
+        parts = (self.host, self.order)
+        moved = (x if x is None else x.to(device, non_blocking=non_blocking) for x in parts)
+        return type(self)(self.host, *moved)
 
     def pin_memory(self) -> Self:
         """In memory from which a GPU copies while the host goes on."""

@@ -16,18 +16,9 @@ def kv_cache_bytes_per_token(model: Transformer) -> int:
 
 def training_flops(model: Transformer, tokens: int, attended_pairs: int) -> int:
     """Model FLOPs of forward and backward over ``tokens``, causal, without embedding lookup and
-    norms.
-
-    Args:
-        model: The model.
-        tokens: Number of input tokens.
-        attended_pairs: Number of (query, visible key) pairs, a token seeing itself: T (T + 1) / 2
-            for a document of T tokens, which is the sum of its positions + 1.
-
-    Returns:
-        6 per weight and token for the matrices, 12 D per pair and attention head for scores and
-        mixing.
-    """
+    norms: 6 per weight and token for the matrices, 12 D per pair and attention head for scores and
+    mixing. ``attended_pairs`` are (query, visible key), a token seeing itself: T (T + 1) / 2 for a
+    document of T tokens, which is the sum of its positions + 1."""
     config, layout = model.config, model.layout
     heads = layout.num_projections + 2 * layout.num_kv_heads + layout.num_heads
     attention_weights = config.hidden_size * config.head_dim * heads

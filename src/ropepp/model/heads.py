@@ -30,13 +30,9 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """The attention heads of a layer, in the order in which the kernel sees them.
-
-    Raises:
-        InputError: A projection or kv head is skipped, or the kv heads do not serve equally many
-            heads in order. A grouped-query kernel assigns head h to kv head ``h // G`` and would
-            mix them silently.
-    """
+    """The attention heads of a layer, in the order in which the kernel sees them. An `InputError`
+    if a projection or kv head is skipped, or the kv heads do not serve equally many heads in order:
+    a grouped-query kernel assigns head h to kv head ``h // G`` and would mix them silently."""
 
     heads: tuple[Head, ...]
 
@@ -66,13 +62,9 @@ class HeadLayout:
 
     @classmethod
     def from_phases(cls, phases: Sequence[Sequence[float]], num_kv_heads: int) -> Self:
-        """One entry a projection: the phases, in degrees, with which it attends.
-
-        Projections are split evenly over the kv heads, and a projection's heads stand side by side.
-
-        Raises:
-            InputError: The projections do not divide over the kv heads, or see the class.
-        """
+        """One entry a projection: the phases, in degrees, with which it attends. Projections are
+        split evenly over the kv heads, an `InputError` if that is impossible, and a projection's
+        heads stand side by side."""
         if num_kv_heads < 1 or len(phases) % num_kv_heads:
             raise InputError(
                 f"{len(phases)} query projections do not divide over {num_kv_heads} kv heads"
@@ -95,10 +87,7 @@ class HeadLayout:
 
     def places_of(self, other: "HeadLayout") -> list[int]:
         """Which head here is each of another layout's: of the same projection, phase and kv head.
-
-        Raises:
-            InputError: One of them is not here, or here are more projections or kv heads.
-        """
+        An `InputError` if one is not here, or here are more projections or kv heads."""
         free = [(head.projection, head.phase % 360, head.kv_head) for head in self.heads]
         places: list[int] = []
         for head in other.heads:
@@ -132,11 +121,7 @@ class HeadLayout:
     @cached_property
     def period(self) -> tuple[Head, ...]:
         """The shortest run of heads whose repetition, with projections shifted along, is the
-        layout.
-
-        EC and EH have the period (0, 0), (0, -90): one concatenation serves all projections at
-        once.
-        """
+        layout. EC and EH have (0, 0), (0, -90): one concatenation serves all projections."""
         H, P = self.num_heads, self.num_projections
         for size in range(1, H + 1):
             if H % size or P * size % H:

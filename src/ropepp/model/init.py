@@ -24,7 +24,8 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
     for full_name, tensor in chain(model.named_parameters(), model.named_buffers()):
         module_name, _, name = full_name.rpartition(".")
         module = model.get_submodule(module_name)
-        generator = named_generator(seed, f"{module_name}.{name}")
+        digest = hashlib.sha256(f"{seed}/{module_name}.{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
         if (draw := getattr(module, "initial_value", None)) is not None:
             value = draw(name, tensor.shape, generator)
         else:
@@ -33,12 +34,6 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
             own = torch.Size((*value.shape[:-1], len(columns)))
             value[..., columns] = normal(own, std * getattr(module, "std", 1.0), generator)
         tensor.copy_(as_sharded(tensor, value))
-
-
-def named_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator that depends on ``seed`` and ``name`` alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 def normal(shape: torch.Size, std: float, generator: torch.Generator) -> Tensor:

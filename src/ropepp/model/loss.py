@@ -33,21 +33,15 @@ def cross_entropy_sum(
     ``logsumexp(logits) ** 2``, which keeps the logits from drifting (PaLM, arXiv 2204.02311).
 
     Products are taken in ``hidden``'s dtype; the loss and the gradient of ``weight`` accumulate in
-    float32.
+    float32. It is differentiable once in ``hidden`` and ``weight``. An `InputError` if the backend
+    is unknown, or ``z_loss`` is negative.
 
     Args:
         hidden: (..., M) float32 or bfloat16.
         weight: (V, M), cast to ``hidden``'s dtype.
-        targets: (...) int64, ids in 0..V-1 or ``ignore_index``.
-        ignore_index: Target that does not count.
+        targets: (...) int64, ids in 0..V-1 or ``ignore_index``, which does not count.
         z_loss: Coefficient of the squared logsumexp; PaLM's is 1e-4.
         backend: One of `LOSSES`.
-
-    Returns:
-        Scalar, float32, differentiable once in ``hidden`` and ``weight``.
-
-    Raises:
-        InputError: The backend is unknown, or ``z_loss`` is negative.
     """
     if backend not in LOSSES:
         raise InputError(f"loss backend is {backend!r}; allowed: {', '.join(LOSSES)}")
@@ -79,11 +73,8 @@ def cross_entropy_sum_naive(
 def token_losses(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = IGNORE_INDEX
 ) -> tuple[Tensor, Tensor]:
-    """For evaluation: each token's cross entropy, and whether its target is the likeliest token.
-
-    Returns:
-        (...) float32 in nats and (...) bool; 0 and False where there is no target.
-    """
+    """For evaluation: each token's cross entropy, (...) float32 in nats, and whether its target is
+    the likeliest token, (...) bool; 0 and False where there is no target."""
     flat, ids, w = hidden.flatten(0, -2), targets.flatten(), weight.to(hidden.dtype)
     rows = chunk_rows(len(ids), len(w), w.element_size() + 8, w.is_cuda)
     losses, hits = [], []
@@ -119,12 +110,7 @@ def losses_and_gradient(
 
     Args:
         logits: (N, V), overwritten by the gradient of the losses' sum with the term of ``z_loss``.
-        targets: (N,) int64.
-        ignore_index: Target of a row without loss and gradient.
-        z_loss: See `cross_entropy_sum`.
-
-    Returns:
-        (N,) float32.
+        targets: (N,) int64; rows of ``ignore_index`` have neither loss, (N,) float32, nor gradient.
     """
     if logits.is_cuda and logits.dtype != torch.float64 and has_triton():
         from ropepp.model import softmax_kernel

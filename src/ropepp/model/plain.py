@@ -38,15 +38,9 @@ def to_plain(spec: Any) -> Any:
 
 
 def from_plain(value: Any, root: str = "ropepp") -> Any:
-    """The spec that `to_plain` was given; what is no such mapping is returned as it is.
-
-    Args:
-        value: Plain data that anybody may have written.
-        root: The package that is allowed besides what `trusted` says: nothing else is imported.
-
-    Raises:
-        InputError: A class is no dataclass of these modules.
-    """
+    """The spec that `to_plain` was given, from plain data that anybody may have written; what is no
+    such mapping is returned as it is. An `InputError` if a class is no dataclass of the package
+    ``root`` or of what else is `trusted`: nothing else is imported."""
     if not isinstance(value, dict):
         return tuple(from_plain(x, root) for x in value) if isinstance(value, list) else value
     module, _, name = value["class_path"].rpartition(".")
@@ -67,12 +61,8 @@ def from_plain(value: Any, root: str = "ropepp") -> Any:
 
 
 def require_plain(value: Any, name: str) -> None:
-    """Refuses settings that are other than plain, finite and few: a small file may stand for
-    endlessly many.
-
-    Raises:
-        InputError: Names the key.
-    """
+    """Refuses settings that are other than plain, finite and few, by an `InputError` that names the
+    key: a small file may stand for endlessly many."""
     left = MAX_VALUES
 
     def check(item: Any, at: str, depth: int) -> None:
@@ -105,11 +95,8 @@ def require_plain(value: Any, name: str) -> None:
 
 @contextmanager
 def understanding(name: str | Path) -> Iterator[None]:
-    """Whatever goes wrong inside with what a file holds is said in one line that names the file.
-
-    Raises:
-        InputError: The block raised something.
-    """
+    """Whatever goes wrong inside with what a file holds is said in one line, an `InputError` that
+    names the file."""
     try:
         yield
     except InputError as error:

@@ -32,9 +32,9 @@ class ScaleRule:
     depth: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("gain", "heads", "depth"):
-            if not math.isfinite(getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)}; it must be a finite number")
+        for name, value in vars(self).items():
+            if not math.isfinite(value):
+                raise InputError(f"{name} is {value}; it must be a finite number")
         at_least(0, gain=self.gain)
 
     def factor(self, heads_per_projection: float, num_layers: int) -> float:

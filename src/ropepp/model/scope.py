@@ -1,5 +1,6 @@
 """Which keys the queries of a forward pass see, besides causality: the same for all layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,12 +13,8 @@ from ropepp.model.sequence import SequenceGroup
 
 
 class AttentionScope:
-    """Rows that are whole in this process.
-
-    Args:
-        documents: Documents in the rows.
-        document_ids: Ids (B, T) of the queries and (B, S) of the keys; for cached rows.
-    """
+    """Rows that are whole in this process, with the documents in them; with a cache, ids of these,
+    (B, T) of the queries and (B, S) of the keys."""
 
     def __init__(
         self, documents: Documents | None = None, document_ids: tuple[Tensor, Tensor] | None = None
@@ -52,19 +49,15 @@ CAUSAL = AttentionScope()
 
 
 class ContextParallelScope(AttentionScope):
-    """B rows of T tokens of which this process has two pieces; ``documents`` are those of the whole
+    """Rows of T tokens of which this process has two pieces; ``documents`` are those of the whole
     rows."""
 
-    def __init__(
-        self, sequence: SequenceGroup, documents: Documents | None, B: int, T: int
-    ) -> None:
+    def __init__(self, sequence: SequenceGroup, documents: Documents | None, T: int) -> None:
         super().__init__(documents)
         self.sequence = sequence
         self.pieces = sequence.spans(T)
-        self.bounds: list[tuple[Documents | None, Documents | None]]
-        self.bounds = [(None, None)] * len(self.pieces)
-        if documents is not None:
-            self.bounds = list(sequence.boundaries(documents, T))
+        self.bounds: Sequence[tuple[Documents | None, Documents | None]]
+        self.bounds = sequence.boundaries(documents, T) if documents else [(None, None)] * 2
 
     def attend(
         self,

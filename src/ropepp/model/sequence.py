@@ -51,12 +51,7 @@ class SequenceGroup:
 
     def boundaries(self, documents: Documents, T: int) -> list[tuple[Documents, Documents]]:
         """For each own piece [a, b), the documents in its queries (B * (b - a)) and in the keys up
-        to its end (B * b).
-
-        Args:
-            documents: Documents of whole rows; none crosses a row's end.
-            T: Tokens in a row.
-        """
+        to its end (B * b), from those of whole rows of T tokens."""
         bounds = self._boundaries(documents.host, T)
         # Found on both sides: a copy would be waited for.
         device = bounds

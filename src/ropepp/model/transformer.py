@@ -58,22 +58,17 @@ class Block(nn.Module):
 
 
 class OutputLayer(Linear):
-    """Hidden states to logits, or to losses without the logits of all tokens.
+    """Hidden states to logits, or to losses without the logits of all tokens. Every use is a method
+    of this module, so that shards can be gathered around it."""
 
-    Every use is a method of this module, so that shards can be gathered around it.
-
-    Attributes:
-        gradient_dtype: Dtype of the weight's gradient, which sums over many tokens, where it is not
-            that of the weight: shards are gathered in bfloat16.
-    """
-
+    # Of the weight, where it is not its own: it sums over many tokens, shards are bfloat16.
     gradient_dtype: torch.dtype | None = None
 
-    def loss(self, hidden_BTM: Tensor, targets_BT: Tensor, **options: Any) -> Tensor:
+    def loss(self, hidden_BTM: Tensor, targets_BT: Tensor, *options: Any) -> Tensor:
         """See `ropepp.model.loss.cross_entropy_sum`."""
         if self.gradient_dtype is not None:
             self.weight.grad_dtype = self.gradient_dtype
-        return cross_entropy_sum(hidden_BTM, self.weight, targets_BT, **options)
+        return cross_entropy_sum(hidden_BTM, self.weight, targets_BT, *options)
 
     def evaluate(
         self, hidden_BTM: Tensor, targets_BT: Tensor, ignore_index: int
@@ -83,19 +78,15 @@ class OutputLayer(Linear):
 
 
 class Transformer(nn.Module):
-    """A causal language model with any position encoding.
+    """A causal language model with any position encoding; an `InputError` if sizes and position do
+    not fit.
 
     Args:
-        config: Sizes.
-        position: The spec of the position encoding.
         seed: Seed of the initial weights, see `ropepp.model.init`; on the meta device none are
             drawn.
         compute_dtype: Dtype of activations and matrix products; the weights' own unless given.
             Rotations, norms' statistics, softmax and loss are float32 in any case.
         ignore_index: Target that does not count in `loss`.
-
-    Raises:
-        InputError: Sizes and position do not fit.
     """
 
     def __init__(
@@ -128,10 +119,8 @@ class Transformer(nn.Module):
             self.initialize(seed)
 
     def tie(self) -> None:
-        """Makes the output layer share the embedding matrix, if it should.
-
-        To be called again after what gives each its own, such as ``to_empty``.
-        """
+        """Makes the output layer share the embedding matrix, if it should; to be called again after
+        what gives each its own, such as ``to_empty``."""
         if self.config.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -148,10 +137,8 @@ class Transformer(nn.Module):
         document_ids: Tensor | Documents | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Hidden states after the last norm, (B, T, M); arguments as in `forward`.
-
-        Where rows are shared by several processes, only this process's part of them.
-        """
+        """Hidden states after the last norm, (B, T, M), of rows that several processes share this
+        one's part; arguments as in `forward`."""
         B, T = input_ids.shape
         for name, given in (("positions", positions), ("document_ids", document_ids)):
             if isinstance(given, Tensor) and given.shape != (B, T):
@@ -200,7 +187,7 @@ class Transformer(nn.Module):
                 raise InputError(
                     "rows shared by several processes need contiguous documents and no cache"
                 )
-            return ContextParallelScope(self.sequence, documents, B, T), None
+            return ContextParallelScope(self.sequence, documents, T), None
         if cache is not None and (order is not None or documents is None):
             return AttentionScope(document_ids=cached), None
         return AttentionScope(documents), order
@@ -212,7 +199,7 @@ class Transformer(nn.Module):
         document_ids: Tensor | Documents | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Logits of the next token.
+        """Logits of the next token, (B, T, V) in the compute dtype.
 
         Args:
             input_ids: (B, T) int64.
@@ -222,9 +209,6 @@ class Transformer(nn.Module):
                 are not waited for.
             cache: Tokens read before, to which these are added; positions then go on from there
                 unless given.
-
-        Returns:
-            (B, T, V) in the compute dtype.
         """
         return self.lm_head(self.hidden(input_ids, positions, document_ids, cache))
 
@@ -235,29 +219,16 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         document_ids: Tensor | Documents | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Summed cross entropy and number of targets, without the logits of all tokens.
-
-        Args:
-            input_ids: (B, T) int64.
-            targets: (B, T) int64, the token after each input, or ``ignore_index``.
-            positions: See `forward`.
-            document_ids: See `forward`.
-
-        Returns:
-            The sum in nats, float32, and the count, int64; the mean is for the caller, who knows
-            what other processes and micro-batches add. Under FSDP2 this method must be registered
-            as a forward method. With ``z_loss`` the gradient has that term too, see
-            `ropepp.model.loss.cross_entropy_sum`.
-        """
+        """Summed cross entropy in nats, float32, and number of targets, int64, without the logits
+        of all tokens; the mean is for the caller, who knows what other processes and micro-batches
+        add. ``targets`` are (B, T) int64, the token after each input, or ``ignore_index``; the
+        other arguments are as in `forward`. Under FSDP2 this method must be registered as a forward
+        method. With ``z_loss`` the gradient has that term too, see
+        `ropepp.model.loss.cross_entropy_sum`."""
         hidden = self.hidden(input_ids, positions, document_ids)
         targets = self.local_part(targets)
-        total = self.lm_head.loss(
-            hidden,
-            targets,
-            ignore_index=self.ignore_index,
-            z_loss=self.z_loss,
-            backend=self.loss_backend,
-        )
+        options = (self.ignore_index, self.z_loss, self.loss_backend)
+        total = self.lm_head.loss(hidden, targets, *options)
         return total, (targets != self.ignore_index).sum()
 
     def evaluate(
@@ -278,7 +249,6 @@ class Transformer(nn.Module):
         return x_BT if self.sequence is None else self.sequence.split(x_BT)
 
     def blocks(self) -> list[Block]:
-        """The blocks, in order."""
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
     def set_recompute(self, every: int) -> None:
@@ -297,9 +267,5 @@ def _run(
     block: Block, x_BTM: Tensor, table: Table, scope: AttentionScope, cache: LayerCache | None
 ) -> Tensor:
     if block.recompute and torch.is_grad_enabled():
-        again = checkpoint(
-            block, x_BTM, table, scope, use_reentrant=False, preserve_rng_state=False
-        )
-        assert isinstance(again, Tensor)
-        return again
+        return checkpoint(block, x_BTM, table, scope, use_reentrant=False, preserve_rng_state=False)
     return block(x_BTM, table, scope, cache)

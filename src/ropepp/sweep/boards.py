@@ -34,7 +34,6 @@ BAND = {"value": 0, "lower": -1, "upper": 1}  # parts of a band, in standard dev
 
 Curve = dict[int, float]
 
-
 # Numbers of finished runs in the table: keys of ``result.json`` or of the evaluation there, and
 # their names for people.
 OUTCOMES = {
@@ -114,8 +113,7 @@ def _hparams(plan: SweepPlan, runs: Sequence[Run]) -> list[dict[str, Any]]:
         for run in runs
     ]
     for name in {key for row in rows for key in row}:
-        given = [row for row in rows if row.get(name) is not None]
-        kinds = {type(row[name]) for row in given}
+        kinds = {type(row[name]) for row in rows if row.get(name) is not None}
         for row in rows:
             if row.get(name) is None:
                 row.pop(name, None)
@@ -256,7 +254,6 @@ def _draw_maps(run: Run) -> str | None:
 
 
 def _image(run: Run) -> list[Step]:
-    """The picture of a run's maps, if there is one."""
     file = run.directory / IMAGE
     if not file.exists():
         return []

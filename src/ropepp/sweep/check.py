@@ -2,11 +2,9 @@
 
 import inspect
 import pydoc
-from pathlib import Path
 from typing import Any
 
 import ropepp.train.strategy  # noqa: F401 (makes its short class name known)
-from ropepp.data.loading.datamodule import CorpusDataModule
 from ropepp.errors import InputError, user_message
 from ropepp.runs.records import RunSpec
 from ropepp.runs.settings import canonical
@@ -22,7 +20,8 @@ def check_row(config: SweepConfig, row: SweepRow) -> dict[str, Any]:
     try:
         overrides = {key: complete(value, key) for key, value in given.items()}
         tried = {key: (how.get("choices") or [how["low"]])[0] for key, how in config.search.items()}
-        check(config.arguments(RunSpec(row.name, config.seeds[0], overrides | tried)))
+        spec = RunSpec(row.name, config.seeds[0], overrides | tried)
+        EstimateCLI(["fit", *config.arguments(spec)]).check()
     except Exception as error:
         message = user_message(error)
         if message is None:
@@ -41,14 +40,6 @@ def where(config: SweepConfig, row: SweepRow, message: str) -> str:
             if key in message or (parent in message and f'key "{last}"' in message):
                 return f"{part}.{key}" if part == own else f"{part}.{key} (in {row.name})"
     return own
-
-
-def check(args: list[str]) -> None:
-    """What ``fit ARGS`` would refuse before it trains, as far as no device or data is needed."""
-    cli = EstimateCLI(["fit", *args])
-    data = cli.datamodule
-    there = not isinstance(data, CorpusDataModule) or all(Path(f).exists() for f in data.folders)
-    cli.check(data_is_there=there)
 
 
 def complete(value: Any, key: str) -> Any:
@@ -92,10 +83,9 @@ def defaults(kind: type, key: str, given: dict[str, Any]) -> dict[str, Any]:
         follows = (key, name) == ("data", "seed")  # seed_everything
         if variadic or follows or name in given:
             continue
-        if parameter.default is parameter.empty:
-            raise InputError(f"{key}: {kind.__name__} needs {name}")
         default = parameter.default
-        default = list(default) if isinstance(default, tuple) else default
-        if isinstance(default, str | int | float | list | None):
-            found[name] = default
+        if default is parameter.empty:
+            raise InputError(f"{key}: {kind.__name__} needs {name}")
+        if isinstance(default, str | int | float | list | tuple | None):
+            found[name] = list(default) if isinstance(default, tuple) else default
     return found

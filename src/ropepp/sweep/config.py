@@ -87,7 +87,6 @@ class SweepConfig(RunsConfig):
 
     @property
     def pruner_options(self) -> dict[str, Any]:
-        """The pruner's ``name`` and Optuna's options."""
         return {"name": self.pruner} if isinstance(self.pruner, str) else self.pruner
 
     @cached_property
@@ -144,7 +143,6 @@ class SweepConfig(RunsConfig):
         )
 
     def arguments(self, spec: RunSpec) -> list[str]:
-        """Arguments of ``fit`` for a run."""
         return [
             *self.configs(self.base),
             f"--experiment={self.name}",
@@ -154,10 +152,6 @@ class SweepConfig(RunsConfig):
             *self.flags(spec.overrides),
             f"--seed_everything={spec.seed}",
         ]
-
-    def command(self, spec: RunSpec, python: str, gpus: str) -> list[str]:
-        """The command that makes a run, from the launcher's template."""
-        return self.launch(self.arguments(spec), python=python, gpus=gpus)
 
     def _check_values(self) -> None:
         """What a type alone does not say."""

@@ -27,7 +27,6 @@ class VariantResults:
 
     @property
     def group(self) -> list[float]:
-        """The values without their seeds."""
         return list(self.values.values())
 
     @property
@@ -41,7 +40,6 @@ class VariantResults:
 
     @property
     def verdict(self) -> str:
-        """What may be said of it, in words."""
         if self.comparison is None:
             return "baseline"
         return self.comparison.verdict if self.values else "no result"
@@ -66,16 +64,13 @@ class SweepResults:
 
     @property
     def baseline(self) -> VariantResults | None:
-        """The baseline's row."""
         return next((row for row in self.rows if row.variant == self.plan.baseline), None)
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """All but the baseline's own row."""
         return [row.comparison for row in self.rows if row.comparison]
 
     def name(self, variant: str) -> str:
-        """A variant's name for people."""
         return self.plan.display.get(variant, variant)
 
 

@@ -191,7 +191,8 @@ class Driver:
         except InputError as error:
             self.broken = error
             return None
-        command = self.config.command(spec, sys.executable, gpu or "")
+        arguments = self.config.arguments(spec)
+        command = self.config.launch(arguments, python=sys.executable, gpus=gpu or "")
         run = process.start(command, self.study.directory(spec), claim, gpu, self.threads)
         if run is not None:
             self.left = None if self.left is None else self.left - 1
@@ -217,7 +218,6 @@ class Driver:
             )
 
     def settle(self, run: Running) -> None:
-        """Writes down how a run has ended."""
         self.running.remove(run)
         state, reason = run.process.outcome()
         name, step = run.spec.run, process.newest_step(run.process.directory)
@@ -268,7 +268,6 @@ class Driver:
         raise Preempted("asked to end; the same command goes on")
 
     def forget_failures(self) -> None:
-        """Lets what has failed be tried again."""
         for trial in self.trials:
             for spec in trial.runs:
                 directory = self.study.directory(spec)

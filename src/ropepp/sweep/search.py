@@ -38,9 +38,7 @@ def proposals(config: SweepConfig, known: Sequence[Known], number: int) -> Itera
     would repeat the first."""
     samplers = import_optuna().samplers
     kind = samplers.RandomSampler if config.sampler == "random" else samplers.TPESampler
-    study, trials = _study(config, known)
-    for trial, point in zip(trials, known, strict=True):
-        _tell(study, trial, point)
+    study, _ = _study(config, known)
     for attempt in range(ATTEMPTS):
         study.sampler = kind(seed=config.seed + number + LEAP * attempt)
         yield study.ask(distributions(config)).params
@@ -49,10 +47,7 @@ def proposals(config: SweepConfig, known: Sequence[Known], number: int) -> Itera
 def is_hopeless(config: SweepConfig, known: Sequence[Known], at: int, steps: Set[int]) -> bool:
     """Whether the pruner would end the open point at place ``at``, in the order in which they were
     drawn, at one of these steps, of which it has new evaluations."""
-    study, trials = _study(config, known)
-    for trial, point in zip(trials, known, strict=True):
-        if point is not known[at]:
-            _tell(study, trial, point)
+    _, trials = _study(config, known, untold=at)
     found = False
     for step, value in sorted(known[at].seen.items()):
         trials[at].report(value, step)
@@ -99,22 +94,23 @@ def distributions(config: SweepConfig) -> dict[str, Any]:
     return found
 
 
-def _study(config: SweepConfig, known: Sequence[Known]) -> tuple[Any, list[Any]]:
-    """A study in memory, and a trial of it for each point."""
-    study = import_optuna().create_study(pruner=pruner(config), study_name=config.name)
+def _study(
+    config: SweepConfig, known: Sequence[Known], untold: int | None = None
+) -> tuple[Any, list[Any]]:
+    """A study in memory, and a trial of it for each point, of which all is told but of one."""
+    optuna = import_optuna()
+    study = optuna.create_study(pruner=pruner(config), study_name=config.name)
     for point in known:
         study.enqueue_trial(point.params)
-    return study, [study.ask(distributions(config)) for _ in known]
-
-
-def _tell(study: Any, trial: Any, point: Known) -> None:
-    """Tells a study what is known of a point."""
-    optuna = import_optuna()
-    for step, value in sorted(point.seen.items()):
-        trial.report(value, step)
-        if isinstance(study.pruner, optuna.pruners.HyperbandPruner):
-            trial.should_prune()  # this is where it notes how far a trial has come
-    if point.state != "open":
-        states = {"complete": "COMPLETE", "failed": "FAIL", "pruned": "PRUNED"}
-        state = optuna.trial.TrialState[states[point.state]]
-        study.tell(trial, point.value, state=state)
+    trials = [study.ask(distributions(config)) for _ in known]
+    states = {"complete": "COMPLETE", "failed": "FAIL", "pruned": "PRUNED"}
+    for number, (trial, point) in enumerate(zip(trials, known, strict=True)):
+        if number == untold:
+            continue
+        for step, value in sorted(point.seen.items()):
+            trial.report(value, step)
+            if isinstance(study.pruner, optuna.pruners.HyperbandPruner):
+                trial.should_prune()  # this is where it notes how far a trial has come
+        if point.state != "open":
+            study.tell(trial, point.value, state=optuna.trial.TrialState[states[point.state]])
+    return study, trials

@@ -71,7 +71,6 @@ class SweepStudy:
         return metric_value(read_result(self.directory(spec)), self.config.metric, spec.run)
 
     def evaluations(self, spec: RunSpec) -> dict[int, float]:
-        """A run's evaluations by step."""
         metric = self.config.metric
         key = metric if "/" in metric else metric.replace("_", "/", 1)
         lines = Run(spec, self.directory(spec)).metrics()
@@ -110,9 +109,8 @@ class SweepStudy:
             order = read_plan(self.folder).variants
         except InputError:  # it is the first time, or the plan is damaged
             order = []
-        last = len(order)
-        key = {name: order.index(name) if name in order else last for name in found}
-        return sorted(found.values(), key=lambda trial: (key[trial.name], trial.name))
+        place = {name: number for number, name in enumerate(order)}
+        return sorted(found.values(), key=lambda one: (place.get(one.name, len(order)), one.name))
 
     def draw(self) -> bool:
         """Draws a trial for the row that has the fewest; returns whether one was missing."""
@@ -207,16 +205,24 @@ def open_sweep(config: SweepConfig) -> SweepStudy:
     fixed = config.fixed  # read before anything is made
     with exclusive(config.folder):
         resolved = read_json(config.folder / RESOLVED, _check_resolved)
-        refuse_changes(config, resolved.get("fixed"))
+        known = resolved.get("fixed")
+        # Through JSON, as what is known has been.
+        words = list(differences(known, json.loads(json.dumps(fixed)))) if known else []
+        if words:
+            raise InputError(
+                f"{config.file}: {config.folder} was made from other settings "
+                f"({'; '.join(words)}); variants, axes, seeds and trials may grow, what all runs "
+                f"share may not change: choose another name, or delete {config.folder}"
+            )
         rows: dict[str, Any] = resolved.get("rows", {})
         for row in config.rows:
             known = rows.get(row.name, {})
             if known.get("asked") == row.asked:
                 continue
             if known and has_begun(config.folder / row.name):
-                words = "; ".join(differences(known["asked"], row.asked))
+                changed = "; ".join(differences(known["asked"], row.asked))
                 raise InputError(
-                    f"{config.file}: variants.{row.variant}: {words}; {config.folder / row.name} "
+                    f"{config.file}: variants.{row.variant}: {changed}; {config.folder / row.name} "
                     "was trained before: choose another name for the new one"
                 )
             from ropepp.sweep.check import check_row  # imports Lightning: only if need be
@@ -256,15 +262,3 @@ def has_begun(folder: Path) -> bool:
     patterns = (f"*/{RESULT}", "*/checkpoints/step-*")
     locks = (file for name in (LOCK, LOG) for file in folder.glob(f"seed-*/{name}"))
     return any(any(folder.glob(pattern)) for pattern in patterns) or any(map(is_locked, locks))
-
-
-def refuse_changes(config: SweepConfig, known: dict[str, Any] | None) -> None:
-    """Raises an `InputError` if a sweep of that name was another one."""
-    # Through JSON, as what is known has been.
-    words = list(differences(known, json.loads(json.dumps(config.fixed)))) if known else []
-    if words:
-        raise InputError(
-            f"{config.file}: {config.folder} was made from other settings ({'; '.join(words)}); "
-            "variants, axes, seeds and trials may grow, what all runs share may not change: choose "
-            f"another name, or delete {config.folder}"
-        )

@@ -95,11 +95,16 @@ class EstimateCLI(RopeppCLI):
         made = self._parser("fit").instantiate(Namespace({key: self.options[key] for key in keys}))
         self.model, self.datamodule, self.checkpoint = (made[key] for key in keys)
 
-    def check(self, data_is_there: bool) -> None:
+    @property
+    def data_is_there(self) -> bool:
+        data = self.datamodule
+        return not isinstance(data, CorpusDataModule) or all(Path(f).exists() for f in data.folders)
+
+    def check(self) -> None:
         """Raises what ``fit`` would of the module, without devices."""
         trainer = self.options.trainer
         precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
-        data_vocab = self.datamodule.vocab_size if data_is_there else None
+        data_vocab = self.datamodule.vocab_size if self.data_is_there else None
         self.model.check(precision, data_vocab, trainer.max_steps)
 
     def _set_seed(self) -> None:
@@ -121,12 +126,14 @@ def plan_run(args: list[str], devices: int | None = None, nodes: int | None = No
     processes = _read_strategy(trainer.strategy, devices * nodes)
     if processes.context > 1:
         check_length(data.sequence_length, processes.context)
-    rows = _open_rows(data)
+    if isinstance(data, CorpusDataModule):
+        data.verify = False  # that would read everything
+    rows = data.open("train") if cli.data_is_there else None
     sized = rows or cast(Rows, range(1))  # only the length is looked at
     parts = processes.total // processes.context
     loader = TrainLoader(sized, data.global_batch_size, data.micro_batch_size, 0, parts)
     check_accumulation(trainer.accumulate_grad_batches, loader.accumulation)
-    cli.check(data_is_there=rows is not None)
+    cli.check()
     plan = (cli.model, data, cli.checkpoint, processes, trainer.max_steps, loader.accumulation)
     dtype, on_gpu = cli.model.network.compute_dtype, trainer.accelerator != "cpu"
     return PlannedRun(*plan, dtype, on_gpu, rows)
@@ -156,14 +163,6 @@ def _read_strategy(value: Any, total: int) -> Processes:
     reshards = settings.get("reshard_after_forward", True)
     reduces = settings.get("reduce_every_micro_batch", False)
     return Processes("fsdp2", total, shards, context, reshards, reduces)
-
-
-def _open_rows(data: RowsDataModule) -> Rows | None:
-    if isinstance(data, CorpusDataModule):
-        if not all(Path(folder).exists() for folder in data.folders):
-            return None
-        data.verify = False  # that would read everything
-    return data.open("train")
 
 
 def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:

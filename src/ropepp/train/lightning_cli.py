@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from functools import partialmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +55,6 @@ TRAINER_DEFAULTS = {
     "inference_mode": False,
     "log_every_n_steps": 1,  # for Lightning's own log; ours has an interval of its own
 }
-
 
 # Keys of the trainer that would have no effect here, or cut a step short: what may stand there.
 FIXED = dict(  # noqa: C408
@@ -142,8 +142,7 @@ class RopeppCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            better = explained(error)
-            if better is None:
+            if (better := explained(error)) is None:
                 raise
             raise better from error
         except (OmegaConfBaseException, RecursionError) as error:
@@ -162,7 +161,6 @@ class RopeppCLI(LightningCLI):
 
     @property
     def directory(self) -> Path:
-        """Folder of this run."""
         return run_folder(Path(self.options.logs), self.options.experiment, self.options.run)
 
     def before_instantiate_classes(self) -> None:
@@ -328,11 +326,9 @@ class RopeppCLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         outcome = self._outcome()
         if self.trainer.is_global_zero:
-            length = self.datamodule.sequence_length
-            result = describe_run(self.trainer, self.model, self.metrics, outcome, length, seconds)
-            for logger in self.trainer.loggers:
-                if isinstance(logger, RunLogger):
-                    logger.log_by_position(self.model.loss_by_position)
+            result = describe_run(self.trainer, self.model, self.metrics, outcome, seconds)
+            if isinstance(self.trainer.logger, RunLogger):
+                self.trainer.logger.log_by_position(self.model.loss_by_position)
             file = self.directory / RESULT
             if file.exists() and not read_result(self.directory):
                 file.rename(file.with_name(f"{RESULT}.damaged"))
@@ -341,17 +337,10 @@ class RopeppCLI(LightningCLI):
         refuse_infinite({**outcome, "train/loss": self.metrics.latest.get("train/loss", 0.0)})
 
     def _outcome(self) -> dict[str, float]:
-        """What the last evaluation found."""
         metrics = self.trainer.callback_metrics
         return {k: float(v) for k, v in metrics.items() if k.startswith(("validation", "test"))}
 
-    def validate(self, **kwargs: Any) -> None:
-        self._evaluate("validate", kwargs)
-
-    def test(self, **kwargs: Any) -> None:
-        self._evaluate("test", kwargs)
-
-    def _evaluate(self, subcommand: str, kwargs: dict[str, Any]) -> None:
+    def _evaluate(self, subcommand: str, **kwargs: Any) -> None:
         """Runs, prints and writes ``validate.json`` or ``test.json``."""
         getattr(self.trainer, subcommand)(**{**kwargs, "verbose": False})
         outcome = self._outcome()
@@ -362,6 +351,8 @@ class RopeppCLI(LightningCLI):
             print(f"written to {path}")
         refuse_infinite(outcome)
 
+    validate, test = partialmethod(_evaluate, "validate"), partialmethod(_evaluate, "test")
+
 
 def refuse_infinite(outcome: dict[str, float]) -> None:
     """Raises `Diverged` if a number that a run came to is none."""
@@ -370,7 +361,6 @@ def refuse_infinite(outcome: dict[str, float]) -> None:
 
 
 def print_outcome(outcome: dict[str, float]) -> None:
-    """One line a metric."""
     for key, value in outcome.items():
         print(f"{key:<28} {value:.4f}")
 

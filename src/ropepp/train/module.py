@@ -146,9 +146,9 @@ class LanguageModel(pl.LightningModule):
         trainer = self.trainer
         if stage == "predict" and getattr(trainer.strategy, "context_parallel_size", 1) > 1:
             raise InputError("predict needs whole rows: trainer.strategy.context_parallel_size 1")
-        data_vocab = getattr(getattr(trainer, "datamodule", None), "vocab_size", None)
-        self.check(trainer.precision, data_vocab, trainer.max_steps if stage == "fit" else None)
         data = getattr(trainer, "datamodule", None)
+        data_vocab = getattr(data, "vocab_size", None)
+        self.check(trainer.precision, data_vocab, trainer.max_steps if stage == "fit" else None)
         here = data.state_dict().get("tokenizer") if data is not None else None
         known = tokenizers(Path(self.init_from)) if self.init_from else ()
         if here and known and here not in known:
@@ -184,12 +184,9 @@ class LanguageModel(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Mean loss over the tokens of the whole optimizer step, of which this micro-batch is a
-        part.
-
-        The batch says how many targets all micro-batches of all processes have together. Lightning
-        divides by the number of micro-batches and the strategy averages over processes; both are
-        taken back here.
-        """
+        part. The batch says how many targets all of its micro-batches have together, of all
+        processes. Lightning divides by the number of micro-batches and the strategy averages over
+        processes; both are taken back here."""
         total, _ = self.network.loss(*model_inputs(batch))
         num_micro_batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return {

@@ -22,7 +22,6 @@ class OptimizerSpec:
         at_least(0, lr=self.lr)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer over the parameters of ``model``."""
         raise TypeError(f"{type(self).__name__} is no optimizer; choose a sub-class such as AdamW")
 
 

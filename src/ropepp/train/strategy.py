@@ -177,11 +177,9 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        """Writes a directory: each process its shards, the first one everything else.
-
-        The file ``.metadata`` comes last, when all shards are there. With ``asynchronous_save``
-        the shards may be still on their way on return; see `pending_save`.
-        """
+        """Writes a directory: each process its shards, the first one everything else and, when all
+        shards are there, ``.metadata``. With ``asynchronous_save`` they may be still on their way
+        on return; see `pending_save`."""
         self.wait_for_save()
         path = Path(self.broadcast(filepath))
         state = {"state_dict": checkpoint.pop("state_dict")}
@@ -214,10 +212,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Restores model and optimizer from shards of any number of processes, or from one file;
         returns everything else."""
         path, files = Path(self.broadcast(checkpoint_path)), self.checkpoint_io
-        # A trainer that the command line has not made has files of Lightning's own.
-        return (
-            files.load(path, self._load) if isinstance(files, CheckpointFiles) else self._load(path)
-        )
+        if isinstance(files, CheckpointFiles):
+            return files.load(path, self._load)
+        return self._load(path)  # a trainer that the command line has not made
 
     def _load(self, path: Path) -> dict[str, Any]:
         # Lightning's own would unpickle the index, and number the optimizer's parameters of a

@@ -1,6 +1,5 @@
 """Weights to begin a stage with, from whatever form they are in, and optimizers' states."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +78,21 @@ def added_heads(network: Transformer, path: Path, saved: Any) -> list[int] | Non
         return network.layout.places_of(layout)
 
 
+@torch.no_grad()
 def load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
     """Copies all tensors of a saved model, or of a checkpoint whose content was read, into those of
     the same names and shapes, sharded or not; refuses others."""
     if isinstance(saved, Transformer):
-        found = saved.state_dict()
+        prefix, found = "", saved.state_dict()
         check_shapes(own, {name: tuple(x.shape) for name, x in found.items()}, path)
-        load_tensors(own, found)
-        return
-    check_shapes(own, shapes(path, saved), path)
-    wanted = {f"network.{name}": tensor for name, tensor in own.items()}
-    if path.is_dir():
-        load_shards({"state_dict": wanted}, path)
     else:
-        load_tensors(wanted, saved["state_dict"])
-
-
-@torch.no_grad()
-def load_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Copies whole tensors into those of the same names, sharded or not."""
+        prefix, found = "network.", saved.get("state_dict", {})
+        check_shapes(own, shapes(path, saved), path)
+        if path.is_dir():
+            load_shards({"state_dict": {prefix + name: x for name, x in own.items()}}, path)
+            return
     for name, tensor in own.items():
-        tensor.copy_(as_sharded(tensor, found[name]))
+        tensor.copy_(as_sharded(tensor, found[prefix + name]))
 
 
 def load_optimizer(
@@ -110,13 +103,14 @@ def load_optimizer(
     `InputError` if it is no such state."""
     check_optimizer(module, optimizer, state, path)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    sharded = {}
-    for number, parameter in enumerate(parameters):
-        sharded[number] = {
+    sharded = {
+        number: {
             # A step's number is a tensor too, or a plain one.
             key: as_sharded(parameter, x) if getattr(x, "shape", None) == parameter.shape else x
             for key, x in state["state"].get(number, {}).items()
         }
+        for number, parameter in enumerate(parameters)
+    }
     optimizer.load_state_dict({**state, "state": sharded})
 
 

@@ -11,18 +11,11 @@ FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never a pickle
 
 
 def local_path(name: str | Path) -> Path:
-    """Where a model is on this machine.
-
-    Args:
-        name: A path, which is returned; or ``hub:NAME[@REVISION]``, whose folder comes from
-            huggingface_hub's cache, into which what is missing is downloaded first. Its own
-            environment variables hold: ``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT``,
-            ``HF_HUB_OFFLINE``.
-
-    Raises:
-        InputError: huggingface_hub is missing, there is no such model or revision, or it can
-            neither be fetched nor found in the cache.
-    """
+    """Where a model is on this machine: a path as it is; the folder of ``hub:NAME[@REVISION]`` in
+    huggingface_hub's cache, into which what is missing is downloaded first. Its own environment
+    variables hold: ``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``. An `InputError`
+    if huggingface_hub is missing, there is no such model or revision, or it can neither be fetched
+    nor found in the cache."""
     text = str(name)
     if not text.startswith(PREFIX):
         return Path(name)

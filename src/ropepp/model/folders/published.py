@@ -71,20 +71,11 @@ FOURIER_SETTINGS = {
 
 
 def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> Transformer:
-    """Loads a folder of a published checkpoint, of a plain Llama, or of this project's exports.
-
-    Args:
-        folder: Folder with ``config.json`` and ``model.safetensors``, or its shards and their
-            index.
-        dtype: Dtype of the weights; what a position encoding keeps stays float32.
-
-    Returns:
-        The model in evaluation mode, on the CPU.
-
-    Raises:
-        InputError: A file is missing, the configuration describes another architecture, or a tensor
-            is missing, left over or of another shape.
-    """
+    """Loads a folder of a published checkpoint, of a plain Llama, or of this project's exports:
+    ``config.json`` and ``model.safetensors``, or its shards and their index. The model is in
+    evaluation mode, on the CPU, its weights in ``dtype``; what a position encoding keeps stays
+    float32. An `InputError` if a file is missing, the configuration describes another architecture,
+    or a tensor is missing, left over or of another shape."""
     folder = Path(folder)
     settings = read_settings(folder / "config.json")
     config, spec = architecture(settings, folder / "config.json")
@@ -119,11 +110,8 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
 def unfilled(
     config: ModelConfig, spec: Position, name: Path, ignore_index: int = IGNORE_INDEX
 ) -> Transformer:
-    """A model on the meta device, made from what the file ``name`` says.
-
-    Raises:
-        InputError: That makes no model.
-    """
+    """A model on the meta device, made from what the file ``name`` says; an `InputError` if that
+    makes none."""
     with understanding(name):
         if type(ignore_index) is not int:
             raise InputError(f"ignore_index is {ignore_index!r}; it must be a whole number")
@@ -156,11 +144,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def architecture(settings: dict[str, Any], path: Path) -> tuple[ModelConfig, Position]:
-    """Sizes and position encoding that a ``config.json`` describes, published, Llama's or ours.
-
-    Raises:
-        InputError: Something is missing or unknown.
-    """
+    """Sizes and position encoding that a ``config.json`` describes, published, Llama's or ours; an
+    `InputError` if something is missing or unknown."""
     with understanding(path):  # a class's own message names its argument
         if settings["model_type"] == OWN_TYPE:
             # What transformers changes of a model, it changes by the customary names.

@@ -20,11 +20,8 @@ SHARD_BYTES = 5_000_000_000
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of ``model.safetensors``, or of the files that its index names.
-
-    Raises:
-        InputError: A file is missing or torn, or the index names what is not there.
-    """
+    """All tensors of ``model.safetensors``, or of the files that its index names; an `InputError`
+    if one is missing or torn, or the index names what is not there."""
     if (folder / WHOLE).is_file() or not (folder / INDEX).is_file():
         return _read(folder / WHOLE)
     index = folder / INDEX

@@ -38,16 +38,13 @@ class Request:
                 object.__setattr__(self, name, x.contiguous())
 
     def flattened(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
-        """As kernels of documents take it; rows that are not packed become documents of equal
-        length.
-
-        Returns:
-            Queries (B * T, H, D), keys and values (B * S, K, D), boundaries of the documents in the
-            queries and in the keys, int32, and the most queries and keys of a document.
-        """
+        """As kernels of documents take it: queries (B * T, H, D), keys and values (B * S, K, D),
+        boundaries of the documents in the queries and in the keys, int32, and the most queries and
+        keys of a document. Rows that are not packed become documents of equal length."""
         q, k, v = (x.flatten(0, 1) for x in (self.q, self.k, self.v))
         if (own := self.documents) is not None and (keys := self.documents_k) is not None:
-            return q, k, v, own.boundaries, keys.boundaries, own.longest, keys.longest
+            longest = max(own.lengths), max(keys.lengths)
+            return q, k, v, own.boundaries, keys.boundaries, *longest
         B, T, S = *self.q.shape[:2], self.k.shape[1]
         rows = torch.arange(B + 1, dtype=torch.int32, device=q.device)
         return q, k, v, rows * T, rows * S, T, S
@@ -65,7 +62,6 @@ class Backend:
     """A way to compute attention.
 
     Args:
-        name: As in `BACKENDS`.
         refuse: Says in words why this backend cannot serve a request here, or None if it can. The
             reasons below are asked in turn: a package is imported only where it could serve.
         forward: The `Result` for a request that is not refused.
@@ -81,7 +77,6 @@ class Backend:
 
 
 def never(request: Request) -> str | None:
-    """Serves everything."""
     return None
 
 
@@ -101,14 +96,6 @@ def document_ids(request: Request) -> str | None:
     return None if request.document_ids is None else "it takes no document ids of single keys"
 
 
-def head_size(request: Request, multiple: int, most: int) -> str | None:
-    """Refuses heads whose size is not a multiple or too large."""
-    size = request.q.shape[-1]
-    if size % multiple == 0 and size <= most:
-        return None
-    return f"it needs a head size in multiples of {multiple} up to {most}, and this is {size}"
-
-
 def older_than(request: Request, major: int, name: str) -> str | None:
     """Refuses GPUs of a lower compute capability than that of generation ``name``."""
     found = torch.cuda.get_device_capability(request.q.device)
@@ -122,14 +109,9 @@ def older_than(request: Request, major: int, name: str) -> str | None:
 
 @functools.cache
 def load(module: str, package: str, extra: str, function: str) -> Any:
-    """A module of an optional package, or a string that says why there is none.
-
-    Args:
-        module: What to import.
-        package: Its name at the package index.
-        extra: The extra of this project that installs it.
-        function: What the module must have; packages may share their first name.
-    """
+    """A module of an optional ``package``, which an ``extra`` of this project installs, or a string
+    that says why there is none. It must have the ``function``: packages may share their first
+    name."""
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError:

@@ -3,7 +3,7 @@ documents run by run are made of."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,39 +29,35 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to compute it.
-
-    Args:
-        forward: Output (B, T, H, D) and the logarithms of the softmax's sums, B * T * H of them.
-        backward: From the same rows, the gradient of the output, output and logarithms: gradients
-            of queries, keys and values.
-        causal: Whether there is a causal one; otherwise a mask says it.
-    """
+    """A way to compute it: ``forward`` gives the output (B, T, H, D) and the logarithms of the
+    softmax's sums, B * T * H of them; ``backward`` has the same rows, the gradient of the output,
+    output and logarithms, and gives gradients of queries, keys and values. Without a ``causal``
+    one, a mask says it."""
 
     forward: Callable[[Rows], tuple[Tensor, Tensor]]
     backward: Callable[[Rows, Tensor, Tensor, Tensor], Gradients]
     causal: bool = True
 
 
-def _swapped(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _swapped(*tensors: Tensor) -> Any:
     """(B, T, H, D) to (B, H, T, D) and back."""
     return tuple(x.transpose(1, 2) for x in tensors)
 
 
 def _cpu_forward(rows: Rows) -> tuple[Tensor, Tensor]:
-    out, log_sum = aten._scaled_dot_product_flash_attention_for_cpu(
+    found = aten._scaled_dot_product_flash_attention_for_cpu(
         *_swapped(*rows[:3]), 0.0, rows.causal, attn_mask=rows.mask, scale=rows.scale
     )
-    return out.transpose(1, 2), log_sum.transpose(1, 2)
+    return _swapped(*found)
 
 
 def _cpu_backward(rows: Rows, grad: Tensor, out: Tensor, log_sum: Tensor) -> Gradients:
     log_sum = log_sum.view(out.shape[:3]).transpose(1, 2)
     options = {"attn_mask": rows.mask, "scale": rows.scale}
-    d_q, d_k, d_v = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+    found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
         *_swapped(grad, *rows[:3], out), log_sum, 0.0, rows.causal, **options
     )
-    return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2)
+    return _swapped(*found)
 
 
 def _cudnn_forward(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -76,13 +72,13 @@ def _cudnn_backward(rows: Rows, grad: Tensor, out: Tensor, log_sum: Tensor) -> G
     q, k, v, mask, causal, scale = rows
     B, T, H, _ = q.shape
     seed = torch.zeros((), dtype=torch.int64, device=q.device)  # of dropout, which there is none
-    d_q, d_k, d_v = aten._scaled_dot_product_cudnn_attention_backward(
+    found = aten._scaled_dot_product_cudnn_attention_backward(
         *_swapped(grad, q, k, v, out),
         log_sum.view((B, H, T, 1)[: _RANK[0]]),
         *(seed, seed, mask, None, None, T, k.shape[1], 0.0, causal),
         scale=scale,
     )
-    return d_q.transpose(1, 2), d_k.transpose(1, 2), d_v.transpose(1, 2)
+    return _swapped(*found)
 
 
 def _plain_forward(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,6 @@ from ropepp.model.kernels.backend import (
     Request,
     Result,
     half_on_cuda,
-    head_size,
     load,
     older_than,
 )
@@ -52,7 +51,6 @@ def varlen_backward(request: Request, grad: Tensor, out: Tensor, log_sum: Tensor
 
 
 def flash2(request: Request) -> Result:
-    """FlashAttention-2 of its package."""
     q, k, v, *documents = request.flattened()
     out, log_sum, *_ = load(*FLASH2_PACKAGE)._wrapped_flash_attn_varlen_forward(
         q, k, v, *documents, **_flash2_options(request), return_softmax=False
@@ -120,17 +118,17 @@ def _missing(package: tuple[str, str, str, str]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _refuse_varlen(request: Request) -> str | None:
-    return half_on_cuda(request) or head_size(request, 8, 256) or older_than(request, 8, "Ampere")
+def _refuse_varlen(request: Request, slopes: bool = False) -> str | None:
+    if reason := half_on_cuda(request, slopes):
+        return reason
+    size = request.q.shape[-1]
+    if size % 8 or size > 256:
+        return f"it needs a head size in multiples of 8 up to 256, and this is {size}"
+    return older_than(request, 8, "Ampere")
 
 
 def _refuse_flash2(request: Request) -> str | None:
-    return (
-        half_on_cuda(request, slopes=True)
-        or head_size(request, 8, 256)
-        or older_than(request, 8, "Ampere")
-        or _missing(FLASH2_PACKAGE)
-    )
+    return _refuse_varlen(request, slopes=True) or _missing(FLASH2_PACKAGE)
 
 
 def _refuse_flash4(request: Request) -> str | None:

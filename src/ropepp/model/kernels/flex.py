@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # the module loads torch's compiler, which takes a second or 
 BLOCK = 128
 KINDS = 128  # of requests, for each of which there is a kernel
 
-
 _SEEN: Recent[tuple[Tensor, "BlockMask"]] = Recent(4)
 
 
@@ -137,7 +136,6 @@ def _uncompiled(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether there is a compiler for kernels."""
     return importlib.util.find_spec("triton") is not None
 
 

@@ -24,7 +24,6 @@ CHUNK = 1024
 # Those of a GPU: cuDNN makes a plan for each new length, which takes longer than the attention.
 ON_GPU = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-
 # The kernel for so many queries a row.
 Choice = Callable[[Request, int], Kernel]
 
@@ -47,7 +46,6 @@ def _cudnn(request: Request, T: int) -> Kernel:
 
 
 def forward(request: Request, choice: Choice = _own) -> Result:
-    """Attention run by run."""
     if request.documents is None:
         return _rows(request, choice)
     results = [_rows(run, choice) for run, _ in _runs(request) if run.q.numel()]
@@ -59,7 +57,6 @@ def forward(request: Request, choice: Choice = _own) -> Result:
 def backward(
     request: Request, grad: Tensor, out: Tensor, log_sum: Tensor, choice: Choice = _own
 ) -> Gradients:
-    """Gradients run by run."""
     if request.documents is None:
         return _rows_backward(request, choice, grad, out, log_sum)
     results = []
@@ -157,9 +154,8 @@ def _parts(request: Request, kernel: Kernel, T: int, S: int) -> list[Part]:
             own = Part(queries, slice(S - T, S), causal=True)
             return [Part(queries, slice(0, S - T)), own]
     # A mask for every few queries, over the keys that causality leaves them.
-    starts = range(0, T, CHUNK)
     found = []
-    for start in starts:
+    for start in range(0, T, CHUNK):
         end = min(start + CHUNK, T)
         seen = S - T + end if request.causal else S
         # Where the CPU's kernel hides the later keys, it skips them.

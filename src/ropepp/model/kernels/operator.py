@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ropepp.model.documents import Documents
 from ropepp.model.kernels.backend import Backend, Gradients, Request
-from ropepp.model.kernels.registry import has_backward, select
+from ropepp.model.kernels.registry import select
 
 NOTHING = torch.empty(0)
 Tensors = Sequence[Tensor]
@@ -31,7 +31,8 @@ def attention(
     scale: float | None = None,
     backend: str | Backend = "auto",
 ) -> Tensor:
-    """Softmax attention.
+    """Softmax attention, (B, T, H, D) in the queries' dtype. An `InputError` if shapes do not fit,
+    or the backend is unknown or cannot serve this; it says which can.
 
     Args:
         q: Queries (B, T, H, D).
@@ -52,52 +53,36 @@ def attention(
             ``cu_seqlens``, and not both at once.
         scale: Factor of the scores; ``1 / sqrt(D)`` unless given.
         backend: One of `BACKENDS`, "auto", see `choose`, or a backend of the caller's own.
-
-    Returns:
-        (B, T, H, D) in the queries' dtype.
-
-    Raises:
-        InputError: Shapes do not fit, or the backend is unknown or cannot serve this; says which
-            can.
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    arguments = (q, k, v, alibi_slopes, document_ids, causal, scale, needs_grad)
-    # Slopes on a GPU may be for flex, which is compiled apart; boundaries must be read.
-    apart = (alibi_slopes is not None and q.is_cuda) or isinstance(cu_seqlens, Tensor)
-    if torch.compiler.is_compiling() and not apart and has_backward(backend):
-        return _traced(cu_seqlens, cu_seqlens_k, arguments, backend)
-    return _served(cu_seqlens, cu_seqlens_k, arguments, backend)
-
-
-def _traced(
-    documents: Any, documents_k: Any, arguments: tuple[Any, ...], backend: str | Backend
-) -> Tensor:
-    bounds: list[Tensor] = []
-    for own in (documents, documents_k):
-        if own is not None:
-            bounds += [own.boundaries, own.host]
-    q, k, v, slopes, ids, *options = arguments
-    return _attention(q, k, v, bounds, slopes, list(ids or ()), *options, backend)[0]
+    options = (causal, scale, needs_grad, backend)
+    # Two backends have no backward pass of their own, and one of the caller's has no name by which
+    # to find it; slopes on a GPU may be for flex; boundaries must be read.
+    apart = backend in ("reference", "flex") or (alibi_slopes is not None and q.is_cuda)
+    apart |= isinstance(backend, Backend) or isinstance(cu_seqlens, Tensor)
+    if apart or not torch.compiler.is_compiling():
+        return _served(q, k, v, cu_seqlens, cu_seqlens_k, alibi_slopes, document_ids, *options)
+    documents: list[Any] = [own for own in (cu_seqlens, cu_seqlens_k) if own is not None]
+    bounds = [x for own in documents for x in (own.boundaries, own.host)]
+    return _attention(q, k, v, bounds, alibi_slopes, list(document_ids or ()), *options)[0]
 
 
 # Kernels choose their own parallelism and see shapes that depend on the documents: compiling
 # through them means a recompilation for every new packing, and other losses.
 @torch.compiler.disable
 def _served(
-    documents: Any, documents_k: Any, arguments: tuple[Any, ...], backend: str | Backend
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, documents: Any, documents_k: Any, slopes: Any, ids: Any,
+    causal: bool, scale: float, needs_grad: bool, backend: str | Backend,
+) -> Tensor:  # fmt: skip
     own, keys = (Documents.of(x) if isinstance(x, Tensor) else x for x in (documents, documents_k))
-    q, k, v, slopes, ids, causal, scale, needs_grad = arguments
     keys = own if keys is None else keys
     request = Request(q, k, v, causal, own, keys, slopes, ids, scale, needs_grad)
     chosen = select(request, backend)
     if chosen.backward is None or not needs_grad:
         return chosen.forward(request)[0]
     bare = replace(request, q=NOTHING, k=NOTHING, v=NOTHING)
-    out = _Eager.apply(q, k, v, bare, chosen)
-    assert isinstance(out, Tensor)
-    return out
+    return _Eager.apply(q, k, v, bare, chosen)
 
 
 class _Eager(torch.autograd.Function):

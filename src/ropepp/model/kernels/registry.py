@@ -17,19 +17,8 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def has_backward(backend: str | Backend) -> bool:
-    """Whether a backend, or whatever "auto" chooses but for slopes on a GPU, has a backward pass of
-    its own. One of the caller's cannot be found by its name alone."""
-    return isinstance(backend, str) and backend not in ("reference", "flex")
-
-
 def select(request: Request, backend: str | Backend) -> Backend:
-    """The backend that serves a request.
-
-    Raises:
-        InputError: Shapes do not fit, or the backend is unknown or cannot serve this; says which
-            can.
-    """
+    """The backend that serves a request; raises what `attention` does."""
     _check_shapes(request)
     _check_documents(request)
     if backend == "auto":
@@ -100,7 +89,7 @@ def _check_shapes(request: Request) -> None:
             "needs (B, T, H, D) and twice (B, S, K, D) with S >= T and K dividing H"
         )
     if bounds_k is not None and (bounds is None or bounds.host.shape != bounds_k.host.shape):
-        found = "missing" if bounds is None else f"{tuple(bounds.host.shape)}"
+        found = "missing" if bounds is None else tuple(bounds.host.shape)
         raise InputError(
             f"cu_seqlens_k is {tuple(bounds_k.host.shape)} and cu_seqlens {found}; they bound the "
             "same documents"
@@ -118,7 +107,6 @@ def _check_shapes(request: Request) -> None:
 
 
 def _check_documents(request: Request) -> None:
-    """Boundaries against the tensors and each other."""
     if request.documents is None or request.documents_k is None:
         return
     sizes, sizes_k = request.documents.lengths, request.documents_k.lengths

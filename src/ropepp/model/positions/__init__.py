@@ -16,20 +16,6 @@ from ropepp.model.positions.rotary import RoPE
 from ropepp.model.positions.scaling import PI, Scaling, YaRN
 
 __all__ = [
-    "PI",
-    "ALiBi",
-    "FoPE",
-    "HeadSplit",
-    "ImaginaryOnly",
-    "NoPE",
-    "PartialDoubling",
-    "Phases",
-    "Position",
-    "PositionLayer",
-    "Pythia",
-    "RoPE",
-    "RoPEppEC",
-    "RoPEppEH",
-    "Scaling",
-    "YaRN",
-]
+    "PI", "ALiBi", "FoPE", "HeadSplit", "ImaginaryOnly", "NoPE", "PartialDoubling", "Phases",
+    "Position", "PositionLayer", "Pythia", "RoPE", "RoPEppEC", "RoPEppEH", "Scaling", "YaRN",
+]  # fmt: skip

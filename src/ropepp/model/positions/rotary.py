@@ -1,9 +1,8 @@
 """The rotation, and RoPE; variants that rotate differ from RoPE in their head layout alone.
 
-Frequencies are f_j = theta^(-2j/R), j = 0 .. R/2 -
-1, for the first R components of a head (R = D unless `rotary_share` says less); the rotation by the
-angle position * f_j acts on the halves [a, b] of these R components (RoPE, arXiv 2104.09864;
-half-split form).
+Frequencies are f_j = theta^(-2j/R), j = 0 .. R/2 - 1, for the first R components of a head (R = D
+unless `rotary_share` says less); the rotation by the angle position * f_j acts on the halves [a, b]
+of these R components (RoPE, arXiv 2104.09864; half-split form).
 """
 
 from dataclasses import dataclass
@@ -88,11 +87,8 @@ class RoPE(Position):
             )
 
     def rotary_dim(self, head_dim: int) -> int:
-        """Number of components that rotate (R).
-
-        Raises:
-            InputError: It is odd or zero, so that it has no two halves.
-        """
+        """Number of components that rotate (R); an `InputError` if it is odd or zero, so that it
+        has no two halves."""
         size = int(self.rotary_share * head_dim)
         if size % 2 or not size:
             raise InputError(
@@ -109,9 +105,8 @@ class RoPE(Position):
         return self.scaling.frequencies(frequencies) if self.scaling else frequencies
 
     def table(self, positions_BT: Tensor, config: ModelConfig) -> Table:
-        angles = positions_BT.unsqueeze(-1).float() * self.frequencies(
-            config.head_dim, positions_BT.device
-        )
+        frequencies = self.frequencies(config.head_dim, positions_BT.device)
+        angles = positions_BT.unsqueeze(-1).float() * frequencies
         magnitude = self.scaling.magnitude if self.scaling else 1.0
         return magnitude * angles.cos(), magnitude * angles.sin()
 
@@ -121,11 +116,8 @@ class RoPE(Position):
 
 
 def whole_share(share: float, count: int, name: str) -> int:
-    """``share`` of ``count`` as a whole number.
-
-    Raises:
-        InputError: The share is outside 0..1 or its number is not whole.
-    """
+    """``share`` of ``count`` as a whole number; an `InputError` if the share is outside 0..1 or its
+    number is not whole."""
     number = round(share * count)
     if not 0 <= share <= 1 or abs(share * count - number) > 0.01:
         allowed = ", ".join(f"{i}/{count}" for i in range(count + 1))

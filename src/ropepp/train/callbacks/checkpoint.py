@@ -65,7 +65,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
         self._request.__enter__()  # where it fails, `own_process` ends it
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        pending = _pending_save(trainer)
+        pending = getattr(trainer.strategy, "pending_save", None)
         if pending is not None and pending.done():
             self._finish(trainer)
         if self._asked.by_any(self._request.made, trainer):
@@ -139,7 +139,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
         path = self.directory / f"step-{trainer.global_step:07d}.ckpt"
         trainer.save_checkpoint(path.with_suffix(".tmp"), weights_only=False)
         self._unfinished = path
-        if _pending_save(trainer) is None:
+        if getattr(trainer.strategy, "pending_save", None) is None:
             self._finish(trainer)
             trainer.strategy.barrier("checkpoint renamed")
 
@@ -152,9 +152,8 @@ class StepCheckpoint(StepCallback, Checkpoint):
             trainer.strategy.wait_for_save()
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:  # what a run that goes on from here needs
-            if isinstance(logger, RunLogger):
-                logger.sync()
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.sync()  # what a run that goes on from here needs
         with disk_errors(path):
             if path.exists():  # a damaged one, or one of another way to get here
                 _delete(path)
@@ -200,10 +199,6 @@ class Question:
             self._there = torch.cuda.Event()
             self._there.record()
         return before
-
-
-def _pending_save(trainer: Trainer) -> Any:
-    return getattr(trainer.strategy, "pending_save", None)
 
 
 def _delete(path: Path) -> None:

@@ -91,11 +91,8 @@ class Metrics(StepCallback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         seconds = time.perf_counter() - self._validation_start
-        values = {
-            key: float(value)
-            for key, value in trainer.callback_metrics.items()
-            if key.startswith("validation")
-        }
+        found = trainer.callback_metrics.items()
+        values = {key: float(value) for key, value in found if key.startswith("validation")}
         values["utilisation/validation_seconds"] = seconds
         self._write(trainer, values)
         self.leave_out(seconds)

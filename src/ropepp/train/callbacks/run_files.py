@@ -4,6 +4,7 @@ what it came to or predicted."""
 import math
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,16 @@ from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.module import LanguageModel
 
 
+@dataclass(eq=False)
 class RunFiles(Callback):
     """Writes ``config.yaml`` into the run's folder, from which it can be repeated, once all checks
     have passed. It goes on from ``ckpt_path``, and was asked to begin with ``begun_from``, if
     given."""
 
-    def __init__(
-        self, directory: Path, config: str, ckpt_path: str | None, begun_from: str | None
-    ) -> None:
-        self.directory = directory
-        self.config = config
-        self.ckpt_path = ckpt_path
-        self.begun_from = begun_from
+    directory: Path
+    config: str
+    ckpt_path: str | None
+    begun_from: str | None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -93,12 +92,11 @@ def describe_run(
     module: LanguageModel,
     metrics: Metrics,
     evaluation: dict[str, float],
-    sequence_length: int,
     seconds: float,
 ) -> dict[str, Any]:
     """The content of ``result.json``, for programs and tables; sizes in bytes, losses in nats per
     token, times in seconds."""
-    network, T = module.network, sequence_length
+    network, T = module.network, trainer.datamodule.sequence_length  # type: ignore[attr-defined]
     found = infinite({**evaluation, "train/loss": metrics.latest.get("train/loss", 0.0)})
     content = {
         "variant": type(network.position).__name__,
