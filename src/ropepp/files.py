@@ -67,19 +67,10 @@ def run_folder(logs: Path, experiment: str, run: str) -> Path:
 
 @contextmanager
 def replacing_folder(target: Path, overwrite: bool = False, clear: bool = True) -> Iterator[Path]:
-    """Yields a new hidden folder beside `target` that takes its name when the block ends well.
-
-    When the block raises, the hidden folder is removed and `target` is as it was before.
-
-    Args:
-        target: The folder's final name; missing parents are made.
-        overwrite: Replace a folder that has this name already; it is removed only once the new one
-            is in place.
-        clear: Look for what killed processes left, which takes long beside thousands of others.
-
-    Raises:
-        InputError: `target` exists and `overwrite` is false.
-    """
+    """Yields a new hidden folder beside `target` that takes its name when the block ends well, and
+    is removed otherwise; missing parents are made. What had the name is removed once the new folder
+    is in place; an `InputError` if there is something and `overwrite` is false. `clear` looks for
+    what killed processes left, which takes long beside thousands of others."""
     final = target.resolve()
     if clear:
         clear_leftovers(final)
@@ -201,20 +192,17 @@ class DiskError(InputError):
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Names the file that could not be written. Raises a `DiskError` if the block raised an
-    OSError."""
+    """Makes an OSError of the block a `DiskError` that names the file."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         advice = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise DiskError(f"{path} cannot be written: {reason}{advice}") from error
+        raise DiskError(f"{path} cannot be written: {error.strerror or error}{advice}") from error
 
 
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
-    """Names the file that could not be read. Raises an `InputError` if the block raised an
-    OSError."""
+    """Makes an OSError of the block an `InputError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -223,19 +211,9 @@ def read_errors(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a hidden folder beside `target` that takes its name when the block ends well.
-
-    The hidden folder's name depends on the target's alone: what a killed process left there is
-    found again. When the block raises, an empty folder is removed, and the rest stays.
-
-    Args:
-        target: The folder's final name; missing parents are made.
-        overwrite: Replace a folder that has this name already; it is removed only once the new one
-            is in place.
-
-    Raises:
-        InputError: `target` exists and `overwrite` is false, or another process works on it.
-    """
+    """As `replacing_folder`, but the hidden folder's name depends on the target's alone: what a
+    killed process left there is found again. When the block raises, an empty folder is removed, and
+    the rest stays. An `InputError` also if another process works on it."""
     final = target.resolve()
     clear_leftovers(final)
     require_free(final, overwrite)

@@ -86,10 +86,8 @@ def require_short(normalizer: Any, origin: str) -> None:
     """Refuses a normalizer of a `tokenizer.json` that makes a text endlessly longer. Raises an
     `InputError` if it may make one more than `LONGEST` times longer."""
     if (times := _times_longer(normalizer)) > LONGEST:
-        raise InputError(
-            f"{origin}: its normalizer makes a text up to {times:.3g} times longer; allowed are"
-            f" {LONGEST}"
-        )
+        found = f"{origin}: its normalizer makes a text up to {times:.3g} times longer"
+        raise InputError(f"{found}; allowed are {LONGEST}")
 
 
 def _times_longer(normalizer: Any) -> float:

@@ -52,13 +52,9 @@ def read_json(file: Path, check: Callable[[dict[str, Any]], Any] = dict) -> dict
 
 
 def read_lines(file: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
-    """The complete lines of a ``metrics.jsonl``, each with its step; others are left out, with a
-    warning.
-
-    Args:
-        file: The file, which may be missing.
-        tail: Read only so many bytes at its end, without a word on the line that they cut.
-    """
+    """The complete lines of a ``metrics.jsonl``, which may be missing, each with its step; others
+    are left out, with a warning. With ``tail`` only so many bytes at its end are read, without a
+    word on the line that they cut."""
     bad, first, number = 0, 0, 0
     try:
         with file.open("rb") as stream:
@@ -152,12 +148,7 @@ class Run:
 
 
 def read_plan(folder: Path) -> SweepPlan:
-    """The sweep of a folder.
-
-    Raises:
-        InputError: It is none.
-        Damaged: What says so is damaged.
-    """
+    """The sweep of a folder; an `InputError` if it is none, `Damaged` if what says so is."""
     content = load_json(folder / PLAN, lambda content: as_record(content, SweepPlan, PLAN))
     if not content:
         raise InputError(f"{folder} is no sweep's folder: {PLAN} is missing")
@@ -165,12 +156,9 @@ def read_plan(folder: Path) -> SweepPlan:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs of a sweep, by variant in the plan's order and seed. Where a run's own word on what
-    it is is damaged, the names of its folders are taken for it.
-
-    Raises:
-        InputError: It is no sweep's folder.
-    """
+    """All runs of a sweep, by variant in the plan's order and seed; an `InputError` if it is no
+    sweep's folder. Where a run's own word on what it is is damaged, the names of its folders are
+    taken for it."""
     try:
         variants = read_plan(folder).variants
     except Damaged as error:

@@ -105,20 +105,14 @@ def build_index(
 def best_fit_decreasing(
     sizes: NDArray[Any], capacity: int, min_opening: int = 1
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Puts items into bins: the largest first, each where the least room is left that suffices.
+    """Puts items of (n,) sizes, 0 to `capacity`, into bins of that size: the largest first, each
+    where the least room is left that suffices. Returns (n,) the number of each item's bin, or
+    `NOWHERE` for an item of size 0, and for one below `min_opening`, which begins no bin, where
+    there is no room.
 
     Items of one size are placed together: a bin that was the best for one of them is the best for
     the next too until it has no room for it, and bins with equal room are filled alike. So there
-    are O(capacity) steps, each on whole arrays.
-
-    Args:
-        sizes: (n,) sizes of the items, 0 to `capacity`; one of size 0 is in no bin.
-        capacity: Size of a bin.
-        min_opening: Smallest size for which a new bin is begun.
-
-    Returns:
-        (n,) the number of each item's bin, or `NOWHERE`.
-    """
+    are O(capacity) steps, each on whole arrays."""
     bins = np.full(len(sizes), NOWHERE, NUMBER)
     order = np.argsort(sizes, kind="stable").astype(NUMBER)
     counts = np.bincount(sizes, minlength=capacity + 1)
