@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ropepp.data.loading.loader import EpochOrder, Rows
-from ropepp.data.packing.concat import KEYS, Indices, PackedRows, row_numbers
+from ropepp.data.packing.concat import KEYS, Indices, row_numbers
 from ropepp.errors import InputError
 
 MAX_PERIOD = 1 << 16
@@ -101,15 +101,6 @@ class MixtureRows:
         end = min(schedule.sample(corpus, size) for corpus, size in enumerate(self.sizes))
         corpora, numbers = schedule.place(0, end)
         return ChosenRows(self, self.begins[corpora] + numbers)
-
-    def summary(self) -> dict[str, Any]:
-        """By name of the corpus its `share` of the samples, as it is after rounding, and the
-        summary of its rows, see `PackedRows.summary`."""
-        shares = [count / self.schedule.period for count in self.schedule.counts]
-        return {
-            name: {"share": share} | (rows.summary() if isinstance(rows, PackedRows) else {})
-            for share, (name, rows) in zip(shares, self.parts.items(), strict=True)
-        }
 
     def _by_part(self, indices: Indices) -> list[tuple[Rows, NDArray[Any], NDArray[np.int64]]]:
         """Rows of each corpus that has any of these, the places of these, and their numbers."""
