@@ -119,11 +119,6 @@ class Pipeline(RunsConfig):
             return [f"--ckpt_path={found}", f"--fresh_optimizer={fresh}"]
         return [f"--init_from={found}", f"--init_optimizer={str(stage.take == 'moments').lower()}"]
 
-    def command(self, variant: str, stage: Stage) -> list[str]:
-        """The command of a run."""
-        args = self.arguments(variant, stage) + self.beginning(variant, stage)
-        return self.launch(args, python=sys.executable)
-
 
 def load(file: Path) -> Pipeline:
     """Reads a pipeline's YAML; files in it are relative to it. ``like`` names another pipeline in
@@ -176,7 +171,8 @@ def _run_stage(
         return _refuse_diverged(name, result)
     if not read_result(directory) and not stop.made:
         print(f"{name}: begins, see {directory / LOG}", flush=True)
-        run = process.start(pipeline.command(variant, stage), directory, claimed)
+        args = pipeline.arguments(variant, stage) + pipeline.beginning(variant, stage)
+        run = process.start(pipeline.launch(args, python=sys.executable), directory, claimed)
         if run is None:
             raise InputError(f"{name}: processes of an earlier attempt still write to {LOG}")
         _watch(run, name, stop)

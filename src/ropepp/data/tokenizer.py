@@ -44,22 +44,13 @@ LLAMA3_PATTERN = (
 
 
 class Tokenizer(Protocol):
-    """What a corpus needs of a tokenizer.
+    """What a corpus needs of a tokenizer."""
 
-    Attributes:
-        kind: "bpe", "tiktoken" or "bytes".
-        vocab_size: One more than the largest id, special tokens included.
-        bos_id: Id that begins every document, or None.
-        eot_id: Id that ends every document.
-        fingerprint: sha256 (hexadecimal) of what decides the ids; independent of the path and of
-            the file's layout.
-    """
-
-    kind: str
-    vocab_size: int
-    bos_id: int | None
-    eot_id: int
-    fingerprint: str
+    kind: str  # "bpe", "tiktoken" or "bytes"
+    vocab_size: int  # one more than the largest id, special tokens included
+    bos_id: int | None  # begins every document
+    eot_id: int  # ends every document
+    fingerprint: str  # sha256 of what decides the ids: not of the path or the file's layout
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, without special tokens."""

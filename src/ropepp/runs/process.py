@@ -27,7 +27,7 @@ from ropepp.errors import Preempted
 from ropepp.files import lock, write_json
 from ropepp.records import Damaged
 from ropepp.runs.records import load_json, read_result
-from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, last_lines
+from ropepp.runs.status import LOCK, LOG, OUTCOME, TAIL, is_locked
 
 POLL = 0.3  # seconds
 GRACE = 300.0  # seconds that runs have to write a checkpoint when they are asked to end
@@ -43,14 +43,12 @@ ERROR = re.compile(r"(\[rank\d+\]:\s*)?(error: .+|[\w.]*(Error|Exception)\b.*)")
 
 @dataclass
 class RunProcess:
-    """A run that this driver cares for, in its folder: ``claim`` is the descriptor of ``lock``,
-    held, ``process`` None if another driver has started it, ``furthest`` the step of the newest
-    checkpoint when it began."""
+    """A run that this driver cares for, in its folder."""
 
     directory: Path
-    claim: int
-    process: subprocess.Popen[bytes] | None
-    furthest: int
+    claim: int  # the descriptor of ``lock``, held
+    process: subprocess.Popen[bytes] | None  # None if another driver has started it
+    furthest: int  # step of the newest checkpoint when it began
     began: float = field(default_factory=time.monotonic)
     _exited: float | None = None
 
@@ -92,7 +90,7 @@ class RunProcess:
         if read_result(self.directory):
             return "finished", ""
         code = None if self.process is None else self.process.returncode
-        lines = this_attempt(last_lines(self.log))
+        lines = last_words(self.log)
         codes = {int(found[1]) for line in lines if (found := TORCHRUN_CODE.search(line))}
         if code is None or code == Preempted.code or (code == 1 and Preempted.code in codes):
             return "preempted", "asked to end" if code else "its driver was killed"
@@ -199,8 +197,14 @@ def write_outcome(directory: Path, state: str, reason: str) -> None:
     write_json(directory / OUTCOME, {"state": state, "reason": reason, "time": time.time()})
 
 
-def this_attempt(lines: list[str]) -> list[str]:
-    """What the last attempt has said."""
+def last_words(log: Path) -> list[str]:
+    """What the last attempt has said at its end; a progress bar's states are lines of their own."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
     said = [line.strip() for line in lines if line.strip()]
     starts = [number for number, line in enumerate(said) if line.startswith(PROMPT)]
     return said[starts[-1] + 1 :] if starts else said

@@ -96,13 +96,12 @@ def entry(line: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What one run of a sweep is: ``variant`` is the row it belongs to, whose runs differ in their
-    seed alone, ``overrides`` are keys of ``fit`` besides the base configuration, ``settings`` what
-    tells variants apart, short names to plain values (for tables and HParams)."""
+    """What one run of a sweep is."""
 
-    variant: str
+    variant: str  # the row it belongs to, whose runs differ in their seed alone
     seed: int
-    overrides: dict[str, Any]
+    overrides: dict[str, Any]  # keys of ``fit`` besides the base configuration
+    # What tells variants apart, short names to plain values (for tables and HParams).
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,18 +112,16 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep as it was asked for: the key ``metric`` of ``result.json`` is compared to the
-    ``baseline``'s, smaller is better; ``shared_learning_rate`` of all variants is a bias to name;
-    ``variants`` are in the order of the table, ``display`` has their names for people; ``controls``
-    equal the baseline by construction: what they differ by is noise."""
+    """A sweep as it was asked for."""
 
     name: str
     question: str
-    baseline: str
-    metric: str = "validation_loss"
-    shared_learning_rate: bool = True
-    variants: list[str] = field(default_factory=list)
-    display: dict[str, str] = field(default_factory=dict)
+    baseline: str  # the variant that others are compared to
+    metric: str = "validation_loss"  # key of ``result.json``, smaller is better
+    shared_learning_rate: bool = True  # of all variants: a bias to name
+    variants: list[str] = field(default_factory=list)  # in the order of the table
+    display: dict[str, str] = field(default_factory=dict)  # their names for people
+    # They equal the baseline by construction: what they differ by is noise.
     controls: list[str] = field(default_factory=list)
 
 

@@ -29,16 +29,15 @@ ENDED = ("finished", "failed", "pruned")
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run has come: ``max_steps`` is None before it has begun, losses are the last logged
-    ones, or the result's, ``seconds_left`` is by its speed."""
+    """How far a run has come; losses are the last logged ones, or the result's."""
 
     name: str
     state: str
     step: int = 0
-    max_steps: int | None = None
+    max_steps: int | None = None  # None before it has begun
     train_loss: float | None = None
     validation_loss: float | None = None
-    seconds_left: float | None = None
+    seconds_left: float | None = None  # by its speed
     reason: str = ""
 
 
@@ -60,8 +59,7 @@ def state_of(directory: Path) -> str:
         return "finished"
     if is_locked(directory / LOG):
         return "running"
-    outcome = read_outcome(directory)
-    if outcome:
+    if outcome := read_outcome(directory):
         return str(outcome["state"])
     # Without an outcome whoever drove it died with it.
     return "preempted" if (directory / LOG).exists() else "waiting"
@@ -75,16 +73,6 @@ def read_outcome(directory: Path) -> dict[str, Any]:
             raise ValueError(f"state is {content['state']!r}, allowed: {', '.join(STATES)}")
 
     return read_json(directory / OUTCOME, check)
-
-
-def last_lines(file: Path) -> list[str]:
-    """The last lines of a file, oldest first; a progress bar's states are lines of their own."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
-            return stream.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def progress_of(directory: Path, name: str) -> RunProgress:

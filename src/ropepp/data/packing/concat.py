@@ -129,12 +129,9 @@ class PackedRows(ABC):
         self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Writes the tokens of these rows as inputs (B, T) and, one further on, as targets (B, T);
-        inputs after a row's last token are 0.
-
-        Returns:
-            (E,) which row each end of a piece is in, ascending; (E,) the place after the piece's
-            last token, 1 to T; (B,) number of inputs of each row that are no padding.
-        """
+        inputs after a row's last token are 0. Returns (E,) which row each end of a piece is in,
+        ascending; (E,) the place after the piece's last token, 1 to T; (B,) number of inputs of
+        each row that are no padding."""
         row_of, starts, sizes = self._pieces(rows)
         first = np.searchsorted(row_of, np.arange(len(rows)))
         ends = np.append(0, np.cumsum(sizes))

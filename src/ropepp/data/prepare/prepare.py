@@ -98,9 +98,6 @@ def prepare(
             else a special token with a usual name.
         eot: Token that ends every document; the same.
 
-    Returns:
-        The folder.
-
     Raises:
         InputError: An argument or a file is not as described; nothing is written under the name
             of the folder.
@@ -193,10 +190,15 @@ class _Run:
         with disk_errors(place):
             place.mkdir(exist_ok=True)
         expected = {job.shard.name for job in jobs}
-        self.clear(
-            *(f"{SHARDS_FOLDER}/{p.name}" for p in place.iterdir() if p.name not in expected)
-        )
-        self._encode(jobs)
+        present = {path.name for path in place.iterdir()}
+        self.clear(*(f"{SHARDS_FOLDER}/{name}" for name in present - expected))
+        with Progress("encode", self.source.size) as progress:
+            failures = run_jobs(finish_shard, jobs, self.processes, progress)
+        if failures:
+            for error in failures[1:]:
+                print(f"also: {error}", file=sys.stderr)
+            others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
+            raise InputError(f"{failures[0]}{others}")
         metas = [finished_shard(job) for job in jobs]
         complete = [meta for meta in metas if meta is not None]
         if len(complete) < len(metas):
@@ -243,15 +245,6 @@ class _Run:
             ShardJob(self.folder, shard, settings, path, self.on_bad_line, previous)
             for shard in self.shards
         ]
-
-    def _encode(self, jobs: list[ShardJob]) -> None:
-        with Progress("encode", self.source.size) as progress:
-            failures = run_jobs(finish_shard, jobs, self.processes, progress)
-        if failures:
-            for error in failures[1:]:
-                print(f"also: {error}", file=sys.stderr)
-            others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
-            raise InputError(f"{failures[0]}{others}")
 
     def _training(self, vocab_size: int, sample_mb: int) -> tuple[str, list[ShardJob]]:
         """What a tokenizer is trained on, and a checksum of all that decides it."""
