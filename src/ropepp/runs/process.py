@@ -236,10 +236,6 @@ def writers(log: Path) -> Iterator[int]:
     """Processes of this machine whose output goes to a file; nothing where there is no /proc."""
     target = str(log.resolve())
     for folder in Path("/proc").glob("[0-9]*"):
-        for stream in ("1", "2"):
-            try:
-                if os.readlink(folder / "fd" / stream) == target:
-                    yield int(folder.name)
-                    break
-            except OSError:  # gone, or another user's
-                break
+        with contextlib.suppress(OSError):  # gone, or another user's
+            if target in (os.readlink(folder / "fd" / stream) for stream in ("1", "2")):
+                yield int(folder.name)

@@ -37,8 +37,7 @@ class Rows(Protocol):
         """Number of rows."""
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The rows of these (B,) numbers: int64 (B, T) `input_ids`, `targets`, `document_ids` and
-        `positions`, in new memory."""
+        """The rows of these (B,) numbers: int64 (B, T) of each of `KEYS`, in new memory."""
 
     def num_targets(self, indices: NDArray[np.int64]) -> int:
         """Number of targets other than -100 in these rows."""
@@ -58,9 +57,8 @@ class EpochOrder:
     def __init__(self, size: int, seed: int = 0, stream: int = 0) -> None:
         self.size = size
         # A step may span two epochs. Orders are large: each keeps its own, and no other's out.
-        self._permutation = lru_cache(maxsize=2)(
-            partial(permutation, seed, size=size, stream=stream)
-        )
+        make = partial(permutation, seed, size=size, stream=stream)
+        self._permutation = lru_cache(maxsize=2)(make)
 
     def rows(self, begin: int, end: int) -> NDArray[np.int64]:
         """Row numbers of samples begin to end; more than one epoch where the rows are few."""
@@ -137,8 +135,7 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on after that many samples; the number of processes and the micro-batch may have
-        changed. Raises an `InputError` if the state lies inside an optimizer step where no
-        micro-batch of this loader begins."""
+        changed. Raises an `InputError` if the state lies where no micro-batch here begins."""
         samples, together = state["samples"], self.micro_batch_size * self.world_size
         if samples < 0 or samples % self.global_batch_size % together:
             raise InputError(

@@ -144,9 +144,8 @@ class PackedRows(ABC):
         places = (row_of * (self.length + 1) + columns - sizes)[begins]
         both = np.zeros((len(rows), self.length + 1), np.uint32)
         flat, tokens = both.reshape(-1), self.corpus.tokens
-        for at, start, count in zip(
-            places.tolist(), starts[begins].tolist(), counts.tolist(), strict=True
-        ):
+        stretches = zip(places.tolist(), starts[begins].tolist(), counts.tolist(), strict=True)
+        for at, start, count in stretches:
             flat[at : at + count] = tokens[start : start + count]
         inputs[:], targets[:] = both[:, :-1], both[:, 1:]
         filled = np.minimum(np.diff(ends[np.append(first, len(sizes))]), self.length)
@@ -211,8 +210,7 @@ def row_numbers(indices: Indices, size: int) -> NDArray[np.int64]:
 
 
 def spread(begins: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The numbers begin, begin + 1, ... of several ranges, one range after another, and which range
-    each is of, which comes first."""
+    """Which range each number is of, and begin, begin + 1, ... of one range after another."""
     range_of = np.repeat(np.arange(len(counts)), counts)
     within = np.arange(len(range_of)) - np.repeat(np.cumsum(counts) - counts, counts)
     return range_of, begins[range_of] + within

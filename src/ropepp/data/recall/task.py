@@ -39,8 +39,7 @@ class RecallRows:
     `max_distance`, which is that far behind the first pair.
 
     There are `size` rows of n = `pairs` key-value pairs; streams of a seed have no random number in
-    common. Raises an `InputError` that names sizes as keys of ``data`` if they do not fit each
-    other."""
+    common. Raises an `InputError` that names keys of ``data`` if sizes do not fit each other."""
 
     def __init__(
         self,
@@ -164,8 +163,6 @@ class RecallDataModule(RowsDataModule):
             )
         self.pairs = pairs
         self.max_distance = max_distance
-        self.train_rows = train_rows
-        self.validation_rows_per_length = validation_rows_per_length
         self.lengths = sorted(lengths)
         self._vocab_size = vocab_size
         # A set of rows costs nothing until it is read, and bad sizes are found before any work.

@@ -73,22 +73,16 @@ class ShardedTokens:
         if step != 1:
             raise IndexError(f"step is {step}; tokens are read one after another")
         stop = max(start, stop)
-        shards = range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop))
-        parts = [
-            self._read(
-                shard,
-                max(start - self._starts[shard], 0),
-                min(stop, self._starts[shard + 1]) - self._starts[shard],
-            )
-            for shard in shards
-        ]
+        parts = []
+        for shard in range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop)):
+            first, end = self._starts[shard], self._starts[shard + 1]
+            parts.append(self._read(shard, max(start - first, 0), min(stop, end) - first))
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def verify(self) -> None:
-        """Reads and compares everything. Raises an `InputError` if a file cannot be read or is not
-        what was written."""
+        """Reads everything; an `InputError` names a file that is not what was written."""
         self._unread = bytearray(b"\1") * self._blocks[-1]
         for start in range(0, len(self), CHUNK):
             self[start : start + CHUNK]
@@ -110,9 +104,7 @@ class ShardedTokens:
         content = file.read(first * BLOCK, min(last * BLOCK, self._keys[shard][0]))
         self._compare(shard, first, content)
         self._unread[own.start + first : own.start + last] = bytes(last - first)
-        return np.frombuffer(content, self.dtype)[
-            (begin - first * BLOCK) // size : (end - first * BLOCK) // size
-        ]
+        return np.frombuffer(content, self.dtype, (end - begin) // size, begin - first * BLOCK)
 
     def _compare(self, shard: int, first: int, content: bytes) -> None:
         """Of the blocks from `first` on, whole ones."""
@@ -181,8 +173,7 @@ def load_numbers(path: Path, dtype: np.dtype[Any], count: int, checksum: str) ->
 
 
 def check_size(path: Path, dtype: np.dtype[Any], count: int) -> tuple[int, ...]:
-    """A file's size, time and number. Raises an `InputError` if it is missing or does not hold so
-    many numbers."""
+    """A file's size, time and number; an `InputError` unless it holds so many numbers."""
     try:
         status = path.stat()
     except OSError as error:
