@@ -288,9 +288,8 @@ def file_sha256(path: Path) -> str:
 
 
 def require_free(target: Path, overwrite: bool | None = None) -> None:
-    """Refuses to take a name that is in use, but for what a command made that was killed before it
-    said so. Raises an `InputError` if `target` exists and `overwrite` is false, or None where there
-    is no such option."""
+    """Raises an `InputError` if `target` exists, unless a command made it that was killed before it
+    said so, and `overwrite` is false, or None where there is no such option."""
     with disk_errors(target):
         exists = target.exists()
     if not exists or overwrite:

@@ -104,8 +104,7 @@ class Pipeline(RunsConfig):
         ]
 
     def beginning(self, variant: str, stage: Stage) -> list[str]:
-        """The arguments that say from which checkpoint a stage begins; an `InputError` if the stage
-        before has left none."""
+        """The arguments that say from which checkpoint a stage begins, or an `InputError`."""
         if stage.after is None:
             return []
         from ropepp.runs.checkpoints import newest_complete
@@ -141,8 +140,7 @@ def load(file: Path) -> Pipeline:
 
 def run(pipeline: Pipeline, variants: list[str]) -> None:
     """Runs what is missing of all stages of these variants, and writes the table after each. An
-    `InputError` if a stage failed; `Preempted` if this process was asked to end: the stage has
-    saved and can go on."""
+    `InputError` if a stage failed; `Preempted` if, asked to end, it has saved and can go on."""
     with lasting_output(), StopRequest() as stop:
         for variant in variants:
             for stage in pipeline.stages_of(variant):

@@ -18,8 +18,7 @@ CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
 
 def named_beside(file: Path) -> dict[str, str]:
     """What the files of transformers beside a `tokenizer.json` call ``bos_token`` and
-    ``eos_token``; "" where they say that texts have no BOS. Raises an `InputError` if one of them
-    is damaged."""
+    ``eos_token``; "" where they say that texts have no BOS. An `InputError` if one is damaged."""
     found: dict[str, str] = {}
     for path in (file.with_name(CONFIG_FILE), file.with_name(MAP_FILE)):
         if not path.is_file():

@@ -210,8 +210,7 @@ class TiktokenTokenizer:
 
 
 def num_threads() -> int:
-    """Threads that encode a batch: a process among several takes one and leaves the others the
-    rest."""
+    """Threads that encode a batch: a process among several leaves the others the rest."""
     return 1 if parent_process() is not None else os.cpu_count() or 1
 
 

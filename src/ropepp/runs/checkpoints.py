@@ -52,8 +52,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_complete(directory: Path) -> Path | None:
-    """The newest checkpoint that is whole by its structure, with a warning about each newer one
-    that is not."""
+    """The newest checkpoint that is whole by its structure, with warnings about newer ones."""
     for path in reversed(list_checkpoints(directory)):
         reason = torn(path)
         if reason is None:
@@ -232,9 +231,8 @@ def _line(one: dict[str, Any]) -> str:
 
 
 def consolidate(directory: Path, file: Path) -> None:
-    """Writes a sharded checkpoint as one file, with the optimizer's state, from which single
-    processes and sharded ones can go on; an `InputError` if it is no whole sharded one, or ``file``
-    exists."""
+    """Writes a sharded checkpoint, the optimizer's state too, as one file from which one process or
+    many can go on; an `InputError` if it is no whole sharded one, or ``file`` exists."""
     content = read_checkpoint(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is one file already")

@@ -127,12 +127,11 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class Run:
-    """A run and what has come of it: ``result`` is the content of ``result.json``, empty unless
-    done."""
+    """A run and what has come of it."""
 
     spec: RunSpec
     directory: Path
-    result: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)  # of ``result.json``; empty unless done
 
     @property
     def done(self) -> bool:
@@ -154,8 +153,7 @@ def read_plan(folder: Path) -> SweepPlan:
 
 def read_runs(folder: Path) -> list[Run]:
     """All runs of a sweep, by variant in the plan's order and seed; an `InputError` if it is no
-    sweep's folder. Where a run's own word on what it is is damaged, the names of its folders are
-    taken for it."""
+    sweep's folder. Where a run's ``trial.json`` is damaged, its folders' names are taken for it."""
     try:
         variants = read_plan(folder).variants
     except Damaged as error:

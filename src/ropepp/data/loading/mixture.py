@@ -28,8 +28,7 @@ class MixtureSchedule:
     is Tijdeman's ("The chairman assignment problem", Discrete Mathematics 32, 1980): the j-th
     sample of each corpus has a first and a last place, where the corpus has fallen behind by
     1 / (2k - 2), k corpora, and by 1 - 1 / (2k - 2); each place is taken by the earliest last
-    place among the samples that may come. No corpus is then ahead or behind by more than
-    1 - 1 / (2k - 2)."""
+    place among the samples that may come. No corpus is then ahead or behind by more."""
 
     counts: tuple[int, ...]  # samples of each corpus in a period
     corpora: NDArray[np.int64]  # (P,) corpus of each place in the period
@@ -55,8 +54,7 @@ class MixtureSchedule:
         return len(self.corpora)
 
     def place(self, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Corpus of the samples from `begin` to `end`, and each one's number among the samples of
-        its corpus."""
+        """Corpus of the samples from `begin` to `end`, and each one's number in its corpus."""
         period, at = np.divmod(np.arange(begin, end), self.period)
         corpora = self.corpora[at]
         return corpora, period * np.array(self.counts)[corpora] + self.earlier[at]
@@ -95,8 +93,7 @@ class MixtureRows:
         return sum(part.num_targets(numbers) for part, _, numbers in self._by_part(indices))
 
     def in_proportion(self) -> "ChosenRows":
-        """Rows in the order of the schedule, each corpus's from its first on, up to where a corpus
-        has none left."""
+        """Rows in the order of the schedule from the first on, until a corpus has none left."""
         schedule = self.schedule
         end = min(schedule.sample(corpus, size) for corpus, size in enumerate(self.sizes))
         corpora, numbers = schedule.place(0, end)

@@ -65,8 +65,7 @@ def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingI
 
     It names the documents' offsets by their checksum: another corpus in the same place gets another
     index, and so does a damaged one. Where the folder cannot be written, the index is in memory
-    alone. Processes that make it at the same time write the same, each under a name of its own
-    first.
+    alone. Processes that make it at the same time write the same, under names of their own first.
 
     A piece of fewer than `min_opening_tokens` opens no row: it goes where there is room, and is
     left out where there is none."""
@@ -180,8 +179,7 @@ class _Rooms:
 def _cut(
     offsets: NDArray[np.int64], length: int
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    """Tokens of each document's remainder, 0 if it has none; documents with pieces that fill rows;
-    and their numbers of such rows."""
+    """Tokens of each document's remainder, or 0; documents that fill rows; how many rows these."""
     documents = len(offsets) - 1
     # Sixteen bits are sorted several times faster.
     kind = np.uint16 if length < 1 << 16 else np.uint32

@@ -77,8 +77,7 @@ class ShardMeta:
     bad_lines_sha256: str | None
 
     def entry(self, split: str) -> ShardEntry:
-        """What is known of the files of a split. Raises an `InputError` if there is no such split,
-        or something else is said of it."""
+        """What is known of the files of a split; an `InputError` if that is something else."""
         values = {"name": self.name, **self.splits.get(split, {})}
         return as_record(values, ShardEntry, f"{META_FILE} of shard {self.name}")
 

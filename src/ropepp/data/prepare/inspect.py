@@ -44,9 +44,8 @@ def inspect(folder: str | Path) -> str:
 
 
 def verify(folder: str | Path) -> str:
-    """Reads all files of a prepared corpus, compares them with their checksums, and says what was
-    read, a line for each split. Raises an `InputError` if a file is missing or is not what was
-    written."""
+    """Compares all files of a prepared corpus with their checksums, and says what was read, a line
+    for each split. Raises an `InputError` if a file is missing or is not what was written."""
     lines, corpora = [], _open(Path(folder))
     there = {corpus.meta.split for corpus in corpora}
     for place in sorted((Path(folder) / SHARDS_FOLDER).iterdir()):

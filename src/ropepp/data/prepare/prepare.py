@@ -273,8 +273,7 @@ class _Run:
 
 
 def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[str]:
-    """The first documents for training of each shard, up to about `size` bytes; of a long one
-    pieces."""
+    """The first training documents of each shard, long ones in pieces: about `size` bytes."""
     for job in jobs:
         reader = Reader(
             job.settings.key, job.on_bad_line, Skipped(), lambda count: report(count, 0, 0)
@@ -289,8 +288,7 @@ def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[s
 
 
 def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:
-    """Whether there is no second document. Raises an `InputError` if there is no first one
-    either."""
+    """Whether there is no second document; an `InputError` if there is no first one either."""
     skipped = Skipped()
     try:
         texts = Reader(field, on_bad_line, skipped).texts(source.inputs)

@@ -59,8 +59,7 @@ class Seen:
 
 @dataclass
 class Skipped:
-    """What was left out of raw text; `reports` has "file, line, reason" of the first bad lines,
-    between tabs."""
+    """What was left out of raw text; `reports` are the first bad lines: file, line, reason."""
 
     bad_lines: int = 0
     empty_documents: int = 0

@@ -98,8 +98,7 @@ class Corpus:
             verify_shard(place, entry, token_type(self.meta.vocab_size), self.meta.vocab_size)
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids. Raises an `InputError` if the corpus's tokenizer file is
-        missing or was exchanged."""
+        """The tokenizer that made the ids; an `InputError` if its file is missing or another."""
         tokenizer = load_tokenizer("bytes" if self.meta.tokenizer == "bytes" else self.folder)
         if tokenizer.fingerprint != self.meta.tokenizer_fingerprint:
             raise InputError(
