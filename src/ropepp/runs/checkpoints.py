@@ -6,7 +6,6 @@ shards of each process, an index (``.metadata``) and everything else (``meta.pt`
 
 import json
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -23,8 +22,8 @@ from ropepp.model.folders.published import read_settings
 from ropepp.model.plain import require_plain, understanding
 from ropepp.runs.archives import check_tensors, named_tensors, read_archive, write_archive
 from ropepp.runs.shards import read_index, read_shards
+from ropepp.runs.status import CHECKPOINT, list_checkpoints
 
-_NAME = re.compile(r"step-(\d+)\.ckpt")
 METADATA = "meta.pt"
 TOKENIZERS = "ropepp_tokenizers"  # key of config.json, and of checkpoints without a data module's
 DATA = "CorpusDataModule"  # the name by which Lightning keeps the data module's state
@@ -43,12 +42,6 @@ KINDS = {  # what stands in a checkpoint, if it does
 }
 
 T = TypeVar("T")
-
-
-def list_checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; those still being written have other names."""
-    found = [(int(m[1]), p) for p in directory.glob("step-*") if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found)]
 
 
 def newest_complete(directory: Path) -> Path | None:
@@ -113,7 +106,7 @@ def read_checkpoint(path: Path, *used: str, mapped: bool = True) -> dict[str, An
     content, sums = read_archive(file, file, mapped)
     with understanding(file):
         _require_kinds(content)
-        named, step = _NAME.fullmatch(path.name), content.get("global_step", 0)
+        named, step = CHECKPOINT.fullmatch(path.name), content.get("global_step", 0)
         if named and step != int(named[1]):
             warnings.warn(f"{path} is a checkpoint of step {step}, whatever its name", stacklevel=2)
         parts = content if path.is_dir() else {key: content[key] for key in used if key in content}

@@ -27,7 +27,7 @@ from ropepp.errors import Preempted
 from ropepp.files import lock, write_json
 from ropepp.records import Damaged
 from ropepp.runs.records import load_json, read_result
-from ropepp.runs.status import LOCK, LOG, OUTCOME, TAIL, is_locked
+from ropepp.runs.status import LOCK, LOG, OUTCOME, TAIL, is_locked, list_checkpoints
 
 POLL = 0.3  # seconds
 GRACE = 300.0  # seconds that runs have to write a checkpoint when they are asked to end
@@ -227,9 +227,8 @@ def is_orphan(directory: Path) -> bool:
 
 def newest_step(directory: Path) -> int:
     """Step of a run's newest checkpoint, 0 without any."""
-    names = (path.name for path in (directory / "checkpoints").glob("step-*.ckpt"))
-    steps = (re.fullmatch(r"step-(\d+)\.ckpt", name) for name in names)
-    return max((int(found[1]) for found in steps if found), default=0)
+    found = list_checkpoints(directory / "checkpoints")
+    return int(found[-1].stem.removeprefix("step-")) if found else 0
 
 
 def writers(log: Path) -> Iterator[int]:

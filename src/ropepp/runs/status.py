@@ -25,6 +25,7 @@ LOCK, LOG, OUTCOME = "lock", "fit.log", "outcome.json"
 TAIL = 32768  # bytes of metrics.jsonl or of a log in which the newest lines are looked for
 STATES = ("finished", "running", "waiting", "preempted", "failed", "pruned")
 ENDED = ("finished", "failed", "pruned")
+CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ def read_outcome(directory: Path) -> dict[str, Any]:
             raise ValueError(f"state is {content['state']!r}, allowed: {', '.join(STATES)}")
 
     return read_json(directory / OUTCOME, check)
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; those still being written have other names."""
+    matches = ((CHECKPOINT.fullmatch(path.name), path) for path in directory.glob("step-*"))
+    return [path for _, path in sorted((int(m[1]), path) for m, path in matches if m)]
 
 
 def progress_of(directory: Path, name: str) -> RunProgress:
