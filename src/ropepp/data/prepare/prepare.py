@@ -192,7 +192,7 @@ class _Run:
         expected = {job.shard.name for job in jobs}
         present = {path.name for path in place.iterdir()}
         self.clear(*(f"{SHARDS_FOLDER}/{name}" for name in present - expected))
-        with Progress("encode", self.source.size) as progress:
+        with Progress("encode", sum(job.shard.size for job in jobs)) as progress:
             failures = run_jobs(finish_shard, jobs, self.processes, progress)
         if failures:
             for error in failures[1:]:

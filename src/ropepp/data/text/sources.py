@@ -54,11 +54,6 @@ class Source:
     def files(self) -> tuple[Path, ...]:
         return tuple(item.path for item in self.inputs if item.path is not None)
 
-    @property
-    def size(self) -> int:
-        """Bytes on disk, compressed where the files are."""
-        return sum(item.size for item in self.inputs)
-
     def shards(self) -> list[Shard]:
         """Every file or range of rows is a shard; up to 64 MB of .txt files in a row share one."""
         groups: list[list[Input]] = []
