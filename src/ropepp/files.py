@@ -137,7 +137,7 @@ def clear_leftovers(final: Path) -> None:
     patterns = (f"{beside}.partial", f"{beside}.partial-{8 * '[0-9a-f]'}")
     for left in (path for pattern in patterns for path in final.parent.glob(pattern)):
         try:
-            with _opened(left) as handle:
+            with opened(left) as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if left.suffix != ".partial":
                     _remove(left)
@@ -220,7 +220,7 @@ def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     work = final.with_name(f".{final.name}.partial")
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    with _opened(work) as handle:
+    with opened(work) as handle:
         # One that has just finished may have renamed it since it was opened here.
         if not lock(handle, work) or not work.exists():
             raise InputError(f"{target} is being written by another process")
@@ -343,13 +343,14 @@ def _rename_over(work: Path, final: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Waits until the disk has the names in a folder."""
-    with _opened(folder) as handle:
+    with opened(folder) as handle:
         os.fsync(handle)
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    handle = os.open(folder, os.O_RDONLY)
+def opened(path: Path) -> Iterator[int]:
+    """The descriptor of a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         yield handle
     finally:

@@ -156,12 +156,11 @@ def start(
     threads: int | None = None,
 ) -> RunProcess | None:
     """Starts a claimed run; None if processes of an earlier attempt still live."""
-    log = os.open(directory / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        if not lock(log, directory / LOG):
+    with (directory / LOG).open("ab", buffering=0) as log:
+        if not lock(log.fileno(), directory / LOG):
             return None
         (directory / OUTCOME).unlink(missing_ok=True)
-        os.write(log, f"\n{PROMPT}{shlex.join(command)}\n".encode())
+        log.write(f"\n{PROMPT}{shlex.join(command)}\n".encode())
         environment = dict(os.environ)
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
@@ -172,8 +171,6 @@ def start(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
             start_new_session=True,  # Ctrl-C is for the driver, which asks politely
         )  # fmt: skip
-    finally:
-        os.close(log)
     note = {"host": socket.gethostname(), "pid": process.pid, "driver": os.getpid(), "gpus": gpus}
     os.ftruncate(claimed, 0)
     os.pwrite(claimed, json.dumps(note).encode(), 0)

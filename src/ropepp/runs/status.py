@@ -8,7 +8,6 @@ Beside a run's own files its directory holds::
 """
 
 import fcntl
-import os
 import re
 import sys
 import time
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropepp.files import lock
+from ropepp.files import lock, opened
 from ropepp.runs.records import METRICS, RESULT, read_json, read_lines, read_result, read_runs
 
 LOCK, LOG, OUTCOME = "lock", "fit.log", "outcome.json"
@@ -45,13 +44,10 @@ class RunProgress:
 def is_locked(file: Path) -> bool:
     """Whether some process holds a file's lock."""
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        with opened(file) as handle:
+            return not lock(handle, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    try:
-        return not lock(descriptor, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    finally:
-        os.close(descriptor)
 
 
 def state_of(directory: Path) -> str:
