@@ -68,10 +68,8 @@ def verify(folder: str | Path) -> str:
 
 def _open(folder: Path) -> list[Corpus]:
     # One file is enough to know a split, which then complains if the other is missing.
-    found = [
-        path.parent.name for name in (META_FILE, OFFSETS_FILE) for path in folder.glob(f"*/{name}")
-    ]
-    splits = sorted(set(found))
+    files = [*folder.glob(f"*/{META_FILE}"), *folder.glob(f"*/{OFFSETS_FILE}")]
+    splits = sorted({file.parent.name for file in files})
     if not splits:
         raise InputError(f"{folder} is no prepared corpus; `ropepp prepare` makes one")
     return [Corpus.open(folder, split) for split in splits]

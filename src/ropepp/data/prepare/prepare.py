@@ -248,12 +248,9 @@ class _Run:
 
     def _training(self, vocab_size: int, sample_mb: int) -> tuple[str, list[ShardJob]]:
         """What a tokenizer is trained on, and a checksum of all that decides it."""
-        count = min(len(self.shards), SAMPLED_SHARDS)
-        chosen = [number * len(self.shards) // count for number in range(count)]
-        jobs = [
-            ShardJob(self.folder, self.shards[n], self.settings, "", self.on_bad_line)
-            for n in chosen
-        ]
+        every = self._jobs("", "")
+        count = min(len(every), SAMPLED_SHARDS)
+        jobs = [every[number * len(every) // count] for number in range(count)]
         facts = [vocab_size, sample_mb, self.settings.sha256]
         facts += [repr(job.shard.inputs) for job in jobs]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest(), jobs
