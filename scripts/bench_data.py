@@ -180,7 +180,7 @@ def bench_loader(folder: Path, rounds: int = 7) -> list[str]:
     """Tokens a second from a map to batches, from one file and from shards, in turns."""
     import itertools
 
-    from ropepp.data.loading.loader import TrainLoader
+    from ropepp.data.loading.loader import EpochOrder, TrainLoader
     from ropepp.data.packing.concat import ConcatRows
     from ropepp.data.prepare.prepare import prepare
     from ropepp.data.tokens.corpus import Corpus
@@ -198,7 +198,7 @@ def bench_loader(folder: Path, rounds: int = 7) -> list[str]:
     for seed in range(rounds):
         for name in sides:
             rows = ConcatRows(Corpus.open(f"{folder}/{name}", "train"), 4096)
-            loader = TrainLoader(rows, 16, 16, seed=seed)
+            loader = TrainLoader(rows, 16, 16, order=EpochOrder(len(rows), seed))
             begin = time.process_time()
             batches = sum(1 for _ in itertools.islice(loader, 300))
             rates[name].append(batches * 16 * 4096 / (time.process_time() - begin))

@@ -25,7 +25,7 @@ from measure import (
     training_step,
 )
 from ropepp.data.loading.loader import Rows, TrainLoader
-from ropepp.data.loading.mixture import MixtureRows, MixtureSchedule
+from ropepp.data.loading.mixture import MixtureOrder, MixtureRows, MixtureSchedule
 from ropepp.data.packing.concat import ConcatRows
 from ropepp.data.tokenizer import load_tokenizer
 from ropepp.data.tokens.corpus import Corpus
@@ -125,7 +125,7 @@ def bench_loader() -> list[str]:
         for micro in (4, 16):
             loaders = {
                 "one": TrainLoader(one, micro, micro),
-                "mixture": TrainLoader(mixture, micro, micro, order=mixture.order(0)),
+                "mixture": TrainLoader(mixture, micro, micro, order=MixtureOrder(mixture, 0)),
             }
             sides = {n: partial(_read_batches, loader) for n, loader in loaders.items()}
             rates = [

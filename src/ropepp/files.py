@@ -67,19 +67,10 @@ def run_folder(logs: Path, experiment: str, run: str) -> Path:
 
 @contextmanager
 def replacing_folder(target: Path, overwrite: bool = False, clear: bool = True) -> Iterator[Path]:
-    """Yields a new hidden folder beside `target` that takes its name when the block ends well.
-
-    When the block raises, the hidden folder is removed and `target` is as it was before.
-
-    Args:
-        target: The folder's final name; missing parents are made.
-        overwrite: Replace a folder that has this name already; it is removed only once the new one
-            is in place.
-        clear: Look for what killed processes left, which takes long beside thousands of others.
-
-    Raises:
-        InputError: `target` exists and `overwrite` is false.
-    """
+    """Yields a new hidden folder beside `target` that takes its name when the block ends well, and
+    is removed otherwise; missing parents are made. What had the name is removed once the new folder
+    is in place; an `InputError` if there is something and `overwrite` is false. `clear` looks for
+    what killed processes left, which takes long beside thousands of others."""
     final = target.resolve()
     if clear:
         clear_leftovers(final)
@@ -146,7 +137,7 @@ def clear_leftovers(final: Path) -> None:
     patterns = (f"{beside}.partial", f"{beside}.partial-{8 * '[0-9a-f]'}")
     for left in (path for pattern in patterns for path in final.parent.glob(pattern)):
         try:
-            with _opened(left) as handle:
+            with opened(left) as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if left.suffix != ".partial":
                     _remove(left)
@@ -201,20 +192,17 @@ class DiskError(InputError):
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Names the file that could not be written. Raises a `DiskError` if the block raised an
-    OSError."""
+    """Makes an OSError of the block a `DiskError` that names the file."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         advice = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise DiskError(f"{path} cannot be written: {reason}{advice}") from error
+        raise DiskError(f"{path} cannot be written: {error.strerror or error}{advice}") from error
 
 
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
-    """Names the file that could not be read. Raises an `InputError` if the block raised an
-    OSError."""
+    """Makes an OSError of the block an `InputError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -223,26 +211,16 @@ def read_errors(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def resuming_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a hidden folder beside `target` that takes its name when the block ends well.
-
-    The hidden folder's name depends on the target's alone: what a killed process left there is
-    found again. When the block raises, an empty folder is removed, and the rest stays.
-
-    Args:
-        target: The folder's final name; missing parents are made.
-        overwrite: Replace a folder that has this name already; it is removed only once the new one
-            is in place.
-
-    Raises:
-        InputError: `target` exists and `overwrite` is false, or another process works on it.
-    """
+    """As `replacing_folder`, but the hidden folder's name depends on the target's alone: what a
+    killed process left there is found again. When the block raises, an empty folder is removed, and
+    the rest stays. An `InputError` also if another process works on it."""
     final = target.resolve()
     clear_leftovers(final)
     require_free(final, overwrite)
     work = final.with_name(f".{final.name}.partial")
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    with _opened(work) as handle:
+    with opened(work) as handle:
         # One that has just finished may have renamed it since it was opened here.
         if not lock(handle, work) or not work.exists():
             raise InputError(f"{target} is being written by another process")
@@ -310,9 +288,8 @@ def file_sha256(path: Path) -> str:
 
 
 def require_free(target: Path, overwrite: bool | None = None) -> None:
-    """Refuses to take a name that is in use, but for what a command made that was killed before it
-    said so. Raises an `InputError` if `target` exists and `overwrite` is false, or None where there
-    is no such option."""
+    """Raises an `InputError` if `target` exists, unless a command made it that was killed before it
+    said so, and `overwrite` is false, or None where there is no such option."""
     with disk_errors(target):
         exists = target.exists()
     if not exists or overwrite:
@@ -366,13 +343,14 @@ def _rename_over(work: Path, final: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Waits until the disk has the names in a folder."""
-    with _opened(folder) as handle:
+    with opened(folder) as handle:
         os.fsync(handle)
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    handle = os.open(folder, os.O_RDONLY)
+def opened(path: Path) -> Iterator[int]:
+    """The descriptor of a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         yield handle
     finally:

@@ -104,8 +104,7 @@ class Pipeline(RunsConfig):
         ]
 
     def beginning(self, variant: str, stage: Stage) -> list[str]:
-        """The arguments that say from which checkpoint a stage begins; an `InputError` if the stage
-        before has left none."""
+        """The arguments that say from which checkpoint a stage begins, or an `InputError`."""
         if stage.after is None:
             return []
         from ropepp.runs.checkpoints import newest_complete
@@ -118,11 +117,6 @@ class Pipeline(RunsConfig):
             fresh = str(stage.take == "progress").lower()
             return [f"--ckpt_path={found}", f"--fresh_optimizer={fresh}"]
         return [f"--init_from={found}", f"--init_optimizer={str(stage.take == 'moments').lower()}"]
-
-    def command(self, variant: str, stage: Stage) -> list[str]:
-        """The command of a run."""
-        args = self.arguments(variant, stage) + self.beginning(variant, stage)
-        return self.launch(args, python=sys.executable)
 
 
 def load(file: Path) -> Pipeline:
@@ -146,8 +140,7 @@ def load(file: Path) -> Pipeline:
 
 def run(pipeline: Pipeline, variants: list[str]) -> None:
     """Runs what is missing of all stages of these variants, and writes the table after each. An
-    `InputError` if a stage failed; `Preempted` if this process was asked to end: the stage has
-    saved and can go on."""
+    `InputError` if a stage failed; `Preempted` if, asked to end, it has saved and can go on."""
     with lasting_output(), StopRequest() as stop:
         for variant in variants:
             for stage in pipeline.stages_of(variant):
@@ -176,7 +169,8 @@ def _run_stage(
         return _refuse_diverged(name, result)
     if not read_result(directory) and not stop.made:
         print(f"{name}: begins, see {directory / LOG}", flush=True)
-        run = process.start(pipeline.command(variant, stage), directory, claimed)
+        args = pipeline.arguments(variant, stage) + pipeline.beginning(variant, stage)
+        run = process.start(pipeline.launch(args, python=sys.executable), directory, claimed)
         if run is None:
             raise InputError(f"{name}: processes of an earlier attempt still write to {LOG}")
         _watch(run, name, stop)

@@ -31,8 +31,7 @@ def write_record(path: Path, record: Any) -> None:
 
 def read_record(path: Path, cls: type[Record], version: int | None = None) -> Record:
     """What `write_record` wrote of a dataclass, whose `format_version`, if it has one, must be
-    this. Raises an `InputError` if it is missing, of another format, damaged, or has values of
-    other types."""
+    this. An `InputError` if it is missing, damaged, or of another format or with other types."""
     values = read_object(path)
     if (found := values.get("format_version")) != version:
         raise InputError(
@@ -73,8 +72,7 @@ def read_object(path: Path, limit: int = LARGEST) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, limit: int = LARGEST) -> bytes:
-    """The content of a file. Raises an `InputError` if it is missing, no file, or larger than
-    `limit` bytes."""
+    """A file's content; an `InputError` if it is missing, no file, or above `limit` bytes."""
     if not path.is_file():  # a pipe would wait for ever
         raise InputError(f"{path} is {'no file' if path.exists() else 'missing'}")
     with read_errors(path):

@@ -18,8 +18,7 @@ CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
 
 def named_beside(file: Path) -> dict[str, str]:
     """What the files of transformers beside a `tokenizer.json` call ``bos_token`` and
-    ``eos_token``; "" where they say that texts have no BOS. Raises an `InputError` if one of them
-    is damaged."""
+    ``eos_token``; "" where they say that texts have no BOS. An `InputError` if one is damaged."""
     found: dict[str, str] = {}
     for path in (file.with_name(CONFIG_FILE), file.with_name(MAP_FILE)):
         if not path.is_file():
@@ -86,10 +85,8 @@ def require_short(normalizer: Any, origin: str) -> None:
     """Refuses a normalizer of a `tokenizer.json` that makes a text endlessly longer. Raises an
     `InputError` if it may make one more than `LONGEST` times longer."""
     if (times := _times_longer(normalizer)) > LONGEST:
-        raise InputError(
-            f"{origin}: its normalizer makes a text up to {times:.3g} times longer; allowed are"
-            f" {LONGEST}"
-        )
+        found = f"{origin}: its normalizer makes a text up to {times:.3g} times longer"
+        raise InputError(f"{found}; allowed are {LONGEST}")
 
 
 def _times_longer(normalizer: Any) -> float:

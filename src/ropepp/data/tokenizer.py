@@ -44,22 +44,13 @@ LLAMA3_PATTERN = (
 
 
 class Tokenizer(Protocol):
-    """What a corpus needs of a tokenizer.
+    """What a corpus needs of a tokenizer."""
 
-    Attributes:
-        kind: "bpe", "tiktoken" or "bytes".
-        vocab_size: One more than the largest id, special tokens included.
-        bos_id: Id that begins every document, or None.
-        eot_id: Id that ends every document.
-        fingerprint: sha256 (hexadecimal) of what decides the ids; independent of the path and of
-            the file's layout.
-    """
-
-    kind: str
-    vocab_size: int
-    bos_id: int | None
-    eot_id: int
-    fingerprint: str
+    kind: str  # "bpe", "tiktoken" or "bytes"
+    vocab_size: int  # one more than the largest id, special tokens included
+    bos_id: int | None  # begins every document
+    eot_id: int  # ends every document
+    fingerprint: str  # sha256 of what decides the ids: not of the path or the file's layout
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, without special tokens."""
@@ -91,19 +82,13 @@ class BytesTokenizer:
 
 
 class BpeTokenizer:
-    """A tokenizer of the `tokenizers` library.
+    """A tokenizer of the `tokenizers` library; `content` is the text of a `tokenizer.json`, which
+    messages call `origin`.
 
-    Args:
-        content: The text of a `tokenizer.json`.
-        origin: What messages call it.
-        bos: The token that begins a document, "" for none. Unless given, what the tokenizer itself
-            puts before a text, or else one of its special tokens with a usual name.
-        eot: The token that ends a document; found in the same way behind a text.
-
-    Raises:
-        InputError: The content is no tokenizer, lacks a given token, or none of its tokens is known
-            as end-of-text.
-    """
+    Documents begin with the token `bos`, "" for none, and end with `eot`. Unless given, these are
+    what the tokenizer itself puts around a text, or else its special tokens with usual names.
+    Raises an `InputError` if the content is no tokenizer, lacks a given token, or none of its
+    tokens is known as end-of-text."""
 
     kind = "bpe"
 
@@ -130,19 +115,18 @@ class BpeTokenizer:
                 f"{origin} has no end-of-text token; known are {', '.join(EOT_NAMES)} among special"
                 f" tokens: name another with --eot, or as eos_token in a {CONFIG_FILE} beside it"
             )
-        self.eot_id = self._id_of(eot, "end-of-text", origin)
+        self.eot_id = self._id_of(eot, "end-of-text")
         # One token between documents ends them; it does not begin them too.
-        self.bos_id = self._id_of(bos, "BOS", origin) if bos and bos != eot else None
+        self.bos_id = self._id_of(bos, "BOS") if bos and bos != eot else None
         # A file may not mark them as special: they would be found in text, and shown by decode.
         self._backend.add_special_tokens([token for token in (bos, eot) if token])
         self.fingerprint = self._fingerprint(values)
 
-    def _id_of(self, token: str, role: str, origin: str) -> int:
+    def _id_of(self, token: str, role: str) -> int:
         found = self._backend.token_to_id(token)
         if found is None:
-            raise InputError(
-                f"{origin} has no token {token!r}, which is named as {role}; allowed are its own"
-            )
+            named = f"{self._origin} has no token {token!r}, which is named as {role}"
+            raise InputError(f"{named}; allowed are its own")
         return int(found)
 
     def _fingerprint(self, content: dict[str, Any]) -> str:
@@ -202,10 +186,8 @@ class TiktokenTokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         pieces = [self._pieces(text) for text in texts]
         flat = [piece for parts in pieces for piece in parts]
-        threads = num_threads()
-        encoded: Iterator[list[int]]
-        if threads == 1:
-            encoded = map(self._backend.encode_ordinary, flat)
+        if (threads := num_threads()) == 1:
+            encoded: Iterator[list[int]] = map(self._backend.encode_ordinary, flat)
         else:
             encoded = iter(self._backend.encode_ordinary_batch(flat, num_threads=threads))
         # Most texts are one piece: their ids are not copied.
@@ -228,26 +210,19 @@ class TiktokenTokenizer:
 
 
 def num_threads() -> int:
-    """Threads that encode a batch: a process among several takes one and leaves the others the
-    rest."""
+    """Threads that encode a batch: a process among several leaves the others the rest."""
     return 1 if parent_process() is not None else os.cpu_count() or 1
 
 
 def load_tokenizer(
     path_or_kind: str | Path, bos: str | None = None, eot: str | None = None
 ) -> Tokenizer:
-    """The tokenizer of a folder (such as a prepared corpus), of a file, or the word "bytes".
+    """The tokenizer of the word "bytes", of a `.json` file of `tokenizers`, of a `.model` or
+    `.tiktoken` file of "base64 rank" lines, or of a folder (such as a prepared corpus) that holds
+    `tokenizer.json` or `tokenizer.model`.
 
-    Args:
-        path_or_kind: "bytes"; a `.json` file of `tokenizers`; a `.model` or `.tiktoken` file of
-            "base64 rank" lines; or a folder that holds `tokenizer.json` or `tokenizer.model`.
-        bos: Token that begins documents, "" for none. Unless given, what the files beside a
-            `tokenizer.json` say, and else what `BpeTokenizer` finds.
-        eot: Token that ends documents; the same.
-
-    Raises:
-        InputError: There is no such thing, or it is no tokenizer.
-    """
+    `bos` and `eot` are for `BpeTokenizer`; unless given, what the files beside a `tokenizer.json`
+    say. Raises an `InputError` if there is no such thing, or it is no tokenizer."""
     path = Path(path_or_kind)
     if (bos, eot) != (None, None) and (path.suffix in (".model", ".tiktoken") or not path.exists()):
         raise InputError(f"bos is {bos!r}, eot {eot!r}; allowed are tokens of a {BPE_FILE} alone")

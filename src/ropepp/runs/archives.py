@@ -1,5 +1,4 @@
-"""Files of `torch.save`: written so that they stay, opened without executing anything, and compared
-with the checksums that they hold."""
+"""Files of `torch.save`: written to stay, opened without executing anything, with checksums."""
 
 from collections.abc import Collection, Iterable, Iterator
 from io import BytesIO
@@ -19,8 +18,7 @@ Sums = Collection[tuple[int, int]]  # sizes in bytes and CRC-32
 
 
 def write_archive(content: Any, target: Path) -> None:
-    """Writes tensors and plain values, completely or not at all, or raises a `DiskError`; they are
-    on the disk on return."""
+    """Writes tensors and plain values, which are on the disk on return, or raises a `DiskError`."""
     with disk_errors(target), replacing_file(target) as file:
         try:
             torch.save(content, file)
@@ -32,8 +30,7 @@ def read_archive(file: Path | BytesIO, name: Path, mapped: bool = True) -> tuple
     """The content of an archive, which messages call ``name``, and the checksums of its tensors,
     with which `check_tensors` compares those that are used; the rest is compared already. If
     ``mapped``, tensors of a path stay in the file until they are used. `Damaged` if it is torn, or
-    other bytes than were written; an `InputError` if it holds more than tensors and plain
-    values."""
+    not what was written; an `InputError` if it holds more than tensors and plain values."""
     sums = archive_sums(file, name)
     mapped = mapped and isinstance(file, Path)
     if not isinstance(file, Path):

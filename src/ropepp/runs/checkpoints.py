@@ -6,7 +6,6 @@ shards of each process, an index (``.metadata``) and everything else (``meta.pt`
 
 import json
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -23,8 +22,8 @@ from ropepp.model.folders.published import read_settings
 from ropepp.model.plain import require_plain, understanding
 from ropepp.runs.archives import check_tensors, named_tensors, read_archive, write_archive
 from ropepp.runs.shards import read_index, read_shards
+from ropepp.runs.status import CHECKPOINT, list_checkpoints
 
-_NAME = re.compile(r"step-(\d+)\.ckpt")
 METADATA = "meta.pt"
 TOKENIZERS = "ropepp_tokenizers"  # key of config.json, and of checkpoints without a data module's
 DATA = "CorpusDataModule"  # the name by which Lightning keeps the data module's state
@@ -45,15 +44,8 @@ KINDS = {  # what stands in a checkpoint, if it does
 T = TypeVar("T")
 
 
-def list_checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; those still being written have other names."""
-    found = [(int(m[1]), p) for p in directory.glob("step-*") if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found)]
-
-
 def newest_complete(directory: Path) -> Path | None:
-    """The newest checkpoint that is whole by its structure, with a warning about each newer one
-    that is not."""
+    """The newest checkpoint that is whole by its structure, with warnings about newer ones."""
     for path in reversed(list_checkpoints(directory)):
         reason = torn(path)
         if reason is None:
@@ -114,7 +106,7 @@ def read_checkpoint(path: Path, *used: str, mapped: bool = True) -> dict[str, An
     content, sums = read_archive(file, file, mapped)
     with understanding(file):
         _require_kinds(content)
-        named, step = _NAME.fullmatch(path.name), content.get("global_step", 0)
+        named, step = CHECKPOINT.fullmatch(path.name), content.get("global_step", 0)
         if named and step != int(named[1]):
             warnings.warn(f"{path} is a checkpoint of step {step}, whatever its name", stacklevel=2)
         parts = content if path.is_dir() else {key: content[key] for key in used if key in content}
@@ -232,9 +224,8 @@ def _line(one: dict[str, Any]) -> str:
 
 
 def consolidate(directory: Path, file: Path) -> None:
-    """Writes a sharded checkpoint as one file, with the optimizer's state, from which single
-    processes and sharded ones can go on; an `InputError` if it is no whole sharded one, or ``file``
-    exists."""
+    """Writes a sharded checkpoint, the optimizer's state too, as one file from which one process or
+    many can go on; an `InputError` if it is no whole sharded one, or ``file`` exists."""
     content = read_checkpoint(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is one file already")

@@ -18,8 +18,7 @@ Step = tuple[int, Any]  # a step and a Summary
 
 
 def write_events(file: Path, summaries: Iterable[Step]) -> None:
-    """Writes an event file, completely or not at all, or raises a `DiskError`; missing parents are
-    made."""
+    """Writes an event file, completely or not at all, or raises a `DiskError`; makes parents."""
     content, now = BytesIO(), time.time()
     writer = RecordWriter(content)
     writer.write(event_pb2.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ropepp import __version__
+
 
 def probe() -> dict[str, Any]:
     """Tries out what fast training needs: bfloat16 products in hardware and a working compiler; a
@@ -67,11 +69,9 @@ def peak_flops(device: torch.device) -> float | None:
 
 def provenance() -> dict[str, Any]:
     """Commit and versions, for results that should be reproducible."""
-    import ropepp
-
     return {
         "commit": commit(),
-        "ropepp": ropepp.__version__,
+        "ropepp": __version__,
         "torch": torch.__version__,
         "lightning": version("lightning"),
         "python": platform.python_version(),

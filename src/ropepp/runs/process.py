@@ -27,7 +27,7 @@ from ropepp.errors import Preempted
 from ropepp.files import disk_errors, lock, write_json
 from ropepp.records import Damaged
 from ropepp.runs.records import load_json, read_result
-from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, last_lines
+from ropepp.runs.status import LOCK, LOG, OUTCOME, TAIL, is_locked, list_checkpoints
 
 POLL = 0.3  # seconds
 GRACE = 300.0  # seconds that runs have to write a checkpoint when they are asked to end
@@ -43,14 +43,12 @@ ERROR = re.compile(r"(\[rank\d+\]:\s*)?(error: .+|[\w.]*(Error|Exception)\b.*)")
 
 @dataclass
 class RunProcess:
-    """A run that this driver cares for, in its folder: ``claim`` is the descriptor of ``lock``,
-    held, ``process`` None if another driver has started it, ``furthest`` the step of the newest
-    checkpoint when it began."""
+    """A run that this driver cares for, in its folder."""
 
     directory: Path
-    claim: int
-    process: subprocess.Popen[bytes] | None
-    furthest: int
+    claim: int  # the descriptor of ``lock``, held
+    process: subprocess.Popen[bytes] | None  # None if another driver has started it
+    furthest: int  # step of the newest checkpoint when it began
     began: float = field(default_factory=time.monotonic)
     _exited: float | None = None
 
@@ -92,7 +90,7 @@ class RunProcess:
         if read_result(self.directory):
             return "finished", ""
         code = None if self.process is None else self.process.returncode
-        lines = this_attempt(last_lines(self.log))
+        lines = last_words(self.log)
         codes = {int(found[1]) for line in lines if (found := TORCHRUN_CODE.search(line))}
         if code is None or code == Preempted.code or (code == 1 and Preempted.code in codes):
             return "preempted", "asked to end" if code else "its driver was killed"
@@ -158,13 +156,12 @@ def start(
     threads: int | None = None,
 ) -> RunProcess | None:
     """Starts a claimed run; None if processes of an earlier attempt still live."""
-    log = os.open(directory / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        if not lock(log, directory / LOG):
+    with (directory / LOG).open("ab", buffering=0) as log:
+        if not lock(log.fileno(), directory / LOG):
             return None
         (directory / OUTCOME).unlink(missing_ok=True)
         with disk_errors(directory / LOG):
-            os.write(log, f"\n{PROMPT}{shlex.join(command)}\n".encode())
+            log.write(f"\n{PROMPT}{shlex.join(command)}\n".encode())
         environment = dict(os.environ)
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
@@ -175,8 +172,6 @@ def start(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
             start_new_session=True,  # Ctrl-C is for the driver, which asks politely
         )  # fmt: skip
-    finally:
-        os.close(log)
     note = {"host": socket.gethostname(), "pid": process.pid, "driver": os.getpid(), "gpus": gpus}
     with disk_errors(directory / LOCK):
         os.ftruncate(claimed, 0)
@@ -201,8 +196,14 @@ def write_outcome(directory: Path, state: str, reason: str) -> None:
     write_json(directory / OUTCOME, {"state": state, "reason": reason, "time": time.time()})
 
 
-def this_attempt(lines: list[str]) -> list[str]:
-    """What the last attempt has said."""
+def last_words(log: Path) -> list[str]:
+    """What the last attempt has said at its end; a progress bar's states are lines of their own."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
     said = [line.strip() for line in lines if line.strip()]
     starts = [number for number, line in enumerate(said) if line.startswith(PROMPT)]
     return said[starts[-1] + 1 :] if starts else said
@@ -225,19 +226,14 @@ def is_orphan(directory: Path) -> bool:
 
 def newest_step(directory: Path) -> int:
     """Step of a run's newest checkpoint, 0 without any."""
-    names = (path.name for path in (directory / "checkpoints").glob("step-*.ckpt"))
-    steps = (re.fullmatch(r"step-(\d+)\.ckpt", name) for name in names)
-    return max((int(found[1]) for found in steps if found), default=0)
+    found = list_checkpoints(directory / "checkpoints")
+    return int(found[-1].stem.removeprefix("step-")) if found else 0
 
 
 def writers(log: Path) -> Iterator[int]:
     """Processes of this machine whose output goes to a file; nothing where there is no /proc."""
     target = str(log.resolve())
     for folder in Path("/proc").glob("[0-9]*"):
-        for stream in ("1", "2"):
-            try:
-                if os.readlink(folder / "fd" / stream) == target:
-                    yield int(folder.name)
-                    break
-            except OSError:  # gone, or another user's
-                break
+        with contextlib.suppress(OSError):  # gone, or another user's
+            if target in (os.readlink(folder / "fd" / stream) for stream in ("1", "2")):
+                yield int(folder.name)

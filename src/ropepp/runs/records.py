@@ -52,13 +52,9 @@ def read_json(file: Path, check: Callable[[dict[str, Any]], Any] = dict) -> dict
 
 
 def read_lines(file: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
-    """The complete lines of a ``metrics.jsonl``, each with its step; others are left out, with a
-    warning.
-
-    Args:
-        file: The file, which may be missing.
-        tail: Read only so many bytes at its end, without a word on the line that they cut.
-    """
+    """The complete lines of a ``metrics.jsonl``, which may be missing, each with its step; others
+    are left out, with a warning. With ``tail`` only so many bytes at its end are read, without a
+    word on the line that they cut."""
     bad, first, number = 0, 0, 0
     try:
         with file.open("rb") as stream:
@@ -100,13 +96,12 @@ def entry(line: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What one run of a sweep is: ``variant`` is the row it belongs to, whose runs differ in their
-    seed alone, ``overrides`` are keys of ``fit`` besides the base configuration, ``settings`` what
-    tells variants apart, short names to plain values (for tables and HParams)."""
+    """What one run of a sweep is."""
 
-    variant: str
+    variant: str  # the row it belongs to, whose runs differ in their seed alone
     seed: int
-    overrides: dict[str, Any]
+    overrides: dict[str, Any]  # keys of ``fit`` besides the base configuration
+    # What tells variants apart, short names to plain values (for tables and HParams).
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -117,29 +112,26 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep as it was asked for: the key ``metric`` of ``result.json`` is compared to the
-    ``baseline``'s, smaller is better; ``shared_learning_rate`` of all variants is a bias to name;
-    ``variants`` are in the order of the table, ``display`` has their names for people; ``controls``
-    equal the baseline by construction: what they differ by is noise."""
+    """A sweep as it was asked for."""
 
     name: str
     question: str
-    baseline: str
-    metric: str = "validation_loss"
-    shared_learning_rate: bool = True
-    variants: list[str] = field(default_factory=list)
-    display: dict[str, str] = field(default_factory=dict)
+    baseline: str  # the variant that others are compared to
+    metric: str = "validation_loss"  # key of ``result.json``, smaller is better
+    shared_learning_rate: bool = True  # of all variants: a bias to name
+    variants: list[str] = field(default_factory=list)  # in the order of the table
+    display: dict[str, str] = field(default_factory=dict)  # their names for people
+    # They equal the baseline by construction: what they differ by is noise.
     controls: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run and what has come of it: ``result`` is the content of ``result.json``, empty unless
-    done."""
+    """A run and what has come of it."""
 
     spec: RunSpec
     directory: Path
-    result: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)  # of ``result.json``; empty unless done
 
     @property
     def done(self) -> bool:
@@ -152,12 +144,7 @@ class Run:
 
 
 def read_plan(folder: Path) -> SweepPlan:
-    """The sweep of a folder.
-
-    Raises:
-        InputError: It is none.
-        Damaged: What says so is damaged.
-    """
+    """The sweep of a folder; an `InputError` if it is none, `Damaged` if what says so is."""
     content = load_json(folder / PLAN, lambda content: as_record(content, SweepPlan, PLAN))
     if not content:
         raise InputError(f"{folder} is no sweep's folder: {PLAN} is missing")
@@ -165,12 +152,8 @@ def read_plan(folder: Path) -> SweepPlan:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs of a sweep, by variant in the plan's order and seed. Where a run's own word on what
-    it is is damaged, the names of its folders are taken for it.
-
-    Raises:
-        InputError: It is no sweep's folder.
-    """
+    """All runs of a sweep, by variant in the plan's order and seed; an `InputError` if it is no
+    sweep's folder. Where a run's ``trial.json`` is damaged, its folders' names are taken for it."""
     try:
         variants = read_plan(folder).variants
     except Damaged as error:

@@ -96,9 +96,8 @@ class Slice(NamedTuple):
 
 
 def read_index(folder: Path) -> Metadata:
-    """What a sharded checkpoint holds and where. Raises `Damaged` if the index is another one than
-    was written, an `InputError` if it holds something else than an index does, or does not fit the
-    files."""
+    """What a sharded checkpoint holds and where. `Damaged` if the index is not what was written, an
+    `InputError` if it holds something else than an index does, or does not fit the files."""
     file = folder / INDEX
     if not file.is_file():
         raise Damaged(f"{INDEX} is missing")
@@ -115,9 +114,8 @@ def _read_index(file: Path, *version: int) -> Metadata:
     with understanding(file):
         root = _state(_Unpickler(BytesIO(file.read_bytes())).load(), "Metadata")
         places = dict(_place(*pair) for pair in root["storage_data"].items())
-        entries = {
-            key: _entry(key, one, places) for key, one in _named(root["state_dict_metadata"])
-        }
+        named = _named(root["state_dict_metadata"])
+        entries = {key: _entry(key, one, places) for key, one in named}
         paths = {
             key: path
             for key, path in _named(root.get("planner_data") or {})
@@ -151,10 +149,8 @@ def _place(key: Any, value: Any) -> tuple[MetadataIndex, Slice]:
     if Path(name).name != name or place.get("transform_descriptors"):
         raise InputError(f"it names {name!r:.200}; allowed are plain files of the same folder")
     _size((offset, length))
-    where = of.get("offset")
-    return MetadataIndex(of["fqn"], where if where is None else _size(where)), Slice(
-        name, offset, length
-    )
+    where = None if of.get("offset") is None else _size(of["offset"])
+    return MetadataIndex(of["fqn"], where), Slice(name, offset, length)
 
 
 def _entry(
@@ -182,8 +178,7 @@ def _entry(
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads slices in several threads, compares each with its checksums and unpickles nothing but
-    tensors and plain values."""
+    """Reads slices in threads, with checksums, and nothing but tensors and plain values."""
 
     def read_metadata(self) -> Metadata:
         return read_index(Path(self.path))
@@ -261,8 +256,7 @@ def seal(folder: Path) -> None:
 
 @contextmanager
 def one_failure(folder: Path) -> Iterator[None]:
-    """What processes tell each other of a failure, as the one `InputError` or `OSError` that says
-    most."""
+    """What processes tell each other of a failure, as one `InputError` or `OSError`."""
     try:
         yield
     except CheckpointException as error:

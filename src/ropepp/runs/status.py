@@ -8,7 +8,6 @@ Beside a run's own files its directory holds::
 """
 
 import fcntl
-import os
 import re
 import sys
 import time
@@ -18,40 +17,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropepp.files import lock
+from ropepp.files import lock, opened
 from ropepp.runs.records import METRICS, RESULT, read_json, read_lines, read_result, read_runs
 
 LOCK, LOG, OUTCOME = "lock", "fit.log", "outcome.json"
 TAIL = 32768  # bytes of metrics.jsonl or of a log in which the newest lines are looked for
 STATES = ("finished", "running", "waiting", "preempted", "failed", "pruned")
 ENDED = ("finished", "failed", "pruned")
+CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run has come: ``max_steps`` is None before it has begun, losses are the last logged
-    ones, or the result's, ``seconds_left`` is by its speed."""
+    """How far a run has come; losses are the last logged ones, or the result's."""
 
     name: str
     state: str
     step: int = 0
-    max_steps: int | None = None
+    max_steps: int | None = None  # None before it has begun
     train_loss: float | None = None
     validation_loss: float | None = None
-    seconds_left: float | None = None
+    seconds_left: float | None = None  # by its speed
     reason: str = ""
 
 
 def is_locked(file: Path) -> bool:
     """Whether some process holds a file's lock."""
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        with opened(file) as handle:
+            return not lock(handle, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    try:
-        return not lock(descriptor, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    finally:
-        os.close(descriptor)
 
 
 def state_of(directory: Path) -> str:
@@ -60,8 +56,7 @@ def state_of(directory: Path) -> str:
         return "finished"
     if is_locked(directory / LOG):
         return "running"
-    outcome = read_outcome(directory)
-    if outcome:
+    if outcome := read_outcome(directory):
         return str(outcome["state"])
     # Without an outcome whoever drove it died with it.
     return "preempted" if (directory / LOG).exists() else "waiting"
@@ -77,14 +72,10 @@ def read_outcome(directory: Path) -> dict[str, Any]:
     return read_json(directory / OUTCOME, check)
 
 
-def last_lines(file: Path) -> list[str]:
-    """The last lines of a file, oldest first; a progress bar's states are lines of their own."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
-            return stream.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; those still being written have other names."""
+    matches = ((CHECKPOINT.fullmatch(path.name), path) for path in directory.glob("step-*"))
+    return [path for _, path in sorted((int(m[1]), path) for m, path in matches if m)]
 
 
 def progress_of(directory: Path, name: str) -> RunProgress:

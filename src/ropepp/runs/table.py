@@ -17,8 +17,7 @@ T = TypeVar("T")
 
 def results(directories: Sequence[str], form: str = "md") -> str:
     """A table, of one of `FORMS`, of the finished runs in run folders, or in folders of runs such
-    as logs/EXPERIMENT, in order of finishing. An `InputError` if a folder is missing, or none holds
-    a finished run."""
+    as logs/EXPERIMENT, in order of finishing; an `InputError` if there is no folder or no run."""
     found: list[Path] = []
     for directory in directories:
         if not Path(directory).is_dir():

@@ -80,11 +80,11 @@ def test_progress_without_a_terminal(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress("encode", total=5000, done=1000) as progress:
+    with Progress("encode", total=5000) as progress:
         for _ in range(4):
             now[0] += 20
             progress(500, 10, 4000)
     assert capsys.readouterr().err.splitlines() == [
-        "encode: 2,000 of 5,000 bytes, 20 documents, 8,000 tokens, 200 tokens/s, 2.0 minutes left",
-        "encode: 3,000 of 5,000 bytes, 40 documents, 16,000 tokens, 200 tokens/s, 1.3 minutes left",
+        "encode: 1,000 of 5,000 bytes, 20 documents, 8,000 tokens, 200 tokens/s, 2.7 minutes left",
+        "encode: 2,000 of 5,000 bytes, 40 documents, 16,000 tokens, 200 tokens/s, 2.0 minutes left",
     ]

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 import ropepp.data.packing.best_fit  # noqa: F401 (makes its short class names known)
 from ropepp.data.loading.loader import EpochOrder, EvalLoader, Order, Rows, TrainLoader
-from ropepp.data.loading.mixture import ChosenRows, MixtureRows, MixtureSchedule
+from ropepp.data.loading.mixture import ChosenRows, MixtureOrder, MixtureRows, MixtureSchedule
 from ropepp.data.packing.concat import Concat, Packing
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
@@ -86,7 +86,6 @@ class RowsDataModule(pl.LightningDataModule):
             self.global_batch_size,
             self.micro_batch_size,
             *self._part(),
-            seed=self.seed,
             num_workers=self.num_workers,
             order=self.order(),
         )
@@ -200,8 +199,8 @@ class CorpusDataModule(RowsDataModule):
         self.schedule = MixtureSchedule.of(list(weights.values()))
         self.weights = {Path(folder).name: weight for folder, weight in weights.items()}
         taken = [*self.weights, *(f"{multiple}x" for multiple in self.extrapolation)]
-        alone = len(weights) == 1
-        if not alone and ("" in taken or len(set(taken)) < len(weights) + len(self.extrapolation)):
+        differ = "" not in taken and len(set(taken)) == len(weights) + len(self.extrapolation)
+        if len(weights) > 1 and not differ:
             raise InputError(
                 f"data.corpus is {corpus}; the last parts of the paths name the validation sets"
                 " and must differ from each other and from the names of data.extrapolation"
@@ -226,7 +225,7 @@ class CorpusDataModule(RowsDataModule):
 
     def order(self) -> Order:
         rows = self.rows["train"]
-        return rows.order(self.seed) if isinstance(rows, MixtureRows) else super().order()
+        return MixtureOrder(rows, self.seed) if isinstance(rows, MixtureRows) else super().order()
 
     def evaluation_sets(self) -> dict[str, Rows]:
         sets = super().evaluation_sets()

@@ -29,23 +29,15 @@ FILLER = {"input_ids": 0, "targets": IGNORE_INDEX, "document_ids": PADDING_DOCUM
 
 
 class Rows(Protocol):
-    """A finite set of rows; each must depend on its number alone.
+    """A finite set of rows; each must depend on its number alone."""
 
-    Attributes:
-        length: Tokens in a row (T).
-    """
-
-    length: int
+    length: int  # tokens in a row (T)
 
     def __len__(self) -> int:
         """Number of rows."""
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The rows of these numbers.
-
-        Returns:
-            int64 (B, T) `input_ids`, `targets`, `document_ids` and `positions`, in new memory.
-        """
+        """The rows of these (B,) numbers: int64 (B, T) of each of `KEYS`, in new memory."""
 
     def num_targets(self, indices: NDArray[np.int64]) -> int:
         """Number of targets other than -100 in these rows."""
@@ -65,14 +57,12 @@ class EpochOrder:
     def __init__(self, size: int, seed: int = 0, stream: int = 0) -> None:
         self.size = size
         # A step may span two epochs. Orders are large: each keeps its own, and no other's out.
-        self._permutation = lru_cache(maxsize=2)(
-            partial(permutation, seed, size=size, stream=stream)
-        )
+        make = partial(permutation, seed, size=size, stream=stream)
+        self._permutation = lru_cache(maxsize=2)(make)
 
     def rows(self, begin: int, end: int) -> NDArray[np.int64]:
         """Row numbers of samples begin to end; more than one epoch where the rows are few."""
-        size = self.size
-        parts = []
+        size, parts = self.size, []
         for epoch in range(begin // size, (end - 1) // size + 1):
             order = self._permutation(epoch)
             parts.append(order[max(begin - epoch * size, 0) : end - epoch * size])
@@ -95,21 +85,9 @@ class TrainLoader:
     One pass of `iter` ends at the next multiple of `len` micro-batches since sample 0; the next
     pass goes on there.
 
-    Args:
-        rows: What to load.
-        global_batch_size: Rows of an optimizer step.
-        micro_batch_size: Rows of a batch.
-        rank: Number of this process.
-        world_size: Number of processes.
-        seed: Seed of the order, at least 0.
-        num_workers: Processes that make batches ahead of time; 0 makes them when asked. The
-            batches are the same.
-        order: Which row each sample is, instead of an `EpochOrder` of this seed.
-
-    Raises:
-        InputError: A size is not positive, there is no row, or the micro-batches do not make up
-            the global batch.
-    """
+    `num_workers` processes make the same batches ahead of time; 0 makes them when asked. Without
+    an `order` it is the `EpochOrder` of seed 0. Raises an `InputError` if a size is not positive,
+    there is no row, or the micro-batches do not make up the global batch."""
 
     def __init__(
         self,
@@ -118,7 +96,6 @@ class TrainLoader:
         micro_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        seed: int = 0,
         num_workers: int = 0,
         order: Order | None = None,
     ) -> None:
@@ -132,14 +109,14 @@ class TrainLoader:
                 f" {micro_batch_size} and world_size {world_size} it must be a multiple of"
                 f" {together}: {' or '.join(fitting)}"
             )
-        at_least(0, seed=seed, num_workers=num_workers)
+        at_least(0, num_workers=num_workers)
         self.rows = rows
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.rank = rank
         self.world_size = world_size
         self.num_workers = num_workers
-        self.order = order or EpochOrder(len(rows), seed)
+        self.order = order or EpochOrder(len(rows))
         self.seconds_waited = 0.0
         self._samples = 0
 
@@ -158,8 +135,7 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on after that many samples; the number of processes and the micro-batch may have
-        changed. Raises an `InputError` if the state lies inside an optimizer step where no
-        micro-batch of this loader begins."""
+        changed. Raises an `InputError` if the state lies where no micro-batch here begins."""
         samples, together = state["samples"], self.micro_batch_size * self.world_size
         if samples < 0 or samples % self.global_batch_size % together:
             raise InputError(
@@ -250,18 +226,8 @@ class EvalLoader:
     batches.
 
     Batch b on rank r takes the rows from `(b * world_size + r) * micro_batch_size` on. Beyond the
-    last row come rows of padding without targets, so that no process ends before another.
-
-    Args:
-        rows: What to load.
-        micro_batch_size: Rows of a batch.
-        rank: Number of this process.
-        world_size: Number of processes.
-        limit: Number of rows to take at most.
-
-    Raises:
-        InputError: A size is not positive, or there is no row.
-    """
+    last row come rows of padding without targets, so that no process ends before another. Raises an
+    `InputError` if a size is not positive, or there is no row."""
 
     def __init__(
         self,

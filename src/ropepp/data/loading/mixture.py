@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ropepp.data.loading.loader import EpochOrder, Rows
-from ropepp.data.packing.concat import KEYS, Indices, PackedRows, row_numbers
+from ropepp.data.packing.concat import KEYS, Indices, row_numbers
 from ropepp.errors import InputError
 
 MAX_PERIOD = 1 << 16
@@ -28,8 +28,7 @@ class MixtureSchedule:
     is Tijdeman's ("The chairman assignment problem", Discrete Mathematics 32, 1980): the j-th
     sample of each corpus has a first and a last place, where the corpus has fallen behind by
     1 / (2k - 2), k corpora, and by 1 - 1 / (2k - 2); each place is taken by the earliest last
-    place among the samples that may come. No corpus is then ahead or behind by more than
-    1 - 1 / (2k - 2)."""
+    place among the samples that may come. No corpus is then ahead or behind by more."""
 
     counts: tuple[int, ...]  # samples of each corpus in a period
     corpora: NDArray[np.int64]  # (P,) corpus of each place in the period
@@ -55,8 +54,7 @@ class MixtureSchedule:
         return len(self.corpora)
 
     def place(self, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Corpus of the samples from `begin` to `end`, and each one's number among the samples of
-        its corpus."""
+        """Corpus of the samples from `begin` to `end`, and each one's number in its corpus."""
         period, at = np.divmod(np.arange(begin, end), self.period)
         corpora = self.corpora[at]
         return corpora, period * np.array(self.counts)[corpora] + self.earlier[at]
@@ -76,10 +74,10 @@ class MixtureRows:
         self.length = next(iter(self.parts.values())).length
         self.schedule = schedule
         self.sizes = [len(rows) for rows in self.parts.values()]
-        self._begins = np.cumsum([0, *self.sizes])
+        self.begins = np.cumsum([0, *self.sizes])  # of each corpus's numbers
 
     def __len__(self) -> int:
-        return int(self._begins[-1])
+        return int(self.begins[-1])
 
     def batch(self, indices: Indices) -> dict[str, Tensor]:
         """See `ropepp.data.loading.loader.Rows`. Raises an `IndexError` if there is no such row."""
@@ -94,36 +92,22 @@ class MixtureRows:
         """Number of targets other than -100 in these rows."""
         return sum(part.num_targets(numbers) for part, _, numbers in self._by_part(indices))
 
-    def order(self, seed: int) -> "MixtureOrder":
-        """The order in which training reads these rows."""
-        return MixtureOrder(self.schedule, self.sizes, seed)
-
     def in_proportion(self) -> "ChosenRows":
-        """Rows in the order of the schedule, each corpus's from its first on, up to where a corpus
-        has none left."""
+        """Rows in the order of the schedule from the first on, until a corpus has none left."""
         schedule = self.schedule
         end = min(schedule.sample(corpus, size) for corpus, size in enumerate(self.sizes))
         corpora, numbers = schedule.place(0, end)
-        return ChosenRows(self, self._begins[corpora] + numbers)
-
-    def summary(self) -> dict[str, Any]:
-        """By name of the corpus its `share` of the samples, as it is after rounding, and the
-        summary of its rows, see `PackedRows.summary`."""
-        shares = [count / self.schedule.period for count in self.schedule.counts]
-        return {
-            name: {"share": share} | (rows.summary() if isinstance(rows, PackedRows) else {})
-            for share, (name, rows) in zip(shares, self.parts.items(), strict=True)
-        }
+        return ChosenRows(self, self.begins[corpora] + numbers)
 
     def _by_part(self, indices: Indices) -> list[tuple[Rows, NDArray[Any], NDArray[np.int64]]]:
         """Rows of each corpus that has any of these, the places of these, and their numbers."""
         rows = row_numbers(indices, len(self))
-        corpora = np.searchsorted(self._begins, rows, side="right") - 1
+        corpora = np.searchsorted(self.begins, rows, side="right") - 1
         found = []
         for corpus, part in enumerate(self.parts.values()):
             at = np.flatnonzero(corpora == corpus)
             if len(at):
-                found.append((part, at, rows[at] - self._begins[corpus]))
+                found.append((part, at, rows[at] - self.begins[corpus]))
         return found
 
 
@@ -151,20 +135,19 @@ class MixtureOrder:
     """Which row each training sample is: the schedule says from which corpus, and each corpus has
     epochs and orders of its own. The first one's are those that it has alone."""
 
-    def __init__(self, schedule: MixtureSchedule, sizes: Sequence[int], seed: int) -> None:
-        self.schedule = schedule
-        self._begins = np.cumsum([0, *sizes])
-        self._orders = [EpochOrder(size, seed, stream) for stream, size in enumerate(sizes)]
+    def __init__(self, mixture: MixtureRows, seed: int) -> None:
+        self._mixture = mixture
+        self._orders = [EpochOrder(size, seed, stream) for stream, size in enumerate(mixture.sizes)]
 
     def rows(self, begin: int, end: int) -> NDArray[np.int64]:
-        """Row numbers, as in `MixtureRows`, of the samples from `begin` to `end`."""
-        corpora, numbers = self.schedule.place(begin, end)
+        """Row numbers of the samples from `begin` to `end`."""
+        corpora, numbers = self._mixture.schedule.place(begin, end)
         rows = np.empty_like(numbers)
         for corpus, order in enumerate(self._orders):
             at = corpora == corpus
             own = numbers[at]  # without a gap
             if len(own):
-                rows[at] = self._begins[corpus] + order.rows(int(own[0]), int(own[-1]) + 1)
+                rows[at] = self._mixture.begins[corpus] + order.rows(int(own[0]), int(own[-1]) + 1)
         return rows
 
 
@@ -174,9 +157,7 @@ def _whole_numbers(weights: Sequence[float]) -> tuple[int, ...]:
         raise InputError(f"the weights are {list(weights)}; each must be a number above 0")
     exact = [Fraction(str(weight)) for weight in weights]
     shares = [weight / sum(exact) for weight in exact]
-    period = math.lcm(*(share.denominator for share in shares))
-    if period > MAX_PERIOD:
-        period = MAX_PERIOD
+    period = min(math.lcm(*(share.denominator for share in shares)), MAX_PERIOD)
     counts = [math.floor(share * period) for share in shares]
     # The largest remainders are rounded up, as many as it takes.
     by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i] * period)

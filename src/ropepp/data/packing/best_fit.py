@@ -52,17 +52,9 @@ class BestFitRows(PackedRows):
     input too unless it ends a row's T + 1 tokens. A document of one token has no target and is left
     out.
 
-    Args:
-        corpus: What to read; the packing is kept in its folder, see
-            `ropepp.data.packing.packing_index`.
-        length: Row length T in tokens.
-        mask_documents: See `PackedRows`; a piece counts as a document.
-        min_opening_tokens: Tokens of a piece from which on it may open a row. Shorter ones fill the
-            rows of others, and are lost where there is no room.
-
-    Raises:
-        InputError: `length` is below 1 or exceeds the corpus, or no piece opens a row.
-    """
+    The packing is kept in the corpus's folder, see `ropepp.data.packing.packing_index`, also for
+    `min_opening_tokens`. For `mask_documents` a piece counts as a document. Raises an `InputError`
+    if `length` is below 1 or exceeds the corpus, or no piece opens a row."""
 
     def __init__(
         self, corpus: Corpus, length: int, mask_documents: bool = True, min_opening_tokens: int = 1

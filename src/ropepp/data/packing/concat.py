@@ -46,17 +46,9 @@ class PackedRows(ABC):
     """Rows of T = `length` tokens cut from a corpus; sub-classes say which tokens a row holds.
 
     A row reads T + 1 tokens, so that the last input has its target. The first token of a document
-    is no target.
-
-    Args:
-        corpus: What to read.
-        length: Row length T in tokens.
-        mask_documents: Number documents and positions inside a row; otherwise the row counts as
-            one document, and attention may cross documents. The targets are the same.
-
-    Raises:
-        InputError: `length` is below 1 or exceeds the corpus.
-    """
+    is no target. With `mask_documents` documents and positions are numbered inside a row; otherwise
+    the row counts as one document, and attention may cross documents. The targets are the same.
+    Raises an `InputError` if `length` is below 1 or exceeds the corpus."""
 
     def __init__(self, corpus: Corpus, length: int, mask_documents: bool = True) -> None:
         tokens = len(corpus.tokens)
@@ -82,19 +74,10 @@ class PackedRows(ABC):
         """What becomes of the documents, whose numbers of tokens these are."""
 
     def batch(self, indices: Indices) -> dict[str, Tensor]:
-        """The rows of these numbers.
-
-        Args:
-            indices: (B,) row numbers.
-
-        Returns:
-            int64 tensors (B, T): `input_ids`, padding is 0; `targets`, the next token, or -100
-            where that begins another document or does not exist; `document_ids`, 0, 1, ... inside
-            the row, padding is -1; `positions`, from 0 in every document and row, padding is 0.
-
-        Raises:
-            IndexError: There is no such row.
-        """
+        """The rows of these (B,) numbers as int64 tensors (B, T): `input_ids`, padding is 0;
+        `targets`, the next token, or -100 where that begins another document or does not exist;
+        `document_ids`, 0, 1, ... inside the row, padding is -1; `positions`, from 0 in every
+        document and row, padding is 0. Raises an `IndexError` if there is no such row."""
         numbers = row_numbers(indices, len(self))
         # One allocation: four of this size cost up to three times as much in page faults.
         arrays = np.empty((len(KEYS), len(numbers), self.length), np.int64)
@@ -121,16 +104,12 @@ class PackedRows(ABC):
         return int((self._pieces(row_numbers(indices, len(self))).sizes - 1).sum())
 
     def summary(self) -> dict[str, Any]:
-        """What the packing costs, as plain values.
-
-        Returns:
-            Numbers of `rows`, of their `length`, of the corpus's `documents` and `tokens`; then
-            shares: `tokens_lost`, of the corpus's tokens, those in no row; `places_padded`, of all
-            inputs of all rows, those without a token; `documents_split`, of the corpus's documents,
-            those that lie in several rows; `tokens_split`, of its tokens, those of such documents.
-            `document_lengths` has the percentiles of the lengths in tokens of the documents used,
-            see `length_percentiles`.
-        """
+        """What the packing costs, as plain values: numbers of `rows`, of their `length`, of the
+        corpus's `documents` and `tokens`; then shares: `tokens_lost`, of the corpus's tokens, those
+        in no row; `places_padded`, of all inputs of all rows, those without a token;
+        `documents_split`, of the corpus's documents, those that lie in several rows;
+        `tokens_split`, of its tokens, those of such documents. `document_lengths` has the
+        percentiles of the lengths of the documents used, see `length_percentiles`."""
         sizes = np.diff(self.corpus.offsets)
         lost, inputs, used, split = self._use(sizes)
         tokens, places = len(self.corpus.tokens), len(self) * self.length
@@ -150,12 +129,9 @@ class PackedRows(ABC):
         self, rows: NDArray[np.int64], inputs: NDArray[Any], targets: NDArray[Any]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Writes the tokens of these rows as inputs (B, T) and, one further on, as targets (B, T);
-        inputs after a row's last token are 0.
-
-        Returns:
-            (E,) which row each end of a piece is in, ascending; (E,) the place after the piece's
-            last token, 1 to T; (B,) number of inputs of each row that are no padding.
-        """
+        inputs after a row's last token are 0. Returns (E,) which row each end of a piece is in,
+        ascending; (E,) the place after the piece's last token, 1 to T; (B,) number of inputs of
+        each row that are no padding."""
         row_of, starts, sizes = self._pieces(rows)
         first = np.searchsorted(row_of, np.arange(len(rows)))
         ends = np.append(0, np.cumsum(sizes))
@@ -168,9 +144,8 @@ class PackedRows(ABC):
         places = (row_of * (self.length + 1) + columns - sizes)[begins]
         both = np.zeros((len(rows), self.length + 1), np.uint32)
         flat, tokens = both.reshape(-1), self.corpus.tokens
-        for at, start, count in zip(
-            places.tolist(), starts[begins].tolist(), counts.tolist(), strict=True
-        ):
+        stretches = zip(places.tolist(), starts[begins].tolist(), counts.tolist(), strict=True)
+        for at, start, count in stretches:
             flat[at : at + count] = tokens[start : start + count]
         inputs[:], targets[:] = both[:, :-1], both[:, 1:]
         filled = np.minimum(np.diff(ends[np.append(first, len(sizes))]), self.length)
@@ -235,8 +210,7 @@ def row_numbers(indices: Indices, size: int) -> NDArray[np.int64]:
 
 
 def spread(begins: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The numbers begin, begin + 1, ... of several ranges, one range after another, and which range
-    each is of, which comes first."""
+    """Which range each number is of, and begin, begin + 1, ... of one range after another."""
     range_of = np.repeat(np.arange(len(counts)), counts)
     within = np.arange(len(range_of)) - np.repeat(np.cumsum(counts) - counts, counts)
     return range_of, begins[range_of] + within

@@ -65,8 +65,7 @@ def open_index(corpus: Corpus, length: int, min_opening_tokens: int) -> PackingI
 
     It names the documents' offsets by their checksum: another corpus in the same place gets another
     index, and so does a damaged one. Where the folder cannot be written, the index is in memory
-    alone. Processes that make it at the same time write the same, each under a name of its own
-    first.
+    alone. Processes that make it at the same time write the same, under names of their own first.
 
     A piece of fewer than `min_opening_tokens` opens no row: it goes where there is room, and is
     left out where there is none."""
@@ -105,20 +104,14 @@ def build_index(
 def best_fit_decreasing(
     sizes: NDArray[Any], capacity: int, min_opening: int = 1
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Puts items into bins: the largest first, each where the least room is left that suffices.
+    """Puts items of (n,) sizes, 0 to `capacity`, into bins of that size: the largest first, each
+    where the least room is left that suffices. Returns (n,) the number of each item's bin, or
+    `NOWHERE` for an item of size 0, and for one below `min_opening`, which begins no bin, where
+    there is no room.
 
     Items of one size are placed together: a bin that was the best for one of them is the best for
     the next too until it has no room for it, and bins with equal room are filled alike. So there
-    are O(capacity) steps, each on whole arrays.
-
-    Args:
-        sizes: (n,) sizes of the items, 0 to `capacity`; one of size 0 is in no bin.
-        capacity: Size of a bin.
-        min_opening: Smallest size for which a new bin is begun.
-
-    Returns:
-        (n,) the number of each item's bin, or `NOWHERE`.
-    """
+    are O(capacity) steps, each on whole arrays."""
     bins = np.full(len(sizes), NOWHERE, NUMBER)
     order = np.argsort(sizes, kind="stable").astype(NUMBER)
     counts = np.bincount(sizes, minlength=capacity + 1)
@@ -186,8 +179,7 @@ class _Rooms:
 def _cut(
     offsets: NDArray[np.int64], length: int
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    """Tokens of each document's remainder, 0 if it has none; documents with pieces that fill rows;
-    and their numbers of such rows."""
+    """Tokens of each document's remainder, or 0; documents that fill rows; how many rows these."""
     documents = len(offsets) - 1
     # Sixteen bits are sorted several times faster.
     kind = np.uint16 if length < 1 << 16 else np.uint32

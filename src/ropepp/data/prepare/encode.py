@@ -40,8 +40,6 @@ BAD_LINES_FILE = "bad_lines.tsv"
 # Encoded at a time: enough for every core; with one, so few that they stay in its cache.
 BATCH_CHARACTERS, BATCH_CHARACTERS_ALONE = 1 << 21, 1 << 16
 
-SplitText = tuple[str, Text]  # name of the split
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -65,26 +63,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class ShardMeta:
-    """The content of a shard's `meta.json`.
-
-    `splits` has counts and checksums, `shares` the smallest and largest number that decided on a
-    document's split, `settings_sha256` is of the `Settings`, `bad_lines_sha256` of the file.
-    """
+    """The content of a shard's `meta.json`."""
 
     name: str
     settings_sha256: str
-    inputs: list[dict[str, Any]]
+    inputs: list[dict[str, Any]]  # `Seen` of each
     dtype: str
     bad_lines: int
     empty_documents: int
     short_documents: int
-    shares: list[float]
-    splits: dict[str, dict[str, Any]]
+    shares: list[float]  # smallest and largest number that decided on a document's split
+    splits: dict[str, dict[str, Any]]  # counts and checksums
     bad_lines_sha256: str | None
 
     def entry(self, split: str) -> ShardEntry:
-        """What is known of the files of a split. Raises an `InputError` if there is no such split,
-        or something else is said of it."""
+        """What is known of the files of a split; an `InputError` if that is something else."""
         values = {"name": self.name, **self.splits.get(split, {})}
         return as_record(values, ShardEntry, f"{META_FILE} of shard {self.name}")
 
@@ -233,7 +226,7 @@ def _is_same(seen: Seen, item: Input) -> bool:
     )
 
 
-def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[SplitText]:
+def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[tuple[str, Text]]:
     """The documents of a shard with the split of each; keeps the smallest and largest number that
     decided on a split up to date in `shares`."""
     fraction = job.settings.validation_fraction
@@ -257,7 +250,7 @@ class _Encoder:
     skipped: Skipped
     report: Report
 
-    def run(self, found: Iterator[SplitText]) -> None:
+    def run(self, found: Iterator[tuple[str, Text]]) -> None:
         batch: list[tuple[str, str]] = []
         characters = 0
         limit = BATCH_CHARACTERS if num_threads() > 1 else BATCH_CHARACTERS_ALONE

@@ -9,12 +9,12 @@ from ropepp.data.prepare.encode import check_shard, read_shard
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.data.tokens.meta import SHARDS_FOLDER
+from ropepp.data.tokens.reader import CHUNK
 from ropepp.data.tokens.writer import META_FILE, OFFSETS_FILE
 from ropepp.errors import InputError
 
 SHOWN_DOCUMENTS, SHOWN_TOKENS = 3, 48
 BAR = 40  # characters of the longest bar
-CHUNK = 1 << 22  # offsets looked at at a time
 
 
 def inspect(folder: str | Path) -> str:
@@ -31,19 +31,21 @@ def inspect(folder: str | Path) -> str:
         f" {meta.short_documents:,} short documents",
     ]
     for corpus in corpora:
-        lines += ["", *_describe(corpus)]
+        meta = corpus.meta
+        lines += [
+            "",
+            f"{meta.split}: {meta.documents:,} documents, {meta.tokens:,} tokens,"
+            f" {meta.text_bytes:,} bytes of text, {meta.text_bytes / meta.tokens:.2f} bytes a"
+            f" token; shards in {SHARDS_FOLDER}/: {meta.shards:,}",
+            *_histogram(corpus),
+            *_first_documents(corpus, corpus.load_tokenizer()),
+        ]
     return "\n".join(lines) + "\n"
 
 
 def verify(folder: str | Path) -> str:
-    """Reads all files of a prepared corpus and compares them with their checksums.
-
-    Returns:
-        What was read, a line for each split.
-
-    Raises:
-        InputError: A file is missing or is not what was written.
-    """
+    """Compares all files of a prepared corpus with their checksums, and says what was read, a line
+    for each split. Raises an `InputError` if a file is missing or is not what was written."""
     lines, corpora = [], _open(Path(folder))
     there = {corpus.meta.split for corpus in corpora}
     for place in sorted((Path(folder) / SHARDS_FOLDER).iterdir()):
@@ -66,24 +68,11 @@ def verify(folder: str | Path) -> str:
 
 def _open(folder: Path) -> list[Corpus]:
     # One file is enough to know a split, which then complains if the other is missing.
-    found = [
-        path.parent.name for name in (META_FILE, OFFSETS_FILE) for path in folder.glob(f"*/{name}")
-    ]
-    splits = sorted(set(found))
+    files = [*folder.glob(f"*/{META_FILE}"), *folder.glob(f"*/{OFFSETS_FILE}")]
+    splits = sorted({file.parent.name for file in files})
     if not splits:
         raise InputError(f"{folder} is no prepared corpus; `ropepp prepare` makes one")
     return [Corpus.open(folder, split) for split in splits]
-
-
-def _describe(corpus: Corpus) -> list[str]:
-    meta = corpus.meta
-    return [
-        f"{meta.split}: {meta.documents:,} documents, {meta.tokens:,} tokens,"
-        f" {meta.text_bytes:,} bytes of text, {meta.text_bytes / meta.tokens:.2f} bytes a token;"
-        f" shards in {SHARDS_FOLDER}/: {meta.shards:,}",
-        *_histogram(corpus),
-        *_first_documents(corpus, corpus.load_tokenizer()),
-    ]
 
 
 def _histogram(corpus: Corpus) -> list[str]:
@@ -106,9 +95,8 @@ def _histogram(corpus: Corpus) -> list[str]:
 
 
 def _first_documents(corpus: Corpus, tokenizer: Tokenizer) -> list[str]:
-    ends = corpus.offsets[: SHOWN_DOCUMENTS + 1].tolist()
     lines = [f"  first {SHOWN_TOKENS} tokens of the first documents:"]
-    for start, stop in pairwise(ends):
+    for start, stop in pairwise(corpus.offsets[: SHOWN_DOCUMENTS + 1].tolist()):
         shown = min(stop, start + SHOWN_TOKENS)
         more = " ..." if shown < stop else ""
         lines.append(f"  {tokenizer.decode(corpus.tokens[start:shown].tolist())!r}{more}")

@@ -98,9 +98,6 @@ def prepare(
             else a special token with a usual name.
         eot: Token that ends every document; the same.
 
-    Returns:
-        The folder.
-
     Raises:
         InputError: An argument or a file is not as described; nothing is written under the name
             of the folder.
@@ -193,10 +190,15 @@ class _Run:
         with disk_errors(place):
             place.mkdir(exist_ok=True)
         expected = {job.shard.name for job in jobs}
-        self.clear(
-            *(f"{SHARDS_FOLDER}/{p.name}" for p in place.iterdir() if p.name not in expected)
-        )
-        self._encode(jobs)
+        present = {path.name for path in place.iterdir()}
+        self.clear(*(f"{SHARDS_FOLDER}/{name}" for name in present - expected))
+        with Progress("encode", sum(job.shard.size for job in jobs)) as progress:
+            failures = run_jobs(finish_shard, jobs, self.processes, progress)
+        if failures:
+            for error in failures[1:]:
+                print(f"also: {error}", file=sys.stderr)
+            others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
+            raise InputError(f"{failures[0]}{others}")
         metas = [finished_shard(job) for job in jobs]
         complete = [meta for meta in metas if meta is not None]
         if len(complete) < len(metas):
@@ -244,23 +246,11 @@ class _Run:
             for shard in self.shards
         ]
 
-    def _encode(self, jobs: list[ShardJob]) -> None:
-        with Progress("encode", self.source.size) as progress:
-            failures = run_jobs(finish_shard, jobs, self.processes, progress)
-        if failures:
-            for error in failures[1:]:
-                print(f"also: {error}", file=sys.stderr)
-            others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
-            raise InputError(f"{failures[0]}{others}")
-
     def _training(self, vocab_size: int, sample_mb: int) -> tuple[str, list[ShardJob]]:
         """What a tokenizer is trained on, and a checksum of all that decides it."""
-        count = min(len(self.shards), SAMPLED_SHARDS)
-        chosen = [number * len(self.shards) // count for number in range(count)]
-        jobs = [
-            ShardJob(self.folder, self.shards[n], self.settings, "", self.on_bad_line)
-            for n in chosen
-        ]
+        every = self._jobs("", "")
+        count = min(len(every), SAMPLED_SHARDS)
+        jobs = [every[number * len(every) // count] for number in range(count)]
         facts = [vocab_size, sample_mb, self.settings.sha256]
         facts += [repr(job.shard.inputs) for job in jobs]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest(), jobs
@@ -280,8 +270,7 @@ class _Run:
 
 
 def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[str]:
-    """The first documents for training of each shard, up to about `size` bytes; of a long one
-    pieces."""
+    """The first training documents of each shard, long ones in pieces: about `size` bytes."""
     for job in jobs:
         reader = Reader(
             job.settings.key, job.on_bad_line, Skipped(), lambda count: report(count, 0, 0)
@@ -296,8 +285,7 @@ def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[s
 
 
 def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:
-    """Whether there is no second document. Raises an `InputError` if there is no first one
-    either."""
+    """Whether there is no second document; an `InputError` if there is no first one either."""
     skipped = Skipped()
     try:
         texts = Reader(field, on_bad_line, skipped).texts(source.inputs)

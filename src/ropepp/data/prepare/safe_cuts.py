@@ -44,19 +44,11 @@ def pieces(
     limit: int = LIMIT,
     around: int = AROUND,
 ) -> Iterator[str]:
-    """Cuts a text, in memory of a few times `limit` characters at most.
+    """Cuts a text, given in parts that do not influence the cuts, in memory of a few times `limit`
+    characters at most; there is no piece of an empty text.
 
-    Args:
-        blocks: The text in parts, which do not influence the cuts.
-        tokenizer: Whose ids must not change.
-        size: Characters of a piece, at most unless no place is found; a text of up to this many
-            is not cut.
-        limit: Characters without a safe place after which the text is cut anyway.
-        around: Characters on each side of a place that are encoded to try it.
-
-    Yields:
-        Parts that make up the text; none for an empty text.
-    """
+    A piece has `size` characters, at most unless no place is found, and is cut after `limit`
+    without one. `around` characters on each side of a place are encoded to try it."""
     rest, text, length = iter(blocks), "", size
     while len(text := _read_on(text, rest, length + around)) > length:
         cut = _find(text, length, tokenizer, around)

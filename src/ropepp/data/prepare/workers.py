@@ -36,17 +36,14 @@ Work = Callable[[Any, Report], None]
 
 
 class Progress:
-    """Bytes read of how many (those done need not be read any more), documents, tokens, tokens a
-    second and the time that is left: a bar on a terminal, otherwise a line now and then; a context
-    manager."""
+    """Bytes read of how many, documents, tokens, tokens a second and the time that is left: a bar
+    on a terminal, otherwise a line now and then; a context manager."""
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self._label, self._total, self._done = label, total, done
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._total = label, total
         self._documents = self._tokens = self._bytes = 0
         self._began = self._shown = time.monotonic()
-        self._bar = tqdm(
-            total=total, initial=done, desc=label, unit="B", unit_scale=True, disable=None
-        )
+        self._bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None)
 
     def __enter__(self) -> "Progress":
         return self
@@ -65,10 +62,9 @@ class Progress:
         self._bar.set_postfix_str(counts, refresh=False)
         if self._bar.disable and now - self._shown > LINE_SECONDS:
             self._shown = now
-            read = self._done + self._bytes
-            left = (self._total - read) * (now - self._began) / max(self._bytes, 1)
+            left = (self._total - self._bytes) * (now - self._began) / max(self._bytes, 1)
             print(
-                f"{self._label}: {read:,} of {self._total:,} bytes, {counts},"
+                f"{self._label}: {self._bytes:,} of {self._total:,} bytes, {counts},"
                 f" {left / 60:.1f} minutes left",
                 file=sys.stderr,
                 flush=True,

@@ -38,18 +38,8 @@ class RecallRows:
     have distinct places, uniform from the end of the pairs to the end of the row, or to column
     `max_distance`, which is that far behind the first pair.
 
-    Args:
-        sequence_length: Tokens in a row (T).
-        pairs: Key-value pairs in a row (n).
-        vocab_size: Number of token ids (V).
-        size: Number of rows.
-        max_distance: Largest distance of an asked key; anywhere in the row unless given.
-        seed: Seed of all streams.
-        stream: Number of the stream; streams of a seed have no random number in common.
-
-    Raises:
-        InputError: The numbers do not fit each other; the message names them as keys of ``data``.
-    """
+    There are `size` rows of n = `pairs` key-value pairs; streams of a seed have no random number in
+    common. Raises an `InputError` that names keys of ``data`` if sizes do not fit each other."""
 
     def __init__(
         self,
@@ -61,13 +51,30 @@ class RecallRows:
         seed: int = 0,
         stream: int = TRAIN_STREAM,
     ) -> None:
-        _check_sizes(sequence_length, pairs, vocab_size, max_distance)
+        at_least(SMALLEST_VOCABULARY, "data.", vocab_size=vocab_size)
+        keys = vocab_size // 3
+        if not 1 <= pairs <= keys:
+            raise InputError(
+                f"data.pairs is {pairs}; with data.vocab_size {vocab_size} there are {keys} keys:"
+                f" allowed are 1 to {keys}"
+            )
+        shortest = 3 * pairs  # a pair and its question are three tokens
+        if sequence_length < shortest:
+            raise InputError(
+                f"data.sequence_length is {sequence_length}; with data.pairs {pairs} it must be at"
+                f" least {shortest}"
+            )
+        if max_distance is not None and max_distance < shortest - 1:
+            raise InputError(
+                f"data.max_distance is {max_distance}; with data.pairs {pairs} it must be at least"
+                f" {shortest - 1}, or null for anywhere in the row"
+            )
         self.length = sequence_length
         self.pairs = pairs
         self.vocab_size = vocab_size
         self.size = size
         self.stream = stream
-        self.part = vocab_size // 3
+        self.part = keys
         end = sequence_length if max_distance is None else min(sequence_length, max_distance + 1)
         self.places = end - 2 * pairs
         self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
@@ -76,18 +83,9 @@ class RecallRows:
         return self.size
 
     def batch(self, indices: Indices) -> dict[str, Tensor]:
-        """The rows of these numbers.
-
-        Args:
-            indices: (B,) row numbers.
-
-        Returns:
-            int64 tensors (B, T): `input_ids`; `targets`, the value where its key is asked and -100
-            elsewhere; `document_ids`, 0; `positions`, 0 to T - 1.
-
-        Raises:
-            IndexError: There is no such row.
-        """
+        """The rows of these (B,) numbers as int64 tensors (B, T): `input_ids`; `targets`, the value
+        where its key is asked and -100 elsewhere; `document_ids`, 0; `positions`, 0 to T - 1.
+        Raises an `IndexError` if there is no such row."""
         rows = row_numbers(indices, len(self))
         n, T = self.pairs, self.length
         counts = [self.part, self.places, n, T]
@@ -165,8 +163,6 @@ class RecallDataModule(RowsDataModule):
             )
         self.pairs = pairs
         self.max_distance = max_distance
-        self.train_rows = train_rows
-        self.validation_rows_per_length = validation_rows_per_length
         self.lengths = sorted(lengths)
         self._vocab_size = vocab_size
         # A set of rows costs nothing until it is read, and bad sizes are found before any work.
@@ -199,29 +195,6 @@ class RecallDataModule(RowsDataModule):
             None if self.max_distance is None else self.max_distance * multiple,
             self.seed,
             stream,
-        )
-
-
-def _check_sizes(
-    sequence_length: int, pairs: int, vocab_size: int, max_distance: int | None
-) -> None:
-    at_least(SMALLEST_VOCABULARY, "data.", vocab_size=vocab_size)
-    keys = vocab_size // 3
-    if not 1 <= pairs <= keys:
-        raise InputError(
-            f"data.pairs is {pairs}; with data.vocab_size {vocab_size} there are {keys} keys:"
-            f" allowed are 1 to {keys}"
-        )
-    shortest = 3 * pairs  # a pair and its question are three tokens
-    if sequence_length < shortest:
-        raise InputError(
-            f"data.sequence_length is {sequence_length}; with data.pairs {pairs} it must be at"
-            f" least {shortest}"
-        )
-    if max_distance is not None and max_distance < shortest - 1:
-        raise InputError(
-            f"data.max_distance is {max_distance}; with data.pairs {pairs} it must be at least"
-            f" {shortest - 1}, or null for anywhere in the row"
         )
 
 

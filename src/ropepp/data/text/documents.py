@@ -39,8 +39,7 @@ def scan(path: Path) -> LongText:
 
 
 def blocks(text: Text) -> Iterator[str]:
-    """The text in parts of about `BLOCK` characters. Raises an `InputError` if a file is no longer
-    what it was."""
+    """The text in parts of about `BLOCK` characters; an `InputError` if its file has changed."""
     if isinstance(text, str):
         yield from (text[at : at + BLOCK] for at in range(0, len(text), BLOCK))
     else:

@@ -59,8 +59,7 @@ class Seen:
 
 @dataclass
 class Skipped:
-    """What was left out of raw text; `reports` has "file, line, reason" of the first bad lines,
-    between tabs."""
+    """What was left out of raw text; `reports` are the first bad lines: file, line, reason."""
 
     bad_lines: int = 0
     empty_documents: int = 0
@@ -100,10 +99,11 @@ class Reader:
 
     def _of_rows(self, item: Input) -> Iterator[Text]:
         assert item.rows is not None
-        done = item.rows.stop - item.rows.start
-        for number, value in read_range(item.rows, self.key):
+        rows, reported = item.rows.stop - item.rows.start, 0
+        for done, (number, value) in enumerate(read_range(item.rows, self.key), start=1):
             yield from self._row(value, item.rows.dataset, item.label, number)
-            self.progress(_share_of(item.size, number - item.rows.start, done))
+            self.progress(item.size * done // rows - reported)
+            reported = item.size * done // rows
         self.seen.append(Seen(item.label, item.size, 0, item.rows.fingerprint))
 
     def _of_file(self, path: Path, item: Input) -> Iterator[Text]:
@@ -219,11 +219,6 @@ def require_text(text: str, place: str) -> str:
 def _bytes(path: Path) -> bytes:
     with read_errors(path):
         return path.read_bytes()
-
-
-def _share_of(size: int, number: int, total: int) -> int:
-    """What item `number` of `total` adds to a progress that ends at `size`."""
-    return size * (number + 1) // total - size * number // total
 
 
 def _require_unchanged(path: Path, item: Input) -> None:

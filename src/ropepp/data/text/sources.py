@@ -54,14 +54,8 @@ class Source:
     def files(self) -> tuple[Path, ...]:
         return tuple(item.path for item in self.inputs if item.path is not None)
 
-    @property
-    def size(self) -> int:
-        """Bytes on disk, compressed where the files are."""
-        return sum(item.size for item in self.inputs)
-
     def shards(self) -> list[Shard]:
-        """Every file or range of rows is a shard; .txt files that follow each other share one, up
-        to 64 MB of them."""
+        """Every file or range of rows is a shard; up to 64 MB of .txt files in a row share one."""
         groups: list[list[Input]] = []
         room = 0
         for item in self.inputs:
@@ -76,9 +70,8 @@ class Source:
 
 
 def find_source(source: str) -> Source:
-    """Finds a named corpus, a file, a folder or a dataset, and what is needed to read it. Raises an
-    `InputError` if there is no such source, it has no file to read, or a package it needs is not
-    installed."""
+    """Finds a named corpus, a file, a folder or a dataset. Raises an `InputError` if there is no
+    such source, it has no file to read, or a package that reading needs is not installed."""
     if not source:  # as an unset variable of a shell
         raise InputError("the source is ''; give the name of a file, a folder or a dataset")
     path = Path(source)

@@ -48,33 +48,20 @@ from ropepp.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """One split of a prepared corpus; build it with `Corpus.open`.
+    """One split of a prepared corpus; build it with `Corpus.open`. Document d is
+    `tokens[offsets[d] : offsets[d + 1]]`."""
 
-    Attributes:
-        folder: The corpus's folder.
-        tokens: (tokens,) uint16 or uint32; has a length and gives arrays for slices.
-        offsets: (documents + 1,) int64, read-only; document d is `tokens[offsets[d] : offsets[d +
-            1]]`.
-        meta: Counts, tokenizer, checksums.
-    """
-
-    folder: Path
-    tokens: NDArray[Any] | ShardedTokens
-    offsets: NDArray[np.int64]
-    meta: CorpusMeta
+    folder: Path  # the corpus's
+    tokens: NDArray[Any] | ShardedTokens  # (tokens,) uint16 or uint32; slices are arrays
+    offsets: NDArray[np.int64]  # (documents + 1,) read-only
+    meta: CorpusMeta  # counts, tokenizer, checksums
 
     @classmethod
     def open(cls, folder: str | Path, split: str) -> "Corpus":
-        """Opens a split after comparing its files with their checksums: all but the shards' own,
-        whose sizes are compared here and whose tokens as they are read (`verify` compares all).
-
-        Args:
-            folder: The corpus's folder.
-            split: "train" or "validation".
-
-        Raises:
-            InputError: A file is missing, damaged, of another format, or contradicts `meta.json`.
-        """
+        """Opens a split, "train" or "validation", after comparing its files with their checksums:
+        all but the shards' own, whose sizes are compared here and whose tokens as they are read
+        (`verify` compares all). Raises an `InputError` if a file is missing, damaged, of another
+        format, or contradicts `meta.json`."""
         folder = Path(folder)
         place = folder / split
         if not place.is_dir():
@@ -111,8 +98,7 @@ class Corpus:
             verify_shard(place, entry, token_type(self.meta.vocab_size), self.meta.vocab_size)
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids. Raises an `InputError` if the corpus's tokenizer file is
-        missing or was exchanged."""
+        """The tokenizer that made the ids; an `InputError` if its file is missing or another."""
         tokenizer = load_tokenizer("bytes" if self.meta.tokenizer == "bytes" else self.folder)
         if tokenizer.fingerprint != self.meta.tokenizer_fingerprint:
             raise InputError(

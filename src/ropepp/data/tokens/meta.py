@@ -35,25 +35,17 @@ NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # of a shard or a file: no way to 
 
 @dataclass(frozen=True)
 class CorpusMeta:
-    """The content of `meta.json`; `documents`, `tokens` and `text_bytes` count this split alone.
-
-    `tokens` counts BOS and end-of-text, `text_bytes` the UTF-8 bytes of the documents. `bad_lines`,
-    `empty_documents` and `short_documents` were left out of the whole corpus. `shards` is the
-    number of the split's shards; `shards_sha256` is of the list that has their own checksums,
-    `files_sha256` of the files beside the splits by their names, and `tokens_checksum` and
-    `offsets_checksum` are what `BlockChecksums.digest` makes of all checksums of tokens, and of
-    the offsets.
-    """
+    """The content of `meta.json`."""
 
     format_version: int
     ropepp_version: str
     name: str
     split: str
     source: str
-    documents: int
-    tokens: int
-    text_bytes: int
-    bad_lines: int
+    documents: int  # of this split alone, as the next two
+    tokens: int  # with BOS and end-of-text
+    text_bytes: int  # of the documents in UTF-8
+    bad_lines: int  # left out of the whole corpus, as the next two
     empty_documents: int
     short_documents: int
     vocab_size: int
@@ -61,11 +53,11 @@ class CorpusMeta:
     tokenizer_fingerprint: str
     bos_id: int | None
     eot_id: int
-    shards: int
-    shards_sha256: str
-    files_sha256: dict[str, str]
-    tokens_checksum: str
-    offsets_checksum: str
+    shards: int  # of this split
+    shards_sha256: str  # of their list, which has their own checksums
+    files_sha256: dict[str, str]  # of the files beside the splits by their names
+    tokens_checksum: str  # `BlockChecksums.digest` of the checksums of all tokens
+    offsets_checksum: str  # the same of the offsets
 
 
 @dataclass(frozen=True)
@@ -138,8 +130,8 @@ def join_shards(
     write_record(place / META_FILE, meta)
     if len(kept) == 1:  # its file has the split's ids alone and whole, as other programs read them
         with suppress(OSError):  # not every file system has links
-            own_file = Path("..", SHARDS_FOLDER, kept[0].name, split, TOKENS_FILE)
-            (place / TOKENS_FILE).symlink_to(own_file)
+            only = shard_folder(Path(".."), kept[0].name, split)
+            (place / TOKENS_FILE).symlink_to(only / TOKENS_FILE)
     sync_folder(place)
     return meta
 

@@ -36,19 +36,9 @@ class ShardedTokens:
     Files are read, not mapped: one that was cut short, or a disk that fails, is then an error with
     a name instead of the end of the process, and only `OPEN_FILES` are open at a time.
 
-    Args:
-        parts: File and number of tokens of each shard, in order; none may be empty.
-        dtype: Type of the numbers.
-        vocab_size: Ids are below it.
-        checksums: crc32 of every block of every file, one file after another.
-
-    Attributes:
-        dtype: Type of the numbers.
-        checksums: As given.
-
-    Raises:
-        InputError: A file is missing or of another size.
-    """
+    `parts` are the file and number of tokens of each shard, in order, none empty; `checksums` the
+    crc32 of every block of every file, one file after another. Raises an `InputError` if a file is
+    missing or of another size."""
 
     def __init__(
         self,
@@ -77,32 +67,22 @@ class ShardedTokens:
         return self._starts[-1]
 
     def __getitem__(self, key: slice) -> NDArray[Any]:
-        """(stop - start,) the tokens of a slice.
-
-        Raises:
-            IndexError: The slice's step is not 1.
-            InputError: A file cannot be read or is not what was written.
-        """
+        """(stop - start,) the tokens of a slice. Raises an `IndexError` if its step is not 1, an
+        `InputError` if a file cannot be read or is not what was written."""
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise IndexError(f"step is {step}; tokens are read one after another")
         stop = max(start, stop)
-        shards = range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop))
-        parts = [
-            self._read(
-                shard,
-                max(start - self._starts[shard], 0),
-                min(stop, self._starts[shard + 1]) - self._starts[shard],
-            )
-            for shard in shards
-        ]
+        parts = []
+        for shard in range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop)):
+            first, end = self._starts[shard], self._starts[shard + 1]
+            parts.append(self._read(shard, max(start - first, 0), min(stop, end) - first))
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def verify(self) -> None:
-        """Reads and compares everything. Raises an `InputError` if a file cannot be read or is not
-        what was written."""
+        """Reads everything; an `InputError` names a file that is not what was written."""
         self._unread = bytearray(b"\1") * self._blocks[-1]
         for start in range(0, len(self), CHUNK):
             self[start : start + CHUNK]
@@ -124,9 +104,7 @@ class ShardedTokens:
         content = file.read(first * BLOCK, min(last * BLOCK, self._keys[shard][0]))
         self._compare(shard, first, content)
         self._unread[own.start + first : own.start + last] = bytes(last - first)
-        return np.frombuffer(content, self.dtype)[
-            (begin - first * BLOCK) // size : (end - first * BLOCK) // size
-        ]
+        return np.frombuffer(content, self.dtype, (end - begin) // size, begin - first * BLOCK)
 
     def _compare(self, shard: int, first: int, content: bytes) -> None:
         """Of the blocks from `first` on, whole ones."""
@@ -149,11 +127,7 @@ class ShardedTokens:
 
 
 class _OpenFile:
-    """A file until nobody uses it any more.
-
-    Attributes:
-        stamp: Size, time and number of the file that was found.
-    """
+    """A file until nobody uses it any more; `stamp` is of the one that was found."""
 
     _handle = -1
 
@@ -199,8 +173,7 @@ def load_numbers(path: Path, dtype: np.dtype[Any], count: int, checksum: str) ->
 
 
 def check_size(path: Path, dtype: np.dtype[Any], count: int) -> tuple[int, ...]:
-    """Raises an `InputError` if a file of numbers is missing or has another number of them; its
-    size, time and number."""
+    """A file's size, time and number; an `InputError` unless it holds so many numbers."""
     try:
         status = path.stat()
     except OSError as error:

@@ -25,8 +25,7 @@ BUFFER = 1 << 20  # numbers buffered at a time
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:
-    """The smallest of `TOKEN_TYPES` that holds every id of the vocabulary. Raises an `InputError`
-    if none does."""
+    """The smallest of `TOKEN_TYPES` that holds every id; an `InputError` if none does."""
     for dtype in TOKEN_TYPES:
         if vocab_size <= np.iinfo(dtype).max + 1:
             return dtype
@@ -35,8 +34,7 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
 
 class TokenWriter:
     """Writes documents to the token file and the offsets of an existing folder, in bounded memory;
-    a context manager. The files, the checksums of blocks of tokens with them, are complete after
-    `sync`."""
+    a context manager. These and the checksums of blocks of tokens are complete after `sync`."""
 
     def __init__(self, place: Path, tokenizer: Tokenizer) -> None:
         self.documents = self.tokens = self.text_bytes = 0
