@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ropepp.errors import optional
 from ropepp.eval import PROTOCOLS
 from ropepp.files import require_results
 from ropepp.options import positive
@@ -17,11 +18,7 @@ STDS = (0.2, 0.5, 1.0, 1.5)  # the ends are the paper's
 
 
 def main(args: list[str]) -> None:
-    """Runs a command; ``args`` are those after ``ropepp analyze``.
-
-    Raises:
-        InputError: See the commands.
-    """
+    """Runs a command; ``args`` are those after ``ropepp analyze``."""
     parser = ArgumentParser("ropepp analyze", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     one = _with_model(commands, "noise", "noise on real or imaginary queries: which matter more?")
@@ -51,9 +48,8 @@ def main(args: list[str]) -> None:
     add("--trained_length", type=positive, default=4096, help="tokens that training has shown")
     add("--length", type=positive, default=32768, help="tokens in use")
     options = parser.parse_args(args)
-    from ropepp.eval.analyze.output import require_extras
-
-    require_extras()
+    for module in ("matplotlib", "scipy"):  # which draw, and make intervals
+        optional(module)
     analysis = import_module(f"ropepp.eval.analyze.{options.command}")
     name, models = options.command, []
     if "model" in options:
