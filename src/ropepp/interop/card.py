@@ -46,13 +46,24 @@ def model_card(
 ) -> str:
     """Markdown, of a folder whose kind is "reference" or its ``model_type``; ``result`` is the
     run's ``result.json``, if it has ended with these weights."""
-    rows = {**_sizes(saved), "weights": str(dtype).removeprefix("torch.")}
+    model, config, layout = saved.model, saved.model.config, saved.model.layout
+    sizes = f"{config.num_layers}, {config.hidden_size:,}, {config.ffn_size:,}"
+    heads = f"{layout.num_heads}, {layout.num_projections}, {layout.num_kv_heads}"
+    rows = {
+        "variant": f"`{model.position}`",
+        "parameters": f"{num_parameters(model):,}",
+        "layers, width, feed-forward": sizes,
+        "attention heads, query projections, kv heads, head size": f"{heads}, {config.head_dim}",
+        "vocabulary": f"{config.vocab_size:,}",
+        "KV cache, bytes a token in bfloat16": f"{kv_cache_bytes_per_token(model):,}",
+        "weights": str(dtype).removeprefix("torch."),
+    }
     if saved.step is not None:
         rows["optimizer steps"] = f"{saved.step:,}"
     rows.update(_figures(saved, result))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     library = "ropepp" if kind == "reference" else "transformers"
-    variant = type(saved.model.position).__name__
+    variant = type(model.position).__name__
     loading = LOADING.get(kind, LOADING["llama"]).replace("ARCHITECTURE", kind.capitalize())
     return f"""\
 ---
@@ -74,24 +85,6 @@ A causal language model with position encoding {variant}, exported by `ropepp ex
 
 {loading}
 """
-
-
-def _sizes(saved: SavedModel) -> dict[str, str]:
-    model = saved.model
-    config, layout = model.config, model.layout
-    return {
-        "variant": f"`{model.position}`",
-        "parameters": f"{num_parameters(model):,}",
-        "layers, width, feed-forward": (
-            f"{config.num_layers}, {config.hidden_size:,}, {config.ffn_size:,}"
-        ),
-        "attention heads, query projections, kv heads, head size": (
-            f"{layout.num_heads}, {layout.num_projections}, {layout.num_kv_heads}, "
-            f"{config.head_dim}"
-        ),
-        "vocabulary": f"{config.vocab_size:,}",
-        "KV cache, bytes a token in bfloat16": f"{kv_cache_bytes_per_token(model):,}",
-    }
 
 
 def _figures(saved: SavedModel, result: dict[str, Any] | None) -> dict[str, str]:
