@@ -40,13 +40,11 @@ def encoded_samples(
 def evaluate_task(
     subject: EvaluatedModel, task: Task, length: int, count: int, seed: int
 ) -> list[Score]:
-    """Scores a model's greedy answers, and how likely it finds the expected ones.
+    """Scores a model's greedy answers, and how likely it finds the expected ones; an `InputError`
+    if the task cannot be made at this length.
 
     The negative log-likelihood is that of each expected string behind the prompt, summed over
     strings and divided by their tokens. It tells small models apart whose answers are all wrong.
-
-    Raises:
-        InputError: The task cannot be made at this length.
     """
     samples = encoded_samples(task, subject.tokenizer, length, count, seed)
     items = [
@@ -60,19 +58,16 @@ def evaluate_task(
     scores = [
         task.score(value["output"], one.sample) for value, one in zip(values, samples, strict=True)
     ]
+    numbers = {name: mean_of([score[name] for score in scores]) for name in scores[0]}
     tokens = [sum(map(len, one.answers)) for one in samples]
-
-    def row(metric: str, numbers: tuple[float, float | None], baseline: float | None) -> Score:
-        return Score(
-            subject.name, task.suite, task.name, length, metric, *numbers, len(samples), baseline,
-            task.official,
-        )  # fmt: skip
-
-    rows = [
-        row(name, mean_of([score[name] for score in scores]), task.baseline if not i else None)
-        for i, name in enumerate(scores[0])
-    ]
-    return [*rows, row(NLL, ratio_of([value["nll"] for value in values], tokens), None)]
+    numbers[NLL] = ratio_of([value["nll"] for value in values], tokens)
+    return [
+        Score(
+            subject.name, task.suite, task.name, length, metric, *both, len(samples),
+            task.baseline if metric == "score" else None, task.official,
+        )
+        for metric, both in numbers.items()
+    ]  # fmt: skip
 
 
 def averages(rows: Sequence[Score]) -> list[Score]:

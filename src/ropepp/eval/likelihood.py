@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ropepp.generate.decode import own_positions, pad_left, read
 from ropepp.model.cache import KVCache
@@ -60,7 +59,9 @@ def continue_cached(
         tokens = [_padded([contexts[g][-1], *ids[:-1]], n, 0) for g, ids in chunk]
         targets = [_padded(ids, n, IGNORE_INDEX) for _, ids in chunk]
         place = torch.tensor([len(contexts[g]) - 1 for g, _ in chunk], device=device)
-        own = _fork(cache, torch.tensor([g for g, _ in chunk], device=device))
+        own = copy.copy(cache)
+        own.layers = [copy.copy(layer) for layer in cache.layers]
+        own.select(torch.tensor([g for g, _ in chunk], device=device))
         positions = place.unsqueeze(1) + torch.arange(n, device=device)
         hidden = model.hidden(torch.tensor(tokens, device=device), positions, None, own)
         nll, hits = token_losses(
@@ -75,11 +76,3 @@ def continue_cached(
 
 def _padded(ids: Ids, n: int, value: int) -> list[int]:
     return [*ids, *[value] * (n - len(ids))]
-
-
-def _fork(cache: KVCache, rows: Tensor) -> KVCache:
-    """A cache with these rows of another, which stays as it is."""
-    fork = copy.copy(cache)
-    fork.layers = [copy.copy(layer) for layer in cache.layers]
-    fork.select(rows)
-    return fork

@@ -58,11 +58,8 @@ class Window(NamedTuple):
 
 
 def read_text(path: Path, name: str | None = None) -> Text:
-    """A text file as it is, or the column ``text`` of a .jsonl file, joined by blank lines.
-
-    Raises:
-        InputError: It is missing, empty, no UTF-8, or a line is no object with "text".
-    """
+    """A text file as it is, or the column ``text`` of a .jsonl file, joined by blank lines. An
+    `InputError` if it is missing, empty, no UTF-8, or a line is no object with "text"."""
     if not path.is_file():
         raise InputError(
             f"{printable(path)} is missing; it must be a text, or .jsonl lines with 'text'"
@@ -75,11 +72,8 @@ def read_text(path: Path, name: str | None = None) -> Text:
 
 
 def windows(tokens: int, window: int, stride: int) -> list[Window]:
-    """The windows of a text of so many tokens.
-
-    Raises:
-        InputError: The stride is not between 1 and ``window - 1``, or there is nothing to predict.
-    """
+    """The windows of a text of so many tokens; an `InputError` if the stride is not between 1 and
+    ``window - 1``, or there is nothing to predict."""
     if not 1 <= stride < window:
         raise InputError(f"stride is {stride}, the window {window}; allowed: 1 to {window - 1}")
     if tokens < 2:
@@ -106,24 +100,16 @@ def evaluate_text(
     stride: int,
     leaving_out: Callable[[str], AbstractContextManager[None]] = lambda what: suppress(InputError),
 ) -> tuple[list[Score], dict[str, list[float]]]:
-    """Perplexity of a text; see the top of this file for its two definitions.
+    """Perplexity of a text; see the top of this file for its two definitions. ``leaving_out`` is
+    around what may be undefined, which raises an `InputError` there; other errors are those of
+    `windows`, which has ``window`` and ``stride``.
 
     Besides, what compares models with different tokenizers: perplexity per word, the exponential of
     the summed loss over words, and bits per byte. Standard errors take windows as independent.
 
-    Args:
-        subject: The model.
-        text: What to read.
-        window: Most tokens of a window.
-        stride: Tokens between the ends of two windows.
-        leaving_out: Around what may be undefined, which raises an `InputError` there.
-
     Returns:
         Rows of the table, and mean loss by number of tokens before, over all windows, in bins that
         grow with it, four an octave.
-
-    Raises:
-        InputError: See `windows`.
     """
     ids = torch.tensor(document_ids(subject.tokenizer, text.text))
     end = subject.tokenizer.eot_id

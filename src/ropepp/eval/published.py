@@ -40,16 +40,8 @@ class AsInPaper(Task):
 
 
 def tasks_of(suite: str, data: Path | None, protocol: str) -> Sequence[Task]:
-    """The tasks of "ruler" or "babilong".
-
-    Args:
-        suite: Which.
-        data: The folder of all benchmarks' files, if any.
-        protocol: One of `ropepp.eval.PROTOCOLS`.
-
-    Raises:
-        InputError: See `ropepp.eval.ruler.ruler_tasks` and `ropepp.eval.babilong.babilong_tasks`.
-    """
+    """The tasks of "ruler" or "babilong" by one of `ropepp.eval.PROTOCOLS`, of the folder of all
+    benchmarks' files, if any; errors as of `ruler_tasks` and `babilong_tasks`."""
     from ropepp.eval.babilong import babilong_tasks
     from ropepp.eval.ruler import ruler_tasks
     from ropepp.eval.ruler.base import OPENCOMPASS

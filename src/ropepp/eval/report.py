@@ -63,11 +63,7 @@ class Report:
             )
 
     def text(self) -> str:
-        """The table for people.
-
-        Raises:
-            InputError: There is nothing in it.
-        """
+        """The table for people; an `InputError` if there is nothing in it."""
         if not self.rows:
             raise InputError("; ".join(f"{a}: {why}" for a, why in self.left_out.items()))
         notes = [

@@ -38,11 +38,8 @@ LABELS = {
 
 def bootstrap(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """Means (resamples, ...) over rows (rows, ...) that are drawn again with replacement (Efron,
-    Ann. Statist. 7, 1979); what rows have in common stays together.
-
-    Raises:
-        InputError: There are fewer than 8 rows; of so few a bootstrap is not to be trusted.
-    """
+    Ann. Statist. 7, 1979); what rows have in common stays together. An `InputError` if there are
+    fewer than 8 rows: of so few a bootstrap is not to be trusted."""
     n = len(values)
     if n < FEWEST_ROWS:
         raise InputError(f"there are {n} rows; a bootstrap needs at least {FEWEST_ROWS}: more text")

@@ -70,18 +70,10 @@ class AttentionMaps:
 def attention_maps(
     model: Transformer, input_ids: Tensor, block: int = 64, size: int = 128
 ) -> AttentionMaps:
-    """Attention maps of a model on rows of tokens, each read as one document from position 0, one
-    row at a time.
-
-    Args:
-        model: Any variant.
-        input_ids: (B, T) int64.
-        block: Queries whose weights are in memory at a time.
-        size: Most bins of a map in each direction.
-
-    Raises:
-        InputError: ``block`` or ``size`` is below 1, or several processes share the model's rows.
-    """
+    """Attention maps of a model of any variant on rows of tokens, (B, T) int64, each read as one
+    document from position 0, one row at a time. ``block`` is how many queries have their weights in
+    memory at a time, ``size`` the most bins of a map in each direction. An `InputError` if one of
+    these is below 1, or several processes share the model's rows."""
     at_least(1, block=block, size=size)
     if model.sequence is not None:
         raise InputError("attention maps need whole rows; here several processes share them")

@@ -145,10 +145,7 @@ def table_of(name: str, frequencies: Floats, trained: Floats) -> list[dict[str, 
 
 def settings(options: Namespace) -> dict[str, RoPE]:
     """The positions to look at by name: each theta as it is, and the first one with each scaling.
-
-    Raises:
-        InputError: A scaling is not of the form PI:8 or YaRN:32, or a theta not above 1.
-    """
+    An `InputError` if a scaling is not of the form PI:8 or YaRN:32, or a theta not above 1."""
     for theta in options.theta:
         if not theta > 1:
             raise InputError(f"--theta is {theta}; it must be above 1")

@@ -82,11 +82,8 @@ def noisy_queries(
     model: Transformer, std: float, kind: HeadKind, noise: NoiseSource
 ) -> Iterator[None]:
     """Inside the context, adds noise to the queries of the real or imaginary heads of all layers;
-    ``std`` is in units of the rotated queries.
-
-    Raises:
-        InputError: ``std`` is negative, or there are no such heads.
-    """
+    ``std`` is in units of the rotated queries. An `InputError` if it is negative, or there are no
+    such heads."""
     at_least(0, "noise ", std=std)
     heads = kinds_of(model.layout).get(kind, [])
     if not heads:
@@ -114,23 +111,19 @@ def noise_study(
     draws: int,
     seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, dict[tuple[HeadKind, float], dict[int, float]]]]:
-    """Measures a model without noise, and with noise of each strength on each kind of head.
+    """Measures a model without noise, and with noise of each strength on each kind of head. An
+    `InputError` if the model lacks a kind of head, a standard deviation is negative or given twice,
+    or there are fewer than 2 draws, of which no interval follows.
 
     Args:
-        model: A model with real and imaginary heads.
         measure: Evaluates the model as it is when called; the same forward passes in the same order
             every time, or the draws are not paired.
         stds: Standard deviations, in units of the rotated queries.
         draws: Noises that are tried for each.
-        seed: Seed of the noises.
 
     Returns:
         The metrics without noise, and for each metric its values by kind and standard deviation,
         each by the draw's number.
-
-    Raises:
-        InputError: The model lacks a kind of head, a standard deviation is negative or given twice,
-            or there are fewer than 2 draws, of which no interval follows.
     """
     if draws < 2:
         raise InputError(f"draws is {draws}; an interval needs at least 2")
@@ -198,11 +191,8 @@ def recall_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict
 
 def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
     """Loss of the answers to RULER's tasks in nats per token, as `ropepp.eval.generated` has it,
-    and scores of greedy answers.
-
-    Raises:
-        InputError: There is no such task, or it does not fit into the length.
-    """
+    and scores of greedy answers. An `InputError` if there is no such task, or it does not fit into
+    the length."""
     known = {task.name: task for task in tasks_of("ruler", options.data, options.protocol)}
     if missing := [name for name in options.tasks if name not in known]:
         raise InputError(f"--tasks has {missing[0]!r}; allowed: {', '.join(known)}")

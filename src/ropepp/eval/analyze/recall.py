@@ -30,7 +30,8 @@ def recall_accuracy(
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> list[RecallCell]:
-    """Accuracy of the answers by number of pairs and octave of distances.
+    """Accuracy of the answers by number of pairs and octave of distances. An `InputError` if a
+    number does not fit the others.
 
     Rows of all lengths are pooled: the long ones have far questions, the short ones near questions
     in numbers that suffice. Answers of a row are not quite independent, as Wilson's interval takes
@@ -43,9 +44,6 @@ def recall_accuracy(
         rows: Rows of each length and number of pairs.
         vocab_size: Number of token ids in the task; the model's unless given.
         seed: Seed of the rows; none is a row of training or validation.
-
-    Raises:
-        InputError: A number does not fit the others.
     """
     if not pairs or not lengths or rows < 1:
         raise InputError(

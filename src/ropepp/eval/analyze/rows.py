@@ -44,19 +44,15 @@ def read_rows(
     texts: Sequence[Path] = (),
     tokenizer: str | None = None,
 ) -> TextRows:
-    """Rows of text files, or of the validation split of the model's own data.
+    """At most so many rows of text files, or of the validation split of the model's own data. An
+    `InputError` if there is no such text, or none long enough, or the numbers are below 1.
 
     Args:
-        saved: The model.
-        rows: Most rows.
         length: Tokens in a row (T); the length of the model's training rows unless given, or less
             where documents are shorter.
         texts: Files as `read_text` takes them, cut into pieces of T tokens; the last piece of a
             file is left out if it is shorter.
         tokenizer: Tokenizer of the texts, see `SavedModel.tokenizer`.
-
-    Raises:
-        InputError: There is no such text, or none long enough; the numbers are below 1.
     """
     at_least(1, rows=rows, length=length)
     wanted = length or saved.data_arguments.get("sequence_length", LENGTH)
@@ -76,11 +72,8 @@ def read_rows(
 
 
 def recall_data(saved: SavedModel) -> "RecallDataModule":
-    """The data of a model that was trained on associative recall.
-
-    Raises:
-        InputError: It was trained on something else.
-    """
+    """The data of a model that was trained on associative recall; an `InputError` if it was trained
+    on something else."""
     if saved.data_class != "RecallDataModule":
         raise InputError(
             f"the data of {saved.path} is {saved.data_class or 'unknown'}: recall is for models"
@@ -94,11 +87,8 @@ def recall_data(saved: SavedModel) -> "RecallDataModule":
 def beginnings(folder: str, rows: int, length: int, exact: bool = True) -> TextRows:
     """The beginnings of the longest documents of a corpus's validation split; packed rows would
     blur what is at a document's start. If ``exact``, documents that are too short are left out;
-    otherwise all rows get as short as the shortest of these documents.
-
-    Raises:
-        InputError: There is no such corpus, or no document is long enough.
-    """
+    otherwise all rows get as short as the shortest of these documents. An `InputError` if there is
+    no such corpus, or no document is long enough."""
     corpus = Corpus.open(folder, "validation")
     sizes = np.diff(corpus.offsets)
     longest = np.argsort(-sizes, kind="stable")[:rows]
