@@ -145,13 +145,11 @@ def continue_texts(
         if all(row.finished for row in rows):
             break
         clock = time.perf_counter()
-    stopped = [row.finished for row in rows]
-    rest = [row.end() for row in rows]
-    if show is not None:
-        show(rest[0])
     speed.cache_bytes = cache.bytes
-    out = [
-        Continuation(prompt, text + held, row.ids, stop)
-        for prompt, text, held, row, stop in zip(prompts, texts, rest, rows, stopped, strict=True)
-    ]
-    return out, speed
+    found = []
+    for prompt, text, row in zip(prompts, texts, rows, strict=True):
+        stopped, rest = row.finished, row.end()
+        if show is not None and row is rows[0]:
+            show(rest)
+        found.append(Continuation(prompt, text + rest, row.ids, stopped))
+    return found, speed

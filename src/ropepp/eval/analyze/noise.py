@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ropepp.data.recall.accuracy import STREAM
 from ropepp.data.recall.task import RecallRows
 from ropepp.data.tokenizer import decode_behind
-from ropepp.errors import InputError, at_least
+from ropepp.errors import InputError
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import BATCH_TOKENS, LENGTH, RECALL_UNIT, read_rows, recall_data
@@ -37,8 +37,7 @@ from ropepp.train.evaluation import model_inputs
 
 # (kind, layer, shape of the queries of that kind (B, T, heads, D)) -> standard normal noise
 NoiseSource = Callable[[str, int, torch.Size], Tensor]
-HeadKind = Literal["real", "imaginary"]
-KINDS: tuple[HeadKind, ...] = ("real", "imaginary")
+KINDS = ("real", "imaginary")
 # What lines of the table have for people, with the ends of its interval.
 ENDS = {
     "real": ("real_low", "real_high"),
@@ -47,7 +46,7 @@ ENDS = {
 }
 NAMES = ("loss", "perplexity", "accuracy")
 Measure = Callable[[], Mapping[str, float]]
-Values = Mapping[tuple[HeadKind, float], Mapping[int, float]]
+Values = dict[tuple[str, float], dict[int, float]]  # by kind, standard deviation and draw
 UNITS = {
     "loss": "loss (nats per token)",
     "perplexity": "perplexity",
@@ -78,16 +77,10 @@ class UnitNoise:
 
 
 @contextmanager
-def noisy_queries(
-    model: Transformer, std: float, kind: HeadKind, noise: NoiseSource
-) -> Iterator[None]:
+def noisy_queries(model: Transformer, std: float, kind: str, noise: NoiseSource) -> Iterator[None]:
     """Inside the context, adds noise to the queries of the real or imaginary heads of all layers;
-    ``std`` is in units of the rotated queries. An `InputError` if it is negative, or there are no
-    such heads."""
-    at_least(0, "noise ", std=std)
-    heads = kinds_of(model.layout).get(kind, [])
-    if not heads:
-        raise InputError(f"noise target is {kind!r}; the model has no heads of that kind")
+    ``std`` is in units of the rotated queries."""
+    heads = kinds_of(model.layout)[kind]
 
     def add(
         layer: int, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]
@@ -105,12 +98,8 @@ def noisy_queries(
 
 
 def noise_study(
-    model: Transformer,
-    measure: Callable[[], Mapping[str, float]],
-    stds: Sequence[float],
-    draws: int,
-    seed: int = 0,
-) -> tuple[dict[str, float], dict[str, dict[tuple[HeadKind, float], dict[int, float]]]]:
+    model: Transformer, measure: Measure, stds: Sequence[float], draws: int, seed: int = 0
+) -> tuple[dict[str, float], dict[str, Values]]:
     """Measures a model without noise, and with noise of each strength on each kind of head. An
     `InputError` if the model lacks a kind of head, a standard deviation is negative or given twice,
     or there are fewer than 2 draws, of which no interval follows.
@@ -122,12 +111,11 @@ def noise_study(
         draws: Noises that are tried for each.
 
     Returns:
-        The metrics without noise, and for each metric its values by kind and standard deviation,
-        each by the draw's number.
+        The metrics without noise, and for each metric its values.
     """
     if draws < 2:
         raise InputError(f"draws is {draws}; an interval needs at least 2")
-    if not stds or min(stds) < 0 or len(set(stds)) < len(stds):
+    if not stds or not all(std >= 0 for std in stds) or len(set(stds)) < len(stds):
         raise InputError(f"stds are {list(stds)}; allowed are numbers from 0 on, each once")
     for kind in KINDS:
         if kind not in kinds_of(model.layout):
@@ -136,7 +124,7 @@ def noise_study(
                 " compares real and imaginary heads, as RoPE++ (RoPEppEC, RoPEppEH) has them"
             )
     clean = dict(measure())
-    values: dict[str, dict[tuple[HeadKind, float], dict[int, float]]] = {key: {} for key in clean}
+    values: dict[str, Values] = {key: {} for key in clean}
     for draw in range(draws):
         for std in stds:
             for kind in KINDS:

@@ -33,17 +33,10 @@ def recall_accuracy(
     """Accuracy of the answers by number of pairs and octave of distances. An `InputError` if a
     number does not fit the others.
 
-    Rows of all lengths are pooled: the long ones have far questions, the short ones near questions
-    in numbers that suffice. Answers of a row are not quite independent, as Wilson's interval takes
-    them to be.
-
-    Args:
-        model: A model trained on associative recall.
-        pairs: Numbers of key-value pairs in a row.
-        lengths: Tokens in a row.
-        rows: Rows of each length and number of pairs.
-        vocab_size: Number of token ids in the task; the model's unless given.
-        seed: Seed of the rows; none is a row of training or validation.
+    There are ``rows`` of each length and number of pairs, with as many token ids as the model's
+    unless given; none is a row of training or validation. Rows of all lengths are pooled: the long
+    ones have far questions, the short ones near questions in numbers that suffice. Answers of a row
+    are not quite independent, as Wilson's interval takes them to be.
     """
     if not pairs or not lengths or rows < 1:
         raise InputError(

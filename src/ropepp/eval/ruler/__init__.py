@@ -13,15 +13,11 @@ from ropepp.eval.ruler.tracing import VariableTracking
 
 
 def ruler_tasks(data: Path | None, edition: Edition = CURRENT) -> list[RulerTask]:
-    """All tasks, in the paper's order. An `InputError` if a given file has another form, or a
-    package with words or speeches is missing.
-
-    Args:
-        data: A folder with the original's files, each optional: PaulGrahamEssays.json, squad.json,
-            hotpotqa.json, english_words.json. Public speeches stand in for those that are missing
-            but the last, and the tasks that use them are not official.
-        edition: Which generator.
-    """
+    """All tasks, in the paper's order. ``data`` is a folder with the original's files, each
+    optional: PaulGrahamEssays.json, squad.json, hotpotqa.json, english_words.json. Public speeches
+    stand in for those that are missing but the last, and the tasks that use them are not official.
+    An `InputError` if a given file has another form, or a package with words or speeches is
+    missing."""
     words("noun")
     essay, squad, hotpot, large = (
         given(data, x) for x in (ESSAYS, pools.SQUAD, pools.HOTPOT, LARGE_LIST)
