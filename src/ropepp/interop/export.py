@@ -22,7 +22,6 @@ from ropepp.model.positions import ALiBi
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import TOKENIZERS
-from ropepp.runs.records import DIVERGED, read_result
 
 MODELING = Path(__file__).with_name("modeling_ropepp.py")
 DEFAULT_LENGTH = 4096  # where nothing tells how long rows were
@@ -42,7 +41,6 @@ def export(
 
     Args:
         saved: The model and what belongs to it, opened in float32.
-        folder: The new folder.
         form: "llama": an ordinary Llama, with a query matrix for each attention head. "ropepp": a
             folder with a file that makes transformers use this package, for every model. "hf": a
             Llama where there is one that computes the same, otherwise as "ropepp". "reference": the
@@ -77,7 +75,7 @@ def export(
             write_json(work / "generation_config.json", ids)
         if kind == OWN_TYPE:
             shutil.copyfile(MODELING, work / MODELING.name)
-        write_text(work / "README.md", model_card(saved, kind, dtype, _result(saved)))
+        write_text(work / "README.md", model_card(saved, kind, dtype))
         write_checksums(work, (file.name for file in work.iterdir() if file.suffix != ".md"))
     return settings
 
@@ -106,10 +104,3 @@ def _tensors(model: Transformer, kind: str, dtype: torch.dtype) -> Iterator[tupl
         slopes = torch.tensor(slopes_of(model.layout.num_heads))
         for index in range(model.config.num_layers):
             yield f"model.layers.{index}.self_attn.alibi_slopes", slopes.clone()
-
-
-def _result(saved: SavedModel) -> dict[str, Any] | None:
-    """The run's figures, if they are those of these weights."""
-    result = read_result(saved.run) if saved.run is not None else {}
-    fits = result.get("steps") == saved.step and DIVERGED not in result
-    return result if result and fits else None

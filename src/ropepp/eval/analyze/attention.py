@@ -24,7 +24,7 @@ from ropepp.interop.saved import SavedModel
 from ropepp.model.heads import HeadLayout
 from ropepp.statistics import ALPHA, sample_sd, t_interval
 
-FEWEST_ROWS = 8  # to draw again from
+FEWEST_ROWS = 8  # to draw again from: of fewer a bootstrap is not to be trusted
 RESAMPLES = 10_000
 DIFFERENCE = "imaginary - real"
 PAIRED = "imaginary - real, over pairs of heads"
@@ -38,11 +38,8 @@ LABELS = {
 
 def bootstrap(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """Means (resamples, ...) over rows (rows, ...) that are drawn again with replacement (Efron,
-    Ann. Statist. 7, 1979); what rows have in common stays together. An `InputError` if there are
-    fewer than 8 rows: of so few a bootstrap is not to be trusted."""
+    Ann. Statist. 7, 1979); what rows have in common stays together."""
     n = len(values)
-    if n < FEWEST_ROWS:
-        raise InputError(f"there are {n} rows; a bootstrap needs at least {FEWEST_ROWS}: more text")
     drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
     counts = np.stack([np.bincount(one, minlength=n) for one in drawn])
     return np.tensordot(counts / n, values, axes=1)

@@ -52,11 +52,8 @@ def limit(theta: float, distances: Floats) -> tuple[Floats, Floats]:
 
         c_re(d) = (Ci(d) - Ci(d / theta)) / ln theta    c_im(d) = (Si(d) - Si(d / theta)) / ln theta
 
-    with the cosine and the sine integral.
-
-    Args:
-        theta: Base of the frequencies, above 1.
-        distances: (N,) above 0; those divided by F where positions are interpolated linearly.
+    with the cosine and the sine integral. ``theta`` is above 1, the distances (N,) are above 0, and
+    divided by F where positions are interpolated linearly.
     """
     from scipy.special import sici  # type: ignore[import-untyped]
 

@@ -38,11 +38,6 @@ def recall_accuracy(
     ones have far questions, the short ones near questions in numbers that suffice. Answers of a row
     are not quite independent, as Wilson's interval takes them to be.
     """
-    if not pairs or not lengths or rows < 1:
-        raise InputError(
-            f"recall has pairs {list(pairs)}, lengths {list(lengths)} and {rows} rows; at least one"
-            " of each is needed"
-        )
     size = vocab_size or model.config.vocab_size
     if size > model.config.vocab_size:
         raise InputError(f"vocab_size is {size}; the model has {model.config.vocab_size} ids")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.errors import InputError, at_least
+from ropepp.errors import InputError
 from ropepp.eval.perplexity import read_text
 from ropepp.interop.saved import SavedModel
 
@@ -45,7 +45,7 @@ def read_rows(
     tokenizer: str | None = None,
 ) -> TextRows:
     """At most so many rows of text files, or of the validation split of the model's own data. An
-    `InputError` if there is no such text, or none long enough, or the numbers are below 1.
+    `InputError` if there is no such text, or none long enough.
 
     Args:
         length: Tokens in a row (T); the length of the model's training rows unless given, or less
@@ -54,7 +54,6 @@ def read_rows(
             file is left out if it is shorter.
         tokenizer: Tokenizer of the texts, see `SavedModel.tokenizer`.
     """
-    at_least(1, rows=rows, length=length)
     wanted = length or saved.data_arguments.get("sequence_length", LENGTH)
     if texts:
         return _pieces(texts, saved.tokenizer(tokenizer), rows, wanted)
