@@ -149,10 +149,7 @@ def test_a_context_is_read_once_for_all_its_continuations(
     assert read == [49, 9]
     monkeypatch.undo()
     for one, ids in zip(found, own, strict=True):
-        assert one.nll == pytest.approx(continuation_nll(model, context, ids), rel=1e-5)
-        assert one.greedy == (greedy(model, context, len(ids), -1) == ids)
-    likely = greedy(model, context, 3, -1)
-    assert score_continuations(model, [context], [[likely]], 1)[0][0].greedy
+        assert one == pytest.approx(continuation_nll(model, context, ids), rel=1e-5)
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))

@@ -93,6 +93,6 @@ def _answer(
     answers = [one.answers for one in batch]
     scored = continue_cached(model, cache, prompts, answers, subject.batch_tokens)
     return [
-        {"output": decode_behind(tokenizer, prompt, output), "nll": sum(one.nll for one in own)}
+        {"output": decode_behind(tokenizer, prompt, output), "nll": sum(own)}
         for prompt, output, own in zip(prompts, outputs, scored, strict=True)
     ]

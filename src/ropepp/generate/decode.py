@@ -19,7 +19,6 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
-    positions: Tensor | None = None,
     document_ids: Tensor | None = None,
     *,
     top_k: int | None = None,
@@ -41,8 +40,6 @@ def generate(
         temperature: 0 takes the likeliest token; otherwise, as ``top_k`` and ``top_p``, see
             `Sampling`.
         generator: Source of randomness of the draws, on the model's device.
-        positions: (B, T) int64; by default they count a row's own tokens, padding left out. New
-            tokens go on from a row's last position.
         document_ids: (B, T) int64; new tokens belong to a row's last document.
         stop_ids: Tokens that end a row; one that has ended repeats its last token until all have.
         prefill: Tokens of a prompt that are read at a time.
@@ -50,7 +47,7 @@ def generate(
     """
     sampling = Sampling(temperature, top_k, top_p)
     tokens = stream(
-        model, input_ids, max_new_tokens, sampling, generator, positions, document_ids,
+        model, input_ids, max_new_tokens, sampling, generator, document_ids,
         stop_ids=stop_ids, prefill=prefill, cache=cache,
     )  # fmt: skip
     return torch.cat((input_ids, *tokens), dim=1)
@@ -62,7 +59,6 @@ def stream(
     max_new_tokens: int,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     generator: torch.Generator | None = None,
-    positions: Tensor | None = None,
     document_ids: Tensor | None = None,
     *,
     stop_ids: Collection[int] = (),
@@ -77,8 +73,7 @@ def stream(
         )
     if document_ids is not None and bool((document_ids[:, -1] < 0).any()):
         raise InputError("a prompt ends with padding (document id -1): pad on the left")
-    if positions is None:
-        positions = own_positions(document_ids)
+    positions = own_positions(document_ids)
     if cache is None:
         cache = KVCache(len(model.layers), input_ids.shape[1] + max_new_tokens)
     ends = torch.tensor(sorted(stop_ids), device=input_ids.device)

@@ -127,7 +127,7 @@ def continue_texts(
     rows = [TextStream(tokenizer, stops, own) for own in encoded]
     texts = [""] * len(rows)
     speed = Speed(prompt_tokens=sum(map(len, encoded)))
-    steps = stream(model, ids, max_new_tokens, sampling, generator, None, documents, cache=cache)
+    steps = stream(model, ids, max_new_tokens, sampling, generator, documents, cache=cache)
     clock = time.perf_counter()
     for number, tokens in enumerate(steps):
         values = tokens.flatten().tolist()  # waits for the device
