@@ -176,24 +176,19 @@ def _rows(
 ) -> list[Score]:
     mean, error = ratio_of(sums, counts)
     total = math.fsum(counts)
-
-    def scaled(factor: float) -> tuple[float, float | None]:
-        return mean * factor, None if error is None else error * factor
-
-    losses = {
-        "per token, exact": (mean, error),
-        # Words as lm-eval counts them.
-        "per word": scaled(total / len(re.split(r"\s+", text.text))),
+    scales = {
+        "per token, exact": 1.0,
+        "per word": total / len(re.split(r"\s+", text.text)),  # words as lm-eval counts them
+        "bits per byte": total / len(text.text.encode()) / math.log(2),
     }
-    numbers = {
-        metric: (_exp(loss), None if stderr is None else _exp(loss) * stderr)
-        for metric, (loss, stderr) in losses.items()
-    }
-    numbers["bits per byte"] = scaled(total / len(text.text.encode()) / math.log(2))
-    return [
-        Score(model, "perplexity", text.name, window, metric, *both, len(sums))
-        for metric, both in numbers.items()
-    ]
+    rows = []
+    for metric, scale in scales.items():
+        value, stderr = mean * scale, None if error is None else error * scale
+        if metric != "bits per byte":
+            value = _exp(value)
+            stderr = None if stderr is None else value * stderr
+        rows.append(Score(model, "perplexity", text.name, window, metric, value, stderr, len(sums)))
+    return rows
 
 
 def _exp(loss: float) -> float:

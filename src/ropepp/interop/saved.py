@@ -1,6 +1,7 @@
 """Opens any saved model by its path: a run, a checkpoint, a published or exported folder; and makes
 a checkpoint, of the form that runs have, of a folder."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -130,11 +131,7 @@ def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.
     """Where a model computes, a GPU if there is one unless given, and its dtype, bfloat16 there and
     float32 elsewhere unless given. An `InputError` if there is no such device here."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        known = torch.device(device).type in ("cpu", "cuda")
-    except RuntimeError:
-        known = False
-    if not known:
+    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", device):
         raise InputError(f"--device is {device!r}; allowed: cpu, cuda, cuda:0, cuda:1, ...")
     on_gpu = device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():

@@ -87,8 +87,8 @@ def attention_maps(
             model.hidden(row)
     by_head = torch.stack([torch.stack(one.measures) for one in sums], dim=1) / T
     pairs = _visible_pairs(T, width)
-    maps = {kind: torch.stack([one.maps[kind] for one in sums]) / (B * pairs) for kind in kinds}
-    weights = {kind: values.float() for kind, values in maps.items()}
+    maps = {kind: torch.stack([one.maps[kind] for one in sums]) for kind in kinds}
+    weights = {kind: (total / (B * pairs)).float() for kind, total in maps.items()}
     return AttentionMaps(kinds, T, width, weights, by_head)
 
 

@@ -101,13 +101,9 @@ def coverage(
     trained: Sequence[ValueRanges], reached: Sequence[ValueRanges]
 ) -> dict[str, dict[str, float]]:
     """How wide a range training shows, for each key of `ranges_met`, from the values of each pair
-    of dimensions in training and in use.
-
-    Returns:
-        ``full``: share of the pairs whose values fill [-1, 1]; ``both_signs``: share of those that
-        met values of either sign; ``width``: mean share of [-1, 1]; ``known``: mean share of the
-        reached values that training has shown.
-    """
+    of dimensions in training and in use. ``full``: share of the pairs whose values fill [-1, 1];
+    ``both_signs``: share of those that met values of either sign; ``width``: mean share of [-1, 1];
+    ``known``: mean share of the reached values that training has shown."""
     found = {}
     for key in trained[0]:
         ours = [one[key] for one in trained]
