@@ -107,10 +107,8 @@ def evaluate_text(
     Besides, what compares models with different tokenizers: perplexity per word, the exponential of
     the summed loss over words, and bits per byte. Standard errors take windows as independent.
 
-    Returns:
-        Rows of the table, and mean loss by number of tokens before, over all windows, in bins that
-        grow with it, four an octave.
-    """
+    Returns rows of the table, and mean loss by number of tokens before, over all windows, in bins
+    that grow with it, four an octave."""
     ids = torch.tensor(document_ids(subject.tokenizer, text.text))
     end = subject.tokenizer.eot_id
     cut = windows(len(ids), window, stride)

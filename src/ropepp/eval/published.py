@@ -17,14 +17,11 @@ from ropepp.eval.ruler import ruler_tasks
 from ropepp.eval.ruler.base import CURRENT, OPENCOMPASS
 from ropepp.eval.tasks import Sample, Task
 
-BEHIND = "\n\n"
-NEW_TOKENS = 64
-
 
 class AsInPaper(Task):
     """A task as the paper has run it."""
 
-    max_new_tokens = NEW_TOKENS
+    max_new_tokens = 64
 
     def __init__(self, task: Task) -> None:
         self.task, self.suite = task, f"{task.suite}, paper"
@@ -32,7 +29,7 @@ class AsInPaper(Task):
 
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
         samples = self.task.samples(tokenizer, length, count, seed)
-        return [replace(sample, prompt=sample.prompt + BEHIND) for sample in samples]
+        return [replace(sample, prompt=sample.prompt + "\n\n") for sample in samples]
 
     def score(self, output: str, sample: Sample) -> dict[str, float]:
         scores = self.task.score(output, sample)

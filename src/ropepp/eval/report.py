@@ -78,10 +78,8 @@ class Report:
         return markdown(self.rows, notes)
 
     def write(self, complete: bool) -> DiskError | None:
-        """Writes the tables, if there is anything to write; what went wrong.
-
-        What an earlier evaluation has left stays until this one is complete.
-        """
+        """Writes the tables, if there is anything to write; what went wrong. What an earlier
+        evaluation has left stays until this one is complete."""
         there = not self.written and any((self.out / name).exists() for name in TABLES)
         if not self.rows or (there and not complete):
             return None

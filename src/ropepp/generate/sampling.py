@@ -10,17 +10,12 @@ from ropepp.errors import InputError, at_least
 
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy at temperature 0; otherwise draws from softmax(logits / temperature), restricted.
-
-    Args:
-        temperature: Divisor of the logits.
-        top_k: Only the k likeliest tokens can be drawn (arXiv 1805.04833).
-        top_p: Only the likeliest tokens can be drawn whose probabilities first reach p together
-            (nucleus sampling, arXiv 1904.09751); after ``top_k``.
-    """
+    """Greedy at temperature 0; otherwise draws from softmax(logits / temperature), restricted."""
 
     temperature: float = 0.0
-    top_k: int | None = None
+    top_k: int | None = None  # only the k likeliest tokens can be drawn (arXiv 1805.04833)
+    # Only the likeliest tokens can be drawn whose probabilities first reach p together (nucleus
+    # sampling, arXiv 1904.09751); after top_k.
     top_p: float | None = None
 
     def __post_init__(self) -> None:

@@ -52,15 +52,11 @@ def percentiles(means: Floats, alpha: float = ALPHA) -> tuple[Floats, Floats]:
 
 
 def compare_kinds(maps: AttentionMaps, layout: HeadLayout, seed: int = 0) -> list[dict[str, Any]]:
-    """A table of all measures: of each kind of head, and of the difference imaginary - real, from
-    at least 8 rows.
-
-    Returns:
-        Lines with ``layer`` ("all", or from 1), ``kind``, ``measure``, ``mean``, the plain 95%
-        interval ``low`` and ``high``, and for differences ``wide_low`` and ``wide_high``, at
-        Bonferroni's 1 - 0.05 / m for the m differences over texts in the table, which hold together
-        with 95%.
-    """
+    """A table of all measures, of each kind of head and of the difference imaginary - real, from at
+    least 8 rows: lines with ``layer`` ("all", or from 1), ``kind``, ``measure``, ``mean``, the
+    plain 95% interval ``low`` and ``high``, and for differences ``wide_low`` and ``wide_high``, at
+    Bonferroni's 1 - 0.05 / m for the m differences over texts in the table, which hold together
+    with 95%."""
     kinds = kinds_of(layout)
     by_head = maps.by_head.numpy()  # (rows, L, H, measures)
     groups = {kind: by_head[:, :, heads].mean(2) for kind, heads in kinds.items()}

@@ -100,18 +100,16 @@ def noisy_queries(model: Transformer, std: float, kind: str, noise: NoiseSource)
 def noise_study(
     model: Transformer, measure: Measure, stds: Sequence[float], draws: int, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, Values]]:
-    """Measures a model without noise, and with noise of each strength on each kind of head. An
-    `InputError` if the model lacks a kind of head, a standard deviation is negative or given twice,
-    or there are fewer than 2 draws, of which no interval follows.
+    """Measures a model without noise, and with noise of each strength on each kind of head; returns
+    the metrics without noise, and for each metric its values. An `InputError` if the model lacks a
+    kind of head, a standard deviation is negative or given twice, or there are fewer than 2 draws,
+    of which no interval follows.
 
     Args:
         measure: Evaluates the model as it is when called; the same forward passes in the same order
             every time, or the draws are not paired.
         stds: Standard deviations, in units of the rotated queries.
         draws: Noises that are tried for each.
-
-    Returns:
-        The metrics without noise, and for each metric its values.
     """
     if draws < 2:
         raise InputError(f"draws is {draws}; an interval needs at least 2")
@@ -207,15 +205,11 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
 
 
 def effects(clean: Mapping[str, float], values: Mapping[str, Values]) -> list[dict[str, Any]]:
-    """A table of what noise does, for each metric and standard deviation.
-
-    Returns:
-        Lines with ``metric``, ``std``, ``draws``, ``clean``; of ``real`` and ``imaginary`` the mean
-        change through noise with the ends of its 95% t interval; ``difference``, the mean over
-        draws of the change through noise on imaginary less that through noise on real heads, with
-        its plain interval, its p corrected for the standard deviations of this metric (Holm) and
-        a verdict, see `ropepp.statistics`.
-    """
+    """A table of what noise does, for each metric and standard deviation: lines with ``metric``,
+    ``std``, ``draws``, ``clean``; of ``real`` and ``imaginary`` the mean change through noise with
+    the ends of its 95% t interval; ``difference``, the mean over draws of the change through noise
+    on imaginary less that through noise on real heads, with its plain interval, its p corrected for
+    the standard deviations of this metric (Holm) and a verdict, see `ropepp.statistics`."""
     table = []
     for metric, own in values.items():
         stds = list(dict.fromkeys(std for _, std in own))

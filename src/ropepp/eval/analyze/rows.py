@@ -47,13 +47,10 @@ def read_rows(
     """At most so many rows of text files, or of the validation split of the model's own data. An
     `InputError` if there is no such text, or none long enough.
 
-    Args:
-        length: Tokens in a row (T); the length of the model's training rows unless given, or less
-            where documents are shorter.
-        texts: Files as `read_text` takes them, cut into pieces of T tokens; the last piece of a
-            file is left out if it is shorter.
-        tokenizer: Tokenizer of the texts, see `SavedModel.tokenizer`.
-    """
+    A row has T = ``length`` tokens, unless given those of the model's training rows, or less where
+    documents are shorter. ``texts`` are files as `read_text` takes them, cut into pieces of T
+    tokens; the last piece of a file is left out if it is shorter. For their ``tokenizer`` see
+    `SavedModel.tokenizer`."""
     wanted = length or saved.data_arguments.get("sequence_length", LENGTH)
     if texts:
         return _pieces(texts, saved.tokenizer(tokenizer), rows, wanted)
