@@ -86,13 +86,6 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
     return out
 
 
-def paper_windows(own: Window, stride: int) -> list[Window]:
-    """The windows of the paper's loop that one of `windows` is the end of, with the tokens that
-    may count."""
-    ends = [*range(stride, own.end, stride), own.end] if own.start == 0 else [own.end]
-    return [Window(own.start, end, min(stride, end - own.start - 1)) for end in ends]
-
-
 def evaluate_text(
     subject: EvaluatedModel,
     text: Text,
@@ -148,11 +141,13 @@ def evaluate_text(
 def _paper_sums(
     loss_T: Tensor, counted_T: Tensor, own: Window, stride: int
 ) -> list[tuple[float, int]]:
-    """Summed loss and number of the tokens that count in each window of the paper's loop."""
+    """Summed loss and number of the tokens that count in each window of the paper's loop that ends
+    within this one."""
     found = []
-    for w in paper_windows(own, stride):
-        end = w.end - w.start - 1  # the first token is nobody's target
-        losses = loss_T[end - w.scored : end][counted_T[end - w.scored : end]]
+    for end in [*range(stride, own.end, stride), own.end] if own.start == 0 else [own.end]:
+        targets = end - own.start - 1  # the first token is nobody's
+        scored = slice(max(0, targets - stride), targets)
+        losses = loss_T[scored][counted_T[scored]]
         found.append((losses.sum().item(), len(losses)))
     return found
 

@@ -106,32 +106,25 @@ class _Sums:
     def add(self, layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """A hook of a position layer: adds what the heads of one row attend to."""
         q_THD, k_SKD = (x[0].float() for x in output)
-        slopes, T = layer.alibi_slopes(args[2]), len(q_THD)
-        blocks = [
-            self._add_block(
-                _weights(q_THD[start : start + self.block], k_SKD, start, slopes), start
+        slopes, blocks = layer.alibi_slopes(args[2]), []
+        for start in range(0, len(q_THD), self.block):
+            weights_HtS = _weights(q_THD[start : start + self.block], k_SKD, start, slopes)
+            H, t, S = weights_HtS.shape
+            query = torch.arange(start, start + t, device=weights_HtS.device)
+            distance = query[:, None] - torch.arange(S, device=query.device)
+            values = (
+                (weights_HtS * distance).sum(-1),
+                torch.special.entr(weights_HtS).sum(-1),
+                weights_HtS[..., 0],
+                weights_HtS[..., start:].diagonal(dim1=1, dim2=2),
             )
-            for start in range(0, T, self.block)
-        ]
+            blocks.append(torch.stack(values, dim=-1).double().sum(1).cpu())
+            n, bins = -(-S // self.width), (query // self.width).cpu()
+            filled = torch.nn.functional.pad(weights_HtS, (0, n * self.width - S))
+            binned = filled.view(H, t, n, self.width).sum(-1).double().cpu()
+            for kind, heads in self.kinds.items():
+                self.maps[kind][:, :n].index_add_(0, bins, binned[heads].mean(0))
         self.measures.append(torch.stack(blocks).sum(0))
-
-    def _add_block(self, weights_HtS: Tensor, start: int) -> Tensor:
-        """Adds to the maps; returns the measures' sums over these queries, (heads, measures)."""
-        H, t, S = weights_HtS.shape
-        query = torch.arange(start, start + t, device=weights_HtS.device)
-        distance = query[:, None] - torch.arange(S, device=query.device)
-        values = (
-            (weights_HtS * distance).sum(-1),
-            torch.special.entr(weights_HtS).sum(-1),
-            weights_HtS[..., 0],
-            weights_HtS[..., start:].diagonal(dim1=1, dim2=2),
-        )
-        n, bins = -(-S // self.width), (query // self.width).cpu()
-        filled = torch.nn.functional.pad(weights_HtS, (0, n * self.width - S))
-        binned = filled.view(H, t, n, self.width).sum(-1).double().cpu()
-        for kind, heads in self.kinds.items():
-            self.maps[kind][:, :n].index_add_(0, bins, binned[heads].mean(0))
-        return torch.stack(values, dim=-1).double().sum(1).cpu()
 
 
 def _weights(q_tHD: Tensor, k_SKD: Tensor, start: int, slopes_H: Tensor | None) -> Tensor:
