@@ -28,8 +28,8 @@ class TextStream:
         self.stops = tuple(stops)
         self.finished = False
         self.ids: list[int] = []
+        self.text = ""  # that was given out
         self._before = tail(tokenizer, before)
-        self._given = 0
 
     def push(self, token: int) -> str:
         """The text that is certain with one more token; "" once finished."""
@@ -56,7 +56,8 @@ class TextStream:
         return decode_behind(self.tokenizer, self._before, self.ids)
 
     def _give(self, text: str) -> str:
-        new, self._given = text[self._given :], max(self._given, len(text))
+        new = text[len(self.text) :]
+        self.text += new
         return new
 
     def _certain(self, text: str) -> int:
@@ -125,7 +126,6 @@ def continue_texts(
     ids, documents = pad_left(encoded, model.embed_tokens.weight.device)
     cache = KVCache(len(model.layers), ids.shape[1] + max_new_tokens)
     rows = [TextStream(tokenizer, stops, own) for own in encoded]
-    texts = [""] * len(rows)
     speed = Speed(prompt_tokens=sum(map(len, encoded)))
     steps = stream(model, ids, max_new_tokens, sampling, generator, documents, cache=cache)
     clock = time.perf_counter()
@@ -139,7 +139,6 @@ def continue_texts(
         for i, token in enumerate(values):
             speed.new_tokens += number > 0 and not rows[i].finished
             new = rows[i].push(token)
-            texts[i] += new
             if show is not None and i == 0:
                 show(new)
         if all(row.finished for row in rows):
@@ -147,9 +146,9 @@ def continue_texts(
         clock = time.perf_counter()
     speed.cache_bytes = cache.bytes
     found = []
-    for prompt, text, row in zip(prompts, texts, rows, strict=True):
+    for prompt, row in zip(prompts, rows, strict=True):
         stopped, rest = row.finished, row.end()
         if show is not None and row is rows[0]:
             show(rest)
-        found.append(Continuation(prompt, text + rest, row.ids, stopped))
+        found.append(Continuation(prompt, row.text, row.ids, stopped))
     return found, speed
