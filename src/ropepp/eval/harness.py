@@ -184,13 +184,11 @@ def provide_squad_metrics() -> None:
     module that newer versions of transformers lack."""
     try:
         importlib.import_module(SQUAD)
-        return
     except ModuleNotFoundError:
-        pass
-    import transformers.data
+        import transformers.data
 
-    metrics, module = ModuleType(SQUAD.rpartition(".")[0]), ModuleType(SQUAD)
-    vars(module).update(compute_exact=compute_exact, compute_f1=compute_f1)
-    vars(metrics)["squad_metrics"] = module
-    vars(transformers.data)["metrics"] = metrics
-    sys.modules |= {metrics.__name__: metrics, SQUAD: module}
+        metrics, module = ModuleType(SQUAD.rpartition(".")[0]), ModuleType(SQUAD)
+        vars(module).update(compute_exact=compute_exact, compute_f1=compute_f1)
+        vars(metrics)["squad_metrics"] = module
+        vars(transformers.data)["metrics"] = metrics
+        sys.modules |= {metrics.__name__: metrics, SQUAD: module}

@@ -34,9 +34,8 @@ class Sampling:
             sorted_p, order = logits.softmax(-1).sort(dim=-1, descending=True)
             # A token stays if those before it have not reached p; the first always does.
             beyond = sorted_p.cumsum(-1) - sorted_p >= self.top_p
-            logits = logits.masked_fill(
-                torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf
-            )
+            hidden = torch.zeros_like(beyond).scatter(-1, order, beyond)
+            logits = logits.masked_fill(hidden, -torch.inf)
         return logits.softmax(-1)
 
     def choose(self, logits_BV: Tensor, generator: torch.Generator | None) -> Tensor:
