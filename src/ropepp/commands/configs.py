@@ -14,11 +14,7 @@ PLACES = (PACKAGE / "configs", PACKAGE.parents[1] / "configs")
 
 
 def main(args: list[str]) -> None:
-    """Copies the shipped configurations; ``args`` are those after ``ropepp configs``.
-
-    Raises:
-        InputError: The folder exists.
-    """
+    """Copies the shipped configurations; ``args`` are those after ``ropepp configs``."""
     parser = ArgumentParser("ropepp configs", description="Copies the shipped configurations.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("configs"), help="a new one")
     target = parser.parse_args(args).folder

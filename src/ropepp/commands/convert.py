@@ -7,11 +7,7 @@ from ropepp.files import require_free, require_writable
 
 
 def main(args: list[str]) -> None:
-    """Makes a checkpoint; ``args`` are those after ``ropepp convert``.
-
-    Raises:
-        InputError: See `ropepp.interop.convert.convert`.
-    """
+    """Makes a checkpoint; ``args`` are those after ``ropepp convert``."""
     parser = ArgumentParser(
         "ropepp convert",
         description="Makes a checkpoint with more attention heads and the same function: from RoPE "

@@ -8,18 +8,7 @@ from ropepp.options import positive
 
 
 def main(args: list[str]) -> None:
-    """Runs the command; ``args`` are those after ``ropepp evaluate``.
-
-    Raises:
-        InputError: An option, a model or all of the data is not as it must be.
-    """
-    options = _parser().parse_args(args)
-    from ropepp.eval.evaluate import run
-
-    run(options)
-
-
-def _parser() -> ArgumentParser:
+    """Runs the command; ``args`` are those after ``ropepp evaluate``."""
     parser = ArgumentParser(
         "ropepp evaluate",
         description="Perplexity, short benchmarks, RULER and BABILong of any number of models, in "
@@ -49,4 +38,7 @@ def _parser() -> ArgumentParser:
         help="most tokens of a batch (65536 on cuda, else 8192)")  # fmt: skip
     add("--out", type=Path, default=Path("logs/evaluate"), metavar="DIR",
         help="where tables and finished items are kept (logs/evaluate)")  # fmt: skip
-    return parser
+    options = parser.parse_args(args)
+    from ropepp.eval.evaluate import run
+
+    run(options)

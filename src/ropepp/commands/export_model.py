@@ -7,11 +7,7 @@ from ropepp.files import require_free, require_writable
 
 
 def main(args: list[str]) -> None:
-    """Makes a folder; ``args`` are those after ``ropepp export``.
-
-    Raises:
-        InputError: See `ropepp.interop.export.export`.
-    """
+    """Makes a folder; ``args`` are those after ``ropepp export``."""
     parser = ArgumentParser(
         "ropepp export",
         description="Makes a folder of a model, for transformers or in the published format.",
@@ -32,13 +28,12 @@ def main(args: list[str]) -> None:
 
     from ropepp.interop.export import export
     from ropepp.interop.saved import open_model
+    from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
     from ropepp.model.folders.published import OWN_TYPE
 
     saved = open_model(options.source)
     dtype = getattr(torch, options.dtype)
     settings = export(saved, options.folder, options.format, dtype, options.tokenizer)
-    from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
-
     config, layout, before = saved.model.config, saved.model.layout, num_parameters(saved.model)
     name, added = settings["architectures"][0], 0
     if OWN_TYPE in settings:  # a Llama: each attention head has a query matrix

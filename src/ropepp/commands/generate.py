@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from ropepp.data.text.readers import read_column, read_text, require_text
@@ -34,42 +35,29 @@ def main(args: list[str]) -> None:
     tokenizer = saved.tokenizer(options.tokenizer)
     generator = torch.Generator(device).manual_seed(options.seed)
     alone = options.out is None and len(prompts) == 1
+    show = partial(print, end="", flush=True)
     if alone:
-        _show(prompts[0])
+        show(prompts[0])
     lines: list[str] = []
     batches = range(0, len(prompts), options.batch_size)
     for start in tqdm(batches, desc="batches", disable=len(batches) == 1):
+        batch = prompts[start : start + options.batch_size]
         found, speed = continue_texts(
-            saved.model,
-            tokenizer,
-            prompts[start : start + options.batch_size],
-            options.max_new_tokens,
-            sampling,
-            generator,
-            options.stop,
-            _show if alone else None,
-        )
+            saved.model, tokenizer, batch, options.max_new_tokens, sampling, generator,
+            options.stop, show if alone else None,
+        )  # fmt: skip
         lines += [json.dumps(asdict(one), ensure_ascii=False) for one in found]
     if options.out:
-        _write(options.out, "\n".join(lines) + "\n")
-    elif alone:
-        print()
+        text = "\n".join(lines) + "\n"
+        try:
+            with disk_errors(options.out), replacing_file(options.out) as file:
+                file.write(text.encode(errors="backslashreplace"))
+        except DiskError:
+            show(text)  # the work is done: it must not be lost
+            raise
     else:
-        print("\n".join(lines))
+        print("" if alone else "\n".join(lines))
     print(f"{'last batch: ' if len(batches) > 1 else ''}{speed}", file=sys.stderr)
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        with disk_errors(file), replacing_file(file) as new:
-            new.write(text.encode(errors="backslashreplace"))
-    except DiskError:
-        print(text, end="", flush=True)  # the work is done: it must not be lost
-        raise
-
-
-def _show(text: str) -> None:
-    print(text, end="", flush=True)
 
 
 def _prompts(options: Namespace) -> list[str]:

@@ -7,11 +7,7 @@ from ropepp.files import require_free, require_writable
 
 
 def main(args: list[str]) -> None:
-    """Makes a checkpoint; ``args`` are those after ``ropepp import``.
-
-    Raises:
-        InputError: See `ropepp.interop.saved.import_checkpoint`.
-    """
+    """Makes a checkpoint; ``args`` are those after ``ropepp import``."""
     parser = ArgumentParser(
         "ropepp import",
         description="Makes a checkpoint of a folder with config.json and safetensors: a published "

@@ -19,15 +19,14 @@ def main(args: list[str]) -> None:
     variants = options.variants.split(",") if options.variants else list(pipeline.variants)
     for name in variants:
         if name not in pipeline.variants:
-            allowed = ", ".join(pipeline.variants)
-            raise InputError(f"--variants has {name!r}; allowed: {allowed}")
+            raise InputError(f"--variants has {name!r}; allowed: {', '.join(pipeline.variants)}")
     if options.dry:
         for variant in variants:
             for stage in pipeline.stages_of(variant):
-                after = (
-                    f"  # after {stage.after}: {pipelines.TAKE[stage.take]}" if stage.after else ""
-                )
-                print(f"ropepp fit {shlex.join(pipeline.arguments(variant, stage))}{after}")
+                line = f"ropepp fit {shlex.join(pipeline.arguments(variant, stage))}"
+                if stage.after:
+                    line += f"  # after {stage.after}: {pipelines.TAKE[stage.take]}"
+                print(line)
         return
     pipelines.run(pipeline, variants)
     path = pipelines.write_table(pipeline)

@@ -60,11 +60,8 @@ class Workload:
 
 
 def run(options: Namespace) -> None:
-    """The command; see ``ropepp evaluate --help``.
-
-    Raises:
-        InputError: An option, a model or all of the data is not as it must be.
-    """
+    """The command; see ``ropepp evaluate --help``. An `InputError` if an option, a model or all of
+    the data is not as it must be."""
     _check(options)
     work = find_work(options)
     for what, reason in work.left_out.items():
@@ -126,8 +123,16 @@ def find_work(options: Namespace) -> Workload:
         if suite in suites:
             with work.leaving_out(suite, aloud=False):
                 work.generated += tasks_of(suite, data, options.protocol)
-    if options.tasks:
-        _choose(work, options.tasks)
+    if wanted := options.tasks:
+        known = {text.name for text in work.texts} | set(work.harness)
+        known |= {task.name for task in work.generated}
+        if unknown := set(wanted) - known - set(work.left_out):
+            allowed = ", ".join(sorted(known))
+            raise InputError(f"--tasks has {', '.join(unknown)}; allowed: {allowed}")
+        work.texts = [text for text in work.texts if text.name in wanted]
+        work.harness = [name for name in work.harness if name in wanted]
+        work.generated = [task for task in work.generated if task.name in wanted]
+        work.left_out = {what: why for what, why in work.left_out.items() if what in wanted}
     return work
 
 
@@ -184,17 +189,6 @@ def _given(data: Path | None) -> Path:
     if data is None:
         raise InputError("its data is not here: give --data DIR")
     return data
-
-
-def _choose(work: Workload, wanted: list[str]) -> None:
-    known = {text.name for text in work.texts} | set(work.harness)
-    known |= {task.name for task in work.generated}
-    if unknown := set(wanted) - known - set(work.left_out):
-        raise InputError(f"--tasks has {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
-    work.texts = [text for text in work.texts if text.name in wanted]
-    work.harness = [name for name in work.harness if name in wanted]
-    work.generated = [task for task in work.generated if task.name in wanted]
-    work.left_out = {what: why for what, why in work.left_out.items() if what in wanted}
 
 
 def _check(options: Namespace) -> None:

@@ -32,7 +32,6 @@ class ResultCache(dict[str, Any]):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         with disk_errors(path):
             content = path.read_bytes() if path.exists() else b""
         for line in content.split(b"\n"):

@@ -40,39 +40,46 @@ def encoded_samples(
 def evaluate_task(
     subject: EvaluatedModel, task: Task, length: int, count: int, seed: int
 ) -> list[Score]:
-    """Scores a model's greedy answers, and how likely it finds the expected ones.
+    """Scores a model's greedy answers, and how likely it finds the expected ones; an `InputError`
+    if the task cannot be made at this length.
 
     The negative log-likelihood is that of each expected string behind the prompt, summed over
     strings and divided by their tokens. It tells small models apart whose answers are all wrong.
-
-    Raises:
-        InputError: The task cannot be made at this length.
     """
-    samples = encoded_samples(task, subject.tokenizer, length, count, seed)
+    model, tokenizer = subject.model, subject.tokenizer
+    samples = encoded_samples(task, tokenizer, length, count, seed)
     items = [
         Item(digest(one.prompt, one.answers, task.max_new_tokens), one.room) for one in samples
     ]
 
     def run(batch: list[int]) -> list[dict[str, Any]]:
-        return _answer(subject, [samples[i] for i in batch], task.max_new_tokens)
+        """Outputs and summed losses of the expected answers; prompts are read once."""
+        some = [samples[i] for i in batch]
+        prompts = [one.prompt for one in some]
+        cache = KVCache(len(model.layers), max(one.room for one in some))
+        outputs = complete(model, prompts, task.max_new_tokens, tokenizer.eot_id, cache)
+        cache.crop(max(map(len, prompts)) - 1)
+        answers = [one.answers for one in some]
+        scored = continue_cached(model, cache, prompts, answers, subject.batch_tokens)
+        return [
+            {"output": decode_behind(tokenizer, prompt, output), "nll": sum(own)}
+            for prompt, output, own in zip(prompts, outputs, scored, strict=True)
+        ]
 
     values = subject.measure(f"{task.suite} {task.name}", length, items, run)
     scores = [
         task.score(value["output"], one.sample) for value, one in zip(values, samples, strict=True)
     ]
+    numbers = {name: mean_of([score[name] for score in scores]) for name in scores[0]}
     tokens = [sum(map(len, one.answers)) for one in samples]
-
-    def row(metric: str, numbers: tuple[float, float | None], baseline: float | None) -> Score:
-        return Score(
-            subject.name, task.suite, task.name, length, metric, *numbers, len(samples), baseline,
-            task.official,
-        )  # fmt: skip
-
-    rows = [
-        row(name, mean_of([score[name] for score in scores]), task.baseline if not i else None)
-        for i, name in enumerate(scores[0])
-    ]
-    return [*rows, row(NLL, ratio_of([value["nll"] for value in values], tokens), None)]
+    numbers[NLL] = ratio_of([value["nll"] for value in values], tokens)
+    return [
+        Score(
+            subject.name, task.suite, task.name, length, metric, *both, len(samples),
+            task.baseline if metric == "score" else None, task.official,
+        )
+        for metric, both in numbers.items()
+    ]  # fmt: skip
 
 
 def averages(rows: Sequence[Score]) -> list[Score]:
@@ -84,20 +91,3 @@ def averages(rows: Sequence[Score]) -> list[Score]:
         if len(own) == len(tasks) > 1:
             out.append(average(own, f"average of {len(own)}"))
     return out
-
-
-def _answer(
-    subject: EvaluatedModel, batch: Sequence[EncodedSample], max_new_tokens: int
-) -> list[dict[str, Any]]:
-    """Outputs of a batch and summed losses of its expected answers; prompts are read once."""
-    model, tokenizer = subject.model, subject.tokenizer
-    prompts = [one.prompt for one in batch]
-    cache = KVCache(len(model.layers), max(one.room for one in batch))
-    outputs = complete(model, prompts, max_new_tokens, tokenizer.eot_id, cache)
-    cache.crop(max(map(len, prompts)) - 1)
-    answers = [one.answers for one in batch]
-    scored = continue_cached(model, cache, prompts, answers, subject.batch_tokens)
-    return [
-        {"output": decode_behind(tokenizer, prompt, output), "nll": sum(one.nll for one in own)}
-        for prompt, output, own in zip(prompts, outputs, scored, strict=True)
-    ]

@@ -44,17 +44,11 @@ def require_harness() -> None:
 def evaluate_harness(
     subject: EvaluatedModel, name: str, data: Path, limit: int | None = None
 ) -> list[Score]:
-    """Runs a task of `ropepp.eval.local_data.TASKS`, without examples in the prompt.
-
-    Returns:
-        A row for each of accuracy, accuracy normalised by the length of the choices, F1 and exact
-        match that lm-eval computes a question at a time, over the first ``limit`` questions.
-
-    Raises:
-        InputError: lm-eval or the task's file is missing.
-    """
-    require_harness()
-    rows = list(TASKS[name].rows(data))
+    """Runs a task of `ropepp.eval.local_data.TASKS`, without examples in the prompt: a row for each
+    of accuracy, accuracy normalised by the length of the choices, F1 and exact match that lm-eval
+    computes a question at a time, over the first ``limit`` questions. An `InputError` if the task's
+    file is missing or damaged."""
+    rows = TASKS[name].rows(data)
     # A task is measured as a whole: an evaluation that was killed goes on with the next one.
     item = Item(digest(rows, limit), len(rows))
     found = subject.measure(
@@ -131,23 +125,19 @@ def task_yaml(name: str, folder: Path) -> str:
     import lm_eval.tasks
 
     task = TASKS[name]
-    split = task.split
-    return yaml.safe_dump(
-        {
-            "include": str(Path(lm_eval.tasks.__file__).parent / task.yaml),
-            "task": name,
-            "dataset_path": "json",
-            "dataset_name": None,
-            "dataset_kwargs": {
-                "data_files": {split: [str(folder / ROWS)]},
-                "cache_dir": str(folder / "cache"),
-            },
-            "training_split": None,
-            "validation_split": None if split == "test" else split,
-            "test_split": split if split == "test" else None,
-            "num_fewshot": 0,
-        }
-    )
+    files = {"data_files": {task.split: [str(folder / ROWS)]}, "cache_dir": str(folder / "cache")}
+    content = {
+        "include": str(Path(lm_eval.tasks.__file__).parent / task.yaml),
+        "task": name,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": files,
+        "training_split": None,
+        "validation_split": None if task.split == "test" else task.split,
+        "test_split": "test" if task.split == "test" else None,
+        "num_fewshot": 0,
+    }
+    return yaml.safe_dump(content)
 
 
 def summarize(rows: Sequence[Score]) -> list[Score]:
@@ -194,13 +184,11 @@ def provide_squad_metrics() -> None:
     module that newer versions of transformers lack."""
     try:
         importlib.import_module(SQUAD)
-        return
     except ModuleNotFoundError:
-        pass
-    import transformers.data
+        import transformers.data
 
-    metrics, module = ModuleType(SQUAD.rpartition(".")[0]), ModuleType(SQUAD)
-    vars(module).update(compute_exact=compute_exact, compute_f1=compute_f1)
-    vars(metrics)["squad_metrics"] = module
-    vars(transformers.data)["metrics"] = metrics
-    sys.modules |= {metrics.__name__: metrics, SQUAD: module}
+        metrics, module = ModuleType(SQUAD.rpartition(".")[0]), ModuleType(SQUAD)
+        vars(module).update(compute_exact=compute_exact, compute_f1=compute_f1)
+        vars(metrics)["squad_metrics"] = module
+        vars(transformers.data)["metrics"] = metrics
+        sys.modules |= {metrics.__name__: metrics, SQUAD: module}

@@ -2,10 +2,8 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ropepp.generate.decode import own_positions, pad_left, read
 from ropepp.model.cache import KVCache
@@ -16,19 +14,12 @@ Ids = Sequence[int]
 Batch = Sequence[Ids]
 
 
-class Likelihood(NamedTuple):
-    """Of one continuation: summed negative log-likelihood in nats, and whether each of its tokens
-    is the likeliest one."""
-
-    nll: float
-    greedy: bool
-
-
 def score_continuations(
     model: Transformer, contexts: Batch, continuations: Sequence[Batch], batch_tokens: int
-) -> list[list[Likelihood]]:
-    """Reads each context, of one token at least, once and as one batch, and scores all of its
-    continuations; at most ``batch_tokens`` of their rows at a time, contexts counted."""
+) -> list[list[float]]:
+    """The summed negative log-likelihoods in nats of each context's continuations; a context, of
+    one token at least, is read once, all as one batch, and the continuations with at most
+    ``batch_tokens`` in their rows at a time, contexts counted."""
     longest = max(len(ids) for own in continuations for ids in own)
     device = model.embed_tokens.weight.device
     prefix, documents = pad_left([context[:-1] for context in contexts], device)
@@ -46,40 +37,33 @@ def continue_cached(
     contexts: Batch,
     continuations: Sequence[Batch],
     batch_tokens: int,
-) -> list[list[Likelihood]]:
+) -> list[list[float]]:
     """The same as `score_continuations` with a cache that holds all but the last token of each
     context, padded on the left; the cache stays as it is."""
     device = model.embed_tokens.weight.device
     rows = [(g, ids) for g, own in enumerate(continuations) for ids in own]
     longest = max((len(ids) for _, ids in rows), default=0)
     step = max(1, batch_tokens // (cache.length + longest + 1))
-    found: list[list[Likelihood]] = [[] for _ in contexts]
+    found: list[list[float]] = [[] for _ in contexts]
     for start in range(0, len(rows), step):
         chunk = rows[start : start + step]
         n = max(1, *(len(ids) for _, ids in chunk))
         tokens = [_padded([contexts[g][-1], *ids[:-1]], n, 0) for g, ids in chunk]
         targets = [_padded(ids, n, IGNORE_INDEX) for _, ids in chunk]
         place = torch.tensor([len(contexts[g]) - 1 for g, _ in chunk], device=device)
-        own = _fork(cache, torch.tensor([g for g, _ in chunk], device=device))
+        own = copy.copy(cache)
+        own.layers = [copy.copy(layer) for layer in cache.layers]
+        own.select(torch.tensor([g for g, _ in chunk], device=device))
         positions = place.unsqueeze(1) + torch.arange(n, device=device)
         hidden = model.hidden(torch.tensor(tokens, device=device), positions, None, own)
-        nll, hits = token_losses(
+        nll, _ = token_losses(
             hidden, model.lm_head.weight, torch.tensor(targets, device=device), IGNORE_INDEX
         )
         # In float64 on the host, where every device has it.
-        sums, equal = nll.cpu().double().sum(1).tolist(), hits.sum(1).tolist()
-        for (g, ids), total, count in zip(chunk, sums, equal, strict=True):
-            found[g].append(Likelihood(total, count == len(ids)))
+        for (g, _), total in zip(chunk, nll.cpu().double().sum(1).tolist(), strict=True):
+            found[g].append(total)
     return found
 
 
 def _padded(ids: Ids, n: int, value: int) -> list[int]:
     return [*ids, *[value] * (n - len(ids))]
-
-
-def _fork(cache: KVCache, rows: Tensor) -> KVCache:
-    """A cache with these rows of another, which stays as it is."""
-    fork = copy.copy(cache)
-    fork.layers = [copy.copy(layer) for layer in cache.layers]
-    fork.select(rows)
-    return fork

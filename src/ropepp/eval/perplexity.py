@@ -58,11 +58,8 @@ class Window(NamedTuple):
 
 
 def read_text(path: Path, name: str | None = None) -> Text:
-    """A text file as it is, or the column ``text`` of a .jsonl file, joined by blank lines.
-
-    Raises:
-        InputError: It is missing, empty, no UTF-8, or a line is no object with "text".
-    """
+    """A text file as it is, or the column ``text`` of a .jsonl file, joined by blank lines. An
+    `InputError` if it is missing, empty, no UTF-8, or a line is no object with "text"."""
     if not path.is_file():
         raise InputError(
             f"{printable(path)} is missing; it must be a text, or .jsonl lines with 'text'"
@@ -75,11 +72,8 @@ def read_text(path: Path, name: str | None = None) -> Text:
 
 
 def windows(tokens: int, window: int, stride: int) -> list[Window]:
-    """The windows of a text of so many tokens.
-
-    Raises:
-        InputError: The stride is not between 1 and ``window - 1``, or there is nothing to predict.
-    """
+    """The windows of a text of so many tokens; an `InputError` if the stride is not between 1 and
+    ``window - 1``, or there is nothing to predict."""
     if not 1 <= stride < window:
         raise InputError(f"stride is {stride}, the window {window}; allowed: 1 to {window - 1}")
     if tokens < 2:
@@ -92,13 +86,6 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
     return out
 
 
-def paper_windows(own: Window, stride: int) -> list[Window]:
-    """The windows of the paper's loop that one of `windows` is the end of, with the tokens that
-    may count."""
-    ends = [*range(stride, own.end, stride), own.end] if own.start == 0 else [own.end]
-    return [Window(own.start, end, min(stride, end - own.start - 1)) for end in ends]
-
-
 def evaluate_text(
     subject: EvaluatedModel,
     text: Text,
@@ -106,25 +93,15 @@ def evaluate_text(
     stride: int,
     leaving_out: Callable[[str], AbstractContextManager[None]] = lambda what: suppress(InputError),
 ) -> tuple[list[Score], dict[str, list[float]]]:
-    """Perplexity of a text; see the top of this file for its two definitions.
+    """Perplexity of a text; see the top of this file for its two definitions. ``leaving_out`` is
+    around what may be undefined, which raises an `InputError` there; other errors are those of
+    `windows`, which has ``window`` and ``stride``.
 
     Besides, what compares models with different tokenizers: perplexity per word, the exponential of
     the summed loss over words, and bits per byte. Standard errors take windows as independent.
 
-    Args:
-        subject: The model.
-        text: What to read.
-        window: Most tokens of a window.
-        stride: Tokens between the ends of two windows.
-        leaving_out: Around what may be undefined, which raises an `InputError` there.
-
-    Returns:
-        Rows of the table, and mean loss by number of tokens before, over all windows, in bins that
-        grow with it, four an octave.
-
-    Raises:
-        InputError: See `windows`.
-    """
+    Returns rows of the table, and mean loss by number of tokens before, over all windows, in bins
+    that grow with it, four an octave."""
     ids = torch.tensor(document_ids(subject.tokenizer, text.text))
     end = subject.tokenizer.eot_id
     cut = windows(len(ids), window, stride)
@@ -164,11 +141,13 @@ def evaluate_text(
 def _paper_sums(
     loss_T: Tensor, counted_T: Tensor, own: Window, stride: int
 ) -> list[tuple[float, int]]:
-    """Summed loss and number of the tokens that count in each window of the paper's loop."""
+    """Summed loss and number of the tokens that count in each window of the paper's loop that ends
+    within this one."""
     found = []
-    for w in paper_windows(own, stride):
-        end = w.end - w.start - 1  # the first token is nobody's target
-        losses = loss_T[end - w.scored : end][counted_T[end - w.scored : end]]
+    for end in [*range(stride, own.end, stride), own.end] if own.start == 0 else [own.end]:
+        targets = end - own.start - 1  # the first token is nobody's
+        scored = slice(max(0, targets - stride), targets)
+        losses = loss_T[scored][counted_T[scored]]
         found.append((losses.sum().item(), len(losses)))
     return found
 
@@ -190,24 +169,19 @@ def _rows(
 ) -> list[Score]:
     mean, error = ratio_of(sums, counts)
     total = math.fsum(counts)
-
-    def scaled(factor: float) -> tuple[float, float | None]:
-        return mean * factor, None if error is None else error * factor
-
-    losses = {
-        "per token, exact": (mean, error),
-        # Words as lm-eval counts them.
-        "per word": scaled(total / len(re.split(r"\s+", text.text))),
+    scales = {
+        "per token, exact": 1.0,
+        "per word": total / len(re.split(r"\s+", text.text)),  # words as lm-eval counts them
+        "bits per byte": total / len(text.text.encode()) / math.log(2),
     }
-    numbers = {
-        metric: (_exp(loss), None if stderr is None else _exp(loss) * stderr)
-        for metric, (loss, stderr) in losses.items()
-    }
-    numbers["bits per byte"] = scaled(total / len(text.text.encode()) / math.log(2))
-    return [
-        Score(model, "perplexity", text.name, window, metric, *both, len(sums))
-        for metric, both in numbers.items()
-    ]
+    rows = []
+    for metric, scale in scales.items():
+        value, stderr = mean * scale, None if error is None else error * scale
+        if metric != "bits per byte":
+            value = _exp(value)
+            stderr = None if stderr is None else value * stderr
+        rows.append(Score(model, "perplexity", text.name, window, metric, value, stderr, len(sums)))
+    return rows
 
 
 def _exp(loss: float) -> float:

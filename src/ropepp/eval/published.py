@@ -8,31 +8,28 @@ its first sentence holds the target.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ropepp.data.tokenizer import Tokenizer
+from ropepp.eval.babilong import babilong_tasks
+from ropepp.eval.ruler import ruler_tasks
+from ropepp.eval.ruler.base import CURRENT, OPENCOMPASS
 from ropepp.eval.tasks import Sample, Task
 
-BEHIND = "\n\n"
-NEW_TOKENS = 64
 
-
-@dataclass(frozen=True)
 class AsInPaper(Task):
     """A task as the paper has run it."""
 
-    task: Task
-    suite: str
-    name: str
-    official: bool
-    baseline: float
+    max_new_tokens = 64
 
-    max_new_tokens = NEW_TOKENS
+    def __init__(self, task: Task) -> None:
+        self.task, self.suite = task, f"{task.suite}, paper"
+        self.name, self.official, self.baseline = task.name, task.official, task.baseline
 
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
         samples = self.task.samples(tokenizer, length, count, seed)
-        return [replace(sample, prompt=sample.prompt + BEHIND) for sample in samples]
+        return [replace(sample, prompt=sample.prompt + "\n\n") for sample in samples]
 
     def score(self, output: str, sample: Sample) -> dict[str, float]:
         scores = self.task.score(output, sample)
@@ -40,27 +37,13 @@ class AsInPaper(Task):
 
 
 def tasks_of(suite: str, data: Path | None, protocol: str) -> Sequence[Task]:
-    """The tasks of "ruler" or "babilong".
-
-    Args:
-        suite: Which.
-        data: The folder of all benchmarks' files, if any.
-        protocol: One of `ropepp.eval.PROTOCOLS`.
-
-    Raises:
-        InputError: See `ropepp.eval.ruler.ruler_tasks` and `ropepp.eval.babilong.babilong_tasks`.
-    """
-    from ropepp.eval.babilong import babilong_tasks
-    from ropepp.eval.ruler import ruler_tasks
-    from ropepp.eval.ruler.base import OPENCOMPASS
-
+    """The tasks of "ruler" or "babilong" by one of `ropepp.eval.PROTOCOLS`, of the folder of all
+    benchmarks' files, if any; errors as of `ruler_tasks` and `babilong_tasks`."""
     folder = data / suite if data and (data / suite).is_dir() else None
+    paper = protocol == "paper"
     tasks: Sequence[Task]
     if suite == "babilong":
         tasks = babilong_tasks(folder)
     else:
-        tasks = ruler_tasks(folder, OPENCOMPASS) if protocol == "paper" else ruler_tasks(folder)
-    if protocol != "paper":
-        return tasks
-    suite += ", paper"
-    return [AsInPaper(one, suite, one.name, one.official, one.baseline) for one in tasks]
+        tasks = ruler_tasks(folder, OPENCOMPASS if paper else CURRENT)
+    return [AsInPaper(task) for task in tasks] if paper else tasks

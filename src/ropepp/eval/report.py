@@ -63,11 +63,7 @@ class Report:
             )
 
     def text(self) -> str:
-        """The table for people.
-
-        Raises:
-            InputError: There is nothing in it.
-        """
+        """The table for people; an `InputError` if there is nothing in it."""
         if not self.rows:
             raise InputError("; ".join(f"{a}: {why}" for a, why in self.left_out.items()))
         notes = [
@@ -82,10 +78,8 @@ class Report:
         return markdown(self.rows, notes)
 
     def write(self, complete: bool) -> DiskError | None:
-        """Writes the tables, if there is anything to write; what went wrong.
-
-        What an earlier evaluation has left stays until this one is complete.
-        """
+        """Writes the tables, if there is anything to write; what went wrong. What an earlier
+        evaluation has left stays until this one is complete."""
         there = not self.written and any((self.out / name).exists() for name in TABLES)
         if not self.rows or (there and not complete):
             return None

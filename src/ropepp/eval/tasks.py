@@ -33,11 +33,8 @@ class Task(ABC):
 
     @abstractmethod
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
-        """Samples 0 to `count - 1` of a seed, each of at most `length` tokens, answer included.
-
-        Raises:
-            InputError: The task does not fit into the length.
-        """
+        """Samples 0 to `count - 1` of a seed, each of at most `length` tokens, answer included; an
+        `InputError` if the task does not fit into the length."""
 
     def too_short(self, length: int) -> InputError:
         """Says that no sample fits into so many tokens."""

@@ -19,7 +19,6 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
-    positions: Tensor | None = None,
     document_ids: Tensor | None = None,
     *,
     top_k: int | None = None,
@@ -28,7 +27,9 @@ def generate(
     prefill: int = PREFILL,
     cache: KVCache | None = None,
 ) -> Tensor:
-    """Appends at most ``max_new_tokens`` tokens to every row.
+    """Appends at most ``max_new_tokens`` (n) tokens to every row: (B, T + n) int64, or less where
+    all rows have ended. An `InputError` if a number is out of its range, a row ends with padding,
+    or the model's logits are no finite numbers.
 
     Prompts of different lengths are padded on the left, with ``document_ids`` -1 there, see
     `pad_left`.
@@ -36,28 +37,17 @@ def generate(
     Args:
         model: The model, in evaluation mode.
         input_ids: (B, T) int64.
-        max_new_tokens: Number of tokens to append (n).
-        temperature: 0 takes the likeliest token; otherwise see `Sampling`.
+        temperature: 0 takes the likeliest token; otherwise, as ``top_k`` and ``top_p``, see
+            `Sampling`.
         generator: Source of randomness of the draws, on the model's device.
-        positions: (B, T) int64; by default they count a row's own tokens, padding left out. New
-            tokens go on from a row's last position.
         document_ids: (B, T) int64; new tokens belong to a row's last document.
-        top_k: See `Sampling`.
-        top_p: See `Sampling`.
         stop_ids: Tokens that end a row; one that has ended repeats its last token until all have.
         prefill: Tokens of a prompt that are read at a time.
         cache: What was read before, to which these prompts are added; a new one unless given.
-
-    Returns:
-        (B, T + n) int64, or less where all rows have ended.
-
-    Raises:
-        InputError: A number is out of its range, a row ends with padding, or the model's logits are
-            no finite numbers.
     """
     sampling = Sampling(temperature, top_k, top_p)
     tokens = stream(
-        model, input_ids, max_new_tokens, sampling, generator, positions, document_ids,
+        model, input_ids, max_new_tokens, sampling, generator, document_ids,
         stop_ids=stop_ids, prefill=prefill, cache=cache,
     )  # fmt: skip
     return torch.cat((input_ids, *tokens), dim=1)
@@ -69,7 +59,6 @@ def stream(
     max_new_tokens: int,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     generator: torch.Generator | None = None,
-    positions: Tensor | None = None,
     document_ids: Tensor | None = None,
     *,
     stop_ids: Collection[int] = (),
@@ -84,8 +73,7 @@ def stream(
         )
     if document_ids is not None and bool((document_ids[:, -1] < 0).any()):
         raise InputError("a prompt ends with padding (document id -1): pad on the left")
-    if positions is None:
-        positions = own_positions(document_ids)
+    positions = own_positions(document_ids)
     if cache is None:
         cache = KVCache(len(model.layers), input_ids.shape[1] + max_new_tokens)
     ends = torch.tensor(sorted(stop_ids), device=input_ids.device)
@@ -164,12 +152,8 @@ def own_positions(document_ids_BT: Tensor | None) -> Tensor | None:
 def pad_left(
     prompts: Sequence[Sequence[int]], device: torch.device | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Prompts of any lengths as rows that end together, with token 0 before them.
-
-    Returns:
-        Tokens (B, T) int64, and document ids (B, T) int64, -1 at padding; None if there is no
-        padding.
-    """
+    """Prompts of any lengths as rows that end together, with token 0 before them: tokens (B, T)
+    int64, and document ids (B, T) int64, -1 at padding; None if there is no padding."""
     T = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=device)
     if all(len(prompt) == T for prompt in prompts):

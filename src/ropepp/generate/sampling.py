@@ -10,17 +10,12 @@ from ropepp.errors import InputError, at_least
 
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy at temperature 0; otherwise draws from softmax(logits / temperature), restricted.
-
-    Args:
-        temperature: Divisor of the logits.
-        top_k: Only the k likeliest tokens can be drawn (arXiv 1805.04833).
-        top_p: Only the likeliest tokens can be drawn whose probabilities first reach p together
-            (nucleus sampling, arXiv 1904.09751); after ``top_k``.
-    """
+    """Greedy at temperature 0; otherwise draws from softmax(logits / temperature), restricted."""
 
     temperature: float = 0.0
-    top_k: int | None = None
+    top_k: int | None = None  # only the k likeliest tokens can be drawn (arXiv 1805.04833)
+    # Only the likeliest tokens can be drawn whose probabilities first reach p together (nucleus
+    # sampling, arXiv 1904.09751); after top_k.
     top_p: float | None = None
 
     def __post_init__(self) -> None:
@@ -39,9 +34,8 @@ class Sampling:
             sorted_p, order = logits.softmax(-1).sort(dim=-1, descending=True)
             # A token stays if those before it have not reached p; the first always does.
             beyond = sorted_p.cumsum(-1) - sorted_p >= self.top_p
-            logits = logits.masked_fill(
-                torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf
-            )
+            hidden = torch.zeros_like(beyond).scatter(-1, order, beyond)
+            logits = logits.masked_fill(hidden, -torch.inf)
         return logits.softmax(-1)
 
     def choose(self, logits_BV: Tensor, generator: torch.Generator | None) -> Tensor:

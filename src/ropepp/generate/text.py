@@ -28,8 +28,8 @@ class TextStream:
         self.stops = tuple(stops)
         self.finished = False
         self.ids: list[int] = []
+        self.text = ""  # that was given out
         self._before = tail(tokenizer, before)
-        self._given = 0
 
     def push(self, token: int) -> str:
         """The text that is certain with one more token; "" once finished."""
@@ -56,7 +56,8 @@ class TextStream:
         return decode_behind(self.tokenizer, self._before, self.ids)
 
     def _give(self, text: str) -> str:
-        new, self._given = text[self._given :], max(self._given, len(text))
+        new = text[len(self.text) :]
+        self.text += new
         return new
 
     def _certain(self, text: str) -> int:
@@ -101,11 +102,8 @@ def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the beginning of a document.
-
-    Raises:
-        InputError: It is empty, and the tokenizer has no token that begins a document.
-    """
+    """A prompt as the beginning of a document; an `InputError` if it is empty, and the tokenizer
+    has no token that begins one."""
     ids = document_ids(tokenizer, prompt)
     if not ids:
         raise InputError("a prompt is empty, and the tokenizer has no begin-of-text token")
@@ -128,9 +126,8 @@ def continue_texts(
     ids, documents = pad_left(encoded, model.embed_tokens.weight.device)
     cache = KVCache(len(model.layers), ids.shape[1] + max_new_tokens)
     rows = [TextStream(tokenizer, stops, own) for own in encoded]
-    texts = [""] * len(rows)
     speed = Speed(prompt_tokens=sum(map(len, encoded)))
-    steps = stream(model, ids, max_new_tokens, sampling, generator, None, documents, cache=cache)
+    steps = stream(model, ids, max_new_tokens, sampling, generator, documents, cache=cache)
     clock = time.perf_counter()
     for number, tokens in enumerate(steps):
         values = tokens.flatten().tolist()  # waits for the device
@@ -142,19 +139,16 @@ def continue_texts(
         for i, token in enumerate(values):
             speed.new_tokens += number > 0 and not rows[i].finished
             new = rows[i].push(token)
-            texts[i] += new
             if show is not None and i == 0:
                 show(new)
         if all(row.finished for row in rows):
             break
         clock = time.perf_counter()
-    stopped = [row.finished for row in rows]
-    rest = [row.end() for row in rows]
-    if show is not None:
-        show(rest[0])
     speed.cache_bytes = cache.bytes
-    out = [
-        Continuation(prompt, text + held, row.ids, stop)
-        for prompt, text, held, row, stop in zip(prompts, texts, rest, rows, stopped, strict=True)
-    ]
-    return out, speed
+    found = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        stopped, rest = row.finished, row.end()
+        if show is not None and row is rows[0]:
+            show(rest)
+        found.append(Continuation(prompt, row.text, row.ids, stopped))
+    return found, speed

@@ -1,12 +1,12 @@
 """The README of an exported folder: what the model is, its run's figures, how to load it."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ropepp.interop.saved import SavedModel
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
+from ropepp.runs.records import DIVERGED, read_result
 
 LOADING = {
     "ropepp": """\
@@ -41,18 +41,38 @@ program that takes it for an ordinary Llama computes something else.""",
 }
 
 
-def model_card(
-    saved: SavedModel, kind: str, dtype: torch.dtype, result: dict[str, Any] | None
-) -> str:
-    """Markdown, of a folder whose kind is "reference" or its ``model_type``; ``result`` is the
-    run's ``result.json``, if it has ended with these weights."""
-    rows = {**_sizes(saved), "weights": str(dtype).removeprefix("torch.")}
+def model_card(saved: SavedModel, kind: str, dtype: torch.dtype) -> str:
+    """Markdown, of a folder whose kind is "reference" or its ``model_type``."""
+    model, config, layout = saved.model, saved.model.config, saved.model.layout
+    sizes = f"{config.num_layers}, {config.hidden_size:,}, {config.ffn_size:,}"
+    heads = f"{layout.num_heads}, {layout.num_projections}, {layout.num_kv_heads}"
+    rows = {
+        "variant": f"`{model.position}`",
+        "parameters": f"{num_parameters(model):,}",
+        "layers, width, feed-forward": sizes,
+        "attention heads, query projections, kv heads, head size": f"{heads}, {config.head_dim}",
+        "vocabulary": f"{config.vocab_size:,}",
+        "KV cache, bytes a token in bfloat16": f"{kv_cache_bytes_per_token(model):,}",
+        "weights": str(dtype).removeprefix("torch."),
+    }
     if saved.step is not None:
         rows["optimizer steps"] = f"{saved.step:,}"
-    rows.update(_figures(saved, result))
+    if saved.corpora:
+        rows["data"] = ", ".join(Path(corpus).name for corpus in saved.corpora)
+    result = read_result(saved.run) if saved.run is not None else {}
+    # The run's figures, if they are those of these weights.
+    if result and result.get("steps") == saved.step and DIVERGED not in result:
+        loss, perplexity = result["validation_loss"], result["validation_perplexity"]
+        versions = f"ropepp {result['ropepp']}, commit {result['commit']}, torch {result['torch']}"
+        rows |= {
+            "tokens seen": f"{result['tokens']:,} in rows of {result['sequence_length']:,}",
+            "validation loss, nats a token": f"{loss:.4f} (perplexity {perplexity:.2f})",
+            "seed": f"{result['seed']} (one run: differences of variants need several)",
+            "code": versions,
+        }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     library = "ropepp" if kind == "reference" else "transformers"
-    variant = type(saved.model.position).__name__
+    variant = type(model.position).__name__
     loading = LOADING.get(kind, LOADING["llama"]).replace("ARCHITECTURE", kind.capitalize())
     return f"""\
 ---
@@ -74,37 +94,3 @@ A causal language model with position encoding {variant}, exported by `ropepp ex
 
 {loading}
 """
-
-
-def _sizes(saved: SavedModel) -> dict[str, str]:
-    model = saved.model
-    config, layout = model.config, model.layout
-    return {
-        "variant": f"`{model.position}`",
-        "parameters": f"{num_parameters(model):,}",
-        "layers, width, feed-forward": (
-            f"{config.num_layers}, {config.hidden_size:,}, {config.ffn_size:,}"
-        ),
-        "attention heads, query projections, kv heads, head size": (
-            f"{layout.num_heads}, {layout.num_projections}, {layout.num_kv_heads}, "
-            f"{config.head_dim}"
-        ),
-        "vocabulary": f"{config.vocab_size:,}",
-        "KV cache, bytes a token in bfloat16": f"{kv_cache_bytes_per_token(model):,}",
-    }
-
-
-def _figures(saved: SavedModel, result: dict[str, Any] | None) -> dict[str, str]:
-    corpora = ", ".join(Path(corpus).name for corpus in saved.corpora)
-    rows = {"data": corpora} if corpora else {}
-    if result is None:
-        return rows
-    return {
-        **rows,
-        "tokens seen": f"{result['tokens']:,} in rows of {result['sequence_length']:,}",
-        "validation loss, nats a token": (
-            f"{result['validation_loss']:.4f} (perplexity {result['validation_perplexity']:.2f})"
-        ),
-        "seed": f"{result['seed']} (one run: differences of variants need several)",
-        "code": f"ropepp {result['ropepp']}, commit {result['commit']}, torch {result['torch']}",
-    }

@@ -19,21 +19,12 @@ from ropepp.train.weights import load_optimizer_from, load_weights
 
 def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel, Transformer, bool]:
     """Writes a checkpoint at step 0 of a model with more attention heads, whose columns of the
-    output projection are zero; with the optimizer's moments of all else, if ``source`` is a
-    checkpoint in one file that has them.
+    output projection are zero; with the optimizer's moments of all else, if ``source`` (see
+    `open_model`) is a checkpoint in one file that has them. ``position`` is a YAML file with a
+    position encoding; what it leaves out of theta, rotary_share and scaling is the source's.
 
-    Args:
-        source: See `ropepp.interop.saved.open_model`.
-        file: The new checkpoint, complete or absent.
-        position: A YAML file with a position encoding. What it leaves out of theta, rotary_share
-            and scaling is the source's.
-
-    Returns:
-        The source, the new model, and whether there were moments.
-
-    Raises:
-        InputError: The function would not stay; says what would be lost.
-    """
+    Returns the source, the new model, and whether there were moments. An `InputError` if the
+    function would not stay says what would be lost."""
     saved = open_model(source)
     spec = wanted_position(position, saved)
     with understanding(position):

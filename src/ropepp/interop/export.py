@@ -3,24 +3,17 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ropepp.checksums import write_checksums
 from ropepp.data.tokenizer import load_tokenizer
-from ropepp.errors import InputError
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
-from ropepp.interop.settings import (
-    context_length,
-    llama_settings,
-    outer_name,
-    own_settings,
-    reference_settings,
-)
+from ropepp.interop.settings import Form, outer_name, settings_of
 from ropepp.interop.text import write_tokenizer
 from ropepp.model.folders.published import OWN_TYPE
 from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
@@ -29,9 +22,7 @@ from ropepp.model.positions import ALiBi
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import TOKENIZERS
-from ropepp.runs.records import DIVERGED, read_result
 
-Form = Literal["hf", "llama", "ropepp", "reference"]
 MODELING = Path(__file__).with_name("modeling_ropepp.py")
 DEFAULT_LENGTH = 4096  # where nothing tells how long rows were
 
@@ -44,11 +35,12 @@ def export(
     tokenizer: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
-    """Writes a model as a folder, which is complete or absent.
+    """Writes a model as a folder, which is complete or absent; returns the content of its
+    ``config.json``. An `InputError` if the folder exists, the form cannot express the model, or
+    there is no tokenizer where the model's text had one.
 
     Args:
         saved: The model and what belongs to it, opened in float32.
-        folder: The new folder.
         form: "llama": an ordinary Llama, with a query matrix for each attention head. "ropepp": a
             folder with a file that makes transformers use this package, for every model. "hf": a
             Llama where there is one that computes the same, otherwise as "ropepp". "reference": the
@@ -56,21 +48,17 @@ def export(
         dtype: Of the weights. What a position encoding keeps stays float32.
         tokenizer: See `SavedModel.tokenizer`; a model without text has none.
         shard_bytes: Largest size of a file of weights.
-
-    Returns:
-        The content of ``config.json``.
-
-    Raises:
-        InputError: The folder exists, the form cannot express the model, or there is no tokenizer
-            where the model's text had one.
     """
     saved.require_finite()
     model = saved.model
     found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
-    text = _text(saved)
+    # What the model was made for, without a tokenizer's word; see `ropepp.interop.settings`.
+    length = saved.data_arguments.get("sequence_length", DEFAULT_LENGTH)
+    text = {"max_position_embeddings": length, "bos_token_id": None, "eos_token_id": None}
+    text |= saved.text
     if found is not None:
         text |= {"bos_token_id": found.bos_id, "eos_token_id": found.eot_id}
-    settings = _settings(model, text, form)
+    settings = settings_of(model, text, form)
     kind = form if form == "reference" else str(settings["model_type"])
     settings["torch_dtype"] = str(dtype).removeprefix("torch.")
     with replacing_folder(Path(folder)) as work:
@@ -87,24 +75,9 @@ def export(
             write_json(work / "generation_config.json", ids)
         if kind == OWN_TYPE:
             shutil.copyfile(MODELING, work / MODELING.name)
-        write_text(work / "README.md", model_card(saved, kind, dtype, _result(saved)))
+        write_text(work / "README.md", model_card(saved, kind, dtype))
         write_checksums(work, (file.name for file in work.iterdir() if file.suffix != ".md"))
     return settings
-
-
-def _settings(model: Transformer, text: dict[str, Any], form: Form) -> dict[str, Any]:
-    """``config.json``."""
-    if form == "reference":
-        return reference_settings(model, text)
-    length = context_length(model.position, text["max_position_embeddings"])
-    text = text | {"max_position_embeddings": length}
-    if form != OWN_TYPE:
-        try:
-            return llama_settings(model, text)
-        except InputError:
-            if form == "llama":
-                raise
-    return own_settings(model, text)
 
 
 def _tensors(model: Transformer, kind: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -131,17 +104,3 @@ def _tensors(model: Transformer, kind: str, dtype: torch.dtype) -> Iterator[tupl
         slopes = torch.tensor(slopes_of(model.layout.num_heads))
         for index in range(model.config.num_layers):
             yield f"model.layers.{index}.self_attn.alibi_slopes", slopes.clone()
-
-
-def _text(saved: SavedModel) -> dict[str, Any]:
-    """What the model was made for, without a tokenizer's word; see `ropepp.interop.settings`."""
-    length = saved.data_arguments.get("sequence_length", DEFAULT_LENGTH)
-    text = {"max_position_embeddings": length, "bos_token_id": None, "eos_token_id": None}
-    return text | saved.text
-
-
-def _result(saved: SavedModel) -> dict[str, Any] | None:
-    """The run's figures, if they are those of these weights."""
-    result = read_result(saved.run) if saved.run is not None else {}
-    fits = result.get("steps") == saved.step and DIVERGED not in result
-    return result if result and fits else None

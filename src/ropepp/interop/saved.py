@@ -1,6 +1,7 @@
 """Opens any saved model by its path: a run, a checkpoint, a published or exported folder; and makes
 a checkpoint, of the form that runs have, of a folder."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,12 +17,7 @@ from ropepp.errors import InputError
 from ropepp.files import require_free
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.hub import local_path
-from ropepp.model.folders.published import (
-    check_shapes,
-    load_pretrained,
-    read_settings,
-    unfilled,
-)
+from ropepp.model.folders.published import check_shapes, load_pretrained, read_settings, unfilled
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, to_plain, understanding
 from ropepp.model.transformer import Transformer
@@ -73,16 +69,10 @@ class SavedModel:
         return [corpus] if isinstance(corpus, str) else list(corpus)
 
     def tokenizer(self, given: str | Path | None = None) -> Tokenizer:
-        """The tokenizer of the model's text.
-
-        Args:
-            given: See `ropepp.data.tokenizer.load_tokenizer`; looked for unless given,
-                beside the weights and in the run's corpus.
-
-        Raises:
-            InputError: There is none, it has more ids than the model, or it is not that of the
-                training (of a given one, a warning says so).
-        """
+        """The tokenizer of the model's text: the ``given`` one (see
+        `ropepp.data.tokenizer.load_tokenizer`), or that beside the weights or of the run's corpus.
+        An `InputError` if there is none, it has more ids than the model, or it is not that of the
+        training (of a given one, a warning says so)."""
         places = [given] if given else self.tokenizer_places()
         if not places:
             raise InputError(f"{self.path} names no tokenizer: give one with --tokenizer")
@@ -139,17 +129,9 @@ class SavedModel:
 
 def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.dtype]:
     """Where a model computes, a GPU if there is one unless given, and its dtype, bfloat16 there and
-    float32 elsewhere unless given.
-
-    Raises:
-        InputError: A GPU is asked for where there is none.
-    """
+    float32 elsewhere unless given. An `InputError` if there is no such device here."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        known = torch.device(device).type in ("cpu", "cuda")
-    except RuntimeError:
-        known = False
-    if not known:
+    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", device):
         raise InputError(f"--device is {device!r}; allowed: cpu, cuda, cuda:0, cuda:1, ...")
     on_gpu = device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
@@ -161,7 +143,8 @@ def open_model(
     path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> SavedModel:
     """Opens a model for evaluation or generation. Nothing in its files is executed, and what is
-    read is compared with its checksums.
+    read is compared with its checksums. An `InputError` if there is no such model, or it is damaged
+    or of another shape than it says.
 
     Args:
         path: A run's folder (its newest checkpoint that is not damaged is taken), a checkpoint
@@ -169,21 +152,24 @@ def open_model(
             ``hub:NAME[@REVISION]``.
         dtype: Dtype of weights and activations. Weights in bfloat16 compute what training in
             bfloat16 over float32 weights does; what a position encoding keeps stays float32.
-        device: Where to.
-
-    Raises:
-        InputError: There is no such model, or it is damaged or of another shape than it says.
     """
     path = local_path(path)
     if not path.is_dir() and not path.is_file():
-        found = "is no file and no folder" if path.exists() else "does not exist"
-        raise InputError(f"model {path} {found}")
+        what = "is no file and no folder" if path.exists() else "does not exist"
+        raise InputError(f"model {path} {what}")
     if path.is_dir() and (path / "config.json").is_file():
         model = load_pretrained(path)
         known, text = checkpoints.tokenizers(path), _text_of(read_settings(path / "config.json"))
         return SavedModel(_placed(model, dtype, device), path, None, None, {}, known, text)
     if path.is_dir() and not (path / checkpoints.METADATA).exists() and not (path / INDEX).exists():
-        path, model, content = checkpoints.first_whole(_checkpoint_of(path), _from_checkpoint)
+        found = checkpoints.newest_complete(path / "checkpoints")
+        found = found or checkpoints.newest_complete(path)
+        if found is None:
+            raise InputError(
+                f"{path} is no model: it has neither config.json nor a complete checkpoint in it or"
+                " in its checkpoints/"
+            )
+        path, model, content = checkpoints.first_whole(found, _from_checkpoint)
     else:
         path, model, content = _from_checkpoint(path)
     run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
@@ -200,8 +186,8 @@ def open_model(
 def _text_of(content: Any) -> dict[str, int]:
     """What is there of `TEXT`; the first one where there are several."""
     content = content if isinstance(content, dict) else {}
-    found = {key: content.get(key) for key in TEXT}
-    found = {key: x[0] if isinstance(x, list) and x else x for key, x in found.items()}
+    values = ((key, content.get(key)) for key in TEXT)
+    found = {key: x[0] if isinstance(x, list) and x else x for key, x in values}
     return {key: x for key, x in found.items() if type(x) is int}
 
 
@@ -224,11 +210,8 @@ def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
 
 def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
     """Writes a checkpoint at step 0, with no optimizer's state, from a folder that
-    `load_pretrained` reads; returns its hyperparameters, those of the network.
-
-    Raises:
-        InputError: ``file`` exists, or the folder cannot be read.
-    """
+    `load_pretrained` reads; returns its hyperparameters, those of the network. An `InputError` if
+    ``file`` exists, or the folder cannot be read."""
     file = Path(file)
     require_free(file)
     folder = local_path(folder)
@@ -271,13 +254,3 @@ def _placed(model: Transformer, dtype: torch.dtype, device: str | torch.device) 
         parameter.data = parameter.data.to(dtype)
     model.tie()
     return model.to(device).eval().requires_grad_(False)
-
-
-def _checkpoint_of(run: Path) -> Path:
-    found = checkpoints.newest_complete(run / "checkpoints") or checkpoints.newest_complete(run)
-    if found is None:
-        raise InputError(
-            f"{run} is no model: it has neither config.json nor a complete checkpoint in it or in "
-            "its checkpoints/"
-        )
-    return found

@@ -7,7 +7,7 @@ document, or None.
 """
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,7 @@ from ropepp.model.positions import PI, ALiBi, FoPE, Position, Pythia, RoPE, Scal
 from ropepp.model.positions.ropepp import Repeating
 from ropepp.model.transformer import Transformer
 
+Form = Literal["hf", "llama", "ropepp", "reference"]
 AUTO_MAP = {
     "AutoConfig": "modeling_ropepp.RoPEppConfig",
     "AutoModel": "modeling_ropepp.RoPEppModel",
@@ -89,6 +90,24 @@ def outer_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
+def settings_of(model: Transformer, text: dict[str, Any], form: Form) -> dict[str, Any]:
+    """``config.json`` in a form, see `ropepp.interop.export.export`; an `InputError` if that cannot
+    express the model."""
+    if form == "reference":
+        return reference_settings(model, text)
+    length, scaling = text["max_position_embeddings"], getattr(model.position, "scaling", None)
+    if isinstance(scaling, YaRN):  # which is good for more than the rows of its training
+        length = max(length, int(scaling.original_length * scaling.factor))
+    text = text | {"max_position_embeddings": length}
+    if form != OWN_TYPE:
+        try:
+            return llama_settings(model, text)
+        except InputError:
+            if form == "llama":
+                raise
+    return own_settings(model, text)
+
+
 def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of any variant, for transformers with this package installed."""
     return {
@@ -109,10 +128,8 @@ def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     for each attention head (see `ropepp.model.heads.turned`).
 
     A Mistral where transformers refuses a Llama's number of heads, a Qwen3 for ``qk_norm``: the
-    same arithmetic. YaRN becomes "llama3", whose weights need its magnitude folded in.
-
-    Raises:
-        InputError: There is no such Llama; names what it lacks.
+    same arithmetic. YaRN becomes "llama3", whose weights need its magnitude folded in. An
+    `InputError` if there is no such Llama names what it lacks.
     """
     config, spec, layout = model.config, model.position, model.layout
     why, scaling = None, getattr(spec, "scaling", None)
@@ -154,19 +171,8 @@ def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def context_length(spec: Position, length: int) -> int:
-    """Longest row that a model is good for, which was trained on rows of ``length`` tokens."""
-    scaling = getattr(spec, "scaling", None)
-    own = int(scaling.original_length * scaling.factor) if isinstance(scaling, YaRN) else 0
-    return max(length, own)
-
-
 def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
-    """``config.json`` of the published format.
-
-    Raises:
-        InputError: The format has no field for something; names it.
-    """
+    """``config.json`` of the published format; an `InputError` names what it has no field for."""
     if model.config.qk_norm:
         raise _beyond("qk_norm")
     return {

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ropepp.errors import InputError
 from ropepp.eval.analyze.attention_maps import MEASURES, attention_maps, draw
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.model.config import ModelConfig
@@ -162,12 +161,6 @@ def test_uniform_attention() -> None:
     for kind in maps.weights:
         for name, value in maps.uniform().items():
             assert maps.measures[kind][name] == pytest.approx([value, value], rel=1e-5)
-
-
-def test_bad_sizes() -> None:
-    model, ids = make(RoPE())
-    with pytest.raises(InputError, match="block is 0"):
-        attention_maps(model, ids, block=0)
 
 
 @pytest.mark.parametrize("position", [RoPE(), Phases(phases=(0.0, 45.0, -90.0))], ids=str)

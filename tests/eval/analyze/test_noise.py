@@ -40,7 +40,7 @@ def queries(model: Transformer, ids: Tensor) -> list[Tensor]:
 def test_noise_is_added_to_these_heads_alone(kind: str, heads: list[int]) -> None:
     model, ids = make()
     clean = queries(model, ids)[0]
-    with noisy_queries(model, 0.5, kind, UnitNoise(7)):  # type: ignore[arg-type]
+    with noisy_queries(model, 0.5, kind, UnitNoise(7)):
         noisy = queries(model, ids)[0]
     change = noisy - clean
     expected = 0.5 * UnitNoise(7)(kind, 0, clean[:, :, heads].shape)
@@ -81,9 +81,9 @@ def test_study_without_noise_changes_nothing_and_with_noise_is_paired() -> None:
     )
     for kind in ("real", "imaginary"):
         for draw in range(3):
-            with noisy_queries(model, 0.7, kind, UnitNoise(5, draw)):  # type: ignore[arg-type]
-                assert measure()["loss"] == loss[kind, 0.7][draw]  # type: ignore[index]
-        assert len(set(loss[kind, 0.7].values())) == 3  # type: ignore[index]
+            with noisy_queries(model, 0.7, kind, UnitNoise(5, draw)):
+                assert measure()["loss"] == loss[kind, 0.7][draw]
+        assert len(set(loss[kind, 0.7].values())) == 3
 
 
 def test_mean_loss_written_out() -> None:
@@ -140,20 +140,10 @@ def test_bad_input() -> None:
 
     with pytest.raises(InputError, match="draws is 1"):
         noise_study(model, measure, [0.5], draws=1)
-    for stds in ([], [-0.1], [0.5, 0.5]):
+    for stds in ([], [-0.1], [0.5, 0.5], [float("nan")]):
         with pytest.raises(InputError, match="stds are"):
             noise_study(model, measure, stds, draws=3)
     with pytest.raises(InputError, match="RoPE, which has no imaginary heads"):
         noise_study(make(RoPE())[0], measure, [0.5], draws=3)
     with pytest.raises(InputError, match="has no real heads"):
         noise_study(make(ImaginaryOnly())[0], measure, [0.5], draws=3)
-    with (
-        pytest.raises(InputError, match="std is nan"),
-        noisy_queries(model, float("nan"), "real", UnitNoise(0)),
-    ):
-        pass
-    with (
-        pytest.raises(InputError, match="no heads of that kind"),
-        noisy_queries(make(RoPE())[0], 0.5, "imaginary", UnitNoise(0)),
-    ):
-        pass

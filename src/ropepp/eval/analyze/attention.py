@@ -24,7 +24,7 @@ from ropepp.interop.saved import SavedModel
 from ropepp.model.heads import HeadLayout
 from ropepp.statistics import ALPHA, sample_sd, t_interval
 
-FEWEST_ROWS = 8  # to draw again from
+FEWEST_ROWS = 8  # to draw again from: of fewer a bootstrap is not to be trusted
 RESAMPLES = 10_000
 DIFFERENCE = "imaginary - real"
 PAIRED = "imaginary - real, over pairs of heads"
@@ -38,14 +38,8 @@ LABELS = {
 
 def bootstrap(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """Means (resamples, ...) over rows (rows, ...) that are drawn again with replacement (Efron,
-    Ann. Statist. 7, 1979); what rows have in common stays together.
-
-    Raises:
-        InputError: There are fewer than 8 rows; of so few a bootstrap is not to be trusted.
-    """
+    Ann. Statist. 7, 1979); what rows have in common stays together."""
     n = len(values)
-    if n < FEWEST_ROWS:
-        raise InputError(f"there are {n} rows; a bootstrap needs at least {FEWEST_ROWS}: more text")
     drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
     counts = np.stack([np.bincount(one, minlength=n) for one in drawn])
     return np.tensordot(counts / n, values, axes=1)
@@ -58,15 +52,11 @@ def percentiles(means: Floats, alpha: float = ALPHA) -> tuple[Floats, Floats]:
 
 
 def compare_kinds(maps: AttentionMaps, layout: HeadLayout, seed: int = 0) -> list[dict[str, Any]]:
-    """A table of all measures: of each kind of head, and of the difference imaginary - real, from
-    at least 8 rows.
-
-    Returns:
-        Lines with ``layer`` ("all", or from 1), ``kind``, ``measure``, ``mean``, the plain 95%
-        interval ``low`` and ``high``, and for differences ``wide_low`` and ``wide_high``, at
-        Bonferroni's 1 - 0.05 / m for the m differences over texts in the table, which hold together
-        with 95%.
-    """
+    """A table of all measures, of each kind of head and of the difference imaginary - real, from at
+    least 8 rows: lines with ``layer`` ("all", or from 1), ``kind``, ``measure``, ``mean``, the
+    plain 95% interval ``low`` and ``high``, and for differences ``wide_low`` and ``wide_high``, at
+    Bonferroni's 1 - 0.05 / m for the m differences over texts in the table, which hold together
+    with 95%."""
     kinds = kinds_of(layout)
     by_head = maps.by_head.numpy()  # (rows, L, H, measures)
     groups = {kind: by_head[:, :, heads].mean(2) for kind, heads in kinds.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropepp.errors import InputError, at_least
+from ropepp.errors import InputError
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import canvas
 from ropepp.model.transformer import Transformer
@@ -70,19 +70,10 @@ class AttentionMaps:
 def attention_maps(
     model: Transformer, input_ids: Tensor, block: int = 64, size: int = 128
 ) -> AttentionMaps:
-    """Attention maps of a model on rows of tokens, each read as one document from position 0, one
-    row at a time.
-
-    Args:
-        model: Any variant.
-        input_ids: (B, T) int64.
-        block: Queries whose weights are in memory at a time.
-        size: Most bins of a map in each direction.
-
-    Raises:
-        InputError: ``block`` or ``size`` is below 1, or several processes share the model's rows.
-    """
-    at_least(1, block=block, size=size)
+    """Attention maps of a model of any variant on rows of tokens, (B, T) int64, each read as one
+    document from position 0, one row at a time. ``block`` is how many queries have their weights in
+    memory at a time, ``size`` the most bins of a map in each direction. An `InputError` if several
+    processes share the model's rows."""
     if model.sequence is not None:
         raise InputError("attention maps need whole rows; here several processes share them")
     B, T = input_ids.shape
@@ -96,8 +87,8 @@ def attention_maps(
             model.hidden(row)
     by_head = torch.stack([torch.stack(one.measures) for one in sums], dim=1) / T
     pairs = _visible_pairs(T, width)
-    maps = {kind: torch.stack([one.maps[kind] for one in sums]) / (B * pairs) for kind in kinds}
-    weights = {kind: values.float() for kind, values in maps.items()}
+    maps = {kind: torch.stack([one.maps[kind] for one in sums]) for kind in kinds}
+    weights = {kind: (total / (B * pairs)).float() for kind, total in maps.items()}
     return AttentionMaps(kinds, T, width, weights, by_head)
 
 
@@ -115,32 +106,25 @@ class _Sums:
     def add(self, layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """A hook of a position layer: adds what the heads of one row attend to."""
         q_THD, k_SKD = (x[0].float() for x in output)
-        slopes, T = layer.alibi_slopes(args[2]), len(q_THD)
-        blocks = [
-            self._add_block(
-                _weights(q_THD[start : start + self.block], k_SKD, start, slopes), start
+        slopes, blocks = layer.alibi_slopes(args[2]), []
+        for start in range(0, len(q_THD), self.block):
+            weights_HtS = _weights(q_THD[start : start + self.block], k_SKD, start, slopes)
+            H, t, S = weights_HtS.shape
+            query = torch.arange(start, start + t, device=weights_HtS.device)
+            distance = query[:, None] - torch.arange(S, device=query.device)
+            values = (
+                (weights_HtS * distance).sum(-1),
+                torch.special.entr(weights_HtS).sum(-1),
+                weights_HtS[..., 0],
+                weights_HtS[..., start:].diagonal(dim1=1, dim2=2),
             )
-            for start in range(0, T, self.block)
-        ]
+            blocks.append(torch.stack(values, dim=-1).double().sum(1).cpu())
+            n, bins = -(-S // self.width), (query // self.width).cpu()
+            filled = torch.nn.functional.pad(weights_HtS, (0, n * self.width - S))
+            binned = filled.view(H, t, n, self.width).sum(-1).double().cpu()
+            for kind, heads in self.kinds.items():
+                self.maps[kind][:, :n].index_add_(0, bins, binned[heads].mean(0))
         self.measures.append(torch.stack(blocks).sum(0))
-
-    def _add_block(self, weights_HtS: Tensor, start: int) -> Tensor:
-        """Adds to the maps; returns the measures' sums over these queries, (heads, measures)."""
-        H, t, S = weights_HtS.shape
-        query = torch.arange(start, start + t, device=weights_HtS.device)
-        distance = query[:, None] - torch.arange(S, device=query.device)
-        values = (
-            (weights_HtS * distance).sum(-1),
-            torch.special.entr(weights_HtS).sum(-1),
-            weights_HtS[..., 0],
-            weights_HtS[..., start:].diagonal(dim1=1, dim2=2),
-        )
-        n, bins = -(-S // self.width), (query // self.width).cpu()
-        filled = torch.nn.functional.pad(weights_HtS, (0, n * self.width - S))
-        binned = filled.view(H, t, n, self.width).sum(-1).double().cpu()
-        for kind, heads in self.kinds.items():
-            self.maps[kind][:, :n].index_add_(0, bins, binned[heads].mean(0))
-        return torch.stack(values, dim=-1).double().sum(1).cpu()
 
 
 def _weights(q_tHD: Tensor, k_SKD: Tensor, start: int, slopes_H: Tensor | None) -> Tensor:

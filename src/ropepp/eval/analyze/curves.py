@@ -52,11 +52,8 @@ def limit(theta: float, distances: Floats) -> tuple[Floats, Floats]:
 
         c_re(d) = (Ci(d) - Ci(d / theta)) / ln theta    c_im(d) = (Si(d) - Si(d / theta)) / ln theta
 
-    with the cosine and the sine integral.
-
-    Args:
-        theta: Base of the frequencies, above 1.
-        distances: (N,) above 0; those divided by F where positions are interpolated linearly.
+    with the cosine and the sine integral. ``theta`` is above 1, the distances (N,) are above 0, and
+    divided by F where positions are interpolated linearly.
     """
     from scipy.special import sici  # type: ignore[import-untyped]
 
@@ -104,13 +101,9 @@ def coverage(
     trained: Sequence[ValueRanges], reached: Sequence[ValueRanges]
 ) -> dict[str, dict[str, float]]:
     """How wide a range training shows, for each key of `ranges_met`, from the values of each pair
-    of dimensions in training and in use.
-
-    Returns:
-        ``full``: share of the pairs whose values fill [-1, 1]; ``both_signs``: share of those that
-        met values of either sign; ``width``: mean share of [-1, 1]; ``known``: mean share of the
-        reached values that training has shown.
-    """
+    of dimensions in training and in use. ``full``: share of the pairs whose values fill [-1, 1];
+    ``both_signs``: share of those that met values of either sign; ``width``: mean share of [-1, 1];
+    ``known``: mean share of the reached values that training has shown."""
     found = {}
     for key in trained[0]:
         ours = [one[key] for one in trained]
@@ -145,10 +138,7 @@ def table_of(name: str, frequencies: Floats, trained: Floats) -> list[dict[str, 
 
 def settings(options: Namespace) -> dict[str, RoPE]:
     """The positions to look at by name: each theta as it is, and the first one with each scaling.
-
-    Raises:
-        InputError: A scaling is not of the form PI:8 or YaRN:32, or a theta not above 1.
-    """
+    An `InputError` if a scaling is not of the form PI:8 or YaRN:32, or a theta not above 1."""
     for theta in options.theta:
         if not theta > 1:
             raise InputError(f"--theta is {theta}; it must be above 1")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ropepp.data.recall.accuracy import STREAM
 from ropepp.data.recall.task import RecallRows
 from ropepp.data.tokenizer import decode_behind
-from ropepp.errors import InputError, at_least
+from ropepp.errors import InputError
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import BATCH_TOKENS, LENGTH, RECALL_UNIT, read_rows, recall_data
@@ -37,8 +37,7 @@ from ropepp.train.evaluation import model_inputs
 
 # (kind, layer, shape of the queries of that kind (B, T, heads, D)) -> standard normal noise
 NoiseSource = Callable[[str, int, torch.Size], Tensor]
-HeadKind = Literal["real", "imaginary"]
-KINDS: tuple[HeadKind, ...] = ("real", "imaginary")
+KINDS = ("real", "imaginary")
 # What lines of the table have for people, with the ends of its interval.
 ENDS = {
     "real": ("real_low", "real_high"),
@@ -47,7 +46,7 @@ ENDS = {
 }
 NAMES = ("loss", "perplexity", "accuracy")
 Measure = Callable[[], Mapping[str, float]]
-Values = Mapping[tuple[HeadKind, float], Mapping[int, float]]
+Values = dict[tuple[str, float], dict[int, float]]  # by kind, standard deviation and draw
 UNITS = {
     "loss": "loss (nats per token)",
     "perplexity": "perplexity",
@@ -78,19 +77,10 @@ class UnitNoise:
 
 
 @contextmanager
-def noisy_queries(
-    model: Transformer, std: float, kind: HeadKind, noise: NoiseSource
-) -> Iterator[None]:
+def noisy_queries(model: Transformer, std: float, kind: str, noise: NoiseSource) -> Iterator[None]:
     """Inside the context, adds noise to the queries of the real or imaginary heads of all layers;
-    ``std`` is in units of the rotated queries.
-
-    Raises:
-        InputError: ``std`` is negative, or there are no such heads.
-    """
-    at_least(0, "noise ", std=std)
-    heads = kinds_of(model.layout).get(kind, [])
-    if not heads:
-        raise InputError(f"noise target is {kind!r}; the model has no heads of that kind")
+    ``std`` is in units of the rotated queries."""
+    heads = kinds_of(model.layout)[kind]
 
     def add(
         layer: int, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]
@@ -108,33 +98,22 @@ def noisy_queries(
 
 
 def noise_study(
-    model: Transformer,
-    measure: Callable[[], Mapping[str, float]],
-    stds: Sequence[float],
-    draws: int,
-    seed: int = 0,
-) -> tuple[dict[str, float], dict[str, dict[tuple[HeadKind, float], dict[int, float]]]]:
-    """Measures a model without noise, and with noise of each strength on each kind of head.
+    model: Transformer, measure: Measure, stds: Sequence[float], draws: int, seed: int = 0
+) -> tuple[dict[str, float], dict[str, Values]]:
+    """Measures a model without noise, and with noise of each strength on each kind of head; returns
+    the metrics without noise, and for each metric its values. An `InputError` if the model lacks a
+    kind of head, a standard deviation is negative or given twice, or there are fewer than 2 draws,
+    of which no interval follows.
 
     Args:
-        model: A model with real and imaginary heads.
         measure: Evaluates the model as it is when called; the same forward passes in the same order
             every time, or the draws are not paired.
         stds: Standard deviations, in units of the rotated queries.
         draws: Noises that are tried for each.
-        seed: Seed of the noises.
-
-    Returns:
-        The metrics without noise, and for each metric its values by kind and standard deviation,
-        each by the draw's number.
-
-    Raises:
-        InputError: The model lacks a kind of head, a standard deviation is negative or given twice,
-            or there are fewer than 2 draws, of which no interval follows.
     """
     if draws < 2:
         raise InputError(f"draws is {draws}; an interval needs at least 2")
-    if not stds or min(stds) < 0 or len(set(stds)) < len(stds):
+    if not stds or not all(std >= 0 for std in stds) or len(set(stds)) < len(stds):
         raise InputError(f"stds are {list(stds)}; allowed are numbers from 0 on, each once")
     for kind in KINDS:
         if kind not in kinds_of(model.layout):
@@ -143,7 +122,7 @@ def noise_study(
                 " compares real and imaginary heads, as RoPE++ (RoPEppEC, RoPEppEH) has them"
             )
     clean = dict(measure())
-    values: dict[str, dict[tuple[HeadKind, float], dict[int, float]]] = {key: {} for key in clean}
+    values: dict[str, Values] = {key: {} for key in clean}
     for draw in range(draws):
         for std in stds:
             for kind in KINDS:
@@ -198,11 +177,8 @@ def recall_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict
 
 def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
     """Loss of the answers to RULER's tasks in nats per token, as `ropepp.eval.generated` has it,
-    and scores of greedy answers.
-
-    Raises:
-        InputError: There is no such task, or it does not fit into the length.
-    """
+    and scores of greedy answers. An `InputError` if there is no such task, or it does not fit into
+    the length."""
     known = {task.name: task for task in tasks_of("ruler", options.data, options.protocol)}
     if missing := [name for name in options.tasks if name not in known]:
         raise InputError(f"--tasks has {missing[0]!r}; allowed: {', '.join(known)}")
@@ -219,7 +195,7 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
         losses, scores = 0.0, 0.0
         for task, (sample, prompt, answers, _) in samples:
             found = score_continuations(saved.model, [prompt], [answers], BATCH_TOKENS)[0]
-            losses += sum(one.nll for one in found)
+            losses += sum(found)
             said = complete(saved.model, [prompt], task.max_new_tokens, tokenizer.eot_id)[0]
             scores += task.score(decode_behind(tokenizer, prompt, said), sample)["score"]
         return {"loss": losses / count, "score": scores / len(samples)}
@@ -229,15 +205,11 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
 
 
 def effects(clean: Mapping[str, float], values: Mapping[str, Values]) -> list[dict[str, Any]]:
-    """A table of what noise does, for each metric and standard deviation.
-
-    Returns:
-        Lines with ``metric``, ``std``, ``draws``, ``clean``; of ``real`` and ``imaginary`` the mean
-        change through noise with the ends of its 95% t interval; ``difference``, the mean over
-        draws of the change through noise on imaginary less that through noise on real heads, with
-        its plain interval, its p corrected for the standard deviations of this metric (Holm) and
-        a verdict, see `ropepp.statistics`.
-    """
+    """A table of what noise does, for each metric and standard deviation: lines with ``metric``,
+    ``std``, ``draws``, ``clean``; of ``real`` and ``imaginary`` the mean change through noise with
+    the ends of its 95% t interval; ``difference``, the mean over draws of the change through noise
+    on imaginary less that through noise on real heads, with its plain interval, its p corrected for
+    the standard deviations of this metric (Holm) and a verdict, see `ropepp.statistics`."""
     table = []
     for metric, own in values.items():
         stds = list(dict.fromkeys(std for _, std in own))

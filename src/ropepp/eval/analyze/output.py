@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.errors import optional
 from ropepp.files import write_json, write_text
 from ropepp.runs.events import EVENTS, write_events
 from ropepp.runs.machine import provenance
@@ -26,12 +25,6 @@ Floats = NDArray[np.float64]
 # Okabe and Ito's palette, which the colour-blind can tell apart; the first two are real, imaginary.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DPI = 80
-
-
-def require_extras() -> None:
-    """Raises an `InputError` if what draws and what makes intervals is missing."""
-    for module in ("matplotlib", "scipy"):
-        optional(module)
 
 
 def save(

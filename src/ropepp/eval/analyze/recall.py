@@ -30,28 +30,14 @@ def recall_accuracy(
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> list[RecallCell]:
-    """Accuracy of the answers by number of pairs and octave of distances.
+    """Accuracy of the answers by number of pairs and octave of distances. An `InputError` if a
+    number does not fit the others.
 
-    Rows of all lengths are pooled: the long ones have far questions, the short ones near questions
-    in numbers that suffice. Answers of a row are not quite independent, as Wilson's interval takes
-    them to be.
-
-    Args:
-        model: A model trained on associative recall.
-        pairs: Numbers of key-value pairs in a row.
-        lengths: Tokens in a row.
-        rows: Rows of each length and number of pairs.
-        vocab_size: Number of token ids in the task; the model's unless given.
-        seed: Seed of the rows; none is a row of training or validation.
-
-    Raises:
-        InputError: A number does not fit the others.
+    There are ``rows`` of each length and number of pairs, with as many token ids as the model's
+    unless given; none is a row of training or validation. Rows of all lengths are pooled: the long
+    ones have far questions, the short ones near questions in numbers that suffice. Answers of a row
+    are not quite independent, as Wilson's interval takes them to be.
     """
-    if not pairs or not lengths or rows < 1:
-        raise InputError(
-            f"recall has pairs {list(pairs)}, lengths {list(lengths)} and {rows} rows; at least one"
-            " of each is needed"
-        )
     size = vocab_size or model.config.vocab_size
     if size > model.config.vocab_size:
         raise InputError(f"vocab_size is {size}; the model has {model.config.vocab_size} ids")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.errors import InputError, at_least
+from ropepp.errors import InputError
 from ropepp.eval.perplexity import read_text
 from ropepp.interop.saved import SavedModel
 
@@ -44,21 +44,13 @@ def read_rows(
     texts: Sequence[Path] = (),
     tokenizer: str | None = None,
 ) -> TextRows:
-    """Rows of text files, or of the validation split of the model's own data.
+    """At most so many rows of text files, or of the validation split of the model's own data. An
+    `InputError` if there is no such text, or none long enough.
 
-    Args:
-        saved: The model.
-        rows: Most rows.
-        length: Tokens in a row (T); the length of the model's training rows unless given, or less
-            where documents are shorter.
-        texts: Files as `read_text` takes them, cut into pieces of T tokens; the last piece of a
-            file is left out if it is shorter.
-        tokenizer: Tokenizer of the texts, see `SavedModel.tokenizer`.
-
-    Raises:
-        InputError: There is no such text, or none long enough; the numbers are below 1.
-    """
-    at_least(1, rows=rows, length=length)
+    A row has T = ``length`` tokens, unless given those of the model's training rows, or less where
+    documents are shorter. ``texts`` are files as `read_text` takes them, cut into pieces of T
+    tokens; the last piece of a file is left out if it is shorter. For their ``tokenizer`` see
+    `SavedModel.tokenizer`."""
     wanted = length or saved.data_arguments.get("sequence_length", LENGTH)
     if texts:
         return _pieces(texts, saved.tokenizer(tokenizer), rows, wanted)
@@ -76,11 +68,8 @@ def read_rows(
 
 
 def recall_data(saved: SavedModel) -> "RecallDataModule":
-    """The data of a model that was trained on associative recall.
-
-    Raises:
-        InputError: It was trained on something else.
-    """
+    """The data of a model that was trained on associative recall; an `InputError` if it was trained
+    on something else."""
     if saved.data_class != "RecallDataModule":
         raise InputError(
             f"the data of {saved.path} is {saved.data_class or 'unknown'}: recall is for models"
@@ -94,11 +83,8 @@ def recall_data(saved: SavedModel) -> "RecallDataModule":
 def beginnings(folder: str, rows: int, length: int, exact: bool = True) -> TextRows:
     """The beginnings of the longest documents of a corpus's validation split; packed rows would
     blur what is at a document's start. If ``exact``, documents that are too short are left out;
-    otherwise all rows get as short as the shortest of these documents.
-
-    Raises:
-        InputError: There is no such corpus, or no document is long enough.
-    """
+    otherwise all rows get as short as the shortest of these documents. An `InputError` if there is
+    no such corpus, or no document is long enough."""
     corpus = Corpus.open(folder, "validation")
     sizes = np.diff(corpus.offsets)
     longest = np.argsort(-sizes, kind="stable")[:rows]

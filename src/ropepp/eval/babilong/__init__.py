@@ -137,17 +137,11 @@ class PublishedQuestions(BabilongTask):
 
 
 def babilong_tasks(data: Path | None) -> list[Task]:
-    """qa1 to qa10.
-
-    Args:
-        data: A folder with the original's files, all optional: BABILong's own samples of a task as
-            `qa1/4k.json`; or bAbI as `tasks_1-20_v1-2` or `tasks_1-20_v1-2.zip`, and books of
-            PG-19 as `pg19/*.txt`. Simulated stories and public speeches stand in for what is
-            missing, and the tasks are official only with both.
-
-    Raises:
-        InputError: A given file has another form, or the package with the speeches is missing.
-    """
+    """qa1 to qa10. ``data`` is a folder with the original's files, all optional: BABILong's own
+    samples of a task as `qa1/4k.json`; or bAbI as `tasks_1-20_v1-2` or `tasks_1-20_v1-2.zip`, and
+    books of PG-19 as `pg19/*.txt`. Simulated stories and public speeches stand in for what is
+    missing, and the tasks are official only with both. An `InputError` if a given file has another
+    form, or the package with the speeches is missing."""
     original = given(data, FOLDER) or given(data, f"{FOLDER}.zip")
     folder = given(data, BOOKS)
     official = original is not None and folder is not None

@@ -14,15 +14,8 @@ PART = "en-10k"
 
 
 def read_stories(path: Path, task: str) -> list[Story]:
-    """The test stories of a task, one for each question.
-
-    Args:
-        path: `tasks_1-20_v1-2`, unpacked or as a .zip file.
-        task: "qa1", ...
-
-    Raises:
-        InputError: The file of the task is missing or has another form.
-    """
+    """The test stories of a task ("qa1", ...), one for each question, in `tasks_1-20_v1-2`,
+    unpacked or as a .zip file; an `InputError` if its file is missing or has another form."""
     name, text = _text(path, task)
     stories: list[Story] = []
     facts: list[str] = []
@@ -44,11 +37,7 @@ def read_stories(path: Path, task: str) -> list[Story]:
 
 def read_split(folder: Path, length: int) -> list[dict[str, str]]:
     """Samples as BABILong has published them, `4k.json` for a length of 4096, each with "input",
-    "question" and "target".
-
-    Raises:
-        InputError: There is no such file, or it has another form.
-    """
+    "question" and "target"; an `InputError` if there is no such file, or it has another form."""
     path = folder / f"{length // 1024}k.json"
     if length % 1024 or not path.is_file():
         there = ", ".join(sorted(file.name for file in folder.glob("*k.json"))) or "none"

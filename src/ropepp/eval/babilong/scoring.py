@@ -18,27 +18,21 @@ LABELS: dict[str, tuple[str, ...]] = {
 
 
 def scores(task: str, question: str, target: str, output: str) -> dict[str, float]:
-    """Scores of an output, each 0 or 1.
-
-    Returns:
-        "score": The first sentence names the target's labels and no others, those of the question
-            aside. A label inside another one is not named by it: "none" does not name "one".
-        "official": The same without that exception, so that "none" is never right, as in the
-            original.
-        "simple": The first sentence holds the target.
-    """
+    """Scores of an output, each 0 or 1. "score": the first sentence names the target's labels and
+    no others, those of the question aside; a label inside another one is not named by it: "none"
+    does not name "one". "official": the same without that exception, so that "none" is never right,
+    as in the original. "simple": the first sentence holds the target."""
     said = output.lower().split(".")[0].split("<context>")[0].split("<example>")[0]
     target, question = target.lower(), question.lower()
     labels = [label.lower() for label in LABELS[task]]
     wanted = set(target.split(","))
-    result = {}
-    for name, named in (("score", _named), ("official", _contained)):
-        result[name] = float(named(said, labels) - named(question, labels) == wanted)
-    return result | {"simple": float(target in said)}
-
-
-def _contained(text: str, labels: Iterable[str]) -> set[str]:
-    return {label for label in labels if label in text}
+    named = _named(said, labels) - _named(question, labels)
+    contained = {label for label in labels if label in said and label not in question}
+    return {
+        "score": float(named == wanted),
+        "official": float(contained == wanted),
+        "simple": float(target in said),
+    }
 
 
 def _named(text: str, labels: Iterable[str]) -> set[str]:

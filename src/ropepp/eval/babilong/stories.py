@@ -36,7 +36,11 @@ class Story:
 def qa1(rng: Random) -> Story:
     """One supporting fact: where is a person?"""
     world = World(rng)
-    return _tell(rng, world.facts, [world.move], lambda: _where_people(world), every=2)
+
+    def pairs() -> Pairs:
+        return [(f"Where is {p}?", world.known[p]) for p in world.people if p in world.known]
+
+    return _tell(rng, world.facts, [world.move], pairs, every=2)
 
 
 def qa2(rng: Random) -> Story:
@@ -189,10 +193,6 @@ def _tell(
             left, since = left - 1, 0
             if not left:
                 return Story(tuple(facts), *rng.choice(options))
-
-
-def _where_people(world: World) -> Pairs:
-    return [(f"Where is {p}?", world.known[p]) for p in world.people if p in world.known]
 
 
 def _handling(world: World) -> list[Callable[[], bool]]:

@@ -13,29 +13,18 @@ from ropepp.eval.ruler.tracing import VariableTracking
 
 
 def ruler_tasks(data: Path | None, edition: Edition = CURRENT) -> list[RulerTask]:
-    """All tasks, in the paper's order.
-
-    Args:
-        data: A folder with the original's files, each optional: PaulGrahamEssays.json, squad.json,
-            hotpotqa.json, english_words.json. Public speeches stand in for those that are missing
-            but the last, and the tasks that use them are not official.
-        edition: Which generator.
-
-    Raises:
-        InputError: A given file has another form, or a package with words or speeches is missing.
-    """
+    """All tasks, in the paper's order. ``data`` is a folder with the original's files, each
+    optional: PaulGrahamEssays.json, squad.json, hotpotqa.json, english_words.json. Public speeches
+    stand in for those that are missing but the last, and the tasks that use them are not official.
+    An `InputError` if a given file has another form, or a package with words or speeches is
+    missing."""
     words("noun")
     essay, squad, hotpot, large = (
         given(data, x) for x in (ESSAYS, pools.SQUAD, pools.HOTPOT, LARGE_LIST)
     )
     if essay is None or squad is None or hotpot is None:
         speech_files()
-    readers = (
-        (essay, essay_words),
-        (squad, pools.read_squad),
-        (hotpot, pools.read_hotpot),
-        (large, large_list),
-    )
+    readers = ((essay, essay_words), (squad, pools.read_squad), (hotpot, pools.read_hotpot))
     for path, read in readers:
         if path is not None:
             read(path)  # and keeps it
@@ -54,7 +43,7 @@ def ruler_tasks(data: Path | None, edition: Edition = CURRENT) -> list[RulerTask
         hidden("niah_multivalue", values=4),
         hidden("niah_multiquery", keys=4, queries=4),
         VariableTracking(edition=edition),
-        CommonWords(large, edition=edition),
+        CommonWords(large_list(large) if large else (), edition=edition),
         FrequentWords(edition=edition),
         DocumentQuestions("qa_1", first, bool(squad), edition=edition),
         DocumentQuestions("qa_2", second, bool(hotpot), edition=edition),

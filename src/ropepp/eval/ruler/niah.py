@@ -99,9 +99,8 @@ class Needles(RulerTask):
         cuts = [int(len(pieces) * (depth / 100)) for depth in rng.sample(DEPTHS, len(needles))]
         ends = [*sorted(cuts), len(pieces)]
         told = [" ".join(pieces[a:b]) for a, b in pairwise([0, *ends])]
-        return " ".join(chain.from_iterable(zip_longest(told, needles, fillvalue=""))).removesuffix(
-            " "
-        )
+        text = " ".join(chain.from_iterable(zip_longest(told, needles, fillvalue="")))
+        return text.removesuffix(" ")
 
 
 @lru_cache(maxsize=4)
