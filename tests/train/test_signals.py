@@ -119,3 +119,24 @@ def test_no_orphans(
     process.send_signal(number)
     assert process.wait(30) == -number
     wait_until(lambda: not any(map(is_alive, children)), seconds=30)
+
+
+@pytest.mark.extra
+def test_no_orphans_of_torchrun(
+    corpus: Path, tmp_path: Path, run: Path, children: list[int]
+) -> None:
+    """Killed, it cannot end its processes, which wait for each other."""
+    two = {"trainer__devices": 2, "trainer__strategy": "fsdp2", "data__micro_batch_size": 2}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "--", "ropepp.cli"]
+    command += arguments(corpus, tmp_path, "run", **ENDLESS, **two)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
+    wait_for_step(process, run, 2)
+    children[:] = map(
+        int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    )
+    assert len(children) == 2
+    process.kill()
+    process.wait(30)
+    wait_until(lambda: not any(map(is_alive, children)), seconds=30)
