@@ -26,6 +26,7 @@ from ropepp.errors import InputError, at_least
 # What a row that is there for its shape alone holds; a row of padding has no target and is seen by
 # nobody.
 FILLER = {"input_ids": 0, "targets": IGNORE_INDEX, "document_ids": PADDING_DOCUMENT, "positions": 0}
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # by workers
 
 
 class Rows(Protocol):
@@ -190,8 +191,15 @@ def _made(make: Callable[[Any], dict[str, Tensor]], indices: Any) -> dict[str, T
 
 
 def _received(batches: Iterable[dict[str, Tensor] | InputError]) -> Iterator[dict[str, Tensor]]:
+    # Workers begin with these blocked: a thread that one has before `_outlive_signals`, such as
+    # that of an older loader which it inherits and clears away, would let one through.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, *IGNORED})
     try:
-        for batch in batches:
+        started = iter(batches)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        for batch in started:
             if isinstance(batch, InputError):
                 raise batch
             yield batch
@@ -207,7 +215,7 @@ def _received(batches: Iterable[dict[str, Tensor] | InputError]) -> Iterator[dic
 def _outlive_signals(worker: int) -> None:
     """What asks a whole group of processes to end is for the one that trains, which needs batches
     until it has saved; a worker ends with it, or when that one asks."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that is ignored is never waited for
