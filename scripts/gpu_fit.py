@@ -87,7 +87,8 @@ def stop(bench: Bench, logs: Path) -> Iterator[Figure]:
     before, done = newest(logs), threading.Event()
     metrics = next(logs.rglob("metrics.jsonl"))
     size = metrics.stat().st_size
-    handler = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # if it comes too late
+    # If it comes too late. A run does not listen to what is ignored when it begins.
+    handler = signal.signal(signal.SIGUSR1, lambda *_: None)
 
     def ask() -> None:
         while not done.wait(0.05):

@@ -163,6 +163,8 @@ class RecallDataModule(RowsDataModule):
             )
         self.pairs = pairs
         self.max_distance = max_distance
+        self.train_rows = train_rows
+        self.validation_rows_per_length = validation_rows_per_length
         self.lengths = sorted(lengths)
         self._vocab_size = vocab_size
         # A set of rows costs nothing until it is read, and bad sizes are found before any work.
