@@ -84,6 +84,8 @@ def test_other_values_are_refused_in_a_line(values: Any, tmp_path: Path) -> None
         b'{"count": 1e999, "name": null, "shares": [], "parts": {}}',
         b'{"count": true, "name": null, "shares": [NaN], "parts": {}}',
         b'{"count": -1, "name": 5, "shares": {}, "parts": []}',
+        b'{"count": 1, "count": 1, "name": null, "shares": [], "parts": {}}',
+        b"{" + b",".join(b'"%d": 0' % (i % 199_999) for i in range(200_000)) + b"}",
     ],
 )
 def test_hostile_files_are_refused_at_once(content: bytes, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+from numbers import Real
 from typing import Any
 
 # What a machine may lack or forbid, wherever it shows.
@@ -99,5 +100,5 @@ def at_least(least: float, key: str = "", /, **values: float | None) -> None:
         InputError: One is below the bound, or no number.
     """
     for name, value in values.items():
-        if value is not None and not (isinstance(value, int | float) and value >= least):
+        if value is not None and not (isinstance(value, Real) and value >= least):
             raise InputError(f"{key}{name} is {value!r:.80}; it must be at least {least}")

@@ -3,6 +3,7 @@ standard library alone."""
 
 import json
 import zlib
+from collections import Counter
 from dataclasses import MISSING, asdict, fields
 from functools import lru_cache
 from pathlib import Path
@@ -58,7 +59,7 @@ def read_json(path: Path, limit: int = LARGEST) -> Any:
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"key {twice!r:.80} stands twice")
     return found
 
