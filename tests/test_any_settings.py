@@ -66,9 +66,17 @@ def command_line() -> EstimateCLI:
 
 
 @cache
+def whole_settings() -> dict[str, Any]:
+    """All settings of a small run, whatever the command line has been told since."""
+    cli = EstimateCLI(["fit", *(flag(key, value) for key, value in BASE.items())])
+    found: dict[str, Any] = cli.config.fit.as_dict()
+    return found
+
+
+@cache
 def keys_of_fit() -> list[str]:
     """All that a small run can be told, the arguments of its classes too."""
-    keys = sorted(flatten(command_line().config.fit.as_dict()))
+    keys = sorted(flatten(whole_settings()))
     assert len(keys) > 100
     return keys
 
@@ -96,7 +104,7 @@ def test_any_value_of_any_key_of_fit(data: st.DataObject) -> None:
 @given(data=st.data())
 @settings(MANY, max_examples=40)
 def test_any_change_of_a_file_of_fit(data: st.DataObject, tmp_path: Path) -> None:
-    whole = command_line().config.fit.as_dict()
+    whole = whole_settings()
     tree = {key: whole[key] for key in ("model", "data", "trainer", "checkpoint", "guard", "suite")}
     file = tmp_path / "fit.yaml"
     file.write_text(yaml.safe_dump(changed(tree, data.draw)), errors="backslashreplace")
