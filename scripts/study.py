@@ -3,10 +3,16 @@
 A study's YAML names what all runs share (``base``, ``set``), short names of keys (``keys``), the
 variants, and ``parts``, each of which becomes a sweep of that many seeds:
 
-* ``cells`` or ``grid``: settings that every variant of the part is trained with;
+* ``cells`` or ``grid``: settings that every variant of the part is trained with; ``recipe: NAME``
+  in a cell stands for the variant's own settings in ``recipes``;
 * ``best: {of: [PARTS], keep: K}``: begins with the K settings with which each variant (or the one
   named by ``variant``) had the lowest mean loss in earlier parts; ``cells`` or ``best_cells`` are
-  laid over them.
+  laid over them;
+* ``base``, ``set``: instead of the study's;
+* ``measure``: what of ``study_measures`` is measured of every run;
+* ``begin: PART/ROW``: begins with the weights of an earlier run, of the same seed of this row.
+
+``trust`` names modules of this folder that the study's runs import.
 
 Everything goes on after any kill. Results are written to docs/results/NAME/runs.jsonl as they come,
 and a clone that has this file does not run them again.
@@ -77,7 +83,7 @@ class Study:
         """
         how = self.parts[part]
         found = [
-            Row(variant, cell, settings)
+            Row(variant, cell, self.with_recipe(variant, settings))
             for cell, settings in self.cells(how)
             for variant in how["variants"]
         ]
@@ -104,6 +110,13 @@ class Study:
         elif "cells" in how or "best" not in how:
             for cell, own in how.get("cells", {"today": {}}).items():
                 yield cell, self.long(own)
+
+    def with_recipe(self, variant: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """A cell's settings, which come behind those of the recipe that it may name."""
+        if "recipe" not in settings:
+            return settings
+        rest = {key: value for key, value in settings.items() if key != "recipe"}
+        return self.long(self.content["recipes"][settings["recipe"]][variant]) | rest
 
     def long(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings by the keys of ``fit``."""
@@ -143,14 +156,19 @@ class Study:
             | {"display": f"{titles[row.variant]}, {row.cell}"}
             for row in rows
         }
+        how = self.parts[part]
+        launcher = f"{{python}} -S scripts/warm.py run {self.socket} fit {{args}}"
+        if "begin" in how:
+            row = self.logs / how["begin"]
+            launcher = f"{{python}} -S scripts/study_begin.py {self.socket} {row} {{args}}"
         sweep = {
             "name": part,
             "question": f"Part {part} of the study {self.name}.",
-            "base": [str((self.file.parent / self.content["base"]).resolve())],
-            "set": self.content["set"],
+            "base": [str((self.file.parent / how.get("base", self.content["base"])).resolve())],
+            "set": how.get("set", self.content["set"]),
             "variants": variants,
-            "seeds": self.parts[part]["seeds"],
-            "launcher": f"{{python}} -S scripts/warm.py run {self.socket} fit {{args}}",
+            "seeds": how["seeds"],
+            "launcher": launcher,
             "logs": str(self.logs.relative_to(ROOT)),
         }
         file = self.logs / f"{part}.yaml"
@@ -212,12 +230,25 @@ class Study:
                 "result": {key: value for key, value in result.items() if key not in DROPPED},
                 "curve": curve(file.parent / "metrics.jsonl"),
             }
+            if "measure" in self.parts[part]:
+                record["measures"] = self.measure(part, file.parent)
             self.records[part, row, seed] = record
             new = True
         if new:
             keys = sorted(self.records, key=lambda key: (list(self.parts).index(key[0]), *key[1:]))
             lines = [json.dumps(self.records[key], separators=(",", ":")) for key in keys]
             write_text(self.store, "\n".join(lines) + "\n")
+
+    def measure(self, part: str, run: Path) -> dict[str, Any]:
+        """What a part asks for of a finished run, kept beside it."""
+        out = run / "measures.json"
+        if not out.exists():
+            command = [sys.executable, "-S", "scripts/warm.py", "python", str(self.socket)]
+            command += ["scripts/study_measures.py", self.parts[part]["measure"], str(run)]
+            one = os.environ | {"OMP_NUM_THREADS": "1"}
+            subprocess.run(command, cwd=ROOT, env=one, check=True)
+        measures: dict[str, Any] = json.loads(out.read_text())
+        return measures
 
 
 def curve(file: Path) -> dict[str, list[Any]]:
@@ -263,9 +294,16 @@ def main() -> None:
     print(write_page(study))
 
 
+def importable() -> str:
+    """``PYTHONPATH`` with this folder."""
+    return os.pathsep.join([str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def run(study: Study, jobs: int, until: str | None) -> None:
     """All parts, in order."""
     study.logs.mkdir(parents=True, exist_ok=True)
+    if trusted := study.content.get("trust"):
+        os.environ |= {"ROPEPP_TRUST": ",".join(trusted), "PYTHONPATH": importable()}
     prepare = study.content["prepare"]
     if not Path(ROOT, prepare[-1]).exists():
         command = [sys.executable, "-m", "ropepp.cli", "prepare", *prepare]

@@ -1,54 +1,87 @@
 """Blocks of docs/results/early-gap.md."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 
 from ropepp.statistics import sample_sd, t_interval
-from study_page import Results, comparisons, loss_table, mean_text, paired, signed
-
-mpl.rcParams.update(
-    {"svg.hashsalt": "ropepp", "svg.fonttype": "none", "font.size": 10, "axes.grid": True}
+from study_page import (
+    COLORS,
+    Contrast,
+    Results,
+    cells,
+    comparisons,
+    draw_paired,
+    figure,
+    mean_text,
+    paired,
+    signed,
 )
-COLORS = {
-    "rope": "#0072b2", "ec": "#d55e00", "eh": "#009e73", "twice": "#cc79a7",
-    "rope-wide": "#56b4e9", "rope-half": "#e69f00",
-}  # fmt: skip
+
 PRIMARY = [
-    ("P1: EC, RoPE, each at its best recipe", ("final", "ec", "best"), ("final", "rope", "best")),
-    ("P2: EH, RoPE, each at its best recipe", ("final", "eh", "best"), ("final", "rope", "best")),
-    ("P3: phases 0, 0 and EC, both today", ("today", "twice", "today"), ("today", "ec", "today")),
+    Contrast(
+        "P1: EC, RoPE, each at its best recipe", ("final", "ec", "best"), ("final", "rope", "best")
+    ),
+    Contrast(
+        "P2: EH, RoPE, each at its best recipe", ("final", "eh", "best"), ("final", "rope", "best")
+    ),
+    Contrast(
+        "P3: phases 0, 0 and EC, both today", ("today", "twice", "today"), ("today", "ec", "today")
+    ),
 ]
 EXPLORATORY = [
-    ("EC, RoPE, both today", ("today", "ec", "today"), ("today", "rope", "today")),
-    ("EH, RoPE, both today", ("today", "eh", "today"), ("today", "rope", "today")),
-    ("RoPE, best and today", ("final", "rope", "best"), ("today", "rope", "today")),
-    ("EC, best and today", ("final", "ec", "best"), ("today", "ec", "today")),
-    ("EH, best and today", ("final", "eh", "best"), ("today", "eh", "today")),
-    ("phases 0, 90 and EC (a null), today", ("today", "plus90", "today"), ("today", "ec", "today")),
-    ("phases -45, 45 and EC (a null), today", ("today", "plus-minus45", "today"),
-     ("today", "ec", "today")),
-    ("EC, RoPE's best recipe by fan-in, and EC's own best", ("rule", "ec", "fan-in"),
-     ("final", "ec", "best")),
-    ("EH, RoPE's best recipe by fan-in, and EH's own best", ("rule", "eh", "fan-in"),
-     ("final", "eh", "best")),
-    ("EC, RoPE's best recipe as it is, and EC's own best", ("rule", "ec", "as-it-is"),
-     ("final", "ec", "best")),
-    ("EC by fan-in, RoPE at its best", ("rule", "ec", "fan-in"), ("final", "rope", "best")),
-    ("RoPE unclipped and clipped, today", ("unclipped", "rope", "today"),
-     ("today", "rope", "today")),
-    ("EC unclipped and clipped, today", ("unclipped", "ec", "today"), ("today", "ec", "today")),
-    ("RoPE unclipped and clipped, smaller", ("unclipped", "rope", "smaller"),
-     ("unclipped", "rope", "smaller-clipped")),
-    ("EC unclipped and clipped, smaller", ("unclipped", "ec", "smaller"),
-     ("unclipped", "ec", "smaller-clipped")),
-]  # fmt: skip
+    Contrast("EC, RoPE, both today", ("today", "ec", "today"), ("today", "rope", "today")),
+    Contrast("EH, RoPE, both today", ("today", "eh", "today"), ("today", "rope", "today")),
+    Contrast("RoPE, best and today", ("final", "rope", "best"), ("today", "rope", "today")),
+    Contrast("EC, best and today", ("final", "ec", "best"), ("today", "ec", "today")),
+    Contrast("EH, best and today", ("final", "eh", "best"), ("today", "eh", "today")),
+    Contrast(
+        "phases 0, 90 and EC (a null), today",
+        ("today", "plus90", "today"),
+        ("today", "ec", "today"),
+    ),
+    Contrast(
+        "phases -45, 45 and EC (a null), today",
+        ("today", "plus-minus45", "today"),
+        ("today", "ec", "today"),
+    ),
+    Contrast(
+        "EC, RoPE's best recipe by fan-in, and EC's own best",
+        ("rule", "ec", "fan-in"),
+        ("final", "ec", "best"),
+    ),
+    Contrast(
+        "EH, RoPE's best recipe by fan-in, and EH's own best",
+        ("rule", "eh", "fan-in"),
+        ("final", "eh", "best"),
+    ),
+    Contrast(
+        "EC, RoPE's best recipe as it is, and EC's own best",
+        ("rule", "ec", "as-it-is"),
+        ("final", "ec", "best"),
+    ),
+    Contrast("EC by fan-in, RoPE at its best", ("rule", "ec", "fan-in"), ("final", "rope", "best")),
+    Contrast(
+        "RoPE unclipped and clipped, today",
+        ("unclipped", "rope", "today"),
+        ("today", "rope", "today"),
+    ),
+    Contrast(
+        "EC unclipped and clipped, today", ("unclipped", "ec", "today"), ("today", "ec", "today")
+    ),
+    Contrast(
+        "RoPE unclipped and clipped, smaller",
+        ("unclipped", "rope", "smaller"),
+        ("unclipped", "rope", "smaller-clipped"),
+    ),
+    Contrast(
+        "EC unclipped and clipped, smaller",
+        ("unclipped", "ec", "smaller"),
+        ("unclipped", "ec", "smaller-clipped"),
+    ),
+]
 DOSES = (1.4142, 1.0, 0.7071, 0.5, 0.3536, 0.25, 0.125, 0.0)
 
 
@@ -107,14 +140,6 @@ def costs(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cells(part: str, prefix: str = "") -> Callable[[Results], str]:
-    def block(results: Results) -> str:
-        names = [cell for cell in results.cells(part) if cell.startswith(prefix)]
-        return loss_table(results, part, names)
-
-    return block
-
-
 def longer(results: Results) -> str:
     """Losses after 0.3, 1, 3 and 10 million tokens, and the gap to RoPE at the same recipe."""
     lines = [
@@ -164,20 +189,6 @@ def clipping(results: Results) -> str:
                     f"{factors.mean():.3f} | {factors.min():.3f} |"
                 )
     return "\n".join(lines) + "\n"
-
-
-def figure(draw: Callable[[Results], Any], name: str, words: str) -> Callable[[Results], str]:
-    def block(results: Results) -> str:
-        fig = draw(results)
-        if not any(axis.get_legend_handles_labels()[1] for axis in fig.axes):
-            plt.close(fig)
-            return "No results yet.\n"
-        folder: Path = results.study.store.parent
-        fig.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-        plt.close(fig)
-        return f"![{words}]({folder.name}/{name}.svg)\n"
-
-    return block
 
 
 def draw_doses(results: Results) -> Any:
@@ -234,23 +245,7 @@ def draw_curves(results: Results) -> Any:
 
 
 def draw_differences(results: Results) -> Any:
-    """Every seed's paired difference, the mean and its 95% interval."""
-    named = [EXPLORATORY[0], EXPLORATORY[1], *PRIMARY]
-    fig, axis = plt.subplots(figsize=(9, 3.2))
-    for y, (_, one, other) in enumerate(reversed(named)):
-        differences = paired(results.losses(*one), results.losses(*other))
-        if len(differences) < 2:
-            continue
-        mean, sd = float(np.mean(differences)), sample_sd(differences)
-        assert sd is not None
-        axis.plot(differences, [y - 0.18] * len(differences), "|", color="#888888", ms=7)
-        low, high = t_interval(mean, sd, len(differences))
-        axis.plot([low, high], [y, y], color="#0072b2", lw=2.5)
-        axis.plot([mean], [y], "o", color="#0072b2", label="mean and 95% interval")
-    axis.set_yticks(range(len(named)), [title for title, *_ in reversed(named)])
-    axis.axvline(0, color="black", lw=1)
-    axis.set_xlabel("difference in validation loss (nats per token), first minus second")
-    return fig
+    return draw_paired(results, [EXPLORATORY[0], EXPLORATORY[1], *PRIMARY])
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {

@@ -8,9 +8,14 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
+
+mpl.use("svg")
+import matplotlib.pyplot as plt
 import numpy as np
 
 from ropepp.files import write_text
@@ -19,8 +24,54 @@ from ropepp.statistics import holm, sample_sd, sign_flip_p, t_interval
 if TYPE_CHECKING:
     from study import Study
 
+mpl.rcParams.update({"svg.hashsalt": "ropepp", "font.size": 10, "axes.grid": True})
+COLORS = {
+    "rope": "#0072b2", "ec": "#d55e00", "eh": "#009e73", "twice": "#cc79a7",
+    "rope-wide": "#56b4e9", "rope-half": "#e69f00",
+}  # fmt: skip
 MARKS = re.compile(r"(<!-- make (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NOT_SEEN = 0.02  # nats; the 90% interval must lie within plus and minus this
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a comparison is about.
+
+    Args:
+        path: Where a run's record has it.
+        margin: "Not seen" asks for a 90% interval between minus and plus this.
+        by_flips: Whether sign flips decide: values are bimodal, and a t test is not to be trusted.
+    """
+
+    path: tuple[str, ...] = ("result", "validation_loss")
+    margin: float = 0.02
+    by_flips: bool = False
+
+    def of(self, record: dict[str, Any]) -> float:
+        """A run's value; infinity where there is none."""
+        value: Any = record
+        for key in self.path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return math.inf if value is None or not math.isfinite(value) else float(value)
+
+
+LOSS = Quantity()
+Row = tuple[str, str, str]  # part, variant, cell
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A comparison of two rows, one minus other, or of two quantities of a row's runs."""
+
+    title: str
+    one: Row
+    other: Row
+    what: Quantity = LOSS
+    against: Quantity | None = None  # the other's quantity, if it is not the same
+
+    def differences(self, results: "Results") -> list[float]:
+        """By seed, at the seeds of both."""
+        own = results.losses(*self.one, self.what)
+        return paired(own, results.losses(*self.other, self.against or self.what))
 
 
 class Results:
@@ -32,15 +83,15 @@ class Results:
             name: own.get("display", name) for name, own in study.content["variants"].items()
         }
 
-    def losses(self, part: str, variant: str, cell: str) -> dict[int, float]:
-        """Finite final losses by seed."""
+    def losses(self, part: str, variant: str, cell: str, what: Quantity = LOSS) -> dict[int, float]:
+        """Finite values by seed, final losses unless said."""
         row = f"{variant}_{cell}"
         found = {
-            seed: self.study.loss(part, row, seed)
-            for (own, name, seed) in self.study.records
+            seed: what.of(record)
+            for (own, name, seed), record in self.study.records.items()
             if own == part and name == row
         }
-        return {seed: loss for seed, loss in sorted(found.items()) if math.isfinite(loss)}
+        return {seed: value for seed, value in sorted(found.items()) if math.isfinite(value)}
 
     def records(self, part: str, variant: str, cell: str) -> list[dict[str, Any]]:
         row = f"{variant}_{cell}"
@@ -75,6 +126,12 @@ def paired(one: dict[int, float], other: dict[int, float]) -> list[float]:
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
+def p_value(differences: list[float], what: Quantity) -> float:
+    """Of the test that decides."""
+    flips = sign_flip_p(differences) if what.by_flips else None
+    return t_test_p(differences) if flips is None else flips
+
+
 def t_test_p(differences: list[float]) -> float:
     """Two-sided p of the paired t-test."""
     from scipy.stats import t
@@ -85,47 +142,49 @@ def t_test_p(differences: list[float]) -> float:
     return float(2 * t.sf(abs(statistic), len(differences) - 1))
 
 
-def verdict(p_holm: float, mean: float, sd: float, n: int) -> str:
+def verdict(p_holm: float, mean: float, sd: float, n: int, margin: float = LOSS.margin) -> str:
     """The page's words, by its rules."""
     low, high = t_interval(mean, sd, n)
     if p_holm < 0.05 and not low <= 0 <= high:
         return "shown: " + ("lower" if mean < 0 else "higher")
     low, high = t_interval(mean, sd, n, 0.10)
-    return "not seen" if low > -NOT_SEEN and high < NOT_SEEN else "undecided"
+    return "not seen" if low > -margin and high < margin else "undecided"
 
 
-def comparisons(results: Results, named: list[tuple[str, tuple[str, ...], tuple[str, ...]]]) -> str:
+def comparisons(results: Results, contrasts: Iterable[Contrast]) -> str:
     """A table of paired differences; Holm's correction over its rows."""
-    rows = [(title, paired(results.losses(*a), results.losses(*b))) for title, a, b in named]
-    rows = [(title, differences) for title, differences in rows if len(differences) > 2]
-    adjusted = holm([t_test_p(differences) for _, differences in rows])
+    found = [(contrast, contrast.differences(results)) for contrast in contrasts]
+    rows = [(contrast, differences) for contrast, differences in found if len(differences) > 2]
+    adjusted = holm([p_value(differences, contrast.what) for contrast, differences in rows])
     lines = [
         "| comparison | pairs | mean difference | 95% interval | 90% interval | p (Holm) "
         "| p (sign flips) | verdict |",
         "| --- | ---: | ---: | --- | --- | ---: | ---: | --- |",
     ]
-    for (title, differences), p in zip(rows, adjusted, strict=True):
+    for (contrast, differences), p in zip(rows, adjusted, strict=True):
         n, mean, sd = len(differences), float(np.mean(differences)), sample_sd(differences)
         assert sd is not None
         wide, narrow = t_interval(mean, sd, n), t_interval(mean, sd, n, 0.10)
         flips = sign_flip_p(differences)
         cells = [
-            title, str(n), signed(mean), f"{signed(wide[0])} to {signed(wide[1])}",
+            contrast.title, str(n), signed(mean), f"{signed(wide[0])} to {signed(wide[1])}",
             f"{signed(narrow[0])} to {signed(narrow[1])}", f"{p:.2g}",
-            "" if flips is None else f"{flips:.2g}", verdict(p, mean, sd, n),
+            "" if flips is None else f"{flips:.2g}", verdict(p, mean, sd, n, contrast.what.margin),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def loss_table(results: Results, part: str, cells: list[str] | None = None) -> str:
+def loss_table(
+    results: Results, part: str, cells: list[str] | None = None, what: Quantity = LOSS
+) -> str:
     """Cells down, variants across, mean and deviation over seeds."""
     variants = results.variants(part)
     chosen = cells or results.cells(part)
     head = ["cell", "seeds", *(results.titles[v] for v in variants)]
     lines = ["| " + " | ".join(head) + " |", "| --- | ---: |" + " ---: |" * len(variants)]
     for cell in chosen:
-        found = [results.losses(part, variant, cell) for variant in variants]
+        found = [results.losses(part, variant, cell, what) for variant in variants]
         if not any(found):
             continue
         n = sorted({len(own) for own in found})
@@ -133,6 +192,75 @@ def loss_table(results: Results, part: str, cells: list[str] | None = None) -> s
         row = [cell, seeds, *(mean_text(own.values()) for own in found)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
+
+
+COSTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "steps": lambda result: str(result["steps"]),
+    "tokens": lambda result: f"{result['tokens']:,}",
+    "parameters": lambda result: f"{result['parameters']:,}",
+    "cache (bytes/token)": lambda result: f"{result['kv_cache_bytes_per_token']:,}",
+    "training FLOPs/token": lambda result: f"{result['training_flops_per_token']:,.0f}",
+    "training FLOPs": lambda result: f"{result['tokens'] * result['training_flops_per_token']:.3g}",
+}
+
+
+def cost_table(results: Results, rows: dict[str, Row], columns: Iterable[str]) -> str:
+    """Rows by title: their seeds, what they cost, and the loss."""
+    head = ["model", "seeds", *columns, "validation loss"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for title, row in rows.items():
+        own = results.records(*row)
+        if own:
+            found = [COSTS[name](own[0]["result"]) for name in columns]
+            loss = mean_text(results.losses(*row).values())
+            lines.append("| " + " | ".join([title, str(len(own)), *found, loss]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cells(part: str, prefix: str = "", what: Quantity = LOSS) -> Callable[[Results], str]:
+    """A block: the table of a part's cells that begin like this."""
+
+    def block(results: Results) -> str:
+        names = [cell for cell in results.cells(part) if cell.startswith(prefix)]
+        return loss_table(results, part, names, what)
+
+    return block
+
+
+def figure(draw: Callable[[Results], Any], name: str, words: str) -> Callable[[Results], str]:
+    """A block: a figure in a file of its own; ``words`` are for who does not see it."""
+
+    def block(results: Results) -> str:
+        fig = draw(results)
+        folder: Path = results.study.store.parent
+        fig.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
+        plt.close(fig)
+        return f"![{words}]({folder.name}/{name}.svg)\n"
+
+    return block
+
+
+def draw_paired(
+    results: Results,
+    contrasts: list[Contrast],
+    label: str = "difference in validation loss (nats per token), first minus second",
+) -> Any:
+    """Every seed's difference, the mean and its 95% interval; a line a comparison."""
+    fig, axis = plt.subplots(figsize=(9, 0.7 + 0.5 * len(contrasts)))
+    for y, contrast in enumerate(reversed(contrasts)):
+        differences = contrast.differences(results)
+        if len(differences) < 2:
+            continue
+        mean, sd = float(np.mean(differences)), sample_sd(differences)
+        assert sd is not None
+        axis.plot(differences, [y - 0.18] * len(differences), "|", color="#888888", ms=7)
+        low, high = t_interval(mean, sd, len(differences))
+        axis.plot([low, high], [y, y], color="#0072b2", lw=2.5)
+        axis.plot([mean], [y], "o", color="#0072b2")
+    axis.set_yticks(range(len(contrasts)), [own.title for own in reversed(contrasts)])
+    axis.axvline(0, color="black", lw=1)
+    axis.set_xlabel(label)
+    return fig
 
 
 def write_page(study: "Study") -> Path:

@@ -1,5 +1,6 @@
 """Studies: what is run follows from results, which a clone keeps; statistics by other means."""
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -14,8 +15,9 @@ import study as study_script
 import study_page
 from ropepp.errors import InputError
 from study import Study
-from study_page import Results, comparisons, paired, verdict
+from study_page import Contrast, Results, comparisons, paired, verdict
 
+STUDIES = sorted((Path(study_script.__file__).parents[1] / "configs" / "study").glob("*.yaml"))
 CONTENT: dict[str, Any] = {
     "name": "toy",
     "prepare": ["sotu", "--out", "data/toy"],
@@ -134,6 +136,74 @@ def test_the_best_follow_from_results_and_divergence_is_the_worst(toy: Study) ->
     assert best.settings == rope.settings | {"trainer.max_steps": 9}
 
 
+def test_a_recipe_is_the_variants_own(toy: Study) -> None:
+    toy.content["recipes"] = {"best": {"rope": {"std": 0.5, "lr": 1.0}, "ec": {"std": 0.25}}}
+    toy.parts["recipe"] = {
+        "variants": ["rope", "ec"],
+        "cells": {"it": {"recipe": "best", "lr": 2.0}},
+    }
+    rope, ec = toy.rows("recipe")
+    std, lr = CONTENT["keys"]["std"], CONTENT["keys"]["lr"]
+    assert rope.settings == {std: 0.5, lr: 2.0}
+    assert ec.settings == {std: 0.25, lr: 2.0}
+
+
+def test_runs_are_measured_once(toy: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def measured(command: list[str], **_: Any) -> None:
+        calls.append(command[-3:])
+        (Path(command[-1]) / "measures.json").write_text('{"far": 0.75}')
+
+    monkeypatch.setattr(study_script.subprocess, "run", measured)
+    toy.parts["search"]["measure"] = "recall"
+    search(toy, {"rope_std-1_lr-0.001": 5.0})
+    toy.collect("search")
+    run = toy.logs / "search" / "rope_std-1_lr-0.001" / "seed-100"
+    assert calls == [["scripts/study_measures.py", "recall", str(run)]]
+    far = study_page.Quantity(("measures", "far"))
+    assert Results(toy).losses("search", "rope", "std-1_lr-0.001", far) == {100: 0.75}
+    toy.records = {}
+    toy.collect("search")
+    assert len(calls) == 1
+    lost = study_page.Quantity(("measures", "near"))
+    assert Results(toy).losses("search", "rope", "std-1_lr-0.001", lost) == {}
+
+
+def test_parts_with_a_base_and_a_beginning_of_their_own(toy: Study, tmp_path: Path) -> None:
+    toy.logs.mkdir(parents=True)
+    toy.parts["on"] = {
+        "base": "other.yaml", "set": {"a": 1}, "begin": "base/rope_today",
+        "variants": ["ec"], "seeds": [3],
+    }  # fmt: skip
+    content = yaml.safe_load(toy.write_sweep("on").read_text())
+    assert content["base"] == [str((tmp_path / "configs/study/other.yaml").resolve())]
+    assert content["set"] == {"a": 1}
+    assert f"study_begin.py {toy.socket} {toy.logs}/base/rope_today {{args}}" in content["launcher"]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in STUDIES])
+def test_studies_that_are_here(name: str) -> None:
+    """Every part's rows can be told, and every page has a block for every mark."""
+    study = Study(Path(study_script.__file__).parents[1] / "configs" / "study" / f"{name}.yaml")
+    for part, how in study.parts.items():
+        if "best" not in how:
+            assert study.rows(part)
+        assert set(how["variants"]) <= study.content["variants"].keys()
+    page = study.store.parent.with_suffix(".md").read_text()
+    module = importlib.import_module(f"study_{study.name.replace('-', '_')}")
+    marks = [mark[2] for mark in study_page.MARKS.finditer(page)]
+    assert sorted(marks) == sorted(module.BLOCKS)
+    fixed = {
+        part: [row.name for row in study.rows(part)]
+        for part in study.parts
+        if "best" not in study.parts[part]
+    }
+    for contrast in module.PRIMARY:
+        for part, variant, cell in (contrast.one, contrast.other):
+            assert part not in fixed or f"{variant}_{cell}" in fixed[part]
+
+
 def test_a_clone_takes_over_what_was_run(toy: Study, tmp_path: Path) -> None:
     search(toy, LOSSES)
     assert all("hyper_parameters" not in record["result"] for record in toy.records.values())
@@ -177,7 +247,8 @@ def test_statistics_by_scipy(toy: Study) -> None:
     results = Results(toy)
     found = paired(results.losses("final", "ec", "best"), results.losses("final", "rope", "best"))
     assert found == pytest.approx(DIFFERENCES)
-    table = comparisons(results, [("it", ("final", "ec", "best"), ("final", "rope", "best"))])
+    sides = ("final", "ec", "best"), ("final", "rope", "best")
+    table = comparisons(results, [Contrast("it", *sides)])
     test = scipy.stats.ttest_1samp(DIFFERENCES, 0.0)
     low, high = test.confidence_interval(0.95)
     assert f"| 8 | {np.mean(DIFFERENCES):+.3f} | {low:+.3f} to {high:+.3f} |" in table

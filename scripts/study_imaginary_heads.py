@@ -1,0 +1,127 @@
+"""Blocks of docs/results/imaginary-heads.md."""
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from study_page import (
+    COLORS,
+    Contrast,
+    Quantity,
+    Results,
+    comparisons,
+    cost_table,
+    draw_paired,
+    figure,
+    mean_text,
+)
+
+KINDS = ("real", "imaginary")
+EC = ("primary", "ec", "best")
+ROPE = ("others", "rope", "best")
+
+
+def of(kind: str, what: str) -> Quantity:
+    return Quantity(("measures", kind, what))
+
+
+def kinds(title: str, what: str, variant: str = "ec") -> Contrast:
+    """Imaginary less real heads of the same models."""
+    row = EC if variant == "ec" else ("others", variant, "best")
+    return Contrast(title, row, row, of("imaginary", what), of("real", what))
+
+
+PRIMARY = [
+    Contrast("M1: EC and RoPE with 2H query heads", EC, ("primary", "wide", "best")),
+    Contrast("M2: EC and RoPE with EC's parameters", EC, ("primary", "parameters", "best")),
+    kinds("M3: EC, loss by noise of 2 on imaginary and on real heads", "noise_2"),
+]
+LOSSES = [
+    Contrast("EC and RoPE", EC, ROPE),
+    Contrast("EC and RoPE with EC's FLOPs", EC, ("others", "flops", "best")),
+    Contrast("half of the projections doubled and RoPE", ("others", "half", "best"), ROPE),
+    Contrast("half of the projections doubled and EC", ("others", "half", "best"), EC),
+    Contrast("half of the heads imaginary and RoPE (a null)", ("others", "split", "best"), ROPE),
+    Contrast("imaginary heads only and RoPE (a null)", ("others", "imaginary", "best"), ROPE),
+    Contrast("EC, imaginary scores not into q, and EC", ("others", "not-into-q", "best"), EC),
+    Contrast("EC, imaginary scores not into k, and EC", ("others", "not-into-k", "best"), EC),
+    Contrast("EC, imaginary outputs not into v, and EC", ("others", "not-into-v", "best"), EC),
+]
+INSIDE = [
+    kinds("EC, loss by noise of 1", "noise_1"),
+    kinds("EC, loss by taking heads out", "removed"),
+    kinds("EH, loss by noise of 2", "noise_2", "eh"),
+    kinds("EH, loss by taking heads out", "removed", "eh"),
+]
+LOOKS = [
+    kinds("EC, distance (tokens)", "distance"),
+    kinds("EC, entropy (nats)", "entropy"),
+    kinds("EC, share on the first token", "first_token"),
+    kinds("EC, share on the query's own token", "same_token"),
+]
+
+
+def losses(results: Results) -> str:
+    """Every model, with what equal tokens leaves unequal."""
+    rows = {
+        results.titles[variant]: (part, variant, "best")
+        for part in ("primary", "others")
+        for variant in results.variants(part)
+    }
+    return cost_table(results, rows, ("parameters", "training FLOPs/token"))
+
+
+def inside(results: Results) -> str:
+    """What each kind of head does, mean and deviation over seeds."""
+    columns = {
+        "noise_1": "loss by noise of 1", "noise_2": "by noise of 2", "removed": "by taking out",
+        "distance": "distance", "entropy": "entropy", "first_token": "first token",
+        "same_token": "own token",
+    }  # fmt: skip
+    lines = [
+        "| model, heads | " + " | ".join(columns.values()) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    for row in (EC, ("others", "eh", "best")):
+        for kind in KINDS:
+            values = [results.losses(*row, what=of(kind, name)).values() for name in columns]
+            title = f"{results.titles[row[1]]}, {kind}"
+            lines.append("| " + " | ".join([title, *map(mean_text, values)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_kinds(results: Results) -> Any:
+    """Real against imaginary heads of the same model, a point a seed."""
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.8))
+    for axis, (what, title) in zip(
+        axes,
+        {"noise_2": "loss by noise of 2", "removed": "loss by taking out", "distance": "distance"}
+        .items(),
+        strict=True,
+    ):  # fmt: skip
+        for row in (EC, ("others", "eh", "best")):
+            x, y = (list(results.losses(*row, what=of(kind, what)).values()) for kind in KINDS)
+            axis.plot(x, y, "o", ms=4, color=COLORS[row[1]], label=results.titles[row[1]])
+        axis.axline((0, 0), slope=1, color="#808080", ls="--", lw=1)
+        axis.set_xlabel("real heads")
+        axis.set_title(title)
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("imaginary heads")
+    return fig
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "primary": lambda results: comparisons(results, PRIMARY),
+    "exploratory": lambda results: comparisons(results, LOSSES),
+    "kinds": lambda results: comparisons(results, INSIDE),
+    "looks": lambda results: comparisons(results, LOOKS),
+    "losses": losses,
+    "inside": inside,
+    "kinds_figure": figure(draw_kinds, "kinds", "Real and imaginary heads of each model"),
+    "differences": figure(
+        lambda results: draw_paired(results, [*PRIMARY[:2], *LOSSES]),
+        "differences",
+        "Paired differences by seed",
+    ),
+}

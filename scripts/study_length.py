@@ -1,0 +1,232 @@
+"""Blocks of docs/results/length.md."""
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from study_page import (
+    COLORS,
+    Contrast,
+    Quantity,
+    Results,
+    Row,
+    comparisons,
+    figure,
+    loss_table,
+    mean_text,
+)
+
+MULTIPLES = ("1x", "2x", "4x", "8x")
+PAIRS = ("2", "4", "8")
+METHODS = {"plain": "as trained", "pi": "PI", "ntk": "NTK", "yarn": "YaRN"}
+OCTAVES = ("16", "32", "64", "128", "256", "512", "1024")
+SOLVED = 0.95
+
+
+def accuracy(multiple: str, pairs: str = "4", method: str = "plain") -> Quantity:
+    path = ("measures", "accuracy", method, pairs, multiple)
+    return Quantity(path, margin=0.05, by_flips=True)
+
+
+def text_loss(span: str, method: str = "plain") -> Quantity:
+    return Quantity(("measures", "loss", method, span))
+
+
+FAR = accuracy("4x")
+BEYOND = text_loss("beyond")
+
+
+def with_rope(title: str, part: str, variant: str, cell: str, what: Quantity) -> Contrast:
+    return Contrast(f"{title} and RoPE", (part, variant, cell), (part, "rope", cell), what)
+
+
+PRIMARY = [
+    with_rope("L1: recall at 4x, EC", "recall", "ec", "best", FAR),
+    with_rope("L2: recall at 4x, EH", "recall", "eh", "best", FAR),
+    with_rope("L3: loss of text beyond 1x, EC", "text", "ec", "best", BEYOND),
+]
+OTHERS = {"fope": "FoPE", "alibi": "ALiBi", "nope": "NoPE", "pythia": "Pythia"}
+
+
+def exploratory(results: Results, task: str, what: Quantity) -> list[Contrast]:
+    """The paper's recipe, a smaller theta, other encodings: each against RoPE, same recipe."""
+    found = [
+        with_rope(f"{name}{words}", f"{task}-{part}", variant, cell, what)
+        for part, cell, words in (
+            ("today", "today", ", today"),
+            ("theta", "theta-100", ", theta 100"),
+        )
+        for variant, name in (("ec", "EC"), ("eh", "EH"))
+    ]
+    found += [
+        Contrast(
+            f"{results.titles[variant]}, theta 100 and 10,000",
+            (f"{task}-theta", variant, "theta-100"),
+            (task, variant, "best"),
+            what,
+        )
+        for variant in ("rope", "ec", "eh")
+    ]
+    return found + [
+        Contrast(f"{name} and RoPE", (f"{task}-others", v, "best"), (task, "rope", "best"), what)
+        for v, name in OTHERS.items()
+    ]
+
+
+def exploratory_recall(results: Results) -> str:
+    return comparisons(results, exploratory(results, "recall", FAR))
+
+
+def exploratory_text(results: Results) -> str:
+    found = [with_rope("EH", "text", "eh", "best", BEYOND), *exploratory(results, "text", BEYOND)]
+    found += [
+        with_rope(f"{name}, {METHODS[method]}", "text", v, "best", text_loss("beyond", method))
+        for method in ("pi", "ntk", "yarn")
+        for v, name in (("ec", "EC"), ("eh", "EH"))
+    ]
+    return comparisons(results, found)
+
+
+def recall_rows(results: Results) -> dict[str, Row]:
+    """Every row of recall that has results, by its title."""
+    rows = {
+        f"{results.titles[variant]}{words}": (part, variant, cell)
+        for part, cell, words in (
+            ("recall", "best", ""), ("recall-others", "best", ""),
+            ("recall-theta", "theta-100", ", theta 100"), ("recall-today", "today", ", today"),
+        )
+        for variant in results.variants(part)
+    }  # fmt: skip
+    return {title: row for title, row in rows.items() if results.records(*row)}
+
+
+def recall_table(results: Results, rows: dict[str, Row]) -> str:
+    """Accuracy with 4 pairs in longer rows, and how many seeds solved the task at 1x."""
+    lines = [
+        "| model | seeds | solved 1x | " + " | ".join(MULTIPLES) + " |",
+        "| --- | ---: | ---: |" + " ---: |" * len(MULTIPLES),
+    ]
+    for title, row in rows.items():
+        own = [list(results.losses(*row, what=accuracy(m)).values()) for m in MULTIPLES]
+        solved = sum(value >= SOLVED for value in own[0])
+        cells = [title, str(len(own[0])), str(solved), *map(mean_text, own)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def recall_pairs(results: Results) -> str:
+    """Accuracy at 1x and 4x with fewer and more pairs than the 4 of training."""
+    heads = [f"{n} pairs, {m}" for m in ("1x", "4x") for n in PAIRS]
+    lines = ["| encoding | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
+    for title, row in recall_rows(results).items():
+        own = [
+            results.losses(*row, what=accuracy(m, n)).values() for m in ("1x", "4x") for n in PAIRS
+        ]
+        lines.append("| " + " | ".join([title, *map(mean_text, own)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def stretched(what: Callable[[str], Quantity], part: str) -> Callable[[Results], str]:
+    """A table of the methods, of variants that they fit."""
+
+    def block(results: Results) -> str:
+        variants = ("rope", "ec", "eh")
+        lines = [
+            "| method | " + " | ".join(results.titles[v] for v in variants) + " |",
+            "| --- |" + " ---: |" * len(variants),
+        ]
+        for method, words in METHODS.items():
+            own = [results.losses(part, v, "best", what(method)).values() for v in variants]
+            lines.append("| " + " | ".join([words, *map(mean_text, own)]) + " |")
+        return "\n".join(lines) + "\n"
+
+    return block
+
+
+def text_table(part: str) -> Callable[[Results], str]:
+    """Loss within and beyond the trained length."""
+
+    def block(results: Results) -> str:
+        tables = [
+            f"{span.capitalize()} 256 tokens:\n\n" + loss_table(results, part, what=text_loss(span))
+            for span in ("within", "beyond")
+        ]
+        return "\n".join(tables)
+
+    return block
+
+
+def draw_recall(results: Results) -> Any:
+    """Accuracy over the row's length: a point a seed, a line through the means."""
+    rows = recall_rows(results)
+    main = {name: row for name, row in rows.items() if row[0] in ("recall", "recall-others")}
+    others = {name: row for name, row in rows.items() if row[0] != "recall-others"}
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    for axis, shown, title in zip(
+        axes, (main, others), ("4 pairs, corrected recipe", "theta and recipe"), strict=True
+    ):
+        for number, (name, (part, variant, cell)) in enumerate(shown.items()):
+            color = COLORS.get(variant, f"C{number}")
+            style = {"recall-theta": "--", "recall-today": ":"}.get(part, "-")
+            own = [
+                list(results.losses(part, variant, cell, accuracy(m)).values()) for m in MULTIPLES
+            ]
+            x = np.arange(len(MULTIPLES)) + 0.03 * (number - len(shown) / 2)
+            for at, values in zip(x, own, strict=True):
+                axis.plot([at] * len(values), values, ".", color=color, ms=3, alpha=0.5)
+            means = [np.mean(values) for values in own]
+            axis.plot(x, means, style, color=color, lw=1.5, label=name)
+        axis.set_xticks(range(len(MULTIPLES)), MULTIPLES)
+        axis.set_xlabel("row length over the trained length")
+        axis.set_title(title)
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("right answers")
+    return fig
+
+
+def draw_text(results: Results) -> Any:
+    """Loss by position, as trained and stretched."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4))
+    x = [1.41 * float(octave) for octave in OCTAVES]
+    shown = [("text", v, "best", results.titles[v]) for v in results.variants("text")]
+    shown += [("text-others", v, "best", name) for v, name in OTHERS.items()]
+    for number, (part, variant, cell, name) in enumerate(shown):
+        if results.records(part, variant, cell):
+            y = [mean(results, (part, variant, cell), text_loss(octave)) for octave in OCTAVES]
+            axes[0].plot(x, y, "o-", ms=3, color=COLORS.get(variant, f"C{number}"), label=name)
+    for variant in results.variants("text"):
+        for method, style in zip(METHODS, ("-", "--", ":", "-."), strict=True):
+            if results.records("text", variant, "best"):
+                row = ("text", variant, "best")
+                y = [mean(results, row, text_loss(octave, method)) for octave in OCTAVES]
+                label = f"{results.titles[variant]}, {METHODS[method]}"
+                axes[1].plot(x, y, style, color=COLORS[variant], label=label)
+    for axis, title in zip(axes, ("as trained", "stretched without training"), strict=True):
+        axis.set_xscale("log", base=2)
+        axis.axvline(256, color="#808080", ls="--", lw=1)
+        axis.set_xlabel("position in the document (tokens)")
+        axis.set_title(title)
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("loss (nats per token)")
+    return fig
+
+
+def mean(results: Results, row: tuple[str, str, str], what: Quantity) -> float:
+    return float(np.mean(list(results.losses(*row, what=what).values())))
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "primary": lambda results: comparisons(results, PRIMARY),
+    "exploratory_recall": exploratory_recall,
+    "exploratory_text": exploratory_text,
+    "recall_lengths": lambda results: recall_table(results, recall_rows(results)),
+    "recall_pairs": recall_pairs,
+    "recall_stretched": stretched(lambda method: accuracy("4x", "4", method), "recall"),
+    "text_stretched": stretched(lambda method: text_loss("beyond", method), "text"),
+    "text": text_table("text"),
+    "text_others": text_table("text-others"),
+    "recall_figure": figure(draw_recall, "recall", "Accuracy of recall over length"),
+    "text_figure": figure(draw_text, "text", "Loss of text by position"),
+}

@@ -1,0 +1,46 @@
+"""Blocks of docs/results/upcycling.md."""
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from study_page import COLORS, Contrast, Results, comparisons, cost_table, draw_paired, figure
+
+ROPE, EC = ("long", "rope", "tokens"), ("long", "ec", "tokens")
+LONGER = ("long-flops", "rope", "flops")
+PRIMARY = [
+    Contrast("U1: as EC and as RoPE, equal tokens", EC, ROPE),
+    Contrast("U2: as EC and as RoPE, equal FLOPs", EC, LONGER),
+]
+ROWS = {"as RoPE": ROPE, "as EC": EC, "as RoPE, EC's FLOPs": LONGER}
+
+
+def losses(results: Results) -> str:
+    """Every continuation, with what it cost."""
+    return cost_table(results, ROWS, ("steps", "tokens", "parameters", "training FLOPs"))
+
+
+def draw_curves(results: Results) -> Any:
+    """Training loss of the continuations, mean over seeds."""
+    fig, axis = plt.subplots(figsize=(7, 4))
+    for (title, row), style in zip(ROWS.items(), ("-", "-", "--"), strict=True):
+        curves = [record["curve"] for record in results.records(*row)]
+        if curves:
+            losses = np.array([curve["train/loss"] for curve in curves], dtype=float)
+            axis.plot(curves[0]["step"], losses.mean(0), style, color=COLORS[row[1]], label=title)
+    axis.set_xlabel("optimizer step in rows of 1024 tokens")
+    axis.set_ylabel("training loss (nats per token)")
+    axis.legend()
+    return fig
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "primary": lambda results: comparisons(results, PRIMARY),
+    "losses": losses,
+    "curves": figure(draw_curves, "curves", "Training loss of the continuations"),
+    "differences": figure(
+        lambda results: draw_paired(results, PRIMARY), "differences", "Paired differences by seed"
+    ),
+}
