@@ -43,44 +43,50 @@ def with_rope(title: str, part: str, variant: str, cell: str, what: Quantity) ->
 
 
 PRIMARY = [
-    with_rope("L1: recall at 4x, EC", "recall", "ec", "best", FAR),
-    with_rope("L2: recall at 4x, EH", "recall", "eh", "best", FAR),
+    with_rope("L1: recall at 4x, EC", "recall", "ec", "fan-in", FAR),
+    with_rope("L2: recall at 4x, EH", "recall", "eh", "fan-in", FAR),
     with_rope("L3: loss of text beyond 1x, EC", "text", "ec", "best", BEYOND),
 ]
 OTHERS = {"fope": "FoPE", "alibi": "ALiBi", "nope": "NoPE", "pythia": "Pythia"}
 
 
-def exploratory(results: Results, task: str, what: Quantity) -> list[Contrast]:
-    """The paper's recipe, a smaller theta, other encodings: each against RoPE, same recipe."""
+def exploratory(results: Results, task: str, own: str, what: Quantity) -> list[Contrast]:
+    """A smaller theta and other encodings; ``own`` is the cell of the task's first part."""
     found = [
-        with_rope(f"{name}{words}", f"{task}-{part}", variant, cell, what)
-        for part, cell, words in (
-            ("today", "today", ", today"),
-            ("theta", "theta-100", ", theta 100"),
-        )
+        with_rope(f"{name}, theta 100", f"{task}-theta", variant, "theta-100", what)
         for variant, name in (("ec", "EC"), ("eh", "EH"))
     ]
     found += [
         Contrast(
             f"{results.titles[variant]}, theta 100 and 10,000",
             (f"{task}-theta", variant, "theta-100"),
-            (task, variant, "best"),
+            (task, variant, own),
             what,
         )
         for variant in ("rope", "ec", "eh")
     ]
     return found + [
-        Contrast(f"{name} and RoPE", (f"{task}-others", v, "best"), (task, "rope", "best"), what)
+        Contrast(f"{name} and RoPE", (f"{task}-others", v, own), (task, "rope", own), what)
         for v, name in OTHERS.items()
     ]
 
 
 def exploratory_recall(results: Results) -> str:
-    return comparisons(results, exploratory(results, "recall", FAR))
+    rope = ("recall", "rope", "fan-in")
+    found = [
+        Contrast(f"{name}, today, and RoPE", ("recall-today", v, "today"), rope, FAR)
+        for v, name in (("ec", "EC"), ("eh", "EH"))
+    ]
+    return comparisons(results, found + exploratory(results, "recall", "fan-in", FAR))
 
 
 def exploratory_text(results: Results) -> str:
-    found = [with_rope("EH", "text", "eh", "best", BEYOND), *exploratory(results, "text", BEYOND)]
+    found = [
+        with_rope("EH", "text", "eh", "best", BEYOND),
+        with_rope("EC, today", "text-today", "ec", "today", BEYOND),
+        with_rope("EH, today", "text-today", "eh", "today", BEYOND),
+        *exploratory(results, "text", "best", BEYOND),
+    ]
     found += [
         with_rope(f"{name}, {METHODS[method]}", "text", v, "best", text_loss("beyond", method))
         for method in ("pi", "ntk", "yarn")
@@ -94,7 +100,7 @@ def recall_rows(results: Results) -> dict[str, Row]:
     rows = {
         f"{results.titles[variant]}{words}": (part, variant, cell)
         for part, cell, words in (
-            ("recall", "best", ""), ("recall-others", "best", ""),
+            ("recall", "fan-in", ""), ("recall-others", "fan-in", ""),
             ("recall-theta", "theta-100", ", theta 100"), ("recall-today", "today", ", today"),
         )
         for variant in results.variants(part)
@@ -128,7 +134,7 @@ def recall_pairs(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def stretched(what: Callable[[str], Quantity], part: str) -> Callable[[Results], str]:
+def stretched(what: Callable[[str], Quantity], part: str, cell: str) -> Callable[[Results], str]:
     """A table of the methods, of variants that they fit."""
 
     def block(results: Results) -> str:
@@ -138,7 +144,7 @@ def stretched(what: Callable[[str], Quantity], part: str) -> Callable[[Results],
             "| --- |" + " ---: |" * len(variants),
         ]
         for method, words in METHODS.items():
-            own = [results.losses(part, v, "best", what(method)).values() for v in variants]
+            own = [results.losses(part, v, cell, what(method)).values() for v in variants]
             lines.append("| " + " | ".join([words, *map(mean_text, own)]) + " |")
         return "\n".join(lines) + "\n"
 
@@ -165,7 +171,7 @@ def draw_recall(results: Results) -> Any:
     others = {name: row for name, row in rows.items() if row[0] != "recall-others"}
     fig, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     for axis, shown, title in zip(
-        axes, (main, others), ("4 pairs, corrected recipe", "theta and recipe"), strict=True
+        axes, (main, others), ("4 pairs", "theta and recipe"), strict=True
     ):
         for number, (name, (part, variant, cell)) in enumerate(shown.items()):
             color = COLORS.get(variant, f"C{number}")
@@ -223,8 +229,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "exploratory_text": exploratory_text,
     "recall_lengths": lambda results: recall_table(results, recall_rows(results)),
     "recall_pairs": recall_pairs,
-    "recall_stretched": stretched(lambda method: accuracy("4x", "4", method), "recall"),
-    "text_stretched": stretched(lambda method: text_loss("beyond", method), "text"),
+    "recall_stretched": stretched(lambda method: accuracy("4x", "4", method), "recall", "fan-in"),
+    "text_stretched": stretched(lambda method: text_loss("beyond", method), "text", "best"),
     "text": text_table("text"),
     "text_others": text_table("text-others"),
     "recall_figure": figure(draw_recall, "recall", "Accuracy of recall over length"),
