@@ -230,7 +230,7 @@ def draw_curves(results: Results) -> Any:
     ):  # fmt: skip
         for variant in ("rope", "ec", "eh", "twice"):
             curves = [r["curve"] for r in results.records(part, variant, cell)]
-            if not curves:
+            if len(curves) < 2:
                 continue
             losses = np.array([curve["train/loss"] for curve in curves], dtype=float)
             mean, sd, steps = losses.mean(0), losses.std(0, ddof=1), curves[0]["step"]
