@@ -1,7 +1,7 @@
-"""Recall over distances and loss at several lengths, measured while a model trains."""
+"""Loss of other text at several lengths, measured while a model trains."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,11 @@ from lightning.pytorch import LightningModule, Trainer
 from ropepp.data.loading.datamodule import RowsDataModule, data_rank_and_size
 from ropepp.data.loading.loader import EvalLoader, Rows
 from ropepp.data.packing.concat import Concat
-from ropepp.data.recall.accuracy import STREAM, count, distances, octaves, to_cells
-from ropepp.data.recall.task import RecallDataModule, RecallRows
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.step import StepCallback
-from ropepp.train.evaluation import Evaluation, Sums, model_inputs, on_the_way
+from ropepp.train.evaluation import Evaluation, on_the_way
 from ropepp.train.module import LanguageModel
 
 
@@ -33,11 +31,8 @@ class SuiteEvaluation(StepCallback):
         every_n_steps: Optimizer steps between evaluations; 0 is never.
         corpus: Folder of a prepared corpus whose validation split is read, tokenized as the
             training data; logs ``suite/loss_LENGTH`` and ``suite/perplexity_LENGTH``.
-        lengths: Row lengths in tokens, of text and of recall rows.
+        lengths: Row lengths in tokens.
         rows: Rows of each length.
-        recall_pairs: Numbers of pairs of associative recall, for models that train on it; logs
-            ``suite/recall_PAIRS_pairs/accuracy_DISTANCE``, DISTANCE being the smallest of an
-            octave.
     """
 
     def __init__(
@@ -46,7 +41,6 @@ class SuiteEvaluation(StepCallback):
         corpus: str | None = None,
         lengths: Sequence[int] = (),
         rows: int = 64,
-        recall_pairs: Sequence[int] = (),
     ) -> None:
         at_least(0, "suite.", every_n_steps=every_n_steps)
         at_least(1, "suite.", rows=rows)
@@ -54,35 +48,24 @@ class SuiteEvaluation(StepCallback):
             raise InputError(
                 f"suite.lengths is {list(lengths)}; give the lengths of the rows, in tokens"
             )
-        if every_n_steps and corpus is None and not recall_pairs:
-            raise InputError("suite.corpus and suite.recall_pairs are empty; give one of them")
+        if every_n_steps and corpus is None:
+            raise InputError("suite.corpus is missing; give the folder of a prepared corpus")
         self.every_n_steps = every_n_steps
         self.corpus = corpus
         self.lengths = list(lengths)
         self.rows = rows
-        self.recall_pairs = list(recall_pairs)
         self._texts: dict[int, Rows] = {}
-        self._recall: dict[tuple[int, int], RecallRows] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Opens the data and checks it, before any work."""
         if stage != "fit" or not self.every_n_steps:
             return
+        assert self.corpus is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self.corpus is not None:
-            opened = Corpus.open(self.corpus, "validation")
-            self._check_tokenizer(opened, data)
-            masked = getattr(data, "mask_documents", True)
-            self._texts = {T: Concat().rows(opened, T, masked) for T in self.lengths}
-        if self.recall_pairs and not isinstance(data, RecallDataModule):
-            raise InputError(
-                f"suite.recall_pairs is {self.recall_pairs}; recall is for models that train on it,"
-                f" and data is {type(data).__name__}"
-            )
-        for n in self.recall_pairs:
-            for T in self.lengths:
-                key, size = (n, T), data.vocab_size
-                self._recall[key] = RecallRows(T, n, size, self.rows, None, data.seed, STREAM)
+        opened = Corpus.open(self.corpus, "validation")
+        self._check_tokenizer(opened, data)
+        masked = getattr(data, "mask_documents", True)
+        self._texts = {T: Concat().rows(opened, T, masked) for T in self.lengths}
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
@@ -111,24 +94,12 @@ class SuiteEvaluation(StepCallback):
             result = found.compute()
             values[f"suite/loss_{T}"] = float(result["loss"])
             values[f"suite/perplexity_{T}"] = float(result["perplexity"])
-        bins = octaves(max(self.lengths))
-        for n in self.recall_pairs:
-            sums = Sums(2 * bins, module.device)
-            for T in self.lengths:
-                for batch in self._batches(trainer, self._recall[n, T]):
-                    _, hits = network.evaluate(*model_inputs(batch))
-                    far = network.local_part(distances(batch, n))
-                    sums.update(count(hits, far, bins).flatten())
-            for cell in to_cells(sums.compute().view(2, bins), n):
-                key = f"suite/recall_{n}_pairs/accuracy_{cell.distance_low}"
-                values[key] = cell.accuracy
         module.train(was_training)
         return values
 
-    def _batches(self, trainer: Trainer, rows: Rows) -> Any:
+    def _batches(self, trainer: Trainer, rows: Rows) -> Iterator[Any]:
         """This process's batches of a set, on its device; as many as any other process's."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, RowsDataModule)
+        data: RowsDataModule = trainer.datamodule  # type: ignore[attr-defined]
         micro = max(1, data.micro_batch_size * data.sequence_length // rows.length)
         device = trainer.strategy.root_device
         for batch in EvalLoader(rows, micro, *data_rank_and_size(trainer), limit=self.rows):
