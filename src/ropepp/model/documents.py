@@ -60,16 +60,11 @@ class Documents:
     Args:
         host: Boundaries (documents + 1,), from 0 to B * T, on the CPU.
         boundaries: The same on the device of the tokens; ``host`` unless given.
-        order: Of each row the order of tokens (B, T), int64, in which its documents are as the
-            boundaries say; None if they are so already.
     """
 
-    def __init__(
-        self, host: Tensor, boundaries: Tensor | None = None, order: Tensor | None = None
-    ) -> None:
+    def __init__(self, host: Tensor, boundaries: Tensor | None = None) -> None:
         self.host = host.to(torch.int32)
         self.boundaries = self.host if boundaries is None else boundaries.to(torch.int32)
-        self.order = order
 
     @classmethod
     def of(cls, cu_seqlens: Tensor) -> "Documents":
@@ -77,21 +72,19 @@ class Documents:
         return _FOUND.get((cu_seqlens,), lambda: Documents(cu_seqlens.cpu(), cu_seqlens))
 
     @classmethod
-    def from_ids(cls, document_ids_BT: Tensor) -> Self:
+    def from_ids(cls, document_ids_BT: Tensor) -> Self | None:
         """Finds the documents of each row; equal ids in different rows are different documents.
+        None if one is interrupted by another.
 
-        Padding (-1) forms documents of its own, so that nothing else sees it. Ids may come in any
-        order: where a document is interrupted by another, `order` brings its tokens together and
-        keeps their sequence. For ids on a GPU this waits for it.
+        Padding (-1) forms documents of its own, so that nothing else sees it. For ids on a GPU this
+        waits for it.
         """
-        runs = _starts(document_ids_BT)
-        in_order, order = document_ids_BT.sort(dim=1, stable=True)
-        sorted_runs = _starts(in_order)
-        contiguous = bool(runs.sum() == sorted_runs.sum())
-        starts = (runs if contiguous else sorted_runs).flatten().nonzero().flatten()
-        end = starts.new_tensor([document_ids_BT.numel()])
-        boundaries = torch.cat((starts, end)).to(torch.int32)
-        return cls(boundaries.cpu(), boundaries, None if contiguous else order)
+        starts = _starts(document_ids_BT)
+        if starts.sum() != _starts(document_ids_BT.sort(dim=1).values).sum():
+            return None
+        starts = starts.flatten().nonzero().flatten()
+        boundaries = torch.cat((starts, starts.new_tensor([document_ids_BT.numel()])))
+        return cls(boundaries.cpu(), boundaries)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -103,8 +96,7 @@ class Documents:
         """Raises an `InputError` unless these are the documents of B rows of T tokens: none may
         cross a row's end."""
         ends = set(itertools.accumulate(self.lengths))
-        ordered = self.order is None or self.order.shape == (B, T)
-        if not ordered or max(ends) != B * T or not ends.issuperset(range(T, B * T, T)):
+        if max(ends) != B * T or not ends.issuperset(range(T, B * T, T)):
             raise InputError(
                 f"document_ids have boundaries {self.host.tolist()[:8]}..., which are not those of "
                 f"{B} rows of {T} tokens"
@@ -120,14 +112,11 @@ class Documents:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         """With boundaries on another device; those of the host stay."""
-        parts = (self.host, self.order)
-        moved = (x if x is None else x.to(device, non_blocking=non_blocking) for x in parts)
-        return type(self)(self.host, *moved)
+        return type(self)(self.host, self.host.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """In memory from which a GPU copies while the host goes on."""
-        order = None if self.order is None else self.order.pin_memory()
-        return type(self)(self.host.pin_memory(), order=order)
+        return type(self)(self.host.pin_memory())
 
 
 _FOUND: Recent[Documents] = Recent()

@@ -11,11 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ropepp.errors import InputError, at_least
 from ropepp.model.kernels.flex import has_triton
 
 IGNORE_INDEX = -100
-LOSSES = ("chunked", "naive")
 
 
 def cross_entropy_sum(
@@ -24,7 +22,6 @@ def cross_entropy_sum(
     targets: Tensor,
     ignore_index: int = IGNORE_INDEX,
     z_loss: float = 0.0,
-    backend: str = "chunked",
 ) -> Tensor:
     """Sum over tokens of the cross entropy of ``hidden @ weight.T``, in float32.
 
@@ -33,23 +30,16 @@ def cross_entropy_sum(
     ``logsumexp(logits) ** 2``, which keeps the logits from drifting (PaLM, arXiv 2204.02311).
 
     Products are taken in ``hidden``'s dtype; the loss and the gradient of ``weight`` accumulate in
-    float32. It is differentiable once in ``hidden`` and ``weight``. An `InputError` if the backend
-    is unknown, or ``z_loss`` is negative.
+    float32. It is differentiable once in ``hidden`` and ``weight``.
 
     Args:
         hidden: (..., M) float32 or bfloat16.
         weight: (V, M), cast to ``hidden``'s dtype.
         targets: (...) int64, ids in 0..V-1 or ``ignore_index``, which does not count.
-        z_loss: Coefficient of the squared logsumexp; PaLM's is 1e-4.
-        backend: One of `LOSSES`.
+        z_loss: Coefficient of the squared logsumexp, at least 0; PaLM's is 1e-4.
     """
-    if backend not in LOSSES:
-        raise InputError(f"loss backend is {backend!r}; allowed: {', '.join(LOSSES)}")
-    at_least(0, z_loss=z_loss)
-    if backend == "chunked":
-        flat, ids = hidden.flatten(0, -2), targets.flatten()
-        return _ChunkedCrossEntropy.apply(flat, weight, ids, ignore_index, z_loss)
-    return cross_entropy_sum_naive(hidden, weight, targets, ignore_index, z_loss)
+    flat, ids = hidden.flatten(0, -2), targets.flatten()
+    return _ChunkedCrossEntropy.apply(flat, weight, ids, ignore_index, z_loss)
 
 
 def cross_entropy_sum_naive(
@@ -59,7 +49,7 @@ def cross_entropy_sum_naive(
     ignore_index: int = IGNORE_INDEX,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """The same by materialising all logits: the definition against which the others are tested."""
+    """The same by materialising all logits: the definition against which it is tested."""
     logits = F.linear(hidden, weight.to(hidden.dtype)).float().flatten(0, -2)
     targets = targets.flatten()
     loss = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")

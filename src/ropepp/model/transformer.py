@@ -1,7 +1,5 @@
 """The decoder: embedding, pre-norm blocks, final norm, output layer (Llama-shaped)."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,11 +62,13 @@ class OutputLayer(Linear):
     # Of the weight, where it is not its own: it sums over many tokens, shards are bfloat16.
     gradient_dtype: torch.dtype | None = None
 
-    def loss(self, hidden_BTM: Tensor, targets_BT: Tensor, *options: Any) -> Tensor:
+    def loss(
+        self, hidden_BTM: Tensor, targets_BT: Tensor, ignore_index: int, z_loss: float
+    ) -> Tensor:
         """See `ropepp.model.loss.cross_entropy_sum`."""
         if self.gradient_dtype is not None:
             self.weight.grad_dtype = self.gradient_dtype
-        return cross_entropy_sum(hidden_BTM, self.weight, targets_BT, *options)
+        return cross_entropy_sum(hidden_BTM, self.weight, targets_BT, ignore_index, z_loss)
 
     def evaluate(
         self, hidden_BTM: Tensor, targets_BT: Tensor, ignore_index: int
@@ -105,7 +105,6 @@ class Transformer(nn.Module):
         self.compute_dtype = compute_dtype
         self.ignore_index = ignore_index
         self.z_loss = 0.0
-        self.loss_backend = "chunked"
         self.sequence: SequenceGroup | None = None  # the processes that share rows, if any
         table = torch.empty(config.vocab_size, config.hidden_size)  # drawn below
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
@@ -148,10 +147,7 @@ class Transformer(nn.Module):
         if positions is None:
             start = cache.length if cache is not None else 0
             positions = torch.arange(start, start + T, device=input_ids.device).unsqueeze(0)
-        scope, order = self._scope(input_ids, document_ids, cache)
-        if order is not None:
-            input_ids = input_ids.gather(1, order)
-            positions = positions.expand(B, T).gather(1, order)
+        scope = self._scope(input_ids, document_ids, cache)
         input_ids, positions = self.local_part(input_ids), self.local_part(positions)
         x_BTM = self.embed_tokens(input_ids)
         if self.compute_dtype is not None:
@@ -160,37 +156,35 @@ class Transformer(nn.Module):
         layers = cache.layers if cache is not None else [None] * len(self.layers)
         for block, layer_cache in zip(self.blocks(), layers, strict=True):
             x_BTM = _run(block, x_BTM, table, scope, layer_cache)
-        x_BTM = self.norm(x_BTM)
-        if order is not None:
-            x_BTM = x_BTM.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(x_BTM))
-        return x_BTM
+        return self.norm(x_BTM)
 
     def _scope(
         self, input_ids: Tensor, document_ids: Tensor | Documents | None, cache: KVCache | None
-    ) -> tuple[AttentionScope, Tensor | None]:
-        """What all layers' queries see, and the order of tokens that makes documents contiguous."""
+    ) -> AttentionScope:
+        """What all layers' queries see."""
         B, T = input_ids.shape
-        cached = None
-        if cache is not None:
-            if isinstance(document_ids, Documents):
+        documents, ids = None, None
+        if isinstance(document_ids, Documents):
+            if cache is not None:
                 raise InputError("rows with a cache need ids of documents, not their boundaries")
-            cached = cache.documents(document_ids, B, T)
-        documents = document_ids if isinstance(document_ids, Documents) else None
-        if isinstance(document_ids, Tensor) and (cache is None or cache.length == 0):
+            documents = document_ids
+        elif cache is not None:
+            ids = cache.documents(document_ids, B, T)
+        elif document_ids is not None:
+            ids = document_ids, document_ids
+        if isinstance(document_ids, Tensor) and (cache is None or not cache.length):
             documents = Documents.from_ids(document_ids)
         if documents is not None:
             documents.check(B, T)
-        order = None if documents is None else documents.order
-        if self.sequence is not None:
-            check_length(T, self.sequence.size)
-            if order is not None or cache is not None:
-                raise InputError(
-                    "rows shared by several processes need contiguous documents and no cache"
-                )
-            return ContextParallelScope(self.sequence, documents, T), None
-        if cache is not None and (order is not None or documents is None):
-            return AttentionScope(document_ids=cached), None
-        return AttentionScope(documents), order
+            ids = None
+        if self.sequence is None:
+            return AttentionScope(documents, ids)
+        check_length(T, self.sequence.size)
+        if ids is not None or cache is not None:
+            raise InputError(
+                "rows shared by several processes need contiguous documents and no cache"
+            )
+        return ContextParallelScope(self.sequence, documents, T)
 
     def forward(
         self,
@@ -227,8 +221,7 @@ class Transformer(nn.Module):
         `ropepp.model.loss.cross_entropy_sum`."""
         hidden = self.hidden(input_ids, positions, document_ids)
         targets = self.local_part(targets)
-        options = (self.ignore_index, self.z_loss, self.loss_backend)
-        total = self.lm_head.loss(hidden, targets, *options)
+        total = self.lm_head.loss(hidden, targets, self.ignore_index, self.z_loss)
         return total, (targets != self.ignore_index).sum()
 
     def evaluate(

@@ -61,7 +61,6 @@ class Processes:
     shards: int = 1
     context: int = 1
     reshards: bool = True  # whether fsdp2 frees a block's parameters after its forward pass
-    reduces: bool = False  # whether it reduces gradients after every micro-batch
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,7 @@ def _read_strategy(value: Any, total: int) -> Processes:
     shards = total if shards is None else shards
     check_sizes(total, shards, context)
     reshards = settings.get("reshard_after_forward", True)
-    reduces = settings.get("reduce_every_micro_batch", False)
-    return Processes("fsdp2", total, shards, context, reshards, reduces)
+    return Processes("fsdp2", total, shards, context, reshards)
 
 
 def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:
@@ -267,22 +265,18 @@ def _gathered(plan: PlannedRun) -> int:
     block, outside = _parameters(network)
     tied, matrix = network.config.tied_embeddings, network.embed_tokens.weight.numel()
     blocks = (2 if processes.reshards else len(network.blocks())) * size * block
-    adds_up = plan.accumulation > 1 and not processes.reduces
-    gradients = num_parameters(network) if adds_up else block + matrix
+    gradients = num_parameters(network) if plan.accumulation > 1 else block + matrix
     return blocks + (4 * outside if tied else size * matrix) + 4 * gradients
 
 
 def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
     """Logits of a chunk; on a CPU some of them in float32 or their gradient's product with hidden
-    states in bfloat16; the gradients of hidden states and output layer; the layer cast. Naive: all
-    logits, three times."""
+    states in bfloat16; the gradients of hidden states and output layer; the layer cast."""
     network = plan.module.network
     V, M, size = network.config.vocab_size, network.config.hidden_size, plan.dtype.itemsize
     gathered = plan.processes.strategy == "fsdp2" and not network.config.tied_embeddings
     low = size * V * M if size < 4 else 0
     cast_layer = 0 if gathered else low
-    if network.loss_backend == "naive":
-        return 12 * tokens * V + cast_layer
     rows = chunk_rows(tokens, V, size, plan.on_gpu)
     extra = 0 if plan.on_gpu else max(4 * V * min(rows, cached_rows(V)), low)
     return size * rows * V + extra + size * tokens * M + 4 * V * M + cast_layer

@@ -67,7 +67,7 @@ def on_the_way(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     GPU in memory from which it is copied while the host goes on."""
     ids = batch.get("document_ids")
     if isinstance(ids, Tensor):
-        batch = {**batch, "document_ids": Documents.from_ids(ids)}
+        batch = {**batch, "document_ids": Documents.from_ids(ids) or ids}
     if device.type != "cuda":
         return batch
     kinds = (Tensor, Documents)

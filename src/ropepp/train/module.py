@@ -43,7 +43,6 @@ class LanguageModel(pl.LightningModule):
         activation_checkpointing: Every n-th block keeps its input alone and computes the rest
             again in the backward pass; 1 is all of them, 0 none.
         backend: Attention backend, see ``ropepp.model.kernels``.
-        loss_backend: "chunked", or "naive", which has all logits in memory.
         z_loss: Coefficient of the squared log of the softmax's normaliser in the objective
             (PaLM, arXiv 2204.02311); the logged loss is the cross entropy alone.
         seed: Seed of the initial weights.
@@ -59,7 +58,6 @@ class LanguageModel(pl.LightningModule):
         compile: bool = False,  # noqa: A002
         activation_checkpointing: int = 0,
         backend: str = "auto",
-        loss_backend: Literal["chunked", "naive"] = "chunked",
         z_loss: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -84,7 +82,6 @@ class LanguageModel(pl.LightningModule):
             "compile": compile,
             "activation_checkpointing": activation_checkpointing,
             "backend": backend,
-            "loss_backend": loss_backend,
             "z_loss": z_loss,
             "seed": seed,
         }
@@ -101,7 +98,7 @@ class LanguageModel(pl.LightningModule):
             )
         self.network.set_backend(backend)
         self.network.set_recompute(activation_checkpointing)
-        self.network.loss_backend, self.network.z_loss = loss_backend, z_loss
+        self.network.z_loss = z_loss
         self.init_from: str | None = None  # weights to begin with, instead of drawn ones
         self.init_optimizer = False  # whether the optimizer's moments come from there too
         self.fresh_optimizer = False  # whether a checkpoint's is left aside

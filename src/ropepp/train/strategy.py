@@ -90,9 +90,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         context_parallel_size: Processes that share each row of tokens (contexts of 64k and more).
         reshard_after_forward: Whether a block's parameters are freed between forward and backward;
             saves memory, costs a second gathering.
-        reduce_every_micro_batch: Whether gradients are exchanged after each micro-batch instead of
-            once an optimizer step. Meanwhile each process adds up whole ones, 4 bytes a parameter
-            (6 GB for 1.5 billion); what is saved is all but one of the exchanges.
         asynchronous_save: Whether training goes on while a checkpoint is written from a copy in
             host memory.
         timeout_minutes: How long a process waits for the others before it gives up.
@@ -105,7 +102,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         shard_size: int | None = None,
         context_parallel_size: int = 1,
         reshard_after_forward: bool = True,
-        reduce_every_micro_batch: bool = False,
         asynchronous_save: bool = False,
         timeout_minutes: float = 30.0,
     ) -> None:
@@ -115,7 +111,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.shard_size = shard_size
         self.context_parallel_size = context_parallel_size
         self.reshard_after_forward = reshard_after_forward
-        self.reduce_every_micro_batch = reduce_every_micro_batch
         self.asynchronous_save = asynchronous_save
         self.pending_save: Future[Any] | None = None
         self._sequence: SequenceGroup | None = None
@@ -164,11 +159,11 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Of a micro-batch that is not an optimizer step's last: lets its gradients add up in this
-        process, unless they are to be reduced every time."""
+        """Of a micro-batch that is not an optimizer step's last: lets its gradients add up whole in
+        this process, 4 bytes a parameter, for one exchange a step."""
         assert self.lightning_module is not None
         network = cast(FSDPModule, self.lightning_module.network)
-        network.set_requires_gradient_sync(self.reduce_every_micro_batch)
+        network.set_requires_gradient_sync(False)
         try:
             yield
         finally:
