@@ -23,9 +23,8 @@ from ropepp.data.loading.loader import Rows, TrainLoader
 from ropepp.errors import InputError, at_least
 from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
-from ropepp.model.kernels import BACKENDS, attention
+from ropepp.model.kernels import BACKENDS
 from ropepp.model.loss import cached_rows, chunk_rows
-from ropepp.model.scope import AttentionScope
 from ropepp.model.sequence import check_length
 from ropepp.model.transformer import Block, Transformer
 from ropepp.runs.machine import PEAK_TFLOPS
@@ -282,27 +281,11 @@ def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
     return size * rows * V + extra + size * tokens * M + 4 * V * M + cast_layer
 
 
-class GatheredScope(AttentionScope):
-    """What attention keeps where ``size`` processes share rows: everybody's keys and values. Every
-    query sees every key here; causality changes no size in fused kernels."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def attend(
-        self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, cache: Any = None, **options: Any
-    ) -> Tensor:
-        k, v = (x.repeat(1, self.size, 1, 1) for x in (k_BTKD, v_BTKD))
-        outs = [attention(part, k, v, causal=False, **options) for part in q_BTHD.chunk(2, dim=1)]
-        return torch.cat(outs, dim=1)
-
-
 def trace_activations(plan: PlannedRun) -> tuple[int, int]:
     """Bytes kept of a micro-batch for the backward pass, in one block and elsewhere but for the
     loss. Rows are one document; attention document by document keeps its output once more."""
     network, context = plan.module.network, plan.processes.context
-    config, dtype = network.config, plan.dtype
+    config, layout, dtype = network.config, network.layout, plan.dtype
     with FakeTensorMode():
         ids = torch.zeros(plan.data.micro_batch_size, plan.data.sequence_length // context).long()
         x = torch.zeros(*ids.shape, config.hidden_size, dtype=dtype, requires_grad=True)
@@ -314,13 +297,16 @@ def trace_activations(plan: PlannedRun) -> tuple[int, int]:
         backend = network.blocks()[0].self_attn.backend
         fused = backend in BACKENDS and backend != "reference"  # these keep what sdpa keeps
         block.self_attn.backend = "sdpa" if fused else backend
-        scope = AttentionScope() if context == 1 else GatheredScope(context)
-        in_block = kept(lambda: block(x, table, scope), block.parameters())
+        in_block = kept(lambda: block(x, table), block.parameters())
         shared = sum(in_block.pop(id(part.untyped_storage()), 0) for part in table)
         embed = nn.Embedding(config.vocab_size, config.hidden_size)
         norm = RMSNorm(config.hidden_size, config.norm_eps)
         at_ends = kept(lambda: norm(embed(ids).to(dtype)), [embed.weight, norm.weight])
-        return sum(in_block.values()), shared + sum(at_ends.values())
+    heads = 0
+    if context > 1:  # all processes' keys and values, and the outputs of two pieces as one
+        heads = 2 * (context - 1) * layout.num_kv_heads + layout.num_heads
+    gathered = ids.numel() * heads * config.head_dim * dtype.itemsize
+    return sum(in_block.values()) + gathered, shared + sum(at_ends.values())
 
 
 def kept(function: Callable[[], Tensor], parameters: Iterable[Tensor]) -> dict[int, int]:

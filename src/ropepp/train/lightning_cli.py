@@ -271,25 +271,20 @@ class RopeppCLI(LightningCLI):
             self.model.fresh_optimizer = self.options.fresh_optimizer
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        checkpoint, metrics, guard, profile, suite = (
-            self._get(self.config_init, key)
-            for key in ("checkpoint", "metrics", "guard", "profile", "suite")
-        )
+        trainer = {**self._get(self.config_init, "trainer"), **kwargs}
+        # The suite comes before what measures speed and what may end the run at this step.
+        keys = ("suite", "metrics", "checkpoint", "guard", "profile")
+        callbacks = [self._get(self.config_init, key) for key in keys]
+        _, metrics, checkpoint, _, profile = callbacks
         checkpoint.directory = self.directory / "checkpoints"
         profile.directory = self.directory / "profile"
-        trainer = dict(self._get(self.config_init, "trainer"))
-        given = trainer.pop("callbacks", None) or []
-        # The suite comes before what measures speed and what may end the run at this step.
-        callbacks = [*(given if isinstance(given, list) else [given]), suite, metrics, checkpoint]
-        callbacks += [guard, profile]
         if trainer.get("enable_progress_bar") is not False:
             callbacks.append(StepProgress(metrics, self.options.run))
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.directory / "predictions"))
         loggers = trainer.get("logger")
         if self.subcommand == "fit" and loggers is not False:
-            others = loggers if isinstance(loggers, list) else [loggers]
-            others = [one for one in others if one not in (None, True)]
+            others = [one for one in _listed(loggers) if one is not True]
             trainer["logger"] = [RunLogger(self.directory), *others]
         else:
             trainer["logger"] = loggers or False
@@ -299,9 +294,8 @@ class RopeppCLI(LightningCLI):
             begun_from, ckpt_path = self.begun_from, self.options.ckpt_path
             callbacks.append(RunFiles(self.directory, text, ckpt_path, begun_from))
         self.metrics = metrics
-        files, plugins = CheckpointFiles(self.fall_back), trainer.get("plugins") or []
-        trainer["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), files]
-        made = self.trainer_class(**{**trainer, **kwargs, "callbacks": callbacks})
+        trainer["plugins"] = [*_listed(trainer.get("plugins")), CheckpointFiles(self.fall_back)]
+        made = self._instantiate_trainer(trainer, callbacks)
         # Lightning's own handlers exchange messages inside the handler, which deadlocks processes
         # that are at different places. Until it trains, a signal ends a run at once.
         made._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -352,6 +346,11 @@ class RopeppCLI(LightningCLI):
         refuse_infinite(outcome)
 
     validate, test = partialmethod(_evaluate, "validate"), partialmethod(_evaluate, "test")
+
+
+def _listed(value: Any) -> list[Any]:
+    """What is given as one, a list or not at all."""
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def refuse_infinite(outcome: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """One progress bar over the optimizer steps of a run, and one for each evaluation."""
 
 import sys
+from functools import partialmethod
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -30,15 +31,6 @@ class StepProgress(TQDMProgressBar):
     def init_train_tqdm(self) -> Tqdm:
         total, done = int(self.trainer.max_steps), self.trainer.global_step
         return self._bar(self.label, leave=True, unit="step", total=total, initial=done)
-
-    def init_validation_tqdm(self) -> Tqdm:
-        return self._bar("validate")
-
-    def init_test_tqdm(self) -> Tqdm:
-        return self._bar("test")
-
-    def init_predict_tqdm(self) -> Tqdm:
-        return self._bar("predict")
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Nothing: the bar is that of all epochs."""
@@ -77,3 +69,7 @@ class StepProgress(TQDMProgressBar):
         )
         self._bars.append(bar)
         return bar
+
+    init_validation_tqdm = partialmethod(_bar, "validate")
+    init_test_tqdm = partialmethod(_bar, "test")
+    init_predict_tqdm = partialmethod(_bar, "predict")

@@ -1,8 +1,7 @@
 """Loss of other text at several lengths, measured while a model trains."""
 
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,7 +62,12 @@ class SuiteEvaluation(StepCallback):
         assert self.corpus is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         opened = Corpus.open(self.corpus, "validation")
-        self._check_tokenizer(opened, data)
+        here, found = data.state_dict().get("tokenizer"), opened.meta.tokenizer_fingerprint
+        if here is not None and here != found:
+            raise InputError(
+                f"suite.corpus is {self.corpus}, made with tokenizer {found[:12]}; the training"
+                f" data's is {here[:12]}: prepare the text with that one"
+            )
         masked = getattr(data, "mask_documents", True)
         self._texts = {T: Concat().rows(opened, T, masked) for T in self.lengths}
 
@@ -83,34 +87,17 @@ class SuiteEvaluation(StepCallback):
 
     @torch.no_grad()
     def evaluate(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
-        """What is logged; equal on all processes."""
-        was_training, network = module.training, module.network
+        """What is logged; equal on all processes, which read as many batches each."""
+        data: RowsDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        was_training, device = module.training, module.device
+        values: dict[str, float] = {}
         module.eval()
-        values = {}
         for T, rows in self._texts.items():
-            found = Evaluation(module.device)
-            for batch in self._batches(trainer, rows):
-                found.update(network, batch)
+            found = Evaluation(device)
+            micro = max(1, data.micro_batch_size * data.sequence_length // T)
+            for batch in EvalLoader(rows, micro, *data_rank_and_size(trainer), limit=self.rows):
+                found.update(module.network, move_data_to_device(on_the_way(batch, device), device))
             result = found.compute()
-            values[f"suite/loss_{T}"] = float(result["loss"])
-            values[f"suite/perplexity_{T}"] = float(result["perplexity"])
+            values |= {f"suite/{key}_{T}": float(result[key]) for key in ("loss", "perplexity")}
         module.train(was_training)
         return values
-
-    def _batches(self, trainer: Trainer, rows: Rows) -> Iterator[Any]:
-        """This process's batches of a set, on its device; as many as any other process's."""
-        data: RowsDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        micro = max(1, data.micro_batch_size * data.sequence_length // rows.length)
-        device = trainer.strategy.root_device
-        for batch in EvalLoader(rows, micro, *data_rank_and_size(trainer), limit=self.rows):
-            yield move_data_to_device(on_the_way(batch, device), device)
-
-    def _check_tokenizer(self, corpus: Corpus, data: Any) -> None:
-        for folder in getattr(data, "folders", []):
-            here = Corpus.open(Path(folder), "train").meta.tokenizer_fingerprint
-            found = corpus.meta.tokenizer_fingerprint
-            if here != found:
-                raise InputError(
-                    f"suite.corpus is {self.corpus}, made with tokenizer {found[:12]}; the training"
-                    f" data's is {here[:12]}: prepare the text with that one"
-                )
