@@ -71,11 +71,10 @@ def write_boards(folder: Path) -> str:
     for run, settings in zip(runs, hparams, strict=True):
         if (run.directory / METRICS).exists():
             _write(run.directory, _session(run, settings, outcomes))
-    tags = sorted({key for run in runs for line in run.metrics() for key in line})
-    layout = _layout(list(means), tags)
-    _write(folder, [(0, _experiment(runs, hparams, outcomes)), (0, layout)])
+    _write(folder, [(0, _experiment(runs, hparams, outcomes)), (0, _layout(list(means)))])
     for file in old:
         file.unlink(missing_ok=True)
+    tags = {key for run in runs for line in run.metrics() for key in line}
     return "\n".join([_how_to_open(folder, {*tags, *means}), *notes])
 
 
@@ -224,21 +223,14 @@ def _mean_events(curves: Mapping[str, Mapping[int, list[float]]]) -> Iterator[St
                     yield step, scalar(f"variation/{tag}/{part}", mean + sign * spread)
 
 
-def _layout(means: Sequence[str], tags: Sequence[str]) -> Any:
-    """The custom scalars' tab: means with their band, curves of all runs, utilisation."""
-    categories = {
-        "Mean over seeds, with one standard deviation": {
-            tag: ["Margin", [f"variation/{tag}/{part}" for part in BAND]]
-            for tag in reversed(means)  # TensorBoard shows these charts, unlike others, last first
-        },
-        "All runs": _lines(tag for tag in tags if tag.endswith(("/loss", "/accuracy"))),
-        "Utilisation": _lines(tag for tag in tags if tag.startswith("utilisation/")),
+def _layout(means: Sequence[str]) -> Any:
+    """The custom scalars' tab: means with their band."""
+    charts = {
+        tag: ["Margin", [f"variation/{tag}/{part}" for part in BAND]]
+        for tag in reversed(means)  # TensorBoard shows these charts last first
     }
-    return custom_scalars({title: charts for title, charts in categories.items() if charts})
-
-
-def _lines(tags: Iterable[str]) -> dict[str, list[Any]]:
-    return {tag: ["Multiline", [f"^{tag}$"]] for tag in tags}
+    title = "Mean over seeds, with one standard deviation"
+    return custom_scalars({title: charts} if charts else {})
 
 
 # Attention maps
