@@ -36,8 +36,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against the baseline; all numbers are in the metric's unit, None where they cannot
-    be had."""
+    """A variant against the baseline, in the metric's unit; None is what cannot be had."""
 
     variant: str
     seeds: tuple[int, ...]  # that both have, n of them
@@ -166,8 +165,7 @@ def sample_sd(values: Sequence[float]) -> float | None:
 
 
 def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
-    """Standard deviation within groups, and its degrees of freedom; None if no group has two
-    values."""
+    """Standard deviation within groups, and its degrees of freedom; None without two values."""
     freedom = sum(len(group) - 1 for group in groups if group)
     if not freedom:
         return None

@@ -1,5 +1,4 @@
-"""Projections, position encoding, kernel, output projection: the one path that every variant
-takes."""
+"""Projections, position encoding, kernel, output projection: the one path of every variant."""
 
 from typing import Any
 

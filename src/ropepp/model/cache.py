@@ -22,8 +22,7 @@ class LayerCache:
 
     @property
     def held(self) -> tuple[Tensor, ...]:
-        """Keys and values, (B, S, K, D) each, views of the buffer; nothing before anything was
-        read."""
+        """Keys and values, (B, S, K, D) each, views of the buffer; nothing at first."""
         if self._buffer is None:
             return ()
         return self._buffer[:, :, :, : self.length].transpose(2, 3).unbind()
@@ -68,8 +67,7 @@ class KVCache:
     """What a model has to remember of the tokens that it has read, for any position encoding.
 
     Keys are stored rotated and once, since real and imaginary heads share them. A token's place in
-    the cache says nothing about its position. Memory is taken at once for ``capacity`` tokens, and
-    in blocks for more.
+    the cache says nothing about its position. There is room for ``capacity`` tokens at first.
     """
 
     def __init__(self, num_layers: int, capacity: int = 0) -> None:
@@ -87,8 +85,7 @@ class KVCache:
         return sum(x.nbytes for layer in self.layers for x in layer.held)
 
     def crop(self, length: int) -> None:
-        """Forgets all tokens after the first ``length`` of every row; raises an `InputError` if
-        there are not so many."""
+        """Forgets what follows the first ``length`` tokens; an `InputError` if there are fewer."""
         if not 0 <= length <= self.length:
             raise InputError(f"crop to {length} tokens of {self.length}; allowed: 0 up to these")
         for layer in self.layers:
@@ -97,8 +94,7 @@ class KVCache:
             self._document_ids = self._document_ids[:, :length]
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these rows of the batch, (new B,) int64, in this order: reorders, drops or
-        repeats them."""
+        """Goes on with these rows, (new B,) int64: reorders, drops or repeats them."""
         for layer in self.layers:
             layer.select(rows)
         if self._document_ids is not None:

@@ -76,8 +76,7 @@ class Documents:
         """Finds the documents of each row; equal ids in different rows are different documents.
         None if one is interrupted by another.
 
-        Padding (-1) forms documents of its own, so that nothing else sees it. For ids on a GPU this
-        waits for it.
+        Padding (-1) is a document of its own, seen by nothing else. This waits for a GPU.
         """
         starts = _starts(document_ids_BT)
         if starts.sum() != _starts(document_ids_BT.sort(dim=1).values).sum():
@@ -88,13 +87,11 @@ class Documents:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each document, found once for all layers; an `InputError` if the boundaries do
-        not begin at 0, or fall."""
+        """Tokens of each document, found once; an `InputError` if boundaries fall, or skip 0."""
         return _LENGTHS.get((self.host,), lambda: _lengths(self.host))
 
     def check(self, B: int, T: int) -> None:
-        """Raises an `InputError` unless these are the documents of B rows of T tokens: none may
-        cross a row's end."""
+        """Refuses what are not documents of B rows of T tokens: none may cross a row's end."""
         ends = set(itertools.accumulate(self.lengths))
         if max(ends) != B * T or not ends.issuperset(range(T, B * T, T)):
             raise InputError(
@@ -103,8 +100,7 @@ class Documents:
             )
 
     def for_any_number(self) -> Self:
-        """Itself, told to whatever is compiled around it: the number of documents is not to be
-        compiled in."""
+        """Itself, of which no number of documents is to be compiled in."""
         if dynamo := sys.modules.get("torch._dynamo"):  # which takes a second to import
             for bounds in (self.host, self.boundaries):
                 dynamo.mark_dynamic(bounds, 0)

@@ -167,8 +167,7 @@ def turned(weight: Tensor, layout: HeadLayout) -> Tensor:
 
 
 def turned_back(weight: Tensor, layout: HeadLayout) -> Tensor | None:
-    """What `turned` has made ``weight`` of, up to its rounding; None if its heads are no turned
-    copies."""
+    """What `turned` has made ``weight`` of; None if its heads are no turned copies."""
     a, b = weight.double().unflatten(0, (layout.num_heads, 2, -1)).unbind(1)
     # Of each projection a head that is an exact copy, if there is one.
     order = sorted(range(layout.num_heads), key=lambda i: layout.heads[i].phase % 90 == 0)

@@ -1,8 +1,7 @@
 """Cross entropy from hidden states without the logits of all tokens.
 
 A vocabulary of 128256 and 16 rows of 4096 tokens make 34 GB of float32 logits. Here a chunk of rows
-at a time is multiplied out, and its gradient is computed in the same pass, while its logits are
-there.
+at a time is multiplied out, and its gradient is computed while its logits are there.
 """
 
 from typing import Any

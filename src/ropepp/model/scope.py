@@ -49,8 +49,7 @@ CAUSAL = AttentionScope()
 
 
 class ContextParallelScope(AttentionScope):
-    """Rows of T tokens of which this process has two pieces; ``documents`` are those of the whole
-    rows."""
+    """Rows of T tokens, with ``documents``, of which this process has two pieces."""
 
     def __init__(self, sequence: SequenceGroup, documents: Documents | None, T: int) -> None:
         super().__init__(documents)

@@ -1,5 +1,4 @@
-"""Rows shared by several processes (context parallelism): each has a part of every row's tokens,
-and all have the keys and values.
+"""Rows shared by processes (context parallelism): each has some tokens, all have keys and values.
 
 A row is cut into twice as many pieces as there are processes; process r has pieces r and
 2 n - 1 - r, so that all have the same number of visible keys to work on under causality. Before

@@ -78,8 +78,7 @@ class OutputLayer(Linear):
 
 
 class Transformer(nn.Module):
-    """A causal language model with any position encoding; an `InputError` if sizes and position do
-    not fit.
+    """A causal language model; an `InputError` if sizes and position encoding do not fit.
 
     Args:
         seed: Seed of the initial weights, see `ropepp.model.init`; on the meta device none are
@@ -124,8 +123,7 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def initialize(self, seed: int) -> None:
-        """Draws all weights anew, in place; also after ``to_empty`` of a model built on the meta
-        device."""
+        """Draws all weights anew, in place; also after ``to_empty`` of one on the meta device."""
         self.tie()
         initialize(self, seed, self.config.init_std)
 
@@ -199,10 +197,8 @@ class Transformer(nn.Module):
             input_ids: (B, T) int64.
             positions: (B, T) int64; 0..T-1 unless given.
             document_ids: (B, T) int64; a token sees only tokens with its own id in its row. -1 is
-                padding, seen by nobody else. Or `Documents` on the device of ``input_ids``, which
-                are not waited for.
-            cache: Tokens read before, to which these are added; positions then go on from there
-                unless given.
+                padding, seen by nobody else. Or `Documents`, for which no device is waited.
+            cache: Tokens read before, to which these are added; positions go on from there.
         """
         return self.lm_head(self.hidden(input_ids, positions, document_ids, cache))
 

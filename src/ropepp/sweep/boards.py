@@ -79,8 +79,7 @@ def write_boards(folder: Path) -> str:
 
 
 def _how_to_open(folder: Path, tags: Collection[str]) -> str:
-    """The command, and links that show the curves unsmoothed in one colour a variant, the bands,
-    and the table."""
+    """The command; links to curves, unsmoothed in one colour a variant, bands and table."""
     wanted = ("validation/loss", "train/loss", "loss_by_position/validation")
     pins = [{"plugin": "scalars", "tag": tag} for tag in wanted if tag in tags]
     pinned = quote(json.dumps(pins, separators=(",", ":")), safe="")

@@ -217,8 +217,7 @@ class SweepConfig(RunsConfig):
 
 
 def load(file: Path) -> SweepConfig:
-    """Reads a sweep's YAML; an `InputError` if it is missing or says something that is not
-    allowed."""
+    """Reads a sweep's YAML; an `InputError` if it is missing or says what is not allowed."""
     if not file.is_file():
         raise InputError(f"{file} is neither a sweep's YAML nor the folder of one")
     return read_config(SweepConfig, file, settings.read_yaml(file), file=file)

@@ -140,8 +140,7 @@ def position_curves(runs: Sequence[Run]) -> dict[str, Curves]:
 
 
 def length_curves(runs: Sequence[Run], quantity: str) -> Curves:
-    """``loss`` or ``accuracy`` against the length of the evaluated rows, of runs that were
-    evaluated at several lengths."""
+    """``loss`` or ``accuracy`` against the length of the evaluated rows, if there are several."""
     curves: Curves = {}
     for run in runs:
         points = {}
@@ -161,8 +160,7 @@ def _sorted(points: Mapping[int, float]) -> tuple[Floats, Floats]:
 
 
 def set_length(suffix: str, trained: int) -> int | None:
-    """Tokens in the rows of an evaluation set: "" has the trained length, "_2x" twice as many; None
-    if the suffix says something else."""
+    """Tokens in the rows of an evaluation set: "" as trained, "_2x" twice as many; else None."""
     match = re.fullmatch(r"(?:_(\d+)x)?", suffix)
     return trained * int(match[1] or 1) if match else None
 

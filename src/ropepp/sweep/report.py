@@ -1,7 +1,7 @@
 """``ropepp sweep report``: what came out of a sweep and how much of it is noise.
 
-Written as Markdown, from which one HTML file with plots is made that refers to nothing outside; the
-numbers in full go to a CSV file.
+Written as Markdown, of which one HTML file with plots is made that refers to nothing outside, and
+in full as CSV.
 """
 
 import base64

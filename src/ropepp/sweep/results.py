@@ -1,5 +1,4 @@
-"""What a report is made of: a sweep's rows with their values and comparisons, and numbers as
-text."""
+"""What a report is made of: a sweep's rows, values and comparisons, and numbers as text."""
 
 import math
 import statistics

@@ -28,8 +28,7 @@ MOST_KILLS = 3  # in a row without a new checkpoint; then it is the run's fault
 
 @dataclass
 class Running:
-    """A run of this driver: its process, in one of the driver's slots, and what the pruner has seen
-    of it."""
+    """A run of this driver: its process, its slot, and what the pruner has seen of it."""
 
     trial: Trial
     spec: RunSpec
@@ -40,9 +39,8 @@ class Running:
 
 
 class Driver:
-    """Runs what is left of a sweep, one run at a time for each of ``gpus`` (a device, or None to
-    leave the choice to ``fit``), ``limit`` of them at most; runs that are asked to end are killed
-    after ``grace`` seconds."""
+    """Runs what is left of a sweep, ``limit`` runs at most, one at a time for each of ``gpus``: a
+    device, or None for any. Runs that are asked to end are killed after ``grace`` seconds."""
 
     def __init__(
         self,
@@ -71,9 +69,8 @@ class Driver:
             self.forget_failures()
 
     def run(self) -> None:
-        """Returns when nothing is left that could be done here. Raises `Preempted` if the driver
-        was asked to end, and its runs with it; an `InputError` if the configuration is not what it
-        was, or the corpus is missing."""
+        """Returns when nothing is left that could be done here. Raises `Preempted` if it was asked
+        to end; an `InputError` if the configuration has changed, or the corpus is missing."""
         with self.stop:
             while not self.stop.made:
                 self.look_after()
@@ -158,8 +155,7 @@ class Driver:
     # A run
 
     def take(self, trial: Trial, spec: RunSpec) -> bool:
-        """Claims a run and starts it, or adopts what another driver has started; returns whether
-        something has changed."""
+        """Claims a run and starts or adopts it; returns whether something has changed."""
         directory = self.study.directory(spec)
         self.study.write(spec)  # the driver that drew it may have died over it
         claim = process.claim(directory)

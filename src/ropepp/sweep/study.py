@@ -87,8 +87,7 @@ class SweepStudy:
     # What there is to run
 
     def trials(self) -> list[Trial]:
-        """The grid, a seed of all rows after the other, so that what is done can be compared; and
-        what has been drawn so far."""
+        """The grid, seed by seed, so that what is done can be compared; and what was drawn."""
         rows = [self._runs(row, self.overrides[row.name]) for row in self.config.rows]
         grid = [Trial(run.run, (run,)) for one_seed in zip(*rows, strict=True) for run in one_seed]
         return [*grid, *(trial for row in self.config.rows for trial in self.drawn(row))]
@@ -170,8 +169,7 @@ class SweepStudy:
     # Its files
 
     def set_up(self, resolved: dict[str, Any]) -> None:
-        """Writes the folder's files, and removes traces of runs that are no longer asked for and
-        have not begun."""
+        """Writes the folder's files; removes those of runs that are gone and have not begun."""
         write_json(self.folder / RESOLVED, resolved)
         specs = [spec for trial in self.trials() for spec in trial.runs]
         for spec in specs:
@@ -246,8 +244,7 @@ def _check_resolved(content: dict[str, Any]) -> None:
 
 
 def _refuse_others(config: SweepConfig, name: str, overrides: dict[str, Any]) -> None:
-    """Raises an `InputError` if runs of a row were begun with other overrides, of which their own
-    files alone know any more."""
+    """Refuses a row whose runs were begun with other overrides, as only their own files know."""
     for file in (config.folder / name).glob(f"*/{TRIAL}"):
         spec = read_spec(file, config.folder) if has_begun(config.folder / name) else None
         if spec and (words := list(differences(spec.overrides, json.loads(json.dumps(overrides))))):

@@ -1,8 +1,7 @@
 """``ropepp estimate``: what a training run will need, before it starts and on any machine.
 
 What lasts follows from shapes. What autograd keeps of a micro-batch is no formula: a block runs
-once on tensors without memory (`FakeTensorMode`), in the run's shapes and dtypes, and what it saves
-for the backward pass is counted.
+once on tensors without memory (`FakeTensorMode`), as in the run, and what it saves is counted.
 """
 
 import math
@@ -64,8 +63,7 @@ class Processes:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run as configured and checked, with nothing allocated; ``rows`` is None where the corpus is
-    not there yet."""
+    """A run as configured and checked, nothing allocated; without the corpus ``rows`` is None."""
 
     module: LanguageModel
     data: RowsDataModule
@@ -310,8 +308,7 @@ def trace_activations(plan: PlannedRun) -> tuple[int, int]:
 
 
 def kept(function: Callable[[], Tensor], parameters: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of the distinct storages by their ids that autograd saves while ``function`` runs,
-    without those of ``parameters``."""
+    """Bytes of the storages, by their ids, that ``function`` saves besides ``parameters``."""
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ class StepGuard(Callback):
     Args:
         spike_factor: Also skip where the norm before clipping is more than this many times the
             median of the last 100 accepted ones; off unless given.
-        stop_after: Skipped steps in a row after which the run saves a checkpoint and ends with an
-            error.
+        stop_after: Skipped steps in a row after which the run saves and ends with an error.
     """
 
     def __init__(self, spike_factor: float | None = None, stop_after: int = 20) -> None:

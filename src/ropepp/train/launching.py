@@ -12,8 +12,7 @@ from ropepp.runs.process import STOP_SIGNALS
 
 
 def default_run_name() -> str:
-    """The job's id under a scheduler, the same in all its processes; otherwise the time of the
-    start."""
+    """A scheduler's id of the job, the same in all processes; otherwise the time of the start."""
     for variable in ("ROPEPP_RUN", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
         if os.environ.get(variable, "none") != "none":
             return os.environ[variable]

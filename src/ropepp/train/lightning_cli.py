@@ -1,5 +1,4 @@
-"""``ropepp fit | validate | test | predict``: Lightning's command line with this project's run
-directories."""
+"""``ropepp fit | validate | test | predict``: Lightning's command line, in run directories."""
 
 import logging
 import os
@@ -83,8 +82,7 @@ def run_options(
     Args:
         seed_everything: Seed of initial weights, order of rows and everything else that is random.
         experiment: Folder of related runs.
-        run: Name of this run, by default one with the time of its start; its folder is
-            LOGS/EXPERIMENT/RUN.
+        run: Name of this run, in LOGS/EXPERIMENT/RUN; one with the time unless given.
         logs: Folder of all experiments.
         resume: auto: go on from the run's newest complete checkpoint if it has one, else begin
             (from ckpt_path or init_from, if given); the same command serves every attempt.
@@ -97,8 +95,7 @@ def run_options(
 
 
 class RopeppCLI(LightningCLI):
-    """Composes model, data and trainer from YAML files and flags, and gives every run a
-    directory."""
+    """Composes model, data and trainer from YAML files and flags; every run has a directory."""
 
     def __init__(self, args: list[str]) -> None:
         prepare_parsing()
@@ -152,8 +149,7 @@ class RopeppCLI(LightningCLI):
             raise InputError(f"seed_everything is {seed}; allowed are 0 to 2**32 - 1")
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the configuration alone: Lightning would let the checkpoint's hyperparameters win
-        silently."""
+        """Nothing: Lightning would let the checkpoint's hyperparameters win silently."""
 
     @property
     def options(self) -> Any:

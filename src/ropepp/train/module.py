@@ -109,8 +109,7 @@ class LanguageModel(pl.LightningModule):
         self._evaluations: dict[str, Evaluation] = {}
 
     def configure_model(self) -> None:
-        """Compiles, shards, materialises and initialises the network; a second call changes
-        nothing."""
+        """Compiles, shards, materialises and initialises the network, once."""
         if not self.network.embed_tokens.weight.is_meta:
             return
         if self.compile_blocks:
@@ -197,8 +196,7 @@ class LanguageModel(pl.LightningModule):
         gradient_clip_val: float | int | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by norm; keeps the norm before clipping and the step's learning rate for the
-        log."""
+        """Clips by norm; keeps the norm before it and the step's learning rate for the log."""
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # Of shards, each process has its share of the norm.
@@ -260,14 +258,12 @@ class LanguageModel(pl.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Negative log-likelihood of every target in nats, (B, T) float32; 0 where there is
-        none."""
+        """Negative log-likelihood in nats of every target, (B, T) float32; 0 without one."""
         nll, _ = self.network.evaluate(*model_inputs(batch))
         return {"input_ids": batch["input_ids"], "targets": batch["targets"], "nll": nll}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses weights of another architecture and says which settings differ; the present ones
-        win."""
+        """Refuses weights of another architecture; says which settings differ: this run's win."""
         saved, here = checkpoint.get("hyper_parameters", {}), dict(self.hparams)
         # One that was saved may lack an argument that has come since.
         made = {"network": lambda plain: ModelConfig(**plain), "position": from_plain}

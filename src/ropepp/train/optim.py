@@ -142,8 +142,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both; returns the loss of ``closure``, which is called once and computes the
-        gradients."""
+        """One step of both; returns the loss of ``closure``, which computes gradients, once."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -179,9 +178,8 @@ def step_shard(parameter: DTensor, group: dict[str, Any], state: dict[str, Any])
     its step on the whole one; changes its ``state`` in place.
 
     That optimizer itself runs on shards, but its bfloat16 sums over processes round differently,
-    and each of its matrix products communicates. Here momentum is kept in shards, the update is
-    gathered once, in bfloat16, and every process makes it orthogonal on its own and takes its
-    part."""
+    and each of its matrix products communicates. Here momentum is kept in shards; the update is
+    gathered once, in bfloat16, and made orthogonal by every process, which takes its part."""
     from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalize
 
     grad: Any = parameter.grad  # a DTensor, which torch's annotations do not say

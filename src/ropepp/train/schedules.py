@@ -1,5 +1,4 @@
-"""Learning-rate schedules: a multiplier of the peak rate for each optimizer step, counted from
-0."""
+"""Learning-rate schedules: a multiplier of the peak rate for each optimizer step, from 0 on."""
 
 import math
 from dataclasses import dataclass
@@ -47,8 +46,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Warm-up, then a half cosine down to ``final`` of the peak (the paper's long-context
-    stage)."""
+    """Warm-up, then a half cosine to ``final`` of the peak (the paper's long-context stage)."""
 
     final: float = 0.0
 

@@ -173,8 +173,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
         """Writes a directory: each process its shards, the first one everything else and, when all
-        shards are there, ``.metadata``. With ``asynchronous_save`` they may be still on their way
-        on return; see `pending_save`."""
+        shards are there, ``.metadata``; with ``asynchronous_save`` while training goes on."""
         self.wait_for_save()
         path = Path(self.broadcast(filepath))
         state = {"state_dict": checkpoint.pop("state_dict")}
@@ -204,8 +203,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Restores model and optimizer from shards of any number of processes, or from one file;
-        returns everything else."""
+        """Restores model and optimizer from shards or from one file; returns everything else."""
         path, files = Path(self.broadcast(checkpoint_path)), self.checkpoint_io
         if isinstance(files, CheckpointFiles):
             return files.load(path, self._load)
@@ -230,8 +228,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return content
 
     def wait_for_save(self) -> None:
-        """Returns when nothing is being written any more, and what was is on the disk; raises what
-        went wrong with it."""
+        """Returns when all that was written is on the disk; raises what went wrong with it."""
         pending, self.pending_save = self.pending_save, None
         path, self._saving = self._saving, None
         if path is None:
@@ -260,8 +257,7 @@ def check_sizes(world: int, shard_size: int, context_parallel_size: int) -> None
 
 def shard(network: Transformer, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
     """Shards each block and the rest of ``network`` in place, also on the meta device, over a mesh
-    of one dimension, or (copies, shards of a copy); gathered blocks have its ``compute_dtype``. See
-    `FSDP2Strategy`."""
+    of one dimension, or (copies, shards of a copy), as `FSDP2Strategy` says."""
     # cos and sin, given to the blocks, stay float32.
     wide = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = replace(wide, param_dtype=network.compute_dtype)

@@ -30,8 +30,7 @@ def load_weights(
     """Copies weights into ``network``, sharded or not, from a checkpoint of one file or sharded,
     whose ``content`` may have been read already, or from a folder in the published format. The
     position may differ from the saved one's (another theta, another scaling, more attention heads)
-    as long as all else has the same shapes; an `InputError` names what is damaged, missing, left
-    over or of another shape.
+    as long as all else has the same shapes; an `InputError` names what is damaged or does not fit.
 
     Of a model with fewer attention heads, the heads that are new get columns of zeros in the output
     projection: the function stays, see `ropepp.model.heads.HeadLayout.places_of`."""
@@ -60,8 +59,7 @@ def load_weights(
 
 def added_heads(network: Transformer, path: Path, saved: Any) -> list[int] | None:
     """Where in ``network`` the attention heads of a saved model of the same sizes are; None if it
-    has as many, or is of other sizes, which others refuse in words. ``saved`` is the model, or what
-    a checkpoint holds."""
+    has as many, or other sizes. ``saved`` is the model, or what a checkpoint holds."""
     if isinstance(saved, Transformer):
         config, spec = saved.config, saved.position
     else:

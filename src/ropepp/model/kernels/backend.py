@@ -1,5 +1,4 @@
-"""What is asked of attention, what a backend is, and the reasons that several have to refuse a
-request."""
+"""What is asked of attention, what a backend is, and the reasons that several have to refuse."""
 
 import functools
 import importlib
@@ -109,9 +108,8 @@ def older_than(request: Request, major: int, name: str) -> str | None:
 
 @functools.cache
 def load(module: str, package: str, extra: str, function: str) -> Any:
-    """A module of an optional ``package``, which an ``extra`` of this project installs, or a string
-    that says why there is none. It must have the ``function``: packages may share their first
-    name."""
+    """A module of an optional ``package`` from an ``extra``, or a string that says why there is
+    none. It must have the ``function``: packages may share their first name."""
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError:

@@ -6,8 +6,7 @@ from ropepp.model.kernels.backend import Backend, Request, Result, never
 
 
 def reference(request: Request) -> Result:
-    """The definition, in float32 with all scores and repeated keys in memory: what every other
-    backend must agree with."""
+    """The definition, float32, all scores in memory: every other backend must agree with it."""
     q, k, v = (x.float() for x in (request.q, request.k, request.v))
     if request.documents is not None:
         q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))

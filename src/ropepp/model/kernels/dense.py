@@ -1,5 +1,4 @@
-"""Kernels for rows of equal lengths, each with its backward pass: what the backends that serve
-documents run by run are made of."""
+"""Kernels for rows of equal lengths, with backward passes: parts of the backends in `fused`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -23,8 +23,7 @@ _SEEN: Recent[tuple[Tensor, "BlockMask"]] = Recent(4)
 
 
 def flex(request: Request) -> Result:
-    """`torch.nn.attention.flex_attention`, compiled on a GPU, with all scores in memory on a
-    CPU."""
+    """torch's flex_attention, compiled on a GPU, with all scores in memory on a CPU."""
     q, k, v = request.q, request.k, request.v
     if request.documents is not None:
         q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
@@ -55,8 +54,7 @@ def _alibi(slopes: Tensor | None, position: Tensor) -> Callable[..., Tensor] | N
 
 def _seen(request: Request) -> tuple[Tensor, "BlockMask"]:
     """Of each query the index (T,) of its own token among the keys, and the keys that it sees, by
-    blocks: of all queries together if documents are packed, else of one row; once for all
-    layers."""
+    blocks: of all queries if documents are packed, else of one row; once for all layers."""
     T, S, device = request.q.shape[1], request.k.shape[1], request.q.device
     bounds, bounds_k = (
         None if own is None else own.boundaries for own in (request.documents, request.documents_k)

@@ -1,5 +1,5 @@
-"""torch's own fused attention of rows, on any device, and its cuDNN kernel alone: packed documents
-go by runs of equal lengths."""
+"""torch's own fused attention, on any device, and its cuDNN kernel; documents go by runs of equal
+lengths."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext

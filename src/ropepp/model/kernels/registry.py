@@ -37,8 +37,7 @@ def select(request: Request, backend: str | Backend) -> Backend:
 
 
 def choose(request: Request) -> str:
-    """The backend that "auto" means, by device, dtype and what is asked; logged once for each kind
-    of request.
+    """The backend that "auto" means, by device, dtype and what is asked; logged once a kind.
 
     On CUDA in half precision, packed documents go to flash4 if it is installed, else to varlen; so
     do rows, but for those of training to cuDNN, which makes a plan for each new length, and so do

@@ -1,5 +1,4 @@
-"""Null controls: imaginary heads with a query projection of their own, RoPE in other
-coordinates."""
+"""Null controls: imaginary heads with projections of their own, RoPE in other coordinates."""
 
 from dataclasses import dataclass
 
@@ -16,8 +15,7 @@ class HeadSplit(RoPE):
 
     Args:
         imaginary_share: Share of the heads that are imaginary; must give a whole number of heads.
-        interleaved: Whether the imaginary heads are spread evenly; otherwise they are the last
-            ones.
+        interleaved: Whether imaginary heads are spread evenly; otherwise they are the last.
     """
 
     imaginary_share: float = 0.5

@@ -29,8 +29,7 @@ _LEFT = re.compile(r"step-\d+\.tmp|\.step-.*\.partial-.*")  # what a kill leaves
 
 
 class StepCheckpoint(StepCallback, Checkpoint):
-    """Saves ``step-N.ckpt`` after every n-th optimizer step and at the end, and keeps the newest
-    ones.
+    """Saves ``step-N.ckpt`` after every n-th optimizer step and at the end; keeps the newest.
 
     A checkpoint is written under a temporary name and renamed when complete, so that a kill leaves
     no torn one under a final name. Where a validation follows a step, it is saved after the
@@ -184,8 +183,7 @@ class Question:
         self._there: torch.cuda.Event | None = None
 
     def by_any(self, own: bool, trainer: Trainer) -> bool:
-        """Whether any process had said yes when this was asked last; of one process, whether it
-        says so now."""
+        """Whether any process said yes when this was asked last; of one process, what it says."""
         if trainer.world_size == 1:
             return own
         if self._there is not None:

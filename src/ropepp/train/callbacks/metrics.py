@@ -1,5 +1,4 @@
-"""Logs what a run does, once an optimizer step at most and without waiting for the GPU in
-between."""
+"""Logs what a run does, once an optimizer step at most; in between it does not wait for a GPU."""
 
 import statistics
 import time
@@ -20,12 +19,10 @@ from ropepp.train.module import LanguageModel
 
 
 class Metrics(StepCallback):
-    """Logs loss, gradient norm, learning rate, tokens and utilisation every n-th optimizer step,
-    and each validation.
+    """Logs loss, gradient norm, learning rate, tokens and utilisation; and each validation.
 
     The speed includes waiting for data and writing checkpoints, and leaves validation out. FLOPs
-    are the model's, for the tokens and the visible pairs in the packed rows that were read;
-    recomputation does not count.
+    are the model's, of the tokens and visible pairs that were read; recomputation does not count.
 
     Args:
         every_n_steps: Optimizer steps between log entries.
@@ -158,8 +155,7 @@ class Metrics(StepCallback):
 
 
 def _attended_pairs(batch: Any) -> Tensor | int:
-    """Visible (query, key) pairs of a batch: positions restart at each document that is hidden from
-    others."""
+    """Visible (query, key) pairs of a batch: positions restart at each hidden document."""
     positions = batch.get("positions")
     if positions is None:
         B, T = batch["input_ids"].shape

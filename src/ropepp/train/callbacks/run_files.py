@@ -1,5 +1,4 @@
-"""What a run leaves in its folder: its configuration before it trains, with a line for people, and
-what it came to or predicted."""
+"""What a run leaves in its folder: its configuration at first, what it came to or predicted."""
 
 import math
 import re
@@ -24,9 +23,8 @@ from ropepp.train.module import LanguageModel
 
 @dataclass(eq=False)
 class RunFiles(Callback):
-    """Writes ``config.yaml`` into the run's folder, from which it can be repeated, once all checks
-    have passed. It goes on from ``ckpt_path``, and was asked to begin with ``begun_from``, if
-    given."""
+    """Writes ``config.yaml``, from which the run can be repeated, once all checks have passed. It
+    goes on from ``ckpt_path``, and was asked to begin with ``begun_from``, if given."""
 
     directory: Path
     config: str
@@ -94,8 +92,7 @@ def describe_run(
     evaluation: dict[str, float],
     seconds: float,
 ) -> dict[str, Any]:
-    """The content of ``result.json``, for programs and tables; sizes in bytes, losses in nats per
-    token, times in seconds."""
+    """The content of ``result.json``; sizes in bytes, losses in nats per token, seconds."""
     network, T = module.network, trainer.datamodule.sequence_length  # type: ignore[attr-defined]
     found = infinite({**evaluation, "train/loss": metrics.latest.get("train/loss", 0.0)})
     content = {
