@@ -1,8 +1,7 @@
 """Stages of training one after another, each a ``fit``: pre-training, decay, longer contexts.
 
-A pipeline's YAML names variants and stages. Every variant runs through all of its stages; a stage
-lives in ``LOGS/NAME/VARIANT/STAGE/`` and is done when its ``result.json`` is there, so that the
-same command goes on wherever it was interrupted.
+A pipeline's YAML names variants and stages, through which every variant runs. A stage lives in
+``LOGS/NAME/VARIANT/STAGE/`` and is done when its ``result.json`` is there.
 """
 
 import os
@@ -120,9 +119,8 @@ class Pipeline(RunsConfig):
 
 
 def load(file: Path) -> Pipeline:
-    """Reads a pipeline's YAML; files in it are relative to it. ``like`` names another pipeline in
-    the same folder, whose keys stand where this one has none. An `InputError` if the file is
-    missing or says something that is not allowed."""
+    """Reads a pipeline's YAML. ``like`` names another in the same folder, whose keys stand where
+    this one has none. An `InputError` if a file is missing or says what is not allowed."""
     content = read_yaml(file)
     if isinstance(content, dict) and "like" in content:
         like = file.parent / str(content.pop("like"))

@@ -91,9 +91,8 @@ class Comparison:
 
 
 def compare(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Comparison]:
-    """Every other variant against the baseline, without whose values no variant has pairs.
-    ``values`` are finite ones of the metric by variant and seed; the comparisons are in their
-    order. An `InputError` if scipy is missing."""
+    """Every other variant against the baseline, in the order of ``values``: finite ones of the
+    metric by variant and seed. An `InputError` if scipy is missing."""
     reference = values.get(baseline, {})
     found = [_paired(name, own, reference) for name, own in values.items() if name != baseline]
     tested = [one for one in found if one.p is not None]

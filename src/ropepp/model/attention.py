@@ -105,8 +105,7 @@ class Attention(nn.Module):
         scope: AttentionScope = CAUSAL,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """Mixes tokens, from normed hidden states; ``table`` is what the position spec computed for
-        all layers, the keys and values before these are in ``cache``."""
+        """Mixes tokens of normed hidden states; ``table`` is the position spec's for all layers."""
         q_BTPD, k_BTKD, v_BTKD = (
             proj(x_BTM).unflatten(-1, (-1, self.head_dim))
             for proj in (self.q_proj, self.k_proj, self.v_proj)

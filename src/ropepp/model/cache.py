@@ -11,8 +11,8 @@ BLOCK = 256  # tokens by which a buffer's capacity is a multiple
 class LayerCache:
     """One layer's rotated keys and values, in buffers that are longer than what they hold.
 
-    A kv head's tokens lie one after another, so that a query reads memory in its order. There is
-    room for ``capacity`` tokens from the beginning.
+    A kv head's tokens are neighbours: a query reads memory in its order. At first there is room for
+    ``capacity`` tokens.
     """
 
     def __init__(self, capacity: int = 0) -> None:

@@ -73,8 +73,7 @@ class Documents:
 
     @classmethod
     def from_ids(cls, document_ids_BT: Tensor) -> Self | None:
-        """Finds the documents of each row; equal ids in different rows are different documents.
-        None if one is interrupted by another.
+        """The documents of each row; None if one is interrupted by another of its row.
 
         Padding (-1) is a document of its own, seen by nothing else. This waits for a GPU.
         """

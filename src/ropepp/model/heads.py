@@ -62,9 +62,8 @@ class HeadLayout:
 
     @classmethod
     def from_phases(cls, phases: Sequence[Sequence[float]], num_kv_heads: int) -> Self:
-        """One entry a projection: the phases, in degrees, with which it attends. Projections are
-        split evenly over the kv heads, an `InputError` if that is impossible, and a projection's
-        heads stand side by side."""
+        """One entry a projection: its phases in degrees, of heads side by side. Projections are
+        split evenly over the kv heads; an `InputError` if that is impossible."""
         if num_kv_heads < 1 or len(phases) % num_kv_heads:
             raise InputError(
                 f"{len(phases)} query projections do not divide over {num_kv_heads} kv heads"

@@ -75,9 +75,8 @@ def token_losses(
 
 
 def chunk_rows(tokens: int, vocab_size: int, logit_bytes: int, on_gpu: bool) -> int:
-    """Rows whose logits exist at a time: enough to keep the device busy and to add to the gradient
-    of the output layer seldom, few enough to keep their logits small, for each of which
-    ``logit_bytes`` are held; no small chunk at the end."""
+    """Rows whose logits, of ``logit_bytes`` each, exist at a time: enough to keep the device busy,
+    few enough for its memory; no small chunk at the end."""
     budget, most = (2**31, 8192) if on_gpu else (2**27, 512)
     most = min(max(budget // (vocab_size * logit_bytes), 64), most)
     return max(-(-tokens // max(-(-tokens // most), 1)), 1)

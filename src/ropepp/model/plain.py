@@ -60,8 +60,7 @@ def from_plain(value: Any, root: str = "ropepp") -> Any:
 
 
 def require_plain(value: Any, name: str) -> None:
-    """Refuses settings that are other than plain, finite and few, by an `InputError` that names the
-    key: a small file may stand for endlessly many."""
+    """Refuses what is not plain, finite and few, and names the key: a small file may be endless."""
     left = MAX_VALUES
 
     def check(item: Any, at: str, depth: int) -> None:

@@ -30,8 +30,8 @@ class AttentionScope:
         cache: LayerCache | None = None,
         **options: Any,
     ) -> Tensor:
-        """Attention (B, T, H, D) of this scope's queries over these keys and, before them, those of
-        the cache, to which they are added; options as in `attention`."""
+        """Attention (B, T, H, D) over these keys and those of the cache, to which they are added;
+        options as in `attention`."""
         if cache is not None:
             return self._attend_cached(q_BTHD, k_BTKD, v_BTKD, cache, **options)
         options |= {"cu_seqlens": self.documents, "document_ids": self.document_ids}

@@ -14,8 +14,7 @@ BLOCK = 4096  # eight logits a thread: one load of 16 bytes in bfloat16
 def losses_and_gradient(
     logits: Tensor, targets: Tensor, ignore_index: int, z_loss: float
 ) -> Tensor:
-    """See `ropepp.model.loss.losses_and_gradient`; a target outside the vocabulary has a loss of
-    NaN, so that nothing waits for the device."""
+    """See `ropepp.model.loss`; a target outside the vocabulary gives NaN: nothing is waited for."""
     rows, V = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     with torch.cuda.device_of(logits):

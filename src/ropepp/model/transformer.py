@@ -81,8 +81,7 @@ class Transformer(nn.Module):
     """A causal language model; an `InputError` if sizes and position encoding do not fit.
 
     Args:
-        seed: Seed of the initial weights, see `ropepp.model.init`; on the meta device none are
-            drawn.
+        seed: Seed of the initial weights (`ropepp.model.init`), unless on the meta device.
         compute_dtype: Dtype of activations and matrix products; the weights' own unless given.
             Rotations, norms' statistics, softmax and loss are float32 in any case.
         ignore_index: Target that does not count in `loss`.
@@ -107,9 +106,7 @@ class Transformer(nn.Module):
         self.sequence: SequenceGroup | None = None  # the processes that share rows, if any
         table = torch.empty(config.vocab_size, config.hidden_size)  # drawn below
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
-        self.layers = nn.ModuleList(
-            Block(config, position, index) for index in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(Block(config, position, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = OutputLayer(config.hidden_size, config.vocab_size)
         self.tie()
@@ -117,8 +114,7 @@ class Transformer(nn.Module):
             self.initialize(seed)
 
     def tie(self) -> None:
-        """Makes the output layer share the embedding matrix, if it should; to be called again after
-        what gives each its own, such as ``to_empty``."""
+        """Lets the output layer share the embedding, if it should; again after ``to_empty``."""
         if self.config.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -134,8 +130,7 @@ class Transformer(nn.Module):
         document_ids: Tensor | Documents | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Hidden states after the last norm, (B, T, M), of rows that several processes share this
-        one's part; arguments as in `forward`."""
+        """Hidden states after the last norm, (B, T, M), see `forward`; of shared rows, the part."""
         B, T = input_ids.shape
         for name, given in (("positions", positions), ("document_ids", document_ids)):
             if isinstance(given, Tensor) and given.shape != (B, T):
@@ -211,10 +206,9 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Summed cross entropy in nats, float32, and number of targets, int64, without the logits
         of all tokens; the mean is for the caller, who knows what other processes and micro-batches
-        add. ``targets`` are (B, T) int64, the token after each input, or ``ignore_index``; the
-        other arguments are as in `forward`. Under FSDP2 this method must be registered as a forward
-        method. With ``z_loss`` the gradient has that term too, see
-        `ropepp.model.loss.cross_entropy_sum`."""
+        add. ``targets`` are (B, T) int64, the token after each input, or ``ignore_index``; others
+        are as in `forward`. FSDP2 must know it as a forward method. With ``z_loss`` the gradient
+        has that term too, see `ropepp.model.loss.cross_entropy_sum`."""
         hidden = self.hidden(input_ids, positions, document_ids)
         targets = self.local_part(targets)
         total = self.lm_head.loss(hidden, targets, self.ignore_index, self.z_loss)

@@ -49,9 +49,8 @@ OUTCOMES = {
 
 def write_boards(folder: Path) -> str:
     """Makes a sweep's folder, finished or not, a TensorBoard log directory, with attention maps of
-    each variant's first finished seed; replaces what an earlier call wrote. Returns text for
-    people: the command and the links that show it, and which variants have no maps and why. An
-    `InputError` if it is no sweep's folder."""
+    each variant's first finished seed; replaces what an earlier call wrote. Returns the command,
+    links, and which variants have no maps and why. An `InputError` if it is no sweep's folder."""
     plan, runs = read_plan(folder), read_runs(folder)
     old = list(folder.rglob(f"*tfevents*{SUFFIX}"))
     notes = []

@@ -77,8 +77,8 @@ def styles(sweep: SweepResults) -> dict[str, Style]:
 
 
 def figures(sweep: SweepResults, metric: str) -> list[Figure]:
-    """All plots for which a sweep with a finished run has data; ``metric`` is the compared metric's
-    name with its unit. An `InputError` if matplotlib is missing."""
+    """All plots for which there are data; ``metric`` is the metric's name with its unit. An
+    `InputError` if matplotlib is missing."""
     looks = styles(sweep)
     with _look():
         found = [_dots(sweep, looks, metric)]
@@ -127,8 +127,7 @@ def training_curves(runs: Sequence[Run], key: str, smoothing: int = 1) -> Curves
 
 
 def position_curves(runs: Sequence[Run]) -> dict[str, Curves]:
-    """Loss against the position (from 1), of the rows of trained length, "", and of the longest;
-    results hold means of bins of equal ratio."""
+    """Loss against the position, from 1, of the rows of trained length, "", and of the longest."""
     found: dict[str, Curves] = {}
     for run in runs:
         for suffix, table in run.result.get("loss_by_position", {}).items():

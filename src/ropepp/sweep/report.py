@@ -1,7 +1,6 @@
 """``ropepp sweep report``: what came out of a sweep and how much of it is noise.
 
-Written as Markdown, of which one HTML file with plots is made that refers to nothing outside, and
-in full as CSV.
+Written as Markdown, as one HTML file with plots that refers to nothing outside, in full as CSV.
 """
 
 import base64
@@ -36,9 +35,8 @@ EQUAL = ("steps", "tokens", "sequence_length", "commit", "device", "world_size",
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Writes ``report.md``, ``report.html`` and ``report.csv`` into a sweep's folder, and returns
-    them. An `InputError` if the folder holds no sweep, or no finished run of one, or no run has the
-    metric; or scipy or matplotlib is missing."""
+    """Writes ``report.md``, ``report.html`` and ``report.csv`` and returns them. An `InputError` if
+    there is no sweep, finished run, value of the metric, scipy or matplotlib."""
     sweep = load(folder)
     metric = sweep.plan.metric.replace("_", " ") + UNITS.get(sweep.plan.metric, "")
     text, plots = _text(sweep, metric), figures(sweep, metric)

@@ -39,8 +39,7 @@ RESOLVED = "resolved.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """What is run as one: a run of the grid, or a drawn row with all its seeds, in the order in
-    which they are made, and the values of the searched keys."""
+    """What is run as one: a run of the grid, or a drawn row's, by seed, and its searched values."""
 
     name: str
     runs: tuple[RunSpec, ...]
@@ -141,8 +140,7 @@ class SweepStudy:
         return False
 
     def _known(self, row: SweepRow, drawn: Sequence[Trial]) -> list[Known]:
-        """What Optuna is told of a row: the drawn trials, and the row's own values once they are
-        done, if they lie within the bounds."""
+        """What Optuna is told of a row: drawn trials, and its own values, once done, if allowed."""
         flat = self.config.flat(row)
         params = {key: flat.get(canonical(key)) for key in self.config.search}
         given = Trial(row.name, tuple(self._runs(row, self.overrides[row.name])), params)

@@ -111,9 +111,8 @@ class EstimateCLI(RopeppCLI):
 
 
 def plan_run(args: list[str], devices: int | None = None, nodes: int | None = None) -> PlannedRun:
-    """Parses and checks the configuration of the run ``ropepp fit ARGS``, with ``devices`` a node
-    and ``nodes`` instead of the trainer's. An `InputError` or `ArgumentError` if ``fit`` would
-    refuse it, or the number of devices is missing."""
+    """Parses and checks the run ``ropepp fit ARGS``, with ``devices`` a node and ``nodes`` instead
+    of the trainer's. An `InputError` or `ArgumentError` if ``fit`` would refuse it."""
     cli = EstimateCLI(["fit", *args])
     trainer, data = cli.options.trainer, cli.datamodule
     devices = _count_devices(trainer.devices) if devices is None else devices

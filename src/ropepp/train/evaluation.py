@@ -63,8 +63,7 @@ class Evaluation:
 
 
 def on_the_way(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch that is still on the host, ready for ``device``: with its documents found, and for a
-    GPU in memory from which it is copied while the host goes on."""
+    """A batch on the host, ready for ``device``: documents found, and pinned for a GPU."""
     ids = batch.get("document_ids")
     if isinstance(ids, Tensor):
         batch = {**batch, "document_ids": Documents.from_ids(ids) or ids}

@@ -38,8 +38,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def own_process() -> Iterator[None]:
-    """What a run changes in its process is as before after this block: handlers of signals, and the
-    name that the processes inherit which it starts."""
+    """Handlers of signals, and the run's name in the environment, are as before afterwards."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     named = "ROPEPP_RUN" in os.environ
     if handlers[signal.SIGUSR1] is signal.SIG_DFL:  # which would kill where nothing is trained

@@ -89,8 +89,7 @@ def run_options(
         init_from: Weights to begin with: a checkpoint, sharded or one file, a folder in the
             published format, or hub:NAME[@REVISION]. Steps, schedule and data begin anew.
         init_optimizer: Whether to begin with the optimizer's moments of init_from too.
-        fresh_optimizer: Whether the optimizer begins anew where a run begins from ckpt_path, whose
-            step, data and weights go on.
+        fresh_optimizer: Whether the optimizer begins anew where all else goes on from ckpt_path.
     """
 
 
@@ -189,13 +188,18 @@ class RopeppCLI(LightningCLI):
             raise InputError("init_optimizer is true, but there is no init_from to take it from")
         if options.fresh_optimizer and not options.get("ckpt_path"):
             raise InputError("fresh_optimizer is true, but there is no ckpt_path to go on from")
-        ckpt_path = options.get("ckpt_path")
+        ckpt_path, result = options.get("ckpt_path"), self.directory / RESULT
         if not fitting and not ckpt_path and not options.init_from:
             warnings.warn("no ckpt_path: the weights are new ones; last is the run's newest")  # noqa: B028
         if ckpt_path:
             self._check_checkpoint(Path(ckpt_path))
-        elif fitting and not options.resume:
-            self._refuse_taken_directory()
+        elif not fitting or options.resume or is_child_process():  # the first may have begun
+            return
+        elif self.seen or result.exists():
+            raise InputError(
+                f"{self.directory} holds a run already: choose another --run, go on with it "
+                "(--resume auto) or delete it"
+            )
 
     def _check_trainer(self) -> None:
         """Refuses keys of the trainer that would have no effect, or spoil the mean of a step."""
@@ -208,9 +212,7 @@ class RopeppCLI(LightningCLI):
                 )
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not is_first_process():
-            self._run_and_wait(subcommand)
-        elif subcommand == "fit":
+        if is_first_process() and subcommand == "fit":
             with held(self.directory / ".fit.lock"):
                 if list_checkpoints(self.directory / "checkpoints") != self.seen:
                     raise InputError(f"{self.directory} was in use until now: begin again")
@@ -218,9 +220,10 @@ class RopeppCLI(LightningCLI):
                 for name in (METRICS, RESULT, "config.yaml"):
                     require_writable(self.directory / name)
                 self._run_and_wait(subcommand)
-        else:
+            return
+        if is_first_process():
             require_writable(self.directory, folder=True)
-            self._run_and_wait(subcommand)
+        self._run_and_wait(subcommand)
 
     def _run_and_wait(self, subcommand: str) -> None:
         """The others of this machine end with this process, so it waits for what they still do."""
@@ -296,16 +299,6 @@ class RopeppCLI(LightningCLI):
         # that are at different places. Until it trains, a signal ends a run at once.
         made._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return made
-
-    def _refuse_taken_directory(self) -> None:
-        if is_child_process():  # the first one may have begun already
-            return
-        checkpoints = list_checkpoints(self.directory / "checkpoints")
-        if checkpoints or (self.directory / "result.json").exists():
-            raise InputError(
-                f"{self.directory} holds a run already: choose another --run, go on with it "
-                "(--resume auto) or delete it"
-            )
 
     def after_fit(self) -> None:
         """Validates on all rows and writes ``result.json``."""

@@ -26,9 +26,8 @@ POSITIONS = ".position"  # behind the name of an event file: one whose steps are
 
 
 class RunLogger(TensorBoardLogger):
-    """Writes every scalar to the TensorBoard events and to ``metrics.jsonl`` of a run directory. A
-    step is the number of completed optimizer steps. A run calls `cut` first, so that each step
-    stands once in both, whatever earlier attempts have left."""
+    """Writes every scalar to TensorBoard events and to ``metrics.jsonl``. A step is the number of
+    completed optimizer steps, and stands once in both: a run calls `cut` first."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory.parent, name="", version=directory.name)

@@ -63,8 +63,7 @@ class LanguageModel(pl.LightningModule):
     ) -> None:
         super().__init__()
         at_least(0, "model.", activation_checkpointing=activation_checkpointing, z_loss=z_loss)
-        # A checkpoint holds plain values, so that it loads without unpickling classes; they come
-        # back here.
+        # A checkpoint holds plain values, so that no class is unpickled; specs come back here.
         network = ModelConfig(**network) if isinstance(network, dict) else network
         position, optimizer, schedule = (from_plain(x) for x in (position, optimizer, schedule))
         for spec in (position, optimizer, schedule):
@@ -90,12 +89,10 @@ class LanguageModel(pl.LightningModule):
         self.schedule = schedule
         self.compile_blocks = compile
         self.seed = seed
-        # Sizes are checked here, memory is taken in configure_model, on the device that the
-        # strategy wants.
+        # Memory is taken in configure_model, on the device that the strategy wants.
+        dtype = getattr(torch, compute_dtype)
         with torch.device("meta"):
-            self.network = Transformer(
-                network, position, compute_dtype=getattr(torch, compute_dtype)
-            )
+            self.network = Transformer(network, position, compute_dtype=dtype)
         self.network.set_backend(backend)
         self.network.set_recompute(activation_checkpointing)
         self.network.z_loss = z_loss
@@ -126,8 +123,8 @@ class LanguageModel(pl.LightningModule):
                 strategy.shard(self.network)
         if self.compile_blocks and (reason := compile_reason(device)):
             raise InputError(f"model.compile is true, but nothing compiles here: {reason}")
-        missing = no_bfloat16(device)
-        if missing and self.network.compute_dtype == torch.bfloat16:
+        dtype = self.network.compute_dtype
+        if dtype == torch.bfloat16 and (missing := no_bfloat16(device)):
             pl.utilities.rank_zero_warn(
                 f"model.compute_dtype is bfloat16, but this {missing}; float32 may be tens of "
                 "times faster here"
@@ -179,9 +176,8 @@ class LanguageModel(pl.LightningModule):
         return on_the_way(batch, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Mean loss over the tokens of the whole optimizer step, of which this micro-batch is a
-        part. The batch says how many targets all of its micro-batches have together, of all
-        processes. Lightning divides by the number of micro-batches and the strategy averages over
+        """Its part of the mean loss over all targets of the optimizer step, whose number the batch
+        says. Lightning divides by the number of micro-batches and the strategy averages over
         processes; both are taken back here."""
         total, _ = self.network.loss(*model_inputs(batch))
         num_micro_batches = self.trainer.world_size * self.trainer.accumulate_grad_batches

@@ -88,8 +88,7 @@ class Muon(OptimizerSpec):
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for the matrices of the
     blocks; AdamW, as in the spec of that name, for embeddings, output layer and norms.
 
-    Muon's steps are scaled to the size of AdamW's (arXiv 2502.16982), so that both take one
-    learning rate and one weight decay.
+    Its steps have the size of AdamW's (arXiv 2502.16982): one learning rate, one weight decay.
 
     Args:
         lr: Peak learning rate.
@@ -131,9 +130,8 @@ class Muon(OptimizerSpec):
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimizers, over different parameters, as one with one list of groups and one state. A
-    group's key ``part`` says whether ``muon`` or ``adamw`` updates it. Matrices may be shards
-    (FSDP2): the result is that of whole ones, see `step_shard`."""
+    """Two optimizers, over different parameters, as one. A group's key ``part`` says whether
+    ``muon`` or ``adamw`` updates it. Matrices may be shards (FSDP2), see `step_shard`."""
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
         self._parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}

@@ -60,7 +60,6 @@ class WSD(Schedule):
     """Warm-up, stable, decay to 0 over the last ``decay_steps`` (arXiv 2404.06395).
 
     Args:
-        warmup_steps: Steps over which the rate rises linearly from 0.
         decay_steps: Steps at the end over which it falls to 0.
         shape: Shape of the fall.
     """

@@ -7,7 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -63,12 +63,10 @@ class OneMachine(LightningEnvironment):
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        try:
-            listener.bind(("", port))
-        except OSError:
-            return False
-    return True
+    with socket.socket() as listener, suppress(OSError):
+        listener.bind(("", port))
+        return True
+    return False
 
 
 class FSDP2Strategy(ModelParallelStrategy):

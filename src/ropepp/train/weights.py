@@ -39,10 +39,10 @@ def load_weights(
         raise InputError(f"init_from is {path}, which does not exist")
     own = network.state_dict()
     layout, narrow = network.layout, {}
-    saved = load_pretrained(path) if (path / "config.json").is_file() else None
-    if saved is None and content is None:
-        content = read_checkpoint(path, "state_dict")
-    places = added_heads(network, path, saved or content)
+    saved: Any = load_pretrained(path) if (path / "config.json").is_file() else content
+    if saved is None:
+        saved = read_checkpoint(path, "state_dict")
+    places = added_heads(network, path, saved)
     if places is not None:
         columns = len(places) * network.config.head_dim
         narrow = {
@@ -50,7 +50,7 @@ def load_weights(
             for name, tensor in own.items()
             if name.endswith(MIXER)
         }
-    load_whole(own | narrow, path, saved or content)
+    load_whole(own | narrow, path, saved)
     for name, tensor in narrow.items():
         wide = tensor.new_zeros(len(tensor), layout.num_heads, network.config.head_dim)
         wide[:, places] = tensor.unflatten(1, (len(places or ()), -1))
@@ -78,8 +78,8 @@ def added_heads(network: Transformer, path: Path, saved: Any) -> list[int] | Non
 
 @torch.no_grad()
 def load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
-    """Copies all tensors of a saved model, or of a checkpoint whose content was read, into those of
-    the same names and shapes, sharded or not; refuses others."""
+    """Copies the tensors of a saved model, or of a checkpoint's content, into those of the same
+    names and shapes, sharded or not; refuses others."""
     if isinstance(saved, Transformer):
         prefix, found = "", saved.state_dict()
         check_shapes(own, {name: tuple(x.shape) for name, x in found.items()}, path)
@@ -96,9 +96,8 @@ def load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
 def load_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, state: Any, path: Path | str
 ) -> None:
-    """Restores an optimizer over parameters of ``module``, sharded or not, from what ``state_dict``
-    of such an optimizer over whole parameters has returned; ``path`` is where that is from. An
-    `InputError` if it is no such state."""
+    """Restores an optimizer over parameters of ``module``, sharded or not, from the state dict of
+    one over whole parameters, which is from ``path``; an `InputError` if it is none."""
     check_optimizer(module, optimizer, state, path)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sharded = {
@@ -115,8 +114,7 @@ def load_optimizer(
 def check_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, state: Any, path: Path | str
 ) -> None:
-    """Refuses a state that the optimizer could not use, by an `InputError` that names the tensor:
-    fused ones write where they were told to."""
+    """Refuses what the optimizer cannot use and names the tensor: fused ones write blindly."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     with understanding(f"{path}: its optimizer's state does not fit this one"):
         sizes = [
@@ -142,9 +140,8 @@ def check_optimizer(
 
 
 def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restores an optimizer, sharded or not, over parameters of ``module`` named as in the
-    checkpoint ``path``, sharded or one file; its settings become the saved ones. An `InputError` if
-    there is no optimizer's state, or that of another kind."""
+    """Restores an optimizer, sharded or not, with the settings of the checkpoint ``path``, sharded
+    or one file. An `InputError` if that has no optimizer's state, or one of another kind."""
     if path.is_dir() and not (path / METADATA).exists():
         raise InputError(f"{path} has weights alone, no optimizer's state")
     if path.is_dir():
@@ -163,8 +160,7 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
 def _without_mixers(
     network: Transformer, optimizer: torch.optim.Optimizer, content: dict[str, Any]
 ) -> dict[str, Any]:
-    """A checkpoint's optimizer state by the numbers of ``optimizer``, without the output
-    projections', which have become wider: theirs begins anew."""
+    """A checkpoint's state by the numbers of ``optimizer``, without the widened projections'."""
     settings = content["hyper_parameters"]
     with torch.device("meta"):
         source = Transformer(ModelConfig(**settings["network"]), from_plain(settings["position"]))

@@ -2,8 +2,7 @@
 flash-attn (2), which knows ALiBi, and flash-attn-4 for Hopper and newer. All align causality at the
 last query and the last key of a document.
 
-The packages' functions for users hide the log-sum-exp from whoever has no autograd; called here are
-those below them.
+The packages' functions for users hide the log-sum-exp without autograd: these are those below.
 """
 
 from typing import Any

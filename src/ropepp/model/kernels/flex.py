@@ -1,5 +1,4 @@
-"""FlexAttention (arXiv 2412.05496): a kernel that torch generates for a mask and a change of
-scores, here documents, causality and ALiBi."""
+"""FlexAttention (arXiv 2412.05496): torch's generated kernel, for documents, causality, ALiBi."""
 
 import functools
 import importlib.util

@@ -1,5 +1,4 @@
-"""torch's own fused attention, on any device, and its cuDNN kernel; documents go by runs of equal
-lengths."""
+"""torch's own fused attention and its cuDNN kernel; documents go by runs of equal lengths."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -233,8 +232,7 @@ def _refuse_cudnn(request: Request) -> str | None:
 
 
 def _has_flash(request: Request) -> bool:
-    """Whether a GPU has a kernel with a backward pass for all runs at once; the plain one, for
-    slopes and float32, has all scores in memory."""
+    """Whether a GPU's kernel trains all runs at once; the plain one has all scores in memory."""
     return request.needs_grad and VARLEN.refuse(request) is None
 
 

@@ -86,8 +86,7 @@ def _served(
 
 
 class _Eager(torch.autograd.Function):
-    """The operator below for what is not compiled, of which torch's own wrapping would take longer
-    than a small batch's attention."""
+    """The operator below, not compiled: torch's wrapping takes longer than a small batch's pass."""
 
     @staticmethod
     def forward(

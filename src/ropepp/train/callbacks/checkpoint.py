@@ -31,13 +31,11 @@ _LEFT = re.compile(r"step-\d+\.tmp|\.step-.*\.partial-.*")  # what a kill leaves
 class StepCheckpoint(StepCallback, Checkpoint):
     """Saves ``step-N.ckpt`` after every n-th optimizer step and at the end; keeps the newest.
 
-    A checkpoint is written under a temporary name and renamed when complete, so that a kill leaves
-    no torn one under a final name. Where a validation follows a step, it is saved after the
-    validation, which then is not repeated.
+    A checkpoint gets its name when it is complete, so that a kill leaves no torn one. Where a
+    validation follows a step, it is saved after the validation, which then is not repeated.
 
-    A run that is asked to end (SIGTERM; Ctrl-C; SIGHUP of a closed terminal; SIGUSR1, as SLURM
-    sends it before the time is up), or that skipped too many steps, saves after the present step
-    (of several processes, the one after) and raises `Stopped`.
+    A run that is asked to end (SIGTERM, Ctrl-C, SIGHUP of a closed terminal, SLURM's SIGUSR1), or
+    skipped too many steps, saves after this step (several processes: the next), raises `Stopped`.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints; 0 saves at the end alone.

@@ -18,8 +18,7 @@ SHOWN = {  # in the log, and how
 
 
 class StepProgress(TQDMProgressBar):
-    """Shows steps done of ``trainer.max_steps``, the remaining time, and the latest loss and speed,
-    on standard error; ``label`` is the run's name."""
+    """Shows steps done, the remaining time, and the latest loss and speed, on standard error."""
 
     def __init__(self, metrics: Metrics, label: str) -> None:
         super().__init__()

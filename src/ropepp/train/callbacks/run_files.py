@@ -137,8 +137,7 @@ def strict(value: Any) -> Any:
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes what ``ropepp predict`` computes: one ``rank-R-batch-N.npz`` for each batch, with
-    input_ids, targets and nll, each (B, T)."""
+    """Writes a ``rank-R-batch-N.npz`` for each batch: input_ids, targets and nll, each (B, T)."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(write_interval="batch")
