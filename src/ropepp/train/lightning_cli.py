@@ -277,8 +277,9 @@ class RopeppCLI(LightningCLI):
         _, metrics, checkpoint, _, profile = callbacks
         checkpoint.directory = self.directory / "checkpoints"
         profile.directory = self.directory / "profile"
-        if trainer.get("enable_progress_bar") is not False:
+        if self.subcommand == "fit" and trainer.get("enable_progress_bar") is not False:
             callbacks.append(StepProgress(metrics, self.options.run))
+            trainer["enable_progress_bar"] = False  # Lightning's, which counts micro-batches
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.directory / "predictions"))
         loggers = trainer.get("logger")
