@@ -18,11 +18,8 @@ class Linear(nn.Module):
     """A matrix without bias, kept in its own dtype and applied in its input's.
 
     With float32 weights and bfloat16 activations this is mixed precision, defined without autocast
-    and thus the same on one device and on shards that were gathered in bfloat16.
-
-    Args:
-        std: Initial deviation in units of the model's ``init_std``.
-        step: Learning rate in units of the optimizer's.
+    and thus the same on one device and on shards that were gathered in bfloat16. ``std`` is in
+    units of the model's ``init_std``, ``step`` of the optimizer's learning rate.
     """
 
     drawn: list[int] | None = None  # columns drawn at first, the others being zero; None: all

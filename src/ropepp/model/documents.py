@@ -54,12 +54,8 @@ def _lengths(host: Tensor) -> tuple[int, ...]:
 class Documents:
     """Documents that lie one after another in the flattened tokens of rows.
 
-    Kernels on a GPU read the boundaries there, and the host needs them to choose a grid: it keeps
-    its own, so that nobody waits for the device.
-
-    Args:
-        host: Boundaries (documents + 1,), from 0 to B * T, on the CPU.
-        boundaries: The same on the device of the tokens; ``host`` unless given.
+    Kernels on a GPU read the ``boundaries`` there, (documents + 1,) from 0 to B * T, and the host
+    needs them to choose a grid: it keeps its own, so that nobody waits for the device.
     """
 
     def __init__(self, host: Tensor, boundaries: Tensor | None = None) -> None:

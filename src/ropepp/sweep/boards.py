@@ -91,9 +91,6 @@ def _how_to_open(folder: Path, tags: Collection[str]) -> str:
     )
 
 
-# The table
-
-
 def _words(key: str) -> str:
     return key.replace("_", " ").replace("/", " ")
 
@@ -179,9 +176,6 @@ def _times(run: Run) -> tuple[float, float]:
     return min((run.directory / TRIAL).stat().st_mtime, end), end
 
 
-# Mean curves
-
-
 def _curves(run: Run) -> dict[str, Curve]:
     """Losses and accuracies of a run by step, and its loss by position."""
     curves: dict[str, Curve] = {}
@@ -231,9 +225,6 @@ def _layout(means: Sequence[str]) -> Any:
     return custom_scalars({title: charts} if charts else {})
 
 
-# Attention maps
-
-
 def _draw_maps(run: Run) -> str | None:
     """Draws a run's maps unless they are newer than its checkpoints; returns why there are none."""
     figures = run.directory / FIGURES
@@ -254,9 +245,6 @@ def _image(run: Run) -> list[Step]:
     )
     value = summary_pb2.Summary.Value(tag=ATTENTION_TAG, image=image)
     return [(int(run.result.get("steps", 0)), summary_pb2.Summary(value=[value]))]
-
-
-# Event files
 
 
 def _write(directory: Path, summaries: Iterable[Step]) -> None:

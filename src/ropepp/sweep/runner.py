@@ -99,8 +99,6 @@ class Driver:
         if self.config.search and time.monotonic() - self.reread > REREAD:
             self.trials, self.reread = self.study.trials(), time.monotonic()
 
-    # What to do next
-
     def begin(self) -> bool:
         """Starts or adopts a run, or draws a trial; returns whether there was something to do."""
         if len(self.running) == len(self.gpus) or self.stop.made or self.broken:
@@ -151,8 +149,6 @@ class Driver:
             if not (directory / OUTCOME).exists():
                 write_outcome(directory, state, "another seed of it was")
         return None
-
-    # A run
 
     def take(self, trial: Trial, spec: RunSpec) -> bool:
         """Claims a run and starts or adopts it; returns whether something has changed."""

@@ -83,8 +83,6 @@ class SweepStudy:
                 return state if state in ("failed", "pruned") else "open"
         return "complete"
 
-    # What there is to run
-
     def trials(self) -> list[Trial]:
         """The grid, seed by seed, so that what is done can be compared; and what was drawn."""
         rows = [self._runs(row, self.overrides[row.name]) for row in self.config.rows]
@@ -163,8 +161,6 @@ class SweepStudy:
         values = {key: drawn.asked[key] for key in self.config.search}
         runs = self._runs(drawn, self.overrides[row.name] | values)
         return Trial(drawn.name, tuple(runs), values)
-
-    # Its files
 
     def set_up(self, resolved: dict[str, Any]) -> None:
         """Writes the folder's files; removes those of runs that are gone and have not begun."""

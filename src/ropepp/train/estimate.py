@@ -160,19 +160,12 @@ def _read_strategy(value: Any, total: int) -> Processes:
 
 
 def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:
-    """What a run needs.
+    """What a run needs where training reaches the share ``mfu`` of a device's ``peak_tflops``, in
+    model FLOPs: recomputed ones do not count. An `InputError` names what is out of range.
 
-    Args:
-        mfu: Share of the peak that training reaches, in model FLOPs: recomputed ones do not count.
-        peak_tflops: Peak of one device in TFLOP/s; an `InputError` names what is out of range.
-
-    Returns:
-        ``model``: sizes, and FLOPs of full rows without document boundaries, an upper bound;
-        ``memory``: bytes on one device, of whose ``loss`` and ``recomputed`` (one block's
-        activations under activation checkpointing), which do not meet, ``total`` has the larger;
-        ``run``: steps, tokens, and hours of training alone;
-        ``checkpoints``: weights and optimizer state; while one is written there is one more;
-        ``data``: what is read; ``epochs`` is None where the corpus is not there yet.
+    ``memory`` is bytes on one device, of whose ``loss`` and ``recomputed`` (a block's activations),
+    which do not meet, ``total`` has the larger. While a checkpoint is written there is one more.
+    ``epochs`` is None where the corpus is not there yet. See `REMARKS`.
     """
     if not 0 < mfu <= 1 or not 0 < peak_tflops < math.inf:
         raise InputError(f"mfu is {mfu} of {peak_tflops} TFLOP/s; allowed: 0 to 1 of more than 0")

@@ -58,16 +58,10 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute attention.
-
-    Args:
-        refuse: Says in words why this backend cannot serve a request here, or None if it can. The
-            reasons below are asked in turn: a package is imported only where it could serve.
-        forward: The `Result` for a request that is not refused.
-        backward: Gradients of queries, keys and values from the request, the gradient of its
-            output, and what `forward` returned. Unless given, torch's autograd goes through
-            `forward`, and a compiled block is split around it.
-    """
+    """A way to compute attention. ``refuse`` says in words why it cannot serve a request here, None
+    if it can; ``forward`` gives the `Result`, and ``backward`` the gradients of queries, keys and
+    values from the request, the gradient of its output, and what `forward` returned. Without one,
+    torch's autograd goes through `forward`, and a compiled block is split around it."""
 
     name: str
     refuse: Callable[[Request], str | None]
