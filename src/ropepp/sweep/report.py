@@ -18,15 +18,7 @@ from ropepp.runs.records import Run
 from ropepp.runs.table import escaped, markdown_table, to_csv
 from ropepp.statistics import Comparison, decimals
 from ropepp.sweep.plots import Figure, figures, styles
-from ropepp.sweep.results import (
-    MINUS,
-    SweepResults,
-    VariantResults,
-    interval,
-    load,
-    number,
-    p_value,
-)
+from ropepp.sweep.results import SweepResults, VariantResults, interval, load, number, p_value
 
 UNITS = {"validation_loss": " (nats per token)"}
 PARAMETERS, CACHE = "parameters", "kv_cache_bytes_per_token"
@@ -241,7 +233,7 @@ def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
     own, other = row.fact(key), sweep.baseline.fact(key) if sweep.baseline else None
     if row.comparison is None or own is None or not other:
         return ""
-    return f"{100 * (own / other - 1):+.1f}%".replace("-", MINUS)
+    return f"{number(100 * (own / other - 1), 1, '+')}%"
 
 
 def _costs(sweep: SweepResults) -> str:

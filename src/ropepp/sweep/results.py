@@ -11,8 +11,6 @@ from ropepp.errors import InputError
 from ropepp.runs.records import DIVERGED, Run, SweepPlan, metric_value, read_plan, read_runs
 from ropepp.statistics import Comparison, Interval, compare
 
-MINUS = "\N{MINUS SIGN}"
-
 
 @dataclass(frozen=True)
 class VariantResults:
@@ -111,7 +109,7 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
     """With a typographic minus, and a plus if that is the ``sign``; empty for None."""
     if not value:
         return "" if value is None else "0"
-    return f"{value:{sign},.{digits}f}".replace("-", MINUS)
+    return f"{value:{sign},.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(ends: Interval | None, digits: int) -> str:

@@ -5,10 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as dcp
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
@@ -184,6 +181,6 @@ def load_optimizer_shards(
     """Restores an optimizer, over sharded parameters or not, from a sharded checkpoint."""
     key = f"optimizer_{index}"
     with understanding(f"{path}: its optimizer's state does not fit this one"):
-        states = {key: get_optimizer_state_dict(module, optimizer)}
+        states = {key: dcp.get_optimizer_state_dict(module, optimizer)}
         load_shards(states, path)
-        set_optimizer_state_dict(module, optimizer, states[key])
+        dcp.set_optimizer_state_dict(module, optimizer, states[key])
