@@ -5,7 +5,6 @@ once on tensors without memory (`FakeTensorMode`), as in the run, and what it sa
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.lightning_cli import RopeppCLI
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import Muon, OptimizerSpec
-from ropepp.train.strategy import check_sizes
+from ropepp.train.strategy import FSDP2Strategy, check_sizes
 
 PEAK = PEAK_TFLOPS["H100"]
 
@@ -115,7 +114,9 @@ def plan_run(args: list[str], devices: int | None = None, nodes: int | None = No
     of the trainer's. An `InputError` or `ArgumentError` if ``fit`` would refuse it."""
     cli = EstimateCLI(["fit", *args])
     trainer, data = cli.options.trainer, cli.datamodule
-    devices = _count_devices(trainer.devices) if devices is None else devices
+    if devices is None and not str(trainer.devices).isdigit():
+        raise InputError(f"trainer.devices is {trainer.devices!r}, no number: give --devices")
+    devices = int(trainer.devices) if devices is None else devices
     nodes = trainer.num_nodes if nodes is None else nodes
     at_least(1, devices=devices, nodes=nodes)
     processes = _read_strategy(trainer.strategy, devices * nodes)
@@ -134,14 +135,6 @@ def plan_run(args: list[str], devices: int | None = None, nodes: int | None = No
     return PlannedRun(*plan, dtype, on_gpu, rows)
 
 
-def _count_devices(value: int | str | list[int]) -> int:
-    """Processes a node by ``trainer.devices``: a number, a list, or either as text."""
-    numbers = re.findall(r"-?\w+", str(value))
-    if not numbers or not all(number.isdigit() for number in numbers):
-        raise InputError(f"trainer.devices is {value!r}, which is no number: give --devices")
-    return len(numbers) if isinstance(value, list) or "," in str(value) else int(numbers[0])
-
-
 def _read_strategy(value: Any, total: int) -> Processes:
     """What ``trainer.strategy``, a name or a class with its arguments, makes of the processes."""
     name, settings = (value, {}) if isinstance(value, str) else (value.class_path, value.init_args)
@@ -152,11 +145,10 @@ def _read_strategy(value: Any, total: int) -> Processes:
         return Processes("ddp", total)
     if name not in ("fsdp2", "FSDP2Strategy"):
         raise InputError(f"trainer.strategy is {name!r}; estimate knows auto, ddp and fsdp2")
-    shards, context = settings.get("shard_size"), settings.get("context_parallel_size", 1)
-    shards = total if shards is None else shards
+    strategy = FSDP2Strategy(**settings)
+    shards, context = strategy.shard_size or total, strategy.context_parallel_size
     check_sizes(total, shards, context)
-    reshards = settings.get("reshard_after_forward", True)
-    return Processes("fsdp2", total, shards, context, reshards)
+    return Processes("fsdp2", total, shards, context, strategy.reshard_after_forward)
 
 
 def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:

@@ -246,7 +246,7 @@ def check_sizes(world: int, shard_size: int, context_parallel_size: int) -> None
     """Raises an `InputError` if ``world`` processes cannot be grouped like this."""
     sizes = {"shard_size": shard_size, "context_parallel_size": context_parallel_size}
     for name, size in sizes.items():
-        if size < 1 or world % size:
+        if world % size:
             raise InputError(
                 f"trainer.strategy.{name} is {size}; it must divide the number of processes, "
                 f"{world}"

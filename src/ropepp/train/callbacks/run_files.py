@@ -31,10 +31,9 @@ class RunFiles(Callback):
     ckpt_path: str | None
     begun_from: str | None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, LanguageModel)
         network, root_device = pl_module.network, trainer.strategy.root_device
         print(
             f"{type(network.position).__name__}: {num_parameters(network):,} parameters, "
