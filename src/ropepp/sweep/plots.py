@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 Floats = NDArray[np.float64]
-Curves = dict[str, dict[int, tuple[Floats, Floats]]]  # variant, seed: x and y
+Seeds = dict[int, tuple[Floats, Floats]]  # x and y of each
+Curves = dict[str, Seeds]  # of each variant
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; its yellow is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -58,13 +59,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Axis:
-    """What runs along x: its label with the unit, whether it is logarithmic, where it has ticks,
-    and where something ends that deserves a line (the trained length)."""
+    """What runs along x: its label with the unit, whether it is logarithmic, and where something
+    ends that deserves a line (the trained length)."""
 
     label: str
     log: bool = False
-    ticks: tuple[float, ...] = ()
     end: float | None = None
+
+
+# Title, curves, x axis, y label and a note of a plot.
+Course = tuple[str, Curves, Axis, str, str]
 
 
 def styles(sweep: SweepResults) -> dict[str, Style]:
@@ -84,14 +88,12 @@ def figures(sweep: SweepResults, metric: str) -> list[Figure]:
         found = [_dots(sweep, looks, metric)]
         if any(one.interval for one in sweep.comparisons):
             found.append(_differences(sweep, looks, metric))
-        for title, curves, axis, ylabel, note in _courses(sweep.done):
-            if curves:
-                found.append(_lines(title, curves, axis, ylabel, looks, sweep.plan.baseline, note))
+        courses = (course for course in _courses(sweep.done) if course[1])
+        found += [_lines(course, looks, sweep.plan.baseline) for course in courses]
     return found
 
 
-def _courses(runs: Sequence[Run]) -> Iterator[tuple[str, Curves, Axis, str, str]]:
-    """Title, curves, x axis, y label and a note of every plot of curves."""
+def _courses(runs: Sequence[Run]) -> Iterator[Course]:
     tokens = Axis("training tokens")
     loss = "loss (nats per token)"
     late = "The first tenth of the training is left out."
@@ -107,8 +109,7 @@ def _courses(runs: Sequence[Run]) -> Iterator[tuple[str, Curves, Axis, str, str]
         yield f"Loss by position{kind}", curves, axis, loss, note
     for quantity, label in (("loss", loss), ("accuracy", "accuracy (share of right tokens)")):
         curves = length_curves(runs, quantity)
-        ticks = sorted({float(x) for own in curves.values() for xs, _ in own.values() for x in xs})
-        axis = Axis("length of the rows (tokens)", True, tuple(ticks), end)
+        axis = Axis("length of the rows (tokens)", True, end)
         yield f"{quantity.capitalize()} by length", curves, axis, label, ""
 
 
@@ -164,7 +165,7 @@ def set_length(suffix: str, trained: int) -> int | None:
     return trained * int(match[1] or 1) if match else None
 
 
-def _aligned(series: Mapping[int, tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+def _aligned(series: Seeds) -> tuple[Floats, Floats]:
     """x that all seeds have, thinned out, and (seeds, x) values."""
     x = reduce(np.intersect1d, (xs for xs, _ in series.values()))
     if len(x) > MOST_POINTS:
@@ -172,9 +173,7 @@ def _aligned(series: Mapping[int, tuple[Floats, Floats]]) -> tuple[Floats, Float
     return x, np.array([ys[np.searchsorted(xs, x)] for xs, ys in series.values()])
 
 
-def _paired(
-    own: Mapping[int, tuple[Floats, Floats]], reference: Mapping[int, tuple[Floats, Floats]]
-) -> dict[int, tuple[Floats, Floats]]:
+def _paired(own: Seeds, reference: Seeds) -> Seeds:
     """Differences of two variants' curves, by seed."""
     found = {}
     for seed in own.keys() & reference.keys():
@@ -183,15 +182,8 @@ def _paired(
     return found
 
 
-def _lines(
-    title: str,
-    curves: Curves,
-    axis: Axis,
-    ylabel: str,
-    looks: Mapping[str, Style],
-    baseline: str,
-    note: str,
-) -> Figure:
+def _lines(course: Course, looks: Mapping[str, Style], baseline: str) -> Figure:
+    title, curves, axis, ylabel, note = course
     curves = {name: curves[name] for name in looks if name in curves}
     reference = curves.get(baseline, {})
     gaps = {name: _paired(own, reference) for name, own in curves.items() if name != baseline}
@@ -245,8 +237,6 @@ def _panel(
         panel.minorticks_off()
     else:
         panel.xaxis.set_major_formatter(_thousands)
-    if axis.ticks:
-        panel.set_xticks(axis.ticks)
     if axis.end:
         panel.axvline(axis.end, color=GREY, linestyle=":", linewidth=1.2)
 
