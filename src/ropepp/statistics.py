@@ -173,8 +173,7 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
 
 
 def decimals(sd: float | None, value: float = 1.0) -> int:
-    """Digits behind the point that show two significant digits of ``sd``, the most that a few seeds
-    warrant; without one, five significant digits of ``value``."""
+    """Decimals for two significant digits of ``sd``, or, without one, for five of ``value``."""
     if sd is not None and sd > 0:
         return min(8, max(0, 1 - math.floor(math.log10(sd))))
     return min(8, max(0, 4 - math.floor(math.log10(abs(value))))) if value else 4

@@ -9,11 +9,8 @@ BLOCK = 256  # tokens by which a buffer's capacity is a multiple
 
 
 class LayerCache:
-    """One layer's rotated keys and values, in buffers that are longer than what they hold.
-
-    A kv head's tokens are neighbours: a query reads memory in its order. At first there is room for
-    ``capacity`` tokens.
-    """
+    """One layer's rotated keys and values, in buffers that are longer than what they hold, at first
+    ``capacity`` tokens. A kv head's tokens are neighbours: a query reads memory in its order."""
 
     def __init__(self, capacity: int = 0) -> None:
         self.length = 0
@@ -29,10 +26,8 @@ class LayerCache:
 
     @torch.no_grad()
     def append(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the next T tokens; returns all keys and values so far, (B, S, K, D) each.
-
-        No gradient reaches tokens that earlier calls have added.
-        """
+        """Adds the next T tokens; returns all keys and values so far, (B, S, K, D) each. No
+        gradient reaches those of earlier calls."""
         start, end = self.length, self.length + k_BTKD.shape[1]
         buffer = self._reserve(k_BTKD, end)
         for own, x in zip(buffer, (k_BTKD, v_BTKD), strict=True):
@@ -104,9 +99,7 @@ class KVCache:
         self, document_ids_BT: Tensor | None, B: int, T: int
     ) -> tuple[Tensor, Tensor] | None:
         """Document ids (B, T) of the next tokens and (B, S + T) of all; None if none were given.
-
-        Called once before the layers, which then append. Rows without ids are one document, 0.
-        """
+        Called before the layers, which then append. Rows without ids are one document, 0."""
         before, own = self._document_ids, document_ids_BT
         if own is None:
             if before is None:

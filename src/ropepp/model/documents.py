@@ -15,8 +15,7 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """The last few results of a function, found again by the identity of the tensors among its
-    arguments: all layers of a forward pass ask with the same boundaries."""
+    """A function's last few results, by the identity of tensors: all layers ask with the same."""
 
     def __init__(self, size: int = 8) -> None:
         self.size = size
@@ -52,11 +51,9 @@ def _lengths(host: Tensor) -> tuple[int, ...]:
 
 
 class Documents:
-    """Documents that lie one after another in the flattened tokens of rows.
-
-    Kernels on a GPU read the ``boundaries`` there, (documents + 1,) from 0 to B * T, and the host
-    needs them to choose a grid: it keeps its own, so that nobody waits for the device.
-    """
+    """Documents that lie one after another in the flattened tokens of rows. Kernels on a GPU read
+    the ``boundaries`` there, (documents + 1,) from 0 to B * T, and the host needs them to choose a
+    grid: it keeps its own, so that nobody waits for the device."""
 
     def __init__(self, host: Tensor, boundaries: Tensor | None = None) -> None:
         self.host = host.to(torch.int32)
@@ -69,10 +66,8 @@ class Documents:
 
     @classmethod
     def from_ids(cls, document_ids_BT: Tensor) -> Self | None:
-        """The documents of each row; None if one is interrupted by another of its row.
-
-        Padding (-1) is a document of its own, seen by nothing else. This waits for a GPU.
-        """
+        """The documents of each row, of which padding (-1) is one; None if one is interrupted by
+        another. This waits for a GPU."""
         starts = _starts(document_ids_BT)
         if starts.sum() != _starts(document_ids_BT.sort(dim=1).values).sum():
             return None

@@ -35,8 +35,8 @@ def _rows(
     V: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One row: its logsumexp in one reading (arXiv 1805.02867), its gradient in a second, from its
-    end on, which is what the cache still has."""
+    """One row: its logsumexp in one reading (arXiv 1805.02867), its gradient in a second, from the
+    end, which caches still have."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     target = tl.load(targets + row)

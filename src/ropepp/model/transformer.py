@@ -56,8 +56,7 @@ class Block(nn.Module):
 
 
 class OutputLayer(Linear):
-    """Hidden states to logits, or to losses without the logits of all tokens. Every use is a method
-    of this module, so that shards can be gathered around it."""
+    """Hidden states to logits or losses; each use is a method, around which shards are gathered."""
 
     # Of the weight, where it is not its own: it sums over many tokens, shards are bfloat16.
     gradient_dtype: torch.dtype | None = None
@@ -222,8 +221,7 @@ class Transformer(nn.Module):
         document_ids: Tensor | Documents | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Each token's cross entropy (B, T) float32 in nats and whether its target is the likeliest
-        token (B, T), without gradient; 0 and False where there is no target. Of rows shared by
-        several processes, only the own part, see `local_part`."""
+        (B, T); 0 and False without a target, no gradient. Of shared rows the `local_part`."""
         hidden = self.hidden(input_ids, positions, document_ids)
         return self.lm_head.evaluate(hidden, self.local_part(targets), self.ignore_index)
 

@@ -1,9 +1,8 @@
 """A sweep's folder as a TensorBoard log directory: a table with a row for each variant, mean curves
-with a band, a layout, and attention maps.
+with a band, and attention maps.
 
-Beside the runs' own events this writes files of its own, known by their suffix: into the folder
-(the table's columns, the layout), into each run that has begun (its settings and outcome) and into
-``VARIANT/mean`` (curves). Needs TensorBoard and torch.
+Files of its own, known by their suffix, go into the folder (columns of the table, layout), into
+each run that has begun (settings, outcome) and into ``VARIANT/mean`` (curves).
 """
 
 import json
@@ -138,10 +137,8 @@ def _experiment(
 
 
 def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[str]) -> list[Step]:
-    """A run's line in the table, which averages the lines of a variant, and its numbers there.
-
-    All at step 0: what a resumed run tells TensorBoard to forget are later steps.
-    """
+    """A run's line in the table, which averages those of a variant, and its numbers there, all at
+    step 0: what a resumed run tells TensorBoard to forget are later steps."""
     begin, end = _times(run)
     if run.done:
         status = api_pb2.STATUS_SUCCESS

@@ -1,8 +1,7 @@
 """Plots of a sweep, as SVG text; matplotlib is imported when they are drawn.
 
-A variant has one colour and line style in all of them, the baseline is black. Where runs go along
-an axis, the lower panel shows the difference to the baseline of the same seed, in which variants
-come apart that cannot be told from each other above.
+A variant has one colour and line style in all of them, the baseline is black. Lower panels show the
+difference to the baseline of the same seed, in which variants come apart that look alike above.
 """
 
 import io
@@ -59,8 +58,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Axis:
-    """What runs along x: its label with the unit, whether it is logarithmic, and where something
-    ends that deserves a line (the trained length)."""
+    """What runs along x: label with unit, whether logarithmic, where the trained length is."""
 
     label: str
     log: bool = False

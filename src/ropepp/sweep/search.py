@@ -43,8 +43,7 @@ def proposals(config: SweepConfig, known: Sequence[Known], number: int) -> Itera
 
 
 def is_hopeless(config: SweepConfig, known: Sequence[Known], at: int, steps: Set[int]) -> bool:
-    """Whether the pruner would end the open point at place ``at``, in the order of drawing, at one
-    of these steps, of which it has new evaluations."""
+    """Whether the pruner would end the open point at ``at`` at one of these steps, new of it."""
     _, trials = _study(config, known, untold=at)
     found = False
     for step, value in sorted(known[at].seen.items()):

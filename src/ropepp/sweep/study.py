@@ -183,9 +183,8 @@ class SweepStudy:
 
 
 def open_sweep(config: SweepConfig) -> SweepStudy:
-    """Checks a sweep, makes or grows its folder, and returns it; safe to call again and from
-    several processes at once. An `InputError` if ``fit`` would refuse a row, the pruner has no such
-    option, or a sweep of that name exists that was asked for differently."""
+    """Checks a sweep and makes or grows its folder, for several processes at once too. An
+    `InputError` if ``fit`` would refuse a row, or the folder is of other settings."""
     fixed = config.fixed  # read before anything is made
     with exclusive(config.folder):
         resolved = records.read_json(config.folder / RESOLVED, _check_resolved)

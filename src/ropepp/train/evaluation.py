@@ -40,11 +40,9 @@ class Evaluation:
         return {"loss": loss, "perplexity": loss.exp(), "accuracy": (hits / counts).float()}
 
     def by_position(self) -> dict[str, list[float]]:
-        """Mean loss of the tokens that have about as much context: ``position`` (mean of the bin's
-        tokens), ``loss`` in nats and ``count`` of each bin that has tokens.
-
-        A position counts the tokens before it in its document and row. Positions are put together
-        in bins that grow with them, four an octave."""
+        """Mean loss of tokens with about as much context before them in document and row, in bins,
+        four an octave: ``position`` (mean of the bin's tokens), ``loss`` in nats and ``count`` of
+        each bin that has tokens."""
         sums, counts, _ = (part.cpu().double() for part in self._totals())
         position = torch.arange(len(sums), dtype=torch.float64)
         bin_of = context_bins(len(sums))

@@ -109,8 +109,7 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_by_position(self, losses: Mapping[str, Mapping[str, list[float]]]) -> None:
-        """Loss by position of each evaluation set, to TensorBoard alone: its step is the position,
-        which is why it has a file of its own, gone when the run goes on."""
+        """Loss by position to TensorBoard, in a file of its own: its step is the position."""
         points = (
             (round(position), scalar(f"loss_by_position/validation{name}", loss))
             for name, found in losses.items()

@@ -67,12 +67,9 @@ class AdamW(OptimizerSpec):
 def by_step(
     model: nn.Module, named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups of parameters, one for each length of step that their modules ask for
-    (`ropepp.model.config.MatrixScale`); that of the usual one comes first, empty or not.
-
-    A module's ``step`` scales the learning rate. Weight decay, which an optimizer takes times the
-    rate, is divided by it: a shorter step does not loosen it. A step of 0 freezes the matrix.
-    """
+    """Groups of parameters by the ``step`` that their modules ask for (`MatrixScale`), the usual
+    ones first, empty or not. It scales the learning rate; weight decay, which optimizers take times
+    the rate, is divided by it: a shorter step does not loosen it. 0 freezes the matrix."""
     groups: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in named:
         module = model.get_submodule(name.rpartition(".")[0])

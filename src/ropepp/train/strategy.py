@@ -38,11 +38,9 @@ from ropepp.train.weights import load_optimizer, load_optimizer_shards, load_who
 
 
 class OneMachine(LightningEnvironment):
-    """Processes that `fit` starts itself; they meet at a port that nobody is lent meanwhile.
-
-    Lightning has the system lend it a port, returns it, and listens there seconds later, when it
-    may have become the end of another program's connection. What the system lends lies above these.
-    """
+    """Processes that `fit` starts itself; they meet at a port that nobody is lent meanwhile. What
+    the system lends, above these, Lightning returns and uses seconds later, when another program's
+    connection may end there."""
 
     _chosen = False
 

@@ -26,11 +26,9 @@ def load_weights(
 ) -> None:
     """Copies weights into ``network``, sharded or not, from a checkpoint of one file or sharded,
     whose ``content`` may have been read already, or from a folder in the published format. The
-    position may differ from the saved one's (another theta, another scaling, more attention heads)
-    as long as all else has the same shapes; an `InputError` names what is damaged or does not fit.
-
-    Of a model with fewer attention heads, the heads that are new get columns of zeros in the output
-    projection: the function stays, see `ropepp.model.heads.HeadLayout.places_of`."""
+    position may differ (another theta, another scaling, more attention heads) as long as all else
+    has the same shapes; an `InputError` names what is damaged or does not fit. Heads that are new
+    get columns of zeros in the output projection, so that the function stays."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"init_from is {path}, which does not exist")

@@ -105,8 +105,7 @@ def _blocks(first: Tensor, last: Tensor, S: int) -> "BlockMask":
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """For each block of queries the number of its blocks of keys (1, 1, blocks), and their indices
-    before those of all others (1, 1, blocks, blocks of keys)."""
+    """Of each block of queries the number of its blocks of keys, and these before all others."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(dim=-1).int()[None, None], order.int()[None, None]
 

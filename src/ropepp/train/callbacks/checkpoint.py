@@ -173,8 +173,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
 
 
 class Question:
-    """What processes ask each other once a step. The answer of several comes a step later, because
-    nobody waits for it: a GPU would run dry."""
+    """What processes ask each other once a step; several know a step later: no GPU runs dry."""
 
     def __init__(self) -> None:
         self._answer: Tensor | None = None
