@@ -65,8 +65,9 @@ class Driver:
         cores = len(os.sched_getaffinity(0)) if everywhere else os.cpu_count() or 1
         share = len(gpus) > 1 and gpus[0] is None
         self.threads = max(1, cores // len(gpus)) if share else None
-        if retry_failed:
-            self.forget_failures()
+        for directory in (study.directory(spec) for trial in self.trials for spec in trial.runs):
+            if retry_failed and read_outcome(directory).get("state") == "failed":
+                (directory / OUTCOME).unlink(missing_ok=True)
 
     def run(self) -> None:
         """Returns when nothing is left that could be done here. Raises `Preempted` if it was asked
@@ -255,13 +256,6 @@ class Driver:
         for run in list(self.running):
             self.settle(run)
         raise Preempted("asked to end; the same command goes on")
-
-    def forget_failures(self) -> None:
-        for trial in self.trials:
-            for spec in trial.runs:
-                directory = self.study.directory(spec)
-                if read_outcome(directory).get("state") == "failed":
-                    (directory / OUTCOME).unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
         """A line with the time and how much is done."""

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import warnings
-from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -67,9 +66,7 @@ class RunLogger(TensorBoardLogger):
             file.unlink()
 
     @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
-    ) -> None:
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's ``config.yaml`` is complete."""
 
     @rank_zero_only

@@ -69,10 +69,6 @@ class Backend:
     backward: Callable[[Request, Tensor, Tensor, Tensor], Gradients] | None = None
 
 
-def never(request: Request) -> str | None:
-    return None
-
-
 def half_on_cuda(request: Request, slopes: bool = False) -> str | None:
     """What a kernel for half precision on a GPU refuses, with or without ALiBi."""
     if not request.q.is_cuda:

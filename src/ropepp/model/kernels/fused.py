@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ropepp.model.kernels.backend import Backend, Gradients, Request, Result, half_on_cuda, never
+from ropepp.model.kernels.backend import Backend, Gradients, Request, Result, half_on_cuda
 from ropepp.model.kernels.dense import CPU, PLAIN, Kernel, Rows
 from ropepp.model.kernels.dense import CUDNN as CUDNN_KERNEL
 from ropepp.model.kernels.flash import VARLEN
@@ -245,7 +245,7 @@ def _sdpa_backward(request: Request, grad: Tensor, out: Tensor, log_sum: Tensor)
     return (own or backward)(request, grad, out, log_sum)
 
 
-SDPA = Backend("sdpa", never, _sdpa, _sdpa_backward)
+SDPA = Backend("sdpa", lambda request: None, _sdpa, _sdpa_backward)
 CUDNN = Backend(
     "cudnn", _refuse_cudnn, partial(forward, choice=_cudnn), partial(backward, choice=_cudnn)
 )

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml  # type: ignore[import-untyped]
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, Trainer
 
 from ropepp.files import disk_errors, replacing_file, write_text
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
@@ -135,24 +134,16 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class PredictionWriter(BasePredictionWriter):
+@dataclass(eq=False)
+class PredictionWriter(Callback):
     """Writes a ``rank-R-batch-N.npz`` for each batch: input_ids, targets and nll, each (B, T)."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(write_interval="batch")
-        self.directory = directory
+    directory: Path
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        name = f"rank-{trainer.global_rank}-batch-{batch_idx:06d}.npz"
-        arrays = {key: value.cpu().numpy() for key, value in prediction.items()}
-        with disk_errors(self.directory / name), replacing_file(self.directory / name) as file:
-            np.savez(file, **arrays)
+        file = self.directory / f"rank-{trainer.global_rank}-batch-{batch_idx:06d}.npz"
+        arrays = {key: value.cpu().numpy() for key, value in outputs.items()}
+        with disk_errors(file), replacing_file(file) as stream:
+            np.savez(stream, **arrays)
