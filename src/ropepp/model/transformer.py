@@ -147,7 +147,12 @@ class Transformer(nn.Module):
         table = self.position.table(positions, self.config)
         layers = cache.layers if cache is not None else [None] * len(self.layers)
         for block, layer_cache in zip(self.blocks(), layers, strict=True):
-            x_BTM = _run(block, x_BTM, table, scope, layer_cache)
+            if block.recompute and torch.is_grad_enabled():
+                x_BTM = checkpoint(
+                    block, x_BTM, table, scope, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x_BTM = block(x_BTM, table, scope, layer_cache)
         return self.norm(x_BTM)
 
     def _scope(
@@ -242,11 +247,3 @@ class Transformer(nn.Module):
         """Chooses the attention backend of all layers, see `ropepp.model.kernels.attention`."""
         for layer in self.blocks():
             layer.self_attn.backend = backend
-
-
-def _run(
-    block: Block, x_BTM: Tensor, table: Table, scope: AttentionScope, cache: LayerCache | None
-) -> Tensor:
-    if block.recompute and torch.is_grad_enabled():
-        return checkpoint(block, x_BTM, table, scope, use_reentrant=False, preserve_rng_state=False)
-    return block(x_BTM, table, scope, cache)

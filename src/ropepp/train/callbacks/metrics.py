@@ -68,10 +68,13 @@ class Metrics(StepCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._loss_sum = self._loss_sum + outputs["loss_sum"]
-        tokens = batch["input_ids"].numel() * data_rank_and_size(trainer)[1]
+        positions, (B, T) = batch.get("positions"), batch["input_ids"].shape
+        tokens = B * T * data_rank_and_size(trainer)[1]
         self.tokens += tokens
         self._window_tokens += tokens
-        self._window_pairs += _attended_pairs(batch)
+        # A query sees as many keys as its position says: that restarts at each hidden document.
+        pairs = B * T * (T + 1) // 2 if positions is None else (positions + 1).sum()
+        self._window_pairs += pairs
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
@@ -149,12 +152,3 @@ class Metrics(StepCallback):
         self._window_start = time.perf_counter()
         self._window_tokens = 0
         self._window_pairs: Tensor | int = 0
-
-
-def _attended_pairs(batch: Any) -> Tensor | int:
-    """Visible (query, key) pairs of a batch: positions restart at each hidden document."""
-    positions = batch.get("positions")
-    if positions is None:
-        B, T = batch["input_ids"].shape
-        return B * T * (T + 1) // 2
-    return (positions + 1).sum()

@@ -40,8 +40,16 @@ class RunFiles(Callback):
             f"{device_name(root_device)}, seed {pl_module.seed}, to {self.directory}",
             flush=True,
         )
-        if network.sequence is not None:
-            print(_gathering(pl_module, trainer), flush=True)
+        if network.sequence is not None:  # of what this sends, EH halves keys and values
+            data, layout = trainer.datamodule, network.layout  # type: ignore[attr-defined]
+            width = 2 if network.compute_dtype == torch.bfloat16 else 4
+            sizes = data.micro_batch_size, data.sequence_length, layout.num_kv_heads
+            size = network.sequence.bytes_gathered(*sizes, network.config.head_dim, width)
+            print(
+                f"rows shared by {network.sequence.size} processes: each receives "
+                f"{size * network.config.num_layers:,} bytes of keys and values in a forward pass",
+                flush=True,
+            )
         content = yaml.safe_load(self.config)
         if self.ckpt_path:
             given = content["init_from"] or self.begun_from
@@ -66,21 +74,6 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9_.]+([eE][-+]?[0-9]+)?$"), "-+.0123456789"
 )
-
-
-def _gathering(module: LanguageModel, trainer: Trainer) -> str:
-    """What sharing rows sends: where EH halves the keys and values it halves this too."""
-    network, data = module.network, trainer.datamodule  # type: ignore[attr-defined]
-    assert network.sequence is not None
-    config, width = network.config, 2 if network.compute_dtype == torch.bfloat16 else 4
-    size = network.sequence.bytes_gathered(
-        data.micro_batch_size, data.sequence_length, network.layout.num_kv_heads,
-        config.head_dim, width,
-    )  # fmt: skip
-    return (
-        f"rows shared by {network.sequence.size} processes: each receives "
-        f"{size * config.num_layers:,} bytes of keys and values in a forward pass"
-    )
 
 
 def describe_run(
