@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from ropepp.errors import Diverged, InputError, Preempted
 from ropepp.files import run_folder, write_text
@@ -23,12 +23,6 @@ from ropepp.runs.status import LOG, duration
 from ropepp.runs.survival import lasting_output
 from ropepp.runs.table import number, read_rows, table
 
-TAKE = {
-    "everything": "step, data, weights and optimizer go on as if the stage before had not ended",
-    "progress": "step, data and weights go on; the optimizer begins anew",
-    "weights": "only the weights go on",
-    "moments": "weights and the optimizer's moments go on; step, schedule and data begin anew",
-}
 Take = Literal["everything", "progress", "weights", "moments"]
 GRACE = 600.0  # seconds for a fit that is asked to end, before it is killed
 
@@ -40,7 +34,7 @@ class Stage:
     name: AnyText
     config: FitFiles = field(default_factory=list)
     after: Annotated[str | None, "an earlier stage"] = None
-    take: Annotated[Take, ", ".join(TAKE)] = "weights"
+    take: Annotated[Take, ", ".join(get_args(Take))] = "weights"
     set: FitKeys = field(default_factory=dict)
     variants: Annotated[list[str] | None, "a list of variants"] = None
 

@@ -215,6 +215,8 @@ def _panel(
     panel: "Axes", curves: Curves, looks: Mapping[str, Style], axis: Axis, bands: bool
 ) -> None:
     """Draws means over seeds."""
+    from matplotlib.ticker import EngFormatter
+
     for name, series in curves.items():
         x, values = _aligned(series)
         if not len(x):
@@ -234,7 +236,7 @@ def _panel(
         panel.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}")
         panel.minorticks_off()
     else:
-        panel.xaxis.set_major_formatter(_thousands)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k, 1M
     if axis.end:
         panel.axvline(axis.end, color=GREY, linestyle=":", linewidth=1.2)
 
@@ -280,13 +282,6 @@ def _names(panel: "Axes", names: Sequence[str], xlabel: str) -> None:
     panel.set_ylim(len(names) - 0.4, -0.6)
     panel.grid(visible=False, axis="y")
     panel.tick_params(axis="y", length=0)
-
-
-def _thousands(x: float, _: object) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(x) >= size:
-            return f"{x / size:g}{letter}"
-    return f"{x:g}"
 
 
 def _canvas(height: float, panels: int = 1) -> "tuple[Canvas, list[Axes]]":

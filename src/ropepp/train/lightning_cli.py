@@ -25,17 +25,11 @@ from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.runs.records import DIVERGED, METRICS, RESULT, read_result
 from ropepp.runs.settings import check_references, names_file, read_settings
 from ropepp.runs.survival import lasting_output
+from ropepp.train.callbacks import run_files
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
-from ropepp.train.callbacks.run_files import (
-    PredictionWriter,
-    RunFiles,
-    describe_run,
-    infinite,
-    strict,
-)
 from ropepp.train.callbacks.suite import SuiteEvaluation
 from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.guard import StepGuard
@@ -281,7 +275,7 @@ class RopeppCLI(LightningCLI):
             callbacks.append(StepProgress(metrics, self.options.run))
             trainer["enable_progress_bar"] = False  # Lightning's, which counts micro-batches
         if self.subcommand == "predict":
-            callbacks.append(PredictionWriter(self.directory / "predictions"))
+            callbacks.append(run_files.PredictionWriter(self.directory / "predictions"))
         loggers = trainer.get("logger")
         if self.subcommand == "fit" and loggers is not False:
             others = [one for one in _listed(loggers) if one is not True]
@@ -292,7 +286,7 @@ class RopeppCLI(LightningCLI):
         if self.subcommand == "fit":
             text = self._parser("fit").dump(self.options, skip_unset=False, format="yaml")
             begun_from, ckpt_path = self.begun_from, self.options.ckpt_path
-            callbacks.append(RunFiles(self.directory, text, ckpt_path, begun_from))
+            callbacks.append(run_files.RunFiles(self.directory, text, ckpt_path, begun_from))
         self.metrics = metrics
         trainer["plugins"] = [*_listed(trainer.get("plugins")), CheckpointFiles(self.fall_back)]
         made = self._instantiate_trainer(trainer, callbacks)
@@ -310,7 +304,9 @@ class RopeppCLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         outcome = self._outcome()
         if self.trainer.is_global_zero:
-            result = describe_run(self.trainer, self.model, self.metrics, outcome, seconds)
+            result = run_files.describe_run(
+                self.trainer, self.model, self.metrics, outcome, seconds
+            )
             if isinstance(self.trainer.logger, RunLogger):
                 self.trainer.logger.log_by_position(self.model.loss_by_position)
             file = self.directory / RESULT
@@ -331,7 +327,7 @@ class RopeppCLI(LightningCLI):
         if self.trainer.is_global_zero:
             path = self.directory / f"{subcommand}.json"
             print_outcome(outcome)  # first: the disk may be full by now
-            write_json(path, strict({"ckpt_path": self.options.ckpt_path, **outcome}))
+            write_json(path, run_files.strict({"ckpt_path": self.options.ckpt_path, **outcome}))
             print(f"written to {path}")
         refuse_infinite(outcome)
 
@@ -345,7 +341,7 @@ def _listed(value: Any) -> list[Any]:
 
 def refuse_infinite(outcome: dict[str, float]) -> None:
     """Raises `Diverged` if a number that a run came to is none."""
-    if found := infinite(outcome):
+    if found := run_files.infinite(outcome):
         raise Diverged(f"{found}: the weights are useless; lower the learning rate")
 
 

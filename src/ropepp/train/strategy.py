@@ -19,12 +19,8 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import register_fsdp_forward_method as register_forward
 
 from ropepp.errors import InputError, at_least
 from ropepp.files import DiskError, disk_errors
@@ -216,11 +212,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         load_whole(own, path, content)
         content.pop("state_dict", None)
         states = content.pop("optimizer_states", [])
-        for index, optimizer in enumerate(self.optimizers):
+        for optimizer in self.optimizers[:1]:  # there is one at most
             if path.is_dir():
-                load_optimizer_shards(module, optimizer, path, index)
-            elif index < len(states):
-                load_optimizer(module, optimizer, states[index], path)
+                load_optimizer_shards(module, optimizer, path)
+            elif states:
+                load_optimizer(module, optimizer, states[0], path)
         return content
 
     def wait_for_save(self) -> None:
@@ -270,7 +266,7 @@ def shard(network: Transformer, mesh: DeviceMesh, reshard_after_forward: bool = 
     fully_shard(network, mesh=mesh, mp_policy=wide)
     for module in (network, head):
         for method in ("loss", "evaluate"):
-            register_fsdp_forward_method(module, method)
+            register_forward(module, method)
 
 
 def _leave() -> None:

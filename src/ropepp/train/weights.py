@@ -173,11 +173,9 @@ def _names(network: Transformer, optimizer: torch.optim.Optimizer) -> list[str]:
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
-def load_optimizer_shards(
-    module: nn.Module, optimizer: torch.optim.Optimizer, path: Path, index: int = 0
-) -> None:
+def load_optimizer_shards(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Restores an optimizer, over sharded parameters or not, from a sharded checkpoint."""
-    key = f"optimizer_{index}"
+    key = "optimizer_0"
     with understanding(f"{path}: its optimizer's state does not fit this one"):
         states = {key: dcp.get_optimizer_state_dict(module, optimizer)}
         load_shards(states, path)
