@@ -108,8 +108,6 @@ class Attention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q_BTHD, k_BTKD = self.position(self.q_norm(q_BTPD), self.k_norm(k_BTKD), table)
-        slopes = self.position.alibi_slopes(table)
-        out_BTHD = scope.attend(
-            q_BTHD, k_BTKD, v_BTKD, cache, alibi_slopes=slopes, backend=self.backend
-        )
+        options = {"alibi_slopes": self.position.alibi_slopes(table), "backend": self.backend}
+        out_BTHD = scope.attend(q_BTHD, k_BTKD, v_BTKD, cache, **options)
         return self.o_proj(out_BTHD.flatten(-2))

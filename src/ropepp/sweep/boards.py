@@ -94,7 +94,7 @@ def _words(key: str) -> str:
     return key.replace("_", " ").replace("/", " ")
 
 
-def _whole_run(key: str) -> str:
+def _tag(key: str) -> str:
     return f"whole_run/{key.replace('/', '_')}"
 
 
@@ -129,9 +129,7 @@ def _experiment(
         )
         for name in dict.fromkeys(key for row in hparams for key in row)
     ]
-    metrics = [
-        summary_v2.Metric(_whole_run(key), display_name=name) for key, name in outcomes.items()
-    ]
+    metrics = [summary_v2.Metric(_tag(key), display_name=name) for key, name in outcomes.items()]
     created = min((_times(run)[0] for run in runs), default=0.0)
     return summary_v2.hparams_config_pb(columns, metrics, time_created_secs=created)
 
@@ -157,7 +155,7 @@ def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[str]) -> lis
     values = {key: known[key] for key in outcomes if isinstance(known.get(key), int | float)}
     # The table cannot carry what is no number.
     finite = {key: value for key, value in values.items() if math.isfinite(value)}
-    scalars = [scalar(_whole_run(key), value) for key, value in finite.items()]
+    scalars = [scalar(_tag(key), value) for key, value in finite.items()]
     start = summary_v2.hparams_pb(settings, trial_id=run.spec.variant, start_time_secs=begin)
     return [(0, one) for one in (start, *scalars, summary_pb2.Summary(value=[ending]))]
 

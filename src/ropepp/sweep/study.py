@@ -57,9 +57,8 @@ class SweepStudy:
 
     def metric(self, spec: RunSpec) -> float:
         """What a finished run came to; an `InputError` if its result lacks the sweep's metric."""
-        return records.metric_value(
-            records.read_result(self.directory(spec)), self.config.metric, spec.run
-        )
+        result = records.read_result(self.directory(spec))
+        return records.metric_value(result, self.config.metric, spec.run)
 
     def evaluations(self, spec: RunSpec) -> dict[int, float]:
         metric = self.config.metric

@@ -46,9 +46,7 @@ class Evaluation:
         sums, counts, _ = (part.cpu().double() for part in self._totals())
         position = torch.arange(len(sums), dtype=torch.float64)
         bin_of = context_bins(len(sums))
-        places, losses, total = (
-            bin_of.bincount(values) for values in (position * counts, sums, counts)
-        )
+        places, losses, total = map(bin_of.bincount, (position * counts, sums, counts))
         filled = total > 0
         found = {"position": places / total, "loss": losses / total, "count": total}
         return {key: values[filled].tolist() for key, values in found.items()}

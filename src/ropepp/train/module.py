@@ -181,10 +181,8 @@ class LanguageModel(pl.LightningModule):
         processes; both are taken back here."""
         total, _ = self.network.loss(*model_inputs(batch))
         num_micro_batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return {
-            "loss": total * (num_micro_batches / max(1, batch["num_targets"])),
-            "loss_sum": total.detach(),
-        }
+        share = num_micro_batches / max(1, batch["num_targets"])
+        return {"loss": total * share, "loss_sum": total.detach()}
 
     def configure_gradient_clipping(
         self,

@@ -17,9 +17,8 @@ def reference(request: Request) -> Result:
     query, key = torch.arange(S - T, S, device=q.device), torch.arange(S, device=q.device)
     hidden = torch.zeros(T, S, dtype=torch.bool, device=q.device)
     if request.documents is not None and request.documents_k is not None:
-        ends, ends_k = (
-            own.boundaries[1:].long() for own in (request.documents, request.documents_k)
-        )
+        both = request.documents, request.documents_k
+        ends, ends_k = (own.boundaries[1:].long() for own in both)
         index = torch.arange(T, device=q.device)
         document = torch.bucketize(index, ends, right=True)
         document_k = torch.bucketize(key, ends_k, right=True)

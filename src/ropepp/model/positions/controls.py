@@ -27,9 +27,8 @@ class HeadSplit(RoPE):
             imaginary = [(h + 1) * n // num_heads > h * n // num_heads for h in range(num_heads)]
         else:
             imaginary = [h >= num_heads - n for h in range(num_heads)]
-        return HeadLayout.from_phases(
-            [(IMAGINARY if i else REAL,) for i in imaginary], num_kv_heads
-        )
+        phases = [(IMAGINARY if i else REAL,) for i in imaginary]
+        return HeadLayout.from_phases(phases, num_kv_heads)
 
 
 @dataclass(frozen=True)

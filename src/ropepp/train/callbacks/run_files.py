@@ -60,9 +60,8 @@ class RunFiles(Callback):
         begun_from = Path(self.begun_from or "last")
         is_own = begun_from.name == "last" or self.directory in begun_from.parents
         content["ckpt_path"] = None if is_own else self.begun_from
-        write_text(
-            self.directory / "config.yaml", yaml.dump(content, Dumper=_Dumper, sort_keys=False)
-        )
+        text = yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+        write_text(self.directory / "config.yaml", text)
         for logger in trainer.loggers:  # of the user's own; ours leaves it to config.yaml
             logger.log_hyperparams(content)
 

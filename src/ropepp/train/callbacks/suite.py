@@ -76,10 +76,9 @@ class SuiteEvaluation(StepCallback):
             start = time.perf_counter()
             values = self.evaluate(trainer, pl_module)
             seconds = time.perf_counter() - start
+            values["utilisation/suite_seconds"] = seconds
             for logger in trainer.loggers:
-                logger.log_metrics(
-                    values | {"utilisation/suite_seconds": seconds}, step=trainer.global_step
-                )
+                logger.log_metrics(values, step=trainer.global_step)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Metrics):
                     callback.leave_out(seconds)
