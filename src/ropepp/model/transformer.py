@@ -82,7 +82,6 @@ class Transformer(nn.Module):
     Args:
         seed: Seed of the initial weights (`ropepp.model.init`), unless on the meta device.
         compute_dtype: Dtype of activations and matrix products; the weights' own unless given.
-            Rotations, norms' statistics, softmax and loss are float32 in any case.
         ignore_index: Target that does not count in `loss`.
     """
 

@@ -40,8 +40,7 @@ class LanguageModel(pl.LightningModule):
         compute_dtype: Dtype of activations and matrix products. Weights, optimizer state,
             rotations, norms' statistics, softmax and loss are float32 in any case.
         compile: Whether to compile each block with torch.compile.
-        activation_checkpointing: Every n-th block keeps its input alone and computes the rest
-            again in the backward pass; 1 is all of them, 0 none.
+        activation_checkpointing: Every n-th block (0: none) is computed again in backward passes.
         backend: Attention backend, see ``ropepp.model.kernels``.
         z_loss: Coefficient of the squared log of the softmax's normaliser in the objective
             (PaLM, arXiv 2204.02311); the logged loss is the cross entropy alone.

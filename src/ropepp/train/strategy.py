@@ -71,19 +71,16 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Blocks and output layer compute with parameters gathered in the model's compute dtype; embedding
     and final norm, and an output layer that is the embedding, are gathered in float32, because
-    their gradients sum over many tokens. So does that of the output layer: it is float32 all the
-    way. Gradients are reduced in float32. A Trainer that evaluates needs ``inference_mode=False``,
+    their gradients sum over many tokens; the output layer's is float32 for the same reason.
+    Gradients are reduced in float32. A Trainer that evaluates needs ``inference_mode=False``,
     as the command line gives it: over NCCL, what was gathered in inference mode cannot train later.
 
     Args:
-        shard_size: Processes that share one copy of the model; all of them unless given. With the
-            number of GPUs in a node, nodes hold whole copies and exchange gradients alone (hybrid
-            sharding).
+        shard_size: Processes that share one copy of the model; all of them unless given. With a
+            node's GPUs, nodes hold whole copies and exchange gradients alone (hybrid sharding).
         context_parallel_size: Processes that share each row of tokens (contexts of 64k and more).
-        reshard_after_forward: Whether a block's parameters are freed between forward and backward;
-            saves memory, costs a second gathering.
-        asynchronous_save: Whether training goes on while a checkpoint is written from a copy in
-            host memory.
+        reshard_after_forward: Whether blocks are gathered again for the backward pass: less memory.
+        asynchronous_save: Whether training goes on while a copy in host memory is written.
         timeout_minutes: How long a process waits for the others before it gives up.
     """
 

@@ -25,8 +25,7 @@ class Metrics(StepCallback):
 
     Args:
         every_n_steps: Optimizer steps between log entries.
-        peak_tflops: What one device can do, for the share of it that is used (MFU); by default its
-            data sheet's dense bfloat16 figure, where the device is known.
+        peak_tflops: What a device can do, for the MFU; its data sheet's dense bfloat16 if known.
     """
 
     def __init__(self, every_n_steps: int = 10, peak_tflops: float | None = None) -> None:

@@ -20,7 +20,7 @@ from ropepp.train.module import LanguageModel
 
 
 class SuiteEvaluation(StepCallback):
-    """Evaluates a small suite every n optimizer steps and logs ``suite/...``.
+    """Logs ``suite/loss_LENGTH`` and ``suite/perplexity_LENGTH`` every n optimizer steps.
 
     Every process makes the same number of forward passes, so that sharded models do not hang, and
     the numbers do not depend on the number of processes beyond rounding. Training goes on as it
@@ -28,8 +28,7 @@ class SuiteEvaluation(StepCallback):
 
     Args:
         every_n_steps: Optimizer steps between evaluations; 0 is never.
-        corpus: Folder of a prepared corpus whose validation split is read, tokenized as the
-            training data; logs ``suite/loss_LENGTH`` and ``suite/perplexity_LENGTH``.
+        corpus: Folder of a corpus, tokenized as the training data; its validation split is read.
         lengths: Row lengths in tokens.
         rows: Rows of each length.
     """
