@@ -40,9 +40,8 @@ class Comparison:
 
     variant: str
     seeds: tuple[int, ...]  # that both have, n of them
-    # Why there is no test, if there is none: identical means that no pair differs beyond float32
-    # rounding, constant that all differ by the same amount, so that the seed has no effect and
-    # nothing tells how large chance is.
+    # Why there is no test, if there is none. Identical: no pair differs beyond float32 rounding;
+    # constant: all differ by the same amount, so that nothing tells how large chance is.
     state: Literal["tested", "no pairs", "one pair", "identical", "constant"]
     mean: float | None = None  # of the differences, variant minus baseline
     sd: float | None = None  # of the differences

@@ -237,8 +237,7 @@ class Transformer(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
     def set_recompute(self, every: int) -> None:
-        """Lets every n-th block keep its input alone and compute the rest again in the backward
-        pass (activation checkpointing, arXiv 1604.06174); 0 is none of them."""
+        """Activation checkpointing (arXiv 1604.06174) of every n-th block; 0 is none of them."""
         for index, block in enumerate(self.blocks()):
             block.recompute = every > 0 and index % every == 0
 

@@ -33,8 +33,7 @@ BAND = {"value": 0, "lower": -1, "upper": 1}  # parts of a band, in standard dev
 
 Curve = dict[int, float]
 
-# Numbers of finished runs in the table: keys of ``result.json`` or of the evaluation there, and
-# their names for people.
+# Numbers of finished runs in the table: keys of results or their evaluation, names for people.
 OUTCOMES = {
     "validation_perplexity": "perplexity",
     "validation/accuracy": "accuracy",
@@ -101,19 +100,18 @@ def _tag(key: str) -> str:
 def _hparams(plan: SweepPlan, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of each run the name of its variant and its settings; a column has one type: bool, float, or
     text where they differ. Nothing for None."""
-    rows = [
-        {"variant": plan.display.get(run.spec.variant, run.spec.variant), **run.spec.settings}
-        for run in runs
-    ]
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        known = {key: value for key, value in run.spec.settings.items() if value is not None}
+        rows.append({"variant": plan.display.get(run.spec.variant, run.spec.variant), **known})
     for name in {key for row in rows for key in row}:
-        kinds = {type(row[name]) for row in rows if row.get(name) is not None}
-        for row in rows:
-            if row.get(name) is None:
-                row.pop(name, None)
-            elif kinds <= {int, float}:
+        having = [row for row in rows if name in row]
+        kinds = {type(row[name]) for row in having}
+        for row in having:
+            if kinds <= {int, float}:
                 row[name] = float(row[name])
-            elif kinds not in ({bool}, {str}):
-                row[name] = row[name] if isinstance(row[name], str) else json.dumps(row[name])
+            elif kinds != {bool} and not isinstance(row[name], str):
+                row[name] = json.dumps(row[name])
     return rows
 
 
@@ -138,12 +136,9 @@ def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[str]) -> lis
     """A run's line in the table, which averages those of a variant, and its numbers there, all at
     step 0: what a resumed run tells TensorBoard to forget are later steps."""
     begin, end = _times(run)
-    if run.done:
-        status = api_pb2.STATUS_SUCCESS
-    elif time.time() - end < RUNNING_SECONDS:
-        status = api_pb2.STATUS_RUNNING
-    else:
-        status = api_pb2.STATUS_FAILURE
+    runs = time.time() - end < RUNNING_SECONDS
+    unfinished = api_pb2.STATUS_RUNNING if runs else api_pb2.STATUS_FAILURE
+    status = api_pb2.STATUS_SUCCESS if run.done else unfinished
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end)
     content = plugin_data_pb2.HParamsPluginData(session_end_info=info)
     ending = summary_pb2.Summary.Value(

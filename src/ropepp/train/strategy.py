@@ -254,8 +254,7 @@ def shard(network: Transformer, mesh: DeviceMesh, reshard_after_forward: bool = 
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     head, embedding = network.lm_head, network.embed_tokens
     if not network.config.tied_embeddings:  # what is shared cannot be in two groups
-        # The backward pass of the output layer follows at once; that of the embedding needs none
-        # of its weights.
+        # The output layer's backward pass follows at once; the embedding's needs no weights.
         fully_shard(head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         head.gradient_dtype = torch.float32
         fully_shard(embedding, mesh=mesh, mp_policy=wide, reshard_after_forward=True)

@@ -49,9 +49,8 @@ class Request:
         return q, k, v, rows * T, rows * S, T, S
 
 
-# Output (B, T, H, D), contiguous, and the logarithms of the softmax's sums, B * T * H of them in an
-# order that the backend alone knows: what a backward pass needs to find the weights again. None
-# where none may follow.
+# Output (B, T, H, D), contiguous, and B * T * H logarithms of the softmax's sums, in an order that
+# the backend alone knows: a backward pass finds the weights by them. None where none may follow.
 Result = tuple[Tensor, Tensor | None]
 Gradients = tuple[Tensor, Tensor, Tensor]
 

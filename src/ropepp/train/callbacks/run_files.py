@@ -1,5 +1,6 @@
 """What a run leaves in its folder: its configuration at first, what it came to or predicted."""
 
+import json
 import math
 import re
 import time
@@ -119,11 +120,7 @@ def infinite(numbers: dict[str, float]) -> str:
 
 def strict(value: Any) -> Any:
     """What JSON can hold: null for a number that is not finite."""
-    if isinstance(value, dict):
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
 @dataclass(eq=False)
