@@ -6,7 +6,6 @@ same query.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,9 +49,7 @@ class HeadLayout:
                     f"the phase of projection {head.projection} is {head.phase} degrees"
                 )
         served = [head.kv_head for head in self.heads]
-        num_kv_heads = max(served) + 1
-        counts = Counter(served)
-        per_kv_head = [counts[k] for k in range(num_kv_heads)]
+        per_kv_head = [served.count(k) for k in range(max(served) + 1)]
         if len(set(per_kv_head)) > 1:
             raise InputError(
                 f"kv heads serve {per_kv_head} attention heads: each must serve the same number"

@@ -114,12 +114,10 @@ class LanguageModel(pl.LightningModule):
             torch._dynamo.config.recompile_limit = 64
             for block in self.network.blocks():
                 block.compile(dynamic=False)
-        device = self.device
-        if self._trainer is not None:
-            strategy = self._trainer.strategy
-            device = strategy.root_device
-            if isinstance(strategy, FSDP2Strategy):
-                strategy.shard(self.network)
+        strategy = None if self._trainer is None else self._trainer.strategy
+        device = self.device if strategy is None else strategy.root_device
+        if isinstance(strategy, FSDP2Strategy):
+            strategy.shard(self.network)
         if self.compile_blocks and (reason := compile_reason(device)):
             raise InputError(f"model.compile is true, but nothing compiles here: {reason}")
         dtype = self.network.compute_dtype

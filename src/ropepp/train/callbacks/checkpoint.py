@@ -49,9 +49,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
         self.keep = keep
         self.directory: Path | None = None  # set by whoever knows the run directory
         self._request = StopRequest(ANSWER)
-        self._asked = Question()
         self._stop: Stopped | None = None
-        self._saved_step = -1
         self._unfinished: Path | None = None  # written in the background, not yet renamed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -37,10 +37,7 @@ class Metrics(StepCallback):
         self.tokens = 0
         self.latest: dict[str, float] = {}
         self._rates: list[float] = []
-        self._loss_sum: Tensor | float = 0.0
-        self._validation_start = 0.0
         self._waited = 0.0
-        self._reset_window()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -60,7 +57,7 @@ class Metrics(StepCallback):
         super().on_train_start(trainer, pl_module)
         if isinstance(trainer.logger, RunLogger):
             trainer.logger.cut(trainer.global_step)
-        self._loss_sum = 0.0
+        self._loss_sum: Tensor | float = 0.0
         self._reset_window()
 
     def on_train_batch_end(
