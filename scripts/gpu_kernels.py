@@ -143,7 +143,7 @@ def parity(bench: Bench) -> list[Case]:
         for variant, heads in shapes.items()
         for name in names
     ]
-    kinds = (*gpu_loss.loss.LOSSES, "liger")
+    kinds = (*gpu_loss.LOSSES, "liger")
     losses = [Case(n, partial(gpu_loss.compare_loss, bench, n), "loss") for n in kinds]
     return [attends[0], *losses, *attends[1:]]
 

@@ -13,6 +13,8 @@ import ropepp.model.loss as loss
 from gpu_device import DTYPE, TOLERANCE, Bench, Case, Figure, distance
 from ropepp.errors import InputError
 
+LOSSES = {"chunked": loss.cross_entropy_sum, "naive": loss.cross_entropy_sum_naive}
+
 
 def compare_loss(bench: Bench, backend: str) -> Iterator[Figure]:
     """A loss and its gradients in bfloat16 against the definition in float32 of the same numbers;
@@ -71,7 +73,7 @@ def total_loss(backend: str, hidden: Tensor, weight: Tensor, targets: Tensor) ->
         InputError: That package is missing, or serves no CPU.
     """
     if backend != "liger":
-        return loss.cross_entropy_sum(hidden, weight, targets, backend=backend)
+        return LOSSES[backend](hidden, weight, targets)
     if not hidden.is_cuda:
         raise InputError("liger-kernel needs a GPU")
     try:

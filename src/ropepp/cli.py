@@ -56,8 +56,7 @@ ropepp COMMAND --help explains each. --debug anywhere shows the traceback of an 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, or 2 with one line on standard error for bad
-    input."""
+    """Runs a command; returns its exit code, 2 with a line on standard error for bad input."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -132,8 +131,7 @@ def _ends(argv: list[str] | None) -> None:
 
 
 def _import_trusted(modules: list[str]) -> None:
-    """Imports the user's own modules, from the working directory too, here and in the processes
-    that this one starts."""
+    """Imports the user's own modules, here and in the processes that this one starts."""
     if not modules:
         return
     os.environ[TRUST] = ",".join(modules)

@@ -1,8 +1,7 @@
 """Stages of training one after another, each a ``fit``: pre-training, decay, longer contexts.
 
-A pipeline's YAML names variants and stages. Every variant runs through all of its stages; a stage
-lives in ``LOGS/NAME/VARIANT/STAGE/`` and is done when its ``result.json`` is there, so that the
-same command goes on wherever it was interrupted.
+A pipeline's YAML names variants and stages, through which every variant runs. A stage lives in
+``LOGS/NAME/VARIANT/STAGE/`` and is done when its ``result.json`` is there.
 """
 
 import os
@@ -11,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from ropepp.errors import Diverged, InputError, Preempted
 from ropepp.files import run_folder, write_text
@@ -20,16 +19,10 @@ from ropepp.runs.config import AnyText, FitFiles, FitKeys, RunsConfig, read_conf
 from ropepp.runs.process import RunProcess, StopRequest
 from ropepp.runs.records import DIVERGED, RESULT, read_result
 from ropepp.runs.settings import read_yaml
-from ropepp.runs.status import LOG, duration, progress_of
+from ropepp.runs.status import LOG, duration
 from ropepp.runs.survival import lasting_output
 from ropepp.runs.table import number, read_rows, table
 
-TAKE = {
-    "everything": "step, data, weights and optimizer go on as if the stage before had not ended",
-    "progress": "step, data and weights go on; the optimizer begins anew",
-    "weights": "only the weights go on",
-    "moments": "weights and the optimizer's moments go on; step, schedule and data begin anew",
-}
 Take = Literal["everything", "progress", "weights", "moments"]
 GRACE = 600.0  # seconds for a fit that is asked to end, before it is killed
 
@@ -41,7 +34,7 @@ class Stage:
     name: AnyText
     config: FitFiles = field(default_factory=list)
     after: Annotated[str | None, "an earlier stage"] = None
-    take: Annotated[Take, ", ".join(TAKE)] = "weights"
+    take: Annotated[Take, ", ".join(get_args(Take))] = "weights"
     set: FitKeys = field(default_factory=dict)
     variants: Annotated[list[str] | None, "a list of variants"] = None
 
@@ -120,9 +113,8 @@ class Pipeline(RunsConfig):
 
 
 def load(file: Path) -> Pipeline:
-    """Reads a pipeline's YAML; files in it are relative to it. ``like`` names another pipeline in
-    the same folder, whose keys stand where this one has none. An `InputError` if the file is
-    missing or says something that is not allowed."""
+    """Reads a pipeline's YAML. ``like`` names another in the same folder, whose keys stand where
+    this one has none. An `InputError` if a file is missing or says what is not allowed."""
     content = read_yaml(file)
     if isinstance(content, dict) and "like" in content:
         like = file.parent / str(content.pop("like"))
@@ -163,7 +155,7 @@ def _run_stage(
     run = process.adopt(directory, claimed)  # of a driver that was killed
     if run is not None:
         print(f"{name} goes on without its driver: adopted", flush=True)
-        _watch(run, name, stop)
+        _watch(run, stop)
     elif result := read_result(directory):
         print(f"{name}: done before", flush=True)
         return _refuse_diverged(name, result)
@@ -173,7 +165,7 @@ def _run_stage(
         run = process.start(pipeline.launch(args, python=sys.executable), directory, claimed)
         if run is None:
             raise InputError(f"{name}: processes of an earlier attempt still write to {LOG}")
-        _watch(run, name, stop)
+        _watch(run, stop)
     if run is None:
         raise Preempted("ended on request between two stages")
     state, reason = run.outcome()
@@ -195,17 +187,12 @@ def _refuse_diverged(name: str, result: Mapping[str, Any]) -> None:
         raise Diverged(f"{name} diverged: {result[DIVERGED]}; lower the learning rate")
 
 
-def _watch(run: RunProcess, name: str, stop: StopRequest) -> None:
+def _watch(run: RunProcess, stop: StopRequest) -> None:
     """Waits for a run to end, and makes it if that is asked for."""
     while not run.has_ended():
         if stop.made:
             return process.end_all([run], GRACE)
         time.sleep(process.POLL)
-        if sys.stdout.isatty():
-            now = progress_of(run.directory, name)
-            left = "" if now.seconds_left is None else f", {duration(now.seconds_left)} left"
-            loss = "" if now.train_loss is None else f", loss {now.train_loss:.3f}"
-            print(f"\r{name}: step {now.step:,}{loss}{left}    ", end="\r", flush=True)
     return None
 
 

@@ -36,14 +36,12 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against the baseline; all numbers are in the metric's unit, None where they cannot
-    be had."""
+    """A variant against the baseline, in the metric's unit; None is what cannot be had."""
 
     variant: str
     seeds: tuple[int, ...]  # that both have, n of them
-    # Why there is no test, if there is none: identical means that no pair differs beyond float32
-    # rounding, constant that all differ by the same amount, so that the seed has no effect and
-    # nothing tells how large chance is.
+    # Why there is no test, if there is none. Identical: no pair differs beyond float32 rounding;
+    # constant: all differ by the same amount, so that nothing tells how large chance is.
     state: Literal["tested", "no pairs", "one pair", "identical", "constant"]
     mean: float | None = None  # of the differences, variant minus baseline
     sd: float | None = None  # of the differences
@@ -92,9 +90,8 @@ class Comparison:
 
 
 def compare(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Comparison]:
-    """Every other variant against the baseline, without whose values no variant has pairs.
-    ``values`` are finite ones of the metric by variant and seed; the comparisons are in their
-    order. An `InputError` if scipy is missing."""
+    """Every other variant against the baseline, in the order of ``values``: finite ones of the
+    metric by variant and seed. An `InputError` if scipy is missing."""
     reference = values.get(baseline, {})
     found = [_paired(name, own, reference) for name, own in values.items() if name != baseline]
     tested = [one for one in found if one.p is not None]
@@ -166,8 +163,7 @@ def sample_sd(values: Sequence[float]) -> float | None:
 
 
 def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
-    """Standard deviation within groups, and its degrees of freedom; None if no group has two
-    values."""
+    """Standard deviation within groups, and its degrees of freedom; None without two values."""
     freedom = sum(len(group) - 1 for group in groups if group)
     if not freedom:
         return None
@@ -176,8 +172,7 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
 
 
 def decimals(sd: float | None, value: float = 1.0) -> int:
-    """Digits behind the point that show two significant digits of ``sd``, the most that a few seeds
-    warrant; without one, five significant digits of ``value``."""
+    """Decimals for two significant digits of ``sd``, or, without one, for five of ``value``."""
     if sd is not None and sd > 0:
         return min(8, max(0, 1 - math.floor(math.log10(sd))))
     return min(8, max(0, 4 - math.floor(math.log10(abs(value))))) if value else 4

@@ -22,14 +22,11 @@ BOUNDS = torch.tensor([0, 3, 5, 6, 7, 12], dtype=torch.int32)
 
 def test_from_ids() -> None:
     found = Documents.from_ids(IDS)
+    assert found is not None
     assert torch.equal(found.boundaries, BOUNDS)
     assert found.boundaries.dtype == torch.int32
-    assert found.order is None
     assert found.lengths == (3, 2, 1, 1, 5)
-    interrupted = Documents.from_ids(torch.tensor([[3, 1, 3, 1], [0, 0, 2, 2]]))
-    assert interrupted.order is not None
-    assert interrupted.order.tolist() == [[1, 3, 0, 2], [0, 1, 2, 3]]
-    assert interrupted.lengths == (2, 2, 2, 2)
+    assert Documents.from_ids(torch.tensor([[3, 1, 3, 1], [0, 0, 2, 2]])) is None
 
 
 def test_they_move_and_the_hosts_boundaries_stay() -> None:
@@ -68,9 +65,6 @@ def test_documents_that_do_not_fit() -> None:
     for bounds in ([0, 4, 9], [0, 3, 12], [0, 4, 8, 12]):
         with pytest.raises(InputError, match="not those of 2 rows of 6 tokens"):
             model(tokens, document_ids=Documents(torch.tensor(bounds)))
-    swapped = Documents.from_ids(torch.tensor([[0, 1, 0, 1]] * 3))
-    with pytest.raises(InputError, match="not those of 2 rows of 6 tokens"):
-        model(tokens, document_ids=swapped)
     with pytest.raises(InputError, match="need ids of documents"):
         model(tokens, document_ids=Documents(BOUNDS), cache=KVCache(2))
     with pytest.raises(InputError, match="begin at 0 and never fall"):

@@ -1,12 +1,13 @@
 """The chunked cross entropy against the naive one, and that against the definition."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
-from ropepp.errors import InputError
 from ropepp.model import loss as loss_module
 from ropepp.model.loss import (
-    LOSSES,
     cross_entropy_sum,
     cross_entropy_sum_naive,
     losses_and_gradient,
@@ -156,9 +157,11 @@ def test_chunks_by_memory(
     assert loss_module.chunk_rows(tokens, vocab_size, logit_bytes, on_gpu) == rows
 
 
-@pytest.mark.parametrize("backend", ["naive", "chunked"])
+@pytest.mark.parametrize("function", [cross_entropy_sum_naive, cross_entropy_sum])
 @pytest.mark.parametrize("factor", [1.0, -0.3])
-def test_z_loss_is_in_the_gradient_and_not_in_the_value(backend: str, factor: float) -> None:
+def test_z_loss_is_in_the_gradient_and_not_in_the_value(
+    function: Callable[..., Tensor], factor: float
+) -> None:
     """Against the formula in float64."""
     hidden, weight = torch.randn(2, 5, 16), torch.randn(40, 16)
     targets = torch.randint(40, (2, 5))
@@ -172,7 +175,7 @@ def test_z_loss_is_in_the_gradient_and_not_in_the_value(backend: str, factor: fl
     want = torch.autograd.grad(factor * total, (h, w))
 
     inputs = hidden.requires_grad_(), weight.requires_grad_()
-    loss = cross_entropy_sum(*inputs, targets, z_loss=0.03, backend=backend)
+    loss = function(*inputs, targets, z_loss=0.03)
     assert loss.item() == pytest.approx(entropy.item(), rel=1e-6)
     for got, exact in zip(torch.autograd.grad(factor * loss, inputs), want, strict=True):
         torch.testing.assert_close(got.double(), exact, atol=1e-5, rtol=1e-5)
@@ -181,11 +184,8 @@ def test_z_loss_is_in_the_gradient_and_not_in_the_value(backend: str, factor: fl
 def test_value_does_not_depend_on_z_loss() -> None:
     hidden = torch.randn(6, 8, requires_grad=True)
     weight, targets = torch.randn(9, 8, requires_grad=True), torch.randint(9, (6,))
-    for backend in ("naive", "chunked"):
-        plain, with_z = (
-            cross_entropy_sum(hidden, weight, targets, z_loss=z, backend=backend)
-            for z in (0.0, 10.0)
-        )
+    for function in (cross_entropy_sum_naive, cross_entropy_sum):
+        plain, with_z = (function(hidden, weight, targets, z_loss=z) for z in (0.0, 10.0))
         assert torch.equal(plain, with_z)
 
 
@@ -238,15 +238,6 @@ def test_evaluation_counts_hits(rows: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert not losses[0].any()
 
 
-def test_what_is_not_allowed_is_named() -> None:
-    hidden, weight, targets = torch.randn(2, 4), torch.randn(5, 4), torch.tensor([0, 4])
-    with pytest.raises(InputError, match="'fast'; allowed: chunked, naive"):
-        cross_entropy_sum(hidden, weight, targets, backend="fast")
-    with pytest.raises(InputError, match="z_loss is -1"):
-        cross_entropy_sum(hidden, weight, targets, z_loss=-1.0)
-    assert list(LOSSES) == ["chunked", "naive"]
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
@@ -258,8 +249,8 @@ def test_equals_naive_on_a_gpu(dtype: torch.dtype, z_loss: float, frozen: bool) 
     targets[0, ::3] = -100
     inputs = [x for x in (hidden, weight) if x.requires_grad]
     results = []
-    for backend in LOSSES[::-1]:
-        loss = cross_entropy_sum(hidden, weight, targets, z_loss=z_loss, backend=backend)
+    for function in (cross_entropy_sum_naive, cross_entropy_sum):
+        loss = function(hidden, weight, targets, z_loss=z_loss)
         assert loss.dtype == torch.float32
         results.append((loss, *torch.autograd.grad(loss / 5, inputs)))
     value, gradients = (1e-4, 1e-4) if dtype == torch.float32 else (3e-3, 2e-2)

@@ -44,7 +44,6 @@ CALLBACKS: dict[str, tuple[Any, list[Any]]] = {
     "suite.corpus": ("CORPUS", []),
     "suite.lengths": ([16], [[0], ["a"]]),
     "suite.rows": (3, [0]),
-    "suite.recall_pairs": ([2], [[2]]),  # refused with a corpus as data
 }
 SIZES: dict[str, tuple[Any, list[Any]]] = {
     "sequence_length": (16, [0, -1]),
@@ -139,8 +138,6 @@ def test_values_that_would_not_act_are_refused(
             given = flags({key: tmp_path / "file" if value == "FILE" else value})
             if key == "data.seed":
                 given = {"seed_everything": value}
-            if key == "suite.recall_pairs":
-                given |= flags({"suite.every_n_steps": 1, "suite.lengths": [16]})
             changes = {**STEPS, **given}
             args = arguments(
                 corpus, changes.pop("logs", tmp_path), changes.pop("run", "run"), **changes

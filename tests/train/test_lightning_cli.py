@@ -86,7 +86,6 @@ MODEL: dict[str, Any] = {
     "compile": True,
     "activation_checkpointing": 1,
     "backend": "reference",
-    "loss_backend": "naive",
     "z_loss": 0.5,
     "seed": 1,
 }
@@ -104,7 +103,7 @@ def traits(network: ModelConfig = SIZES, **changes: Any) -> tuple[Any, ...]:
     return (
         float(loss.detach()), sum(p.numel() for p in transformer.parameters()),
         module.compile_blocks, blocks[0].recompute, blocks[0].self_attn.backend,
-        transformer.loss_backend, transformer.z_loss, module.optimizer_spec, module.schedule,
+        transformer.z_loss, module.optimizer_spec, module.schedule,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def main(args: list[str]) -> None:
             for stage in pipeline.stages_of(variant):
                 line = f"ropepp fit {shlex.join(pipeline.arguments(variant, stage))}"
                 if stage.after:
-                    line += f"  # after {stage.after}: {pipelines.TAKE[stage.take]}"
+                    line += f"  # after {stage.after}, of which it takes {stage.take}"
                 print(line)
         return
     pipelines.run(pipeline, variants)

@@ -1,5 +1,4 @@
-"""Projections, position encoding, kernel, output projection: the one path that every variant
-takes."""
+"""Projections, position encoding, kernel, output projection: the one path of every variant."""
 
 from typing import Any
 
@@ -19,11 +18,8 @@ class Linear(nn.Module):
     """A matrix without bias, kept in its own dtype and applied in its input's.
 
     With float32 weights and bfloat16 activations this is mixed precision, defined without autocast
-    and thus the same on one device and on shards that were gathered in bfloat16.
-
-    Args:
-        std: Initial deviation in units of the model's ``init_std``.
-        step: Learning rate in units of the optimizer's.
+    and thus the same on one device and on shards that were gathered in bfloat16. ``std`` is in
+    units of the model's ``init_std``, ``step`` of the optimizer's learning rate.
     """
 
     drawn: list[int] | None = None  # columns drawn at first, the others being zero; None: all
@@ -106,15 +102,12 @@ class Attention(nn.Module):
         scope: AttentionScope = CAUSAL,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """Mixes tokens, from normed hidden states; ``table`` is what the position spec computed for
-        all layers, the keys and values before these are in ``cache``."""
+        """Mixes tokens of normed hidden states; ``table`` is the position spec's for all layers."""
         q_BTPD, k_BTKD, v_BTKD = (
             proj(x_BTM).unflatten(-1, (-1, self.head_dim))
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q_BTHD, k_BTKD = self.position(self.q_norm(q_BTPD), self.k_norm(k_BTKD), table)
-        slopes = self.position.alibi_slopes(table)
-        out_BTHD = scope.attend(
-            q_BTHD, k_BTKD, v_BTKD, cache, alibi_slopes=slopes, backend=self.backend
-        )
+        options = {"alibi_slopes": self.position.alibi_slopes(table), "backend": self.backend}
+        out_BTHD = scope.attend(q_BTHD, k_BTKD, v_BTKD, cache, **options)
         return self.o_proj(out_BTHD.flatten(-2))

@@ -9,11 +9,8 @@ BLOCK = 256  # tokens by which a buffer's capacity is a multiple
 
 
 class LayerCache:
-    """One layer's rotated keys and values, in buffers that are longer than what they hold.
-
-    A kv head's tokens lie one after another, so that a query reads memory in its order. There is
-    room for ``capacity`` tokens from the beginning.
-    """
+    """One layer's rotated keys and values, in buffers that are longer than what they hold, at first
+    ``capacity`` tokens. A kv head's tokens are neighbours: a query reads memory in its order."""
 
     def __init__(self, capacity: int = 0) -> None:
         self.length = 0
@@ -22,18 +19,15 @@ class LayerCache:
 
     @property
     def held(self) -> tuple[Tensor, ...]:
-        """Keys and values, (B, S, K, D) each, views of the buffer; nothing before anything was
-        read."""
+        """Keys and values, (B, S, K, D) each, views of the buffer; nothing at first."""
         if self._buffer is None:
             return ()
         return self._buffer[:, :, :, : self.length].transpose(2, 3).unbind()
 
     @torch.no_grad()
     def append(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the next T tokens; returns all keys and values so far, (B, S, K, D) each.
-
-        No gradient reaches tokens that earlier calls have added.
-        """
+        """Adds the next T tokens; returns all keys and values so far, (B, S, K, D) each. No
+        gradient reaches those of earlier calls."""
         start, end = self.length, self.length + k_BTKD.shape[1]
         buffer = self._reserve(k_BTKD, end)
         for own, x in zip(buffer, (k_BTKD, v_BTKD), strict=True):
@@ -68,8 +62,7 @@ class KVCache:
     """What a model has to remember of the tokens that it has read, for any position encoding.
 
     Keys are stored rotated and once, since real and imaginary heads share them. A token's place in
-    the cache says nothing about its position. Memory is taken at once for ``capacity`` tokens, and
-    in blocks for more.
+    the cache says nothing about its position. There is room for ``capacity`` tokens at first.
     """
 
     def __init__(self, num_layers: int, capacity: int = 0) -> None:
@@ -87,8 +80,7 @@ class KVCache:
         return sum(x.nbytes for layer in self.layers for x in layer.held)
 
     def crop(self, length: int) -> None:
-        """Forgets all tokens after the first ``length`` of every row; raises an `InputError` if
-        there are not so many."""
+        """Forgets what follows the first ``length`` tokens; an `InputError` if there are fewer."""
         if not 0 <= length <= self.length:
             raise InputError(f"crop to {length} tokens of {self.length}; allowed: 0 up to these")
         for layer in self.layers:
@@ -97,8 +89,7 @@ class KVCache:
             self._document_ids = self._document_ids[:, :length]
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these rows of the batch, (new B,) int64, in this order: reorders, drops or
-        repeats them."""
+        """Goes on with these rows, (new B,) int64: reorders, drops or repeats them."""
         for layer in self.layers:
             layer.select(rows)
         if self._document_ids is not None:
@@ -108,9 +99,7 @@ class KVCache:
         self, document_ids_BT: Tensor | None, B: int, T: int
     ) -> tuple[Tensor, Tensor] | None:
         """Document ids (B, T) of the next tokens and (B, S + T) of all; None if none were given.
-
-        Called once before the layers, which then append. Rows without ids are one document, 0.
-        """
+        Called before the layers, which then append. Rows without ids are one document, 0."""
         before, own = self._document_ids, document_ids_BT
         if own is None:
             if before is None:

@@ -40,8 +40,7 @@ class ModelConfig:
         tied_embeddings: Whether the output layer shares the embedding matrix.
         qk_norm: Whether queries and keys pass an RMSNorm of their own before the position encoding.
         init_std: Standard deviation of the initial weights.
-        o_proj: Start and step of attention's output projection, of which an encoding that doubles
-            heads has a wider one; as all other matrices unless given.
+        o_proj: Start and step of attention's output projection, wider where heads are doubled.
         down_proj: The same for the feed-forward layer's output (H / P is 1 there).
     """
 

@@ -15,8 +15,7 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """The last few results of a function, found again by the identity of the tensors among its
-    arguments: all layers of a forward pass ask with the same boundaries."""
+    """A function's last few results, by the identity of tensors: all layers ask with the same."""
 
     def __init__(self, size: int = 8) -> None:
         self.size = size
@@ -52,24 +51,13 @@ def _lengths(host: Tensor) -> tuple[int, ...]:
 
 
 class Documents:
-    """Documents that lie one after another in the flattened tokens of rows.
+    """Documents that lie one after another in the flattened tokens of rows. Kernels on a GPU read
+    the ``boundaries`` there, (documents + 1,) from 0 to B * T, and the host needs them to choose a
+    grid: it keeps its own, so that nobody waits for the device."""
 
-    Kernels on a GPU read the boundaries there, and the host needs them to choose a grid: it keeps
-    its own, so that nobody waits for the device.
-
-    Args:
-        host: Boundaries (documents + 1,), from 0 to B * T, on the CPU.
-        boundaries: The same on the device of the tokens; ``host`` unless given.
-        order: Of each row the order of tokens (B, T), int64, in which its documents are as the
-            boundaries say; None if they are so already.
-    """
-
-    def __init__(
-        self, host: Tensor, boundaries: Tensor | None = None, order: Tensor | None = None
-    ) -> None:
+    def __init__(self, host: Tensor, boundaries: Tensor | None = None) -> None:
         self.host = host.to(torch.int32)
         self.boundaries = self.host if boundaries is None else boundaries.to(torch.int32)
-        self.order = order
 
     @classmethod
     def of(cls, cu_seqlens: Tensor) -> "Documents":
@@ -77,42 +65,32 @@ class Documents:
         return _FOUND.get((cu_seqlens,), lambda: Documents(cu_seqlens.cpu(), cu_seqlens))
 
     @classmethod
-    def from_ids(cls, document_ids_BT: Tensor) -> Self:
-        """Finds the documents of each row; equal ids in different rows are different documents.
-
-        Padding (-1) forms documents of its own, so that nothing else sees it. Ids may come in any
-        order: where a document is interrupted by another, `order` brings its tokens together and
-        keeps their sequence. For ids on a GPU this waits for it.
-        """
-        runs = _starts(document_ids_BT)
-        in_order, order = document_ids_BT.sort(dim=1, stable=True)
-        sorted_runs = _starts(in_order)
-        contiguous = bool(runs.sum() == sorted_runs.sum())
-        starts = (runs if contiguous else sorted_runs).flatten().nonzero().flatten()
-        end = starts.new_tensor([document_ids_BT.numel()])
-        boundaries = torch.cat((starts, end)).to(torch.int32)
-        return cls(boundaries.cpu(), boundaries, None if contiguous else order)
+    def from_ids(cls, document_ids_BT: Tensor) -> Self | None:
+        """The documents of each row, of which padding (-1) is one; None if one is interrupted by
+        another. This waits for a GPU."""
+        starts = _starts(document_ids_BT)
+        if starts.sum() != _starts(document_ids_BT.sort(dim=1).values).sum():
+            return None
+        starts = starts.flatten().nonzero().flatten()
+        boundaries = torch.cat((starts, starts.new_tensor([document_ids_BT.numel()])))
+        return cls(boundaries.cpu(), boundaries)
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each document, found once for all layers; an `InputError` if the boundaries do
-        not begin at 0, or fall."""
+        """Tokens of each document, found once; an `InputError` if boundaries fall, or skip 0."""
         return _LENGTHS.get((self.host,), lambda: _lengths(self.host))
 
     def check(self, B: int, T: int) -> None:
-        """Raises an `InputError` unless these are the documents of B rows of T tokens: none may
-        cross a row's end."""
+        """Refuses what are not documents of B rows of T tokens: none may cross a row's end."""
         ends = set(itertools.accumulate(self.lengths))
-        ordered = self.order is None or self.order.shape == (B, T)
-        if not ordered or max(ends) != B * T or not ends.issuperset(range(T, B * T, T)):
+        if max(ends) != B * T or not ends.issuperset(range(T, B * T, T)):
             raise InputError(
                 f"document_ids have boundaries {self.host.tolist()[:8]}..., which are not those of "
                 f"{B} rows of {T} tokens"
             )
 
     def for_any_number(self) -> Self:
-        """Itself, told to whatever is compiled around it: the number of documents is not to be
-        compiled in."""
+        """Itself, of which no number of documents is to be compiled in."""
         if dynamo := sys.modules.get("torch._dynamo"):  # which takes a second to import
             for bounds in (self.host, self.boundaries):
                 dynamo.mark_dynamic(bounds, 0)
@@ -120,14 +98,11 @@ class Documents:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         """With boundaries on another device; those of the host stay."""
-        parts = (self.host, self.order)
-        moved = (x if x is None else x.to(device, non_blocking=non_blocking) for x in parts)
-        return type(self)(self.host, *moved)
+        return type(self)(self.host, self.host.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """In memory from which a GPU copies while the host goes on."""
-        order = None if self.order is None else self.order.pin_memory()
-        return type(self)(self.host.pin_memory(), order=order)
+        return type(self)(self.host.pin_memory())
 
 
 _FOUND: Recent[Documents] = Recent()

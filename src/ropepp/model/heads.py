@@ -6,7 +6,6 @@ same query.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,9 +49,7 @@ class HeadLayout:
                     f"the phase of projection {head.projection} is {head.phase} degrees"
                 )
         served = [head.kv_head for head in self.heads]
-        num_kv_heads = max(served) + 1
-        counts = Counter(served)
-        per_kv_head = [counts[k] for k in range(num_kv_heads)]
+        per_kv_head = [served.count(k) for k in range(max(served) + 1)]
         if len(set(per_kv_head)) > 1:
             raise InputError(
                 f"kv heads serve {per_kv_head} attention heads: each must serve the same number"
@@ -62,9 +59,8 @@ class HeadLayout:
 
     @classmethod
     def from_phases(cls, phases: Sequence[Sequence[float]], num_kv_heads: int) -> Self:
-        """One entry a projection: the phases, in degrees, with which it attends. Projections are
-        split evenly over the kv heads, an `InputError` if that is impossible, and a projection's
-        heads stand side by side."""
+        """One entry a projection: its phases in degrees, of heads side by side. Projections are
+        split evenly over the kv heads; an `InputError` if that is impossible."""
         if num_kv_heads < 1 or len(phases) % num_kv_heads:
             raise InputError(
                 f"{len(phases)} query projections do not divide over {num_kv_heads} kv heads"
@@ -167,8 +163,7 @@ def turned(weight: Tensor, layout: HeadLayout) -> Tensor:
 
 
 def turned_back(weight: Tensor, layout: HeadLayout) -> Tensor | None:
-    """What `turned` has made ``weight`` of, up to its rounding; None if its heads are no turned
-    copies."""
+    """What `turned` has made ``weight`` of; None if its heads are no turned copies."""
     a, b = weight.double().unflatten(0, (layout.num_heads, 2, -1)).unbind(1)
     # Of each projection a head that is an exact copy, if there is one.
     order = sorted(range(layout.num_heads), key=lambda i: layout.heads[i].phase % 90 == 0)

@@ -1,8 +1,7 @@
 """Initial weights, drawn for each tensor from (seed, its name).
 
 So they do not depend on the number of processes, can be drawn after building on the meta device,
-and two variants with one seed share every tensor that they have in common, which is what makes
-pairing by seed mean something.
+and two variants with one seed share all tensors that both have, which gives pairing a meaning.
 """
 
 import hashlib

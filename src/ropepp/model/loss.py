@@ -1,8 +1,7 @@
 """Cross entropy from hidden states without the logits of all tokens.
 
 A vocabulary of 128256 and 16 rows of 4096 tokens make 34 GB of float32 logits. Here a chunk of rows
-at a time is multiplied out, and its gradient is computed in the same pass, while its logits are
-there.
+at a time is multiplied out, and its gradient is computed while its logits are there.
 """
 
 from typing import Any
@@ -11,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ropepp.errors import InputError, at_least
 from ropepp.model.kernels.flex import has_triton
 
 IGNORE_INDEX = -100
-LOSSES = ("chunked", "naive")
 
 
 def cross_entropy_sum(
@@ -24,7 +21,6 @@ def cross_entropy_sum(
     targets: Tensor,
     ignore_index: int = IGNORE_INDEX,
     z_loss: float = 0.0,
-    backend: str = "chunked",
 ) -> Tensor:
     """Sum over tokens of the cross entropy of ``hidden @ weight.T``, in float32.
 
@@ -33,23 +29,11 @@ def cross_entropy_sum(
     ``logsumexp(logits) ** 2``, which keeps the logits from drifting (PaLM, arXiv 2204.02311).
 
     Products are taken in ``hidden``'s dtype; the loss and the gradient of ``weight`` accumulate in
-    float32. It is differentiable once in ``hidden`` and ``weight``. An `InputError` if the backend
-    is unknown, or ``z_loss`` is negative.
-
-    Args:
-        hidden: (..., M) float32 or bfloat16.
-        weight: (V, M), cast to ``hidden``'s dtype.
-        targets: (...) int64, ids in 0..V-1 or ``ignore_index``, which does not count.
-        z_loss: Coefficient of the squared logsumexp; PaLM's is 1e-4.
-        backend: One of `LOSSES`.
+    float32. It is differentiable once in ``hidden`` (..., M), float32 or bfloat16, and ``weight``
+    (V, M); ``targets`` (...) are int64, ids in 0..V-1 or ``ignore_index``, which does not count.
     """
-    if backend not in LOSSES:
-        raise InputError(f"loss backend is {backend!r}; allowed: {', '.join(LOSSES)}")
-    at_least(0, z_loss=z_loss)
-    if backend == "chunked":
-        flat, ids = hidden.flatten(0, -2), targets.flatten()
-        return _ChunkedCrossEntropy.apply(flat, weight, ids, ignore_index, z_loss)
-    return cross_entropy_sum_naive(hidden, weight, targets, ignore_index, z_loss)
+    flat, ids = hidden.flatten(0, -2), targets.flatten()
+    return _ChunkedCrossEntropy.apply(flat, weight, ids, ignore_index, z_loss)
 
 
 def cross_entropy_sum_naive(
@@ -59,7 +43,7 @@ def cross_entropy_sum_naive(
     ignore_index: int = IGNORE_INDEX,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """The same by materialising all logits: the definition against which the others are tested."""
+    """The same by materialising all logits: the definition against which it is tested."""
     logits = F.linear(hidden, weight.to(hidden.dtype)).float().flatten(0, -2)
     targets = targets.flatten()
     loss = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
@@ -86,9 +70,8 @@ def token_losses(
 
 
 def chunk_rows(tokens: int, vocab_size: int, logit_bytes: int, on_gpu: bool) -> int:
-    """Rows whose logits exist at a time: enough to keep the device busy and to add to the gradient
-    of the output layer seldom, few enough to keep their logits small, for each of which
-    ``logit_bytes`` are held; no small chunk at the end."""
+    """Rows whose logits, of ``logit_bytes`` each, exist at a time: enough to keep the device busy,
+    few enough for its memory; no small chunk at the end."""
     budget, most = (2**31, 8192) if on_gpu else (2**27, 512)
     most = min(max(budget // (vocab_size * logit_bytes), 64), most)
     return max(-(-tokens // max(-(-tokens // most), 1)), 1)
@@ -104,13 +87,11 @@ def losses_and_gradient(
 ) -> Tensor:
     """Each row's cross entropy; its gradient takes the place of the logits.
 
-    All is computed in float32 and the gradient rounded once. A GPU has a kernel for it, see
-    `ropepp.model.softmax_kernel`. On a CPU a few rows at a time, as many as its cache holds, go
-    through torch's softmax, which is faster than what its compiler makes of the formula.
-
-    Args:
-        logits: (N, V), overwritten by the gradient of the losses' sum with the term of ``z_loss``.
-        targets: (N,) int64; rows of ``ignore_index`` have neither loss, (N,) float32, nor gradient.
+    ``logits`` are (N, V), ``targets`` (N,) int64, losses (N,) float32; the gradient is that of
+    their sum with the term of ``z_loss``; rows of ``ignore_index`` have neither. All is computed in
+    float32 and the gradient rounded once. A GPU has a kernel for it, `ropepp.model.softmax_kernel`.
+    On a CPU a few rows at a time, as many as its cache holds, go through torch's softmax, which is
+    faster than what its compiler makes of the formula.
     """
     if logits.is_cuda and logits.dtype != torch.float64 and has_triton():
         from ropepp.model import softmax_kernel
@@ -149,7 +130,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows = chunk_rows(N, V, hidden.element_size(), hidden.is_cuda)
         losses = hidden.new_empty(N, dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        sums = _ProductSum() if need_weight else None
+        grad_weight: Tensor | None = None
         logits = hidden.new_empty(rows, V)
         for i in range(0, max(N, 1), rows):
             h, target = hidden[i : i + rows], targets[i : i + rows]
@@ -157,9 +138,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             losses[i : i + rows] = losses_and_gradient(grad, target, ignore_index, z_loss)
             if grad_hidden is not None:
                 torch.mm(grad, w, out=grad_hidden[i : i + rows])
-            if sums is not None:
-                sums.add(grad, h)
-        ctx.save_for_backward(grad_hidden, None if sums is None else sums.total)
+            if need_weight:
+                grad_weight = _add_product(grad_weight, grad, h)
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return losses.sum()
 
     @staticmethod
@@ -173,22 +154,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None
 
 
-class _ProductSum:
-    """The sum of products ``a.T @ b`` in float32. A CPU has no product of bfloat16 in float32:
-    there each is rounded, once a chunk, and their sum is not."""
-
-    total: Tensor | None = None
-
-    def add(self, a: Tensor, b: Tensor) -> None:
-        accumulates = a.dtype == torch.float32 or (a.is_cuda and a.dtype != torch.float64)
-        wide: dict[str, Any] = {} if a.dtype == torch.float32 else {"out_dtype": torch.float32}
-        total = self.total
-        if total is None:
-            self.total = torch.mm(a.t(), b, **wide) if accumulates else (a.t() @ b).float()
-        elif accumulates:
-            torch.addmm(total, a.t(), b, out=total, **wide)
-        else:
-            # Part by part: torch first casts what it adds.
-            rows = max(2**18 // b.shape[1], 1)
-            for part, own in zip(total.split(rows), (a.t() @ b).split(rows), strict=True):
-                part.add_(own)
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """``total``, float32, with ``a.T @ b`` added in place. A CPU has no product of bfloat16 in
+    float32: there each is rounded, once a chunk, and their sum is not."""
+    accumulates = a.dtype == torch.float32 or (a.is_cuda and a.dtype != torch.float64)
+    wide: dict[str, Any] = {} if a.dtype == torch.float32 else {"out_dtype": torch.float32}
+    if total is None:
+        return torch.mm(a.t(), b, **wide) if accumulates else (a.t() @ b).float()
+    if accumulates:
+        return torch.addmm(total, a.t(), b, out=total, **wide)
+    # Part by part: torch first casts what it adds.
+    rows = max(2**18 // b.shape[1], 1)
+    for part, own in zip(total.split(rows), (a.t() @ b).split(rows), strict=True):
+        part.add_(own)
+    return total

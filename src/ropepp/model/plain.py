@@ -26,8 +26,7 @@ MAX_TEXT, MAX_KEY = 100_000, 200  # characters of one
 
 
 def to_plain(spec: Any) -> Any:
-    """A frozen dataclass as ``{"class_path": ..., "init_args": {...}}`` of plain values; tuples
-    become lists."""
+    """A spec as ``{"class_path": ..., "init_args": {...}}`` of plain values, tuples as lists."""
     if is_dataclass(spec):
         kind = type(spec)
         values = {field.name: to_plain(getattr(spec, field.name)) for field in fields(spec)}
@@ -61,8 +60,7 @@ def from_plain(value: Any, root: str = "ropepp") -> Any:
 
 
 def require_plain(value: Any, name: str) -> None:
-    """Refuses settings that are other than plain, finite and few, by an `InputError` that names the
-    key: a small file may stand for endlessly many."""
+    """Refuses what is not plain, finite and few, and names the key: a small file may be endless."""
     left = MAX_VALUES
 
     def check(item: Any, at: str, depth: int) -> None:
@@ -95,8 +93,7 @@ def require_plain(value: Any, name: str) -> None:
 
 @contextmanager
 def understanding(name: str | Path) -> Iterator[None]:
-    """Whatever goes wrong inside with what a file holds is said in one line, an `InputError` that
-    names the file."""
+    """Whatever goes wrong inside with what a file holds becomes an `InputError` that names it."""
     try:
         yield
     except InputError as error:

@@ -48,9 +48,8 @@ class MatrixScale:
 
     Args:
         std: Of its initial standard deviation, in units of ``init_std``.
-        step: Of its optimizer steps: of the learning rate, while weight decay stays what it is.
-            Used as c W, a matrix would move c times as far under Adam; this is the same without a
-            trace in the weights or in exports.
+        step: Of its learning rate, while weight decay stays what it is: as if it were used as c W
+            under Adam, but without a trace in weights or exports.
     """
 
     std: ScaleRule = ScaleRule()

@@ -30,8 +30,8 @@ class AttentionScope:
         cache: LayerCache | None = None,
         **options: Any,
     ) -> Tensor:
-        """Attention (B, T, H, D) of this scope's queries over these keys and, before them, those of
-        the cache, to which they are added; options as in `attention`."""
+        """Attention (B, T, H, D) over these keys and those of the cache, to which they are added;
+        options as in `attention`."""
         if cache is not None:
             return self._attend_cached(q_BTHD, k_BTKD, v_BTKD, cache, **options)
         options |= {"cu_seqlens": self.documents, "document_ids": self.document_ids}
@@ -49,8 +49,7 @@ CAUSAL = AttentionScope()
 
 
 class ContextParallelScope(AttentionScope):
-    """Rows of T tokens of which this process has two pieces; ``documents`` are those of the whole
-    rows."""
+    """Rows of T tokens, with ``documents``, of which this process has two pieces."""
 
     def __init__(self, sequence: SequenceGroup, documents: Documents | None, T: int) -> None:
         super().__init__(documents)

@@ -1,5 +1,4 @@
-"""Rows shared by several processes (context parallelism): each has a part of every row's tokens,
-and all have the keys and values.
+"""Rows shared by processes (context parallelism): each has some tokens, all have keys and values.
 
 A row is cut into twice as many pieces as there are processes; process r has pieces r and
 2 n - 1 - r, so that all have the same number of visible keys to work on under causality. Before
@@ -52,15 +51,11 @@ class SequenceGroup:
     def boundaries(self, documents: Documents, T: int) -> list[tuple[Documents, Documents]]:
         """For each own piece [a, b), the documents in its queries (B * (b - a)) and in the keys up
         to its end (B * b), from those of whole rows of T tokens."""
-        bounds = self._boundaries(documents.host, T)
-        # Found on both sides: a copy would be waited for.
-        device = bounds
-        if documents.boundaries.device != documents.host.device:
-            device = self._boundaries(documents.boundaries, T)
-        found = zip(bounds, device, strict=True)
+        # Found on host and device: a copy would be waited for.
+        host, device = (self._boundaries(x, T) for x in (documents.host, documents.boundaries))
         return [
             (Documents(q, q2).for_any_number(), Documents(k, k2).for_any_number())
-            for (q, k), (q2, k2) in found
+            for (q, k), (q2, k2) in zip(host, device, strict=True)
         ]
 
     def _boundaries(self, cu_seqlens: Tensor, T: int) -> list[tuple[Tensor, Tensor]]:

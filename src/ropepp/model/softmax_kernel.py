@@ -14,8 +14,7 @@ BLOCK = 4096  # eight logits a thread: one load of 16 bytes in bfloat16
 def losses_and_gradient(
     logits: Tensor, targets: Tensor, ignore_index: int, z_loss: float
 ) -> Tensor:
-    """See `ropepp.model.loss.losses_and_gradient`; a target outside the vocabulary has a loss of
-    NaN, so that nothing waits for the device."""
+    """See `ropepp.model.loss`; a target outside the vocabulary gives NaN: nothing is waited for."""
     rows, V = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     with torch.cuda.device_of(logits):
@@ -36,8 +35,8 @@ def _rows(
     V: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One row: its logsumexp in one reading (arXiv 1805.02867), its gradient in a second, from its
-    end on, which is what the cache still has."""
+    """One row: its logsumexp in one reading (arXiv 1805.02867), its gradient in a second, from the
+    end, which caches still have."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     target = tl.load(targets + row)

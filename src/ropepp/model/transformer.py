@@ -1,7 +1,5 @@
 """The decoder: embedding, pre-norm blocks, final norm, output layer (Llama-shaped)."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,17 +56,18 @@ class Block(nn.Module):
 
 
 class OutputLayer(Linear):
-    """Hidden states to logits, or to losses without the logits of all tokens. Every use is a method
-    of this module, so that shards can be gathered around it."""
+    """Hidden states to logits or losses; each use is a method, around which shards are gathered."""
 
     # Of the weight, where it is not its own: it sums over many tokens, shards are bfloat16.
     gradient_dtype: torch.dtype | None = None
 
-    def loss(self, hidden_BTM: Tensor, targets_BT: Tensor, *options: Any) -> Tensor:
+    def loss(
+        self, hidden_BTM: Tensor, targets_BT: Tensor, ignore_index: int, z_loss: float
+    ) -> Tensor:
         """See `ropepp.model.loss.cross_entropy_sum`."""
         if self.gradient_dtype is not None:
             self.weight.grad_dtype = self.gradient_dtype
-        return cross_entropy_sum(hidden_BTM, self.weight, targets_BT, *options)
+        return cross_entropy_sum(hidden_BTM, self.weight, targets_BT, ignore_index, z_loss)
 
     def evaluate(
         self, hidden_BTM: Tensor, targets_BT: Tensor, ignore_index: int
@@ -78,14 +77,11 @@ class OutputLayer(Linear):
 
 
 class Transformer(nn.Module):
-    """A causal language model with any position encoding; an `InputError` if sizes and position do
-    not fit.
+    """A causal language model; an `InputError` if sizes and position encoding do not fit.
 
     Args:
-        seed: Seed of the initial weights, see `ropepp.model.init`; on the meta device none are
-            drawn.
+        seed: Seed of the initial weights (`ropepp.model.init`), unless on the meta device.
         compute_dtype: Dtype of activations and matrix products; the weights' own unless given.
-            Rotations, norms' statistics, softmax and loss are float32 in any case.
         ignore_index: Target that does not count in `loss`.
     """
 
@@ -105,13 +101,10 @@ class Transformer(nn.Module):
         self.compute_dtype = compute_dtype
         self.ignore_index = ignore_index
         self.z_loss = 0.0
-        self.loss_backend = "chunked"
         self.sequence: SequenceGroup | None = None  # the processes that share rows, if any
         table = torch.empty(config.vocab_size, config.hidden_size)  # drawn below
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
-        self.layers = nn.ModuleList(
-            Block(config, position, index) for index in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(Block(config, position, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = OutputLayer(config.hidden_size, config.vocab_size)
         self.tie()
@@ -119,14 +112,12 @@ class Transformer(nn.Module):
             self.initialize(seed)
 
     def tie(self) -> None:
-        """Makes the output layer share the embedding matrix, if it should; to be called again after
-        what gives each its own, such as ``to_empty``."""
+        """Lets the output layer share the embedding, if it should; again after ``to_empty``."""
         if self.config.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
     def initialize(self, seed: int) -> None:
-        """Draws all weights anew, in place; also after ``to_empty`` of a model built on the meta
-        device."""
+        """Draws all weights anew, in place; also after ``to_empty`` of one on the meta device."""
         self.tie()
         initialize(self, seed, self.config.init_std)
 
@@ -137,8 +128,7 @@ class Transformer(nn.Module):
         document_ids: Tensor | Documents | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Hidden states after the last norm, (B, T, M), of rows that several processes share this
-        one's part; arguments as in `forward`."""
+        """Hidden states after the last norm, (B, T, M), see `forward`; of shared rows, the part."""
         B, T = input_ids.shape
         for name, given in (("positions", positions), ("document_ids", document_ids)):
             if isinstance(given, Tensor) and given.shape != (B, T):
@@ -148,10 +138,7 @@ class Transformer(nn.Module):
         if positions is None:
             start = cache.length if cache is not None else 0
             positions = torch.arange(start, start + T, device=input_ids.device).unsqueeze(0)
-        scope, order = self._scope(input_ids, document_ids, cache)
-        if order is not None:
-            input_ids = input_ids.gather(1, order)
-            positions = positions.expand(B, T).gather(1, order)
+        scope = self._scope(input_ids, document_ids, cache)
         input_ids, positions = self.local_part(input_ids), self.local_part(positions)
         x_BTM = self.embed_tokens(input_ids)
         if self.compute_dtype is not None:
@@ -159,38 +146,41 @@ class Transformer(nn.Module):
         table = self.position.table(positions, self.config)
         layers = cache.layers if cache is not None else [None] * len(self.layers)
         for block, layer_cache in zip(self.blocks(), layers, strict=True):
-            x_BTM = _run(block, x_BTM, table, scope, layer_cache)
-        x_BTM = self.norm(x_BTM)
-        if order is not None:
-            x_BTM = x_BTM.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(x_BTM))
-        return x_BTM
+            if block.recompute and torch.is_grad_enabled():
+                x_BTM = checkpoint(
+                    block, x_BTM, table, scope, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x_BTM = block(x_BTM, table, scope, layer_cache)
+        return self.norm(x_BTM)
 
     def _scope(
         self, input_ids: Tensor, document_ids: Tensor | Documents | None, cache: KVCache | None
-    ) -> tuple[AttentionScope, Tensor | None]:
-        """What all layers' queries see, and the order of tokens that makes documents contiguous."""
+    ) -> AttentionScope:
+        """What all layers' queries see."""
         B, T = input_ids.shape
-        cached = None
-        if cache is not None:
-            if isinstance(document_ids, Documents):
+        documents, ids = None, None
+        if isinstance(document_ids, Documents):
+            if cache is not None:
                 raise InputError("rows with a cache need ids of documents, not their boundaries")
-            cached = cache.documents(document_ids, B, T)
-        documents = document_ids if isinstance(document_ids, Documents) else None
-        if isinstance(document_ids, Tensor) and (cache is None or cache.length == 0):
+            documents = document_ids
+        elif cache is not None:
+            ids = cache.documents(document_ids, B, T)
+        elif document_ids is not None:
+            ids = document_ids, document_ids
+        if isinstance(document_ids, Tensor) and (cache is None or not cache.length):
             documents = Documents.from_ids(document_ids)
         if documents is not None:
             documents.check(B, T)
-        order = None if documents is None else documents.order
-        if self.sequence is not None:
-            check_length(T, self.sequence.size)
-            if order is not None or cache is not None:
-                raise InputError(
-                    "rows shared by several processes need contiguous documents and no cache"
-                )
-            return ContextParallelScope(self.sequence, documents, T), None
-        if cache is not None and (order is not None or documents is None):
-            return AttentionScope(document_ids=cached), None
-        return AttentionScope(documents), order
+            ids = None
+        if self.sequence is None:
+            return AttentionScope(documents, ids)
+        check_length(T, self.sequence.size)
+        if ids is not None or cache is not None:
+            raise InputError(
+                "rows shared by several processes need contiguous documents and no cache"
+            )
+        return ContextParallelScope(self.sequence, documents, T)
 
     def forward(
         self,
@@ -205,10 +195,8 @@ class Transformer(nn.Module):
             input_ids: (B, T) int64.
             positions: (B, T) int64; 0..T-1 unless given.
             document_ids: (B, T) int64; a token sees only tokens with its own id in its row. -1 is
-                padding, seen by nobody else. Or `Documents` on the device of ``input_ids``, which
-                are not waited for.
-            cache: Tokens read before, to which these are added; positions then go on from there
-                unless given.
+                padding, seen by nobody else. Or `Documents`, for which no device is waited.
+            cache: Tokens read before, to which these are added; positions go on from there.
         """
         return self.lm_head(self.hidden(input_ids, positions, document_ids, cache))
 
@@ -221,14 +209,12 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Summed cross entropy in nats, float32, and number of targets, int64, without the logits
         of all tokens; the mean is for the caller, who knows what other processes and micro-batches
-        add. ``targets`` are (B, T) int64, the token after each input, or ``ignore_index``; the
-        other arguments are as in `forward`. Under FSDP2 this method must be registered as a forward
-        method. With ``z_loss`` the gradient has that term too, see
-        `ropepp.model.loss.cross_entropy_sum`."""
+        add. ``targets`` are (B, T) int64, the token after each input, or ``ignore_index``; others
+        are as in `forward`. FSDP2 must know it as a forward method. With ``z_loss`` the gradient
+        has that term too, see `ropepp.model.loss.cross_entropy_sum`."""
         hidden = self.hidden(input_ids, positions, document_ids)
         targets = self.local_part(targets)
-        options = (self.ignore_index, self.z_loss, self.loss_backend)
-        total = self.lm_head.loss(hidden, targets, *options)
+        total = self.lm_head.loss(hidden, targets, self.ignore_index, self.z_loss)
         return total, (targets != self.ignore_index).sum()
 
     def evaluate(
@@ -239,8 +225,7 @@ class Transformer(nn.Module):
         document_ids: Tensor | Documents | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Each token's cross entropy (B, T) float32 in nats and whether its target is the likeliest
-        token (B, T), without gradient; 0 and False where there is no target. Of rows shared by
-        several processes, only the own part, see `local_part`."""
+        (B, T); 0 and False without a target, no gradient. Of shared rows the `local_part`."""
         hidden = self.hidden(input_ids, positions, document_ids)
         return self.lm_head.evaluate(hidden, self.local_part(targets), self.ignore_index)
 
@@ -252,8 +237,7 @@ class Transformer(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
     def set_recompute(self, every: int) -> None:
-        """Lets every n-th block keep its input alone and compute the rest again in the backward
-        pass (activation checkpointing, arXiv 1604.06174); 0 is none of them."""
+        """Activation checkpointing (arXiv 1604.06174) of every n-th block; 0 is none of them."""
         for index, block in enumerate(self.blocks()):
             block.recompute = every > 0 and index % every == 0
 
@@ -261,11 +245,3 @@ class Transformer(nn.Module):
         """Chooses the attention backend of all layers, see `ropepp.model.kernels.attention`."""
         for layer in self.blocks():
             layer.self_attn.backend = backend
-
-
-def _run(
-    block: Block, x_BTM: Tensor, table: Table, scope: AttentionScope, cache: LayerCache | None
-) -> Tensor:
-    if block.recompute and torch.is_grad_enabled():
-        return checkpoint(block, x_BTM, table, scope, use_reentrant=False, preserve_rng_state=False)
-    return block(x_BTM, table, scope, cache)

@@ -1,9 +1,8 @@
 """A sweep's folder as a TensorBoard log directory: a table with a row for each variant, mean curves
-with a band, a layout, and attention maps.
+with a band, and attention maps.
 
-Beside the runs' own events this writes files of its own, known by their suffix: into the folder
-(the table's columns, the layout), into each run that has begun (its settings and outcome) and into
-``VARIANT/mean`` (curves). Needs TensorBoard and torch.
+Files of its own, known by their suffix, go into the folder (columns of the table, layout), into
+each run that has begun (settings, outcome) and into ``VARIANT/mean`` (curves).
 """
 
 import json
@@ -34,8 +33,7 @@ BAND = {"value": 0, "lower": -1, "upper": 1}  # parts of a band, in standard dev
 
 Curve = dict[int, float]
 
-# Numbers of finished runs in the table: keys of ``result.json`` or of the evaluation there, and
-# their names for people.
+# Numbers of finished runs in the table: keys of results or their evaluation, names for people.
 OUTCOMES = {
     "validation_perplexity": "perplexity",
     "validation/accuracy": "accuracy",
@@ -49,9 +47,8 @@ OUTCOMES = {
 
 def write_boards(folder: Path) -> str:
     """Makes a sweep's folder, finished or not, a TensorBoard log directory, with attention maps of
-    each variant's first finished seed; replaces what an earlier call wrote. Returns text for
-    people: the command and the links that show it, and which variants have no maps and why. An
-    `InputError` if it is no sweep's folder."""
+    each variant's first finished seed; replaces what an earlier call wrote. Returns the command,
+    links, and which variants have no maps and why. An `InputError` if it is no sweep's folder."""
     plan, runs = read_plan(folder), read_runs(folder)
     old = list(folder.rglob(f"*tfevents*{SUFFIX}"))
     notes = []
@@ -71,17 +68,15 @@ def write_boards(folder: Path) -> str:
     for run, settings in zip(runs, hparams, strict=True):
         if (run.directory / METRICS).exists():
             _write(run.directory, _session(run, settings, outcomes))
-    tags = sorted({key for run in runs for line in run.metrics() for key in line})
-    layout = _layout(list(means), tags)
-    _write(folder, [(0, _experiment(runs, hparams, outcomes)), (0, layout)])
+    _write(folder, [(0, _experiment(runs, hparams, outcomes)), (0, _layout(list(means)))])
     for file in old:
         file.unlink(missing_ok=True)
+    tags = {key for run in runs for line in run.metrics() for key in line}
     return "\n".join([_how_to_open(folder, {*tags, *means}), *notes])
 
 
 def _how_to_open(folder: Path, tags: Collection[str]) -> str:
-    """The command, and links that show the curves unsmoothed in one colour a variant, the bands,
-    and the table."""
+    """The command; links to curves, unsmoothed in one colour a variant, bands and table."""
     wanted = ("validation/loss", "train/loss", "loss_by_position/validation")
     pins = [{"plugin": "scalars", "tag": tag} for tag in wanted if tag in tags]
     pinned = quote(json.dumps(pins, separators=(",", ":")), safe="")
@@ -94,33 +89,29 @@ def _how_to_open(folder: Path, tags: Collection[str]) -> str:
     )
 
 
-# The table
-
-
 def _words(key: str) -> str:
     return key.replace("_", " ").replace("/", " ")
 
 
-def _whole_run(key: str) -> str:
+def _tag(key: str) -> str:
     return f"whole_run/{key.replace('/', '_')}"
 
 
 def _hparams(plan: SweepPlan, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of each run the name of its variant and its settings; a column has one type: bool, float, or
     text where they differ. Nothing for None."""
-    rows = [
-        {"variant": plan.display.get(run.spec.variant, run.spec.variant), **run.spec.settings}
-        for run in runs
-    ]
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        known = {key: value for key, value in run.spec.settings.items() if value is not None}
+        rows.append({"variant": plan.display.get(run.spec.variant, run.spec.variant), **known})
     for name in {key for row in rows for key in row}:
-        kinds = {type(row[name]) for row in rows if row.get(name) is not None}
-        for row in rows:
-            if row.get(name) is None:
-                row.pop(name, None)
-            elif kinds <= {int, float}:
+        having = [row for row in rows if name in row]
+        kinds = {type(row[name]) for row in having}
+        for row in having:
+            if kinds <= {int, float}:
                 row[name] = float(row[name])
-            elif kinds not in ({bool}, {str}):
-                row[name] = row[name] if isinstance(row[name], str) else json.dumps(row[name])
+            elif kinds != {bool} and not isinstance(row[name], str):
+                row[name] = json.dumps(row[name])
     return rows
 
 
@@ -136,25 +127,18 @@ def _experiment(
         )
         for name in dict.fromkeys(key for row in hparams for key in row)
     ]
-    metrics = [
-        summary_v2.Metric(_whole_run(key), display_name=name) for key, name in outcomes.items()
-    ]
+    metrics = [summary_v2.Metric(_tag(key), display_name=name) for key, name in outcomes.items()]
     created = min((_times(run)[0] for run in runs), default=0.0)
     return summary_v2.hparams_config_pb(columns, metrics, time_created_secs=created)
 
 
 def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[str]) -> list[Step]:
-    """A run's line in the table, which averages the lines of a variant, and its numbers there.
-
-    All at step 0: what a resumed run tells TensorBoard to forget are later steps.
-    """
+    """A run's line in the table, which averages those of a variant, and its numbers there, all at
+    step 0: what a resumed run tells TensorBoard to forget are later steps."""
     begin, end = _times(run)
-    if run.done:
-        status = api_pb2.STATUS_SUCCESS
-    elif time.time() - end < RUNNING_SECONDS:
-        status = api_pb2.STATUS_RUNNING
-    else:
-        status = api_pb2.STATUS_FAILURE
+    runs = time.time() - end < RUNNING_SECONDS
+    unfinished = api_pb2.STATUS_RUNNING if runs else api_pb2.STATUS_FAILURE
+    status = api_pb2.STATUS_SUCCESS if run.done else unfinished
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end)
     content = plugin_data_pb2.HParamsPluginData(session_end_info=info)
     ending = summary_pb2.Summary.Value(
@@ -166,7 +150,7 @@ def _session(run: Run, settings: dict[str, Any], outcomes: Iterable[str]) -> lis
     values = {key: known[key] for key in outcomes if isinstance(known.get(key), int | float)}
     # The table cannot carry what is no number.
     finite = {key: value for key, value in values.items() if math.isfinite(value)}
-    scalars = [scalar(_whole_run(key), value) for key, value in finite.items()]
+    scalars = [scalar(_tag(key), value) for key, value in finite.items()]
     start = summary_v2.hparams_pb(settings, trial_id=run.spec.variant, start_time_secs=begin)
     return [(0, one) for one in (start, *scalars, summary_pb2.Summary(value=[ending]))]
 
@@ -180,9 +164,6 @@ def _times(run: Run) -> tuple[float, float]:
     if "seconds" in run.result:
         return end - float(run.result["seconds"]), end
     return min((run.directory / TRIAL).stat().st_mtime, end), end
-
-
-# Mean curves
 
 
 def _curves(run: Run) -> dict[str, Curve]:
@@ -224,24 +205,14 @@ def _mean_events(curves: Mapping[str, Mapping[int, list[float]]]) -> Iterator[St
                     yield step, scalar(f"variation/{tag}/{part}", mean + sign * spread)
 
 
-def _layout(means: Sequence[str], tags: Sequence[str]) -> Any:
-    """The custom scalars' tab: means with their band, curves of all runs, utilisation."""
-    categories = {
-        "Mean over seeds, with one standard deviation": {
-            tag: ["Margin", [f"variation/{tag}/{part}" for part in BAND]]
-            for tag in reversed(means)  # TensorBoard shows these charts, unlike others, last first
-        },
-        "All runs": _lines(tag for tag in tags if tag.endswith(("/loss", "/accuracy"))),
-        "Utilisation": _lines(tag for tag in tags if tag.startswith("utilisation/")),
+def _layout(means: Sequence[str]) -> Any:
+    """The custom scalars' tab: means with their band."""
+    charts = {
+        tag: ["Margin", [f"variation/{tag}/{part}" for part in BAND]]
+        for tag in reversed(means)  # TensorBoard shows these charts last first
     }
-    return custom_scalars({title: charts for title, charts in categories.items() if charts})
-
-
-def _lines(tags: Iterable[str]) -> dict[str, list[Any]]:
-    return {tag: ["Multiline", [f"^{tag}$"]] for tag in tags}
-
-
-# Attention maps
+    title = "Mean over seeds, with one standard deviation"
+    return custom_scalars({title: charts} if charts else {})
 
 
 def _draw_maps(run: Run) -> str | None:
@@ -264,9 +235,6 @@ def _image(run: Run) -> list[Step]:
     )
     value = summary_pb2.Summary.Value(tag=ATTENTION_TAG, image=image)
     return [(int(run.result.get("steps", 0)), summary_pb2.Summary(value=[value]))]
-
-
-# Event files
 
 
 def _write(directory: Path, summaries: Iterable[Step]) -> None:

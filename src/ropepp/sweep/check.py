@@ -43,9 +43,8 @@ def where(config: SweepConfig, row: SweepRow, message: str) -> str:
 
 
 def complete(value: Any, key: str) -> Any:
-    """``value`` with the defaults of its classes written out: what is left out of a class's
-    arguments, the parser takes from the class that stood there before. An `InputError` if an
-    argument without default is missing."""
+    """``value`` with its classes' defaults written out, which the parser would take from the class
+    that stood there before. An `InputError` if an argument without default is missing."""
     if isinstance(value, list):
         return [complete(item, key) for item in value]
     if not isinstance(value, dict):

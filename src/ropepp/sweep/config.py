@@ -33,9 +33,8 @@ PRUNER_RULE = f"{', '.join(PRUNERS)}, or name and options"
 
 @dataclass(frozen=True)
 class SweepRow:
-    """A row of the table: runs that differ in their seed alone. ``variant`` is that of the YAML
-    that it came from, ``asked`` has keys of ``fit`` and values besides ``base`` and ``set``, with
-    files read; ``display`` is for people."""
+    """A row of the table: runs of a ``variant`` of the YAML that differ in their seed alone.
+    ``asked`` are keys of ``fit`` besides ``base`` and ``set``, with files read."""
 
     name: str
     variant: str
@@ -63,8 +62,7 @@ class SweepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(RunsConfig):
-    """A sweep as its YAML asks for it, checked as far as that is possible without ``fit``;
-    docs/sweeps.md says what the keys mean."""
+    """A sweep as its YAML asks for it (docs/sweeps.md), as far checked as possible without fit."""
 
     question: AnyText = ""
     axes: Annotated[dict, "keys of fit and lists of values"] = field(default_factory=dict)
@@ -217,8 +215,7 @@ class SweepConfig(RunsConfig):
 
 
 def load(file: Path) -> SweepConfig:
-    """Reads a sweep's YAML; an `InputError` if it is missing or says something that is not
-    allowed."""
+    """Reads a sweep's YAML; an `InputError` if it is missing or says what is not allowed."""
     if not file.is_file():
         raise InputError(f"{file} is neither a sweep's YAML nor the folder of one")
     return read_config(SweepConfig, file, settings.read_yaml(file), file=file)

@@ -13,9 +13,8 @@ IMAGE, FIGURES = "attention.png", "attention.json"
 
 def write_maps(run: Run, rows: int = 8, most_tokens: int = 16384) -> str | None:
     """Writes the maps of a run's newest checkpoint, on text of its own validation split, into its
-    folder: ``attention.png`` and, with the measures, ``attention.json``. Fewer than ``rows`` are
-    read if they hold more than ``most_tokens``, but always one. Returns why there are none, or
-    None."""
+    folder: ``attention.png`` and, with the measures, ``attention.json``. Reads one row at least,
+    and not more than ``most_tokens``. Returns why there are none, or None."""
     checkpoint = newest_complete(run.directory / "checkpoints")
     if checkpoint is None:
         return "it has no complete checkpoint"

@@ -1,8 +1,7 @@
 """Plots of a sweep, as SVG text; matplotlib is imported when they are drawn.
 
-A variant has one colour and line style in all of them, the baseline is black. Where runs go along
-an axis, the lower panel shows the difference to the baseline of the same seed, in which variants
-come apart that cannot be told from each other above.
+A variant has one colour and line style in all of them, the baseline is black. Lower panels show the
+difference to the baseline of the same seed, in which variants come apart that look alike above.
 """
 
 import io
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 Floats = NDArray[np.float64]
-Curves = dict[str, dict[int, tuple[Floats, Floats]]]  # variant, seed: x and y
+Seeds = dict[int, tuple[Floats, Floats]]  # x and y of each
+Curves = dict[str, Seeds]  # of each variant
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; its yellow is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -58,13 +58,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Axis:
-    """What runs along x: its label with the unit, whether it is logarithmic, where it has ticks,
-    and where something ends that deserves a line (the trained length)."""
+    """What runs along x: label with unit, whether logarithmic, where the trained length is."""
 
     label: str
     log: bool = False
-    ticks: tuple[float, ...] = ()
     end: float | None = None
+
+
+# Title, curves, x axis, y label and a note of a plot.
+Course = tuple[str, Curves, Axis, str, str]
 
 
 def styles(sweep: SweepResults) -> dict[str, Style]:
@@ -77,21 +79,19 @@ def styles(sweep: SweepResults) -> dict[str, Style]:
 
 
 def figures(sweep: SweepResults, metric: str) -> list[Figure]:
-    """All plots for which a sweep with a finished run has data; ``metric`` is the compared metric's
-    name with its unit. An `InputError` if matplotlib is missing."""
+    """All plots for which there are data; ``metric`` is the metric's name with its unit. An
+    `InputError` if matplotlib is missing."""
     looks = styles(sweep)
     with _look():
         found = [_dots(sweep, looks, metric)]
         if any(one.interval for one in sweep.comparisons):
             found.append(_differences(sweep, looks, metric))
-        for title, curves, axis, ylabel, note in _courses(sweep.done):
-            if curves:
-                found.append(_lines(title, curves, axis, ylabel, looks, sweep.plan.baseline, note))
+        courses = (course for course in _courses(sweep.done) if course[1])
+        found += [_lines(course, looks, sweep.plan.baseline) for course in courses]
     return found
 
 
-def _courses(runs: Sequence[Run]) -> Iterator[tuple[str, Curves, Axis, str, str]]:
-    """Title, curves, x axis, y label and a note of every plot of curves."""
+def _courses(runs: Sequence[Run]) -> Iterator[Course]:
     tokens = Axis("training tokens")
     loss = "loss (nats per token)"
     late = "The first tenth of the training is left out."
@@ -107,8 +107,7 @@ def _courses(runs: Sequence[Run]) -> Iterator[tuple[str, Curves, Axis, str, str]
         yield f"Loss by position{kind}", curves, axis, loss, note
     for quantity, label in (("loss", loss), ("accuracy", "accuracy (share of right tokens)")):
         curves = length_curves(runs, quantity)
-        ticks = sorted({float(x) for own in curves.values() for xs, _ in own.values() for x in xs})
-        axis = Axis("length of the rows (tokens)", True, tuple(ticks), end)
+        axis = Axis("length of the rows (tokens)", True, end)
         yield f"{quantity.capitalize()} by length", curves, axis, label, ""
 
 
@@ -127,8 +126,7 @@ def training_curves(runs: Sequence[Run], key: str, smoothing: int = 1) -> Curves
 
 
 def position_curves(runs: Sequence[Run]) -> dict[str, Curves]:
-    """Loss against the position (from 1), of the rows of trained length, "", and of the longest;
-    results hold means of bins of equal ratio."""
+    """Loss against the position, from 1, of the rows of trained length, "", and of the longest."""
     found: dict[str, Curves] = {}
     for run in runs:
         for suffix, table in run.result.get("loss_by_position", {}).items():
@@ -140,8 +138,7 @@ def position_curves(runs: Sequence[Run]) -> dict[str, Curves]:
 
 
 def length_curves(runs: Sequence[Run], quantity: str) -> Curves:
-    """``loss`` or ``accuracy`` against the length of the evaluated rows, of runs that were
-    evaluated at several lengths."""
+    """``loss`` or ``accuracy`` against the length of the evaluated rows, if there are several."""
     curves: Curves = {}
     for run in runs:
         points = {}
@@ -161,13 +158,12 @@ def _sorted(points: Mapping[int, float]) -> tuple[Floats, Floats]:
 
 
 def set_length(suffix: str, trained: int) -> int | None:
-    """Tokens in the rows of an evaluation set: "" has the trained length, "_2x" twice as many; None
-    if the suffix says something else."""
+    """Tokens in the rows of an evaluation set: "" as trained, "_2x" twice as many; else None."""
     match = re.fullmatch(r"(?:_(\d+)x)?", suffix)
     return trained * int(match[1] or 1) if match else None
 
 
-def _aligned(series: Mapping[int, tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+def _aligned(series: Seeds) -> tuple[Floats, Floats]:
     """x that all seeds have, thinned out, and (seeds, x) values."""
     x = reduce(np.intersect1d, (xs for xs, _ in series.values()))
     if len(x) > MOST_POINTS:
@@ -175,9 +171,7 @@ def _aligned(series: Mapping[int, tuple[Floats, Floats]]) -> tuple[Floats, Float
     return x, np.array([ys[np.searchsorted(xs, x)] for xs, ys in series.values()])
 
 
-def _paired(
-    own: Mapping[int, tuple[Floats, Floats]], reference: Mapping[int, tuple[Floats, Floats]]
-) -> dict[int, tuple[Floats, Floats]]:
+def _paired(own: Seeds, reference: Seeds) -> Seeds:
     """Differences of two variants' curves, by seed."""
     found = {}
     for seed in own.keys() & reference.keys():
@@ -186,15 +180,8 @@ def _paired(
     return found
 
 
-def _lines(
-    title: str,
-    curves: Curves,
-    axis: Axis,
-    ylabel: str,
-    looks: Mapping[str, Style],
-    baseline: str,
-    note: str,
-) -> Figure:
+def _lines(course: Course, looks: Mapping[str, Style], baseline: str) -> Figure:
+    title, curves, axis, ylabel, note = course
     curves = {name: curves[name] for name in looks if name in curves}
     reference = curves.get(baseline, {})
     gaps = {name: _paired(own, reference) for name, own in curves.items() if name != baseline}
@@ -228,6 +215,8 @@ def _panel(
     panel: "Axes", curves: Curves, looks: Mapping[str, Style], axis: Axis, bands: bool
 ) -> None:
     """Draws means over seeds."""
+    from matplotlib.ticker import EngFormatter
+
     for name, series in curves.items():
         x, values = _aligned(series)
         if not len(x):
@@ -247,9 +236,7 @@ def _panel(
         panel.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}")
         panel.minorticks_off()
     else:
-        panel.xaxis.set_major_formatter(_thousands)
-    if axis.ticks:
-        panel.set_xticks(axis.ticks)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 10k, 1M
     if axis.end:
         panel.axvline(axis.end, color=GREY, linestyle=":", linewidth=1.2)
 
@@ -295,13 +282,6 @@ def _names(panel: "Axes", names: Sequence[str], xlabel: str) -> None:
     panel.set_ylim(len(names) - 0.4, -0.6)
     panel.grid(visible=False, axis="y")
     panel.tick_params(axis="y", length=0)
-
-
-def _thousands(x: float, _: object) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(x) >= size:
-            return f"{x / size:g}{letter}"
-    return f"{x:g}"
 
 
 def _canvas(height: float, panels: int = 1) -> "tuple[Canvas, list[Axes]]":

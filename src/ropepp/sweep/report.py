@@ -1,7 +1,6 @@
 """``ropepp sweep report``: what came out of a sweep and how much of it is noise.
 
-Written as Markdown, from which one HTML file with plots is made that refers to nothing outside; the
-numbers in full go to a CSV file.
+Written as Markdown, as one HTML file with plots that refers to nothing outside, in full as CSV.
 """
 
 import base64
@@ -19,15 +18,7 @@ from ropepp.runs.records import Run
 from ropepp.runs.table import escaped, markdown_table, to_csv
 from ropepp.statistics import Comparison, decimals
 from ropepp.sweep.plots import Figure, figures, styles
-from ropepp.sweep.results import (
-    MINUS,
-    SweepResults,
-    VariantResults,
-    interval,
-    load,
-    number,
-    p_value,
-)
+from ropepp.sweep.results import SweepResults, VariantResults, interval, load, number, p_value
 
 UNITS = {"validation_loss": " (nats per token)"}
 PARAMETERS, CACHE = "parameters", "kv_cache_bytes_per_token"
@@ -36,9 +27,8 @@ EQUAL = ("steps", "tokens", "sequence_length", "commit", "device", "world_size",
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Writes ``report.md``, ``report.html`` and ``report.csv`` into a sweep's folder, and returns
-    them. An `InputError` if the folder holds no sweep, or no finished run of one, or no run has the
-    metric; or scipy or matplotlib is missing."""
+    """Writes ``report.md``, ``report.html`` and ``report.csv`` and returns them. An `InputError` if
+    there is no sweep, finished run, value of the metric, scipy or matplotlib."""
     sweep = load(folder)
     metric = sweep.plan.metric.replace("_", " ") + UNITS.get(sweep.plan.metric, "")
     text, plots = _text(sweep, metric), figures(sweep, metric)
@@ -243,7 +233,7 @@ def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
     own, other = row.fact(key), sweep.baseline.fact(key) if sweep.baseline else None
     if row.comparison is None or own is None or not other:
         return ""
-    return f"{100 * (own / other - 1):+.1f}%".replace("-", MINUS)
+    return f"{number(100 * (own / other - 1), 1, '+')}%"
 
 
 def _costs(sweep: SweepResults) -> str:

@@ -1,5 +1,4 @@
-"""What a report is made of: a sweep's rows with their values and comparisons, and numbers as
-text."""
+"""What a report is made of: a sweep's rows, values and comparisons, and numbers as text."""
 
 import math
 import statistics
@@ -11,8 +10,6 @@ from typing import Any
 from ropepp.errors import InputError
 from ropepp.runs.records import DIVERGED, Run, SweepPlan, metric_value, read_plan, read_runs
 from ropepp.statistics import Comparison, Interval, compare
-
-MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
     """With a typographic minus, and a plus if that is the ``sign``; empty for None."""
     if not value:
         return "" if value is None else "0"
-    return f"{value:{sign},.{digits}f}".replace("-", MINUS)
+    return f"{value:{sign},.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(ends: Interval | None, digits: int) -> str:

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 
 from ropepp.errors import InputError, Preempted
 from ropepp.runs import process
@@ -29,8 +28,7 @@ MOST_KILLS = 3  # in a row without a new checkpoint; then it is the run's fault
 
 @dataclass
 class Running:
-    """A run of this driver: its process, in one of the driver's slots, and what the pruner has seen
-    of it."""
+    """A run of this driver: its process, its slot, and what the pruner has seen of it."""
 
     trial: Trial
     spec: RunSpec
@@ -41,9 +39,8 @@ class Running:
 
 
 class Driver:
-    """Runs what is left of a sweep, one run at a time for each of ``gpus`` (a device, or None to
-    leave the choice to ``fit``), ``limit`` of them at most; runs that are asked to end are killed
-    after ``grace`` seconds."""
+    """Runs what is left of a sweep, ``limit`` runs at most, one at a time for each of ``gpus``: a
+    device, or None for any. Runs that are asked to end are killed after ``grace`` seconds."""
 
     def __init__(
         self,
@@ -60,7 +57,6 @@ class Driver:
         self.finished: dict[str, str] = {}  # by trial: complete, failed or pruned
         self.all_drawn = not self.config.search
         self.kills: Counter[str] = Counter()
-        self.seconds: list[float] = []  # of runs that finished here
         self.stop = StopRequest()
         self.broken: InputError | None = None  # why no more runs can be started
         self.held_by_others: set[str] = set()  # runs
@@ -69,13 +65,13 @@ class Driver:
         cores = len(os.sched_getaffinity(0)) if everywhere else os.cpu_count() or 1
         share = len(gpus) > 1 and gpus[0] is None
         self.threads = max(1, cores // len(gpus)) if share else None
-        if retry_failed:
-            self.forget_failures()
+        for directory in (study.directory(spec) for trial in self.trials for spec in trial.runs):
+            if retry_failed and read_outcome(directory).get("state") == "failed":
+                (directory / OUTCOME).unlink(missing_ok=True)
 
     def run(self) -> None:
-        """Returns when nothing is left that could be done here. Raises `Preempted` if the driver
-        was asked to end, and its runs with it; an `InputError` if the configuration is not what it
-        was, or the corpus is missing."""
+        """Returns when nothing is left that could be done here. Raises `Preempted` if it was asked
+        to end; an `InputError` if the configuration has changed, or the corpus is missing."""
         with self.stop:
             while not self.stop.made:
                 self.look_after()
@@ -103,8 +99,6 @@ class Driver:
                 self.prune(run)
         if self.config.search and time.monotonic() - self.reread > REREAD:
             self.trials, self.reread = self.study.trials(), time.monotonic()
-
-    # What to do next
 
     def begin(self) -> bool:
         """Starts or adopts a run, or draws a trial; returns whether there was something to do."""
@@ -157,11 +151,8 @@ class Driver:
                 write_outcome(directory, state, "another seed of it was")
         return None
 
-    # A run
-
     def take(self, trial: Trial, spec: RunSpec) -> bool:
-        """Claims a run and starts it, or adopts what another driver has started; returns whether
-        something has changed."""
+        """Claims a run and starts or adopts it; returns whether something has changed."""
         directory = self.study.directory(spec)
         self.study.write(spec)  # the driver that drew it may have died over it
         claim = process.claim(directory)
@@ -231,9 +222,8 @@ class Driver:
                 state, reason = "failed", f"{reason}, {MOST_KILLS} times without a new checkpoint"
         run.process.release(state, reason)
         if state == "finished":
-            seconds, value = time.monotonic() - run.process.began, self.value(run.spec)
-            self.seconds.append(seconds)
-            self.say(f"{name} finished: {self.config.metric} {value:.4f} in {duration(seconds)}")
+            took, value = duration(time.monotonic() - run.process.began), self.value(run.spec)
+            self.say(f"{name} finished: {self.config.metric} {value:.4f} in {took}")
         elif state == "preempted":
             self.say(f"{name} ended, newest checkpoint at step {step}: {reason}; it can go on")
         else:
@@ -267,28 +257,13 @@ class Driver:
             self.settle(run)
         raise Preempted("asked to end; the same command goes on")
 
-    def forget_failures(self) -> None:
-        for trial in self.trials:
-            for spec in trial.runs:
-                directory = self.study.directory(spec)
-                if read_outcome(directory).get("state") == "failed":
-                    (directory / OUTCOME).unlink(missing_ok=True)
-
-    # Words
-
     def say(self, text: str) -> None:
-        """A line with the time, how much is done, and how long the rest may take."""
+        """A line with the time and how much is done."""
         runs = [spec for trial in self.trials for spec in trial.runs]
-        done = {spec.run for spec in runs if read_result(self.study.directory(spec))}
-        drawn = sum(bool(trial.params) for trial in self.trials)
-        missing = self.config.trials * len(self.config.rows) - drawn
-        missing = 0 if self.all_drawn else max(0, missing) * len(self.config.seeds)
-        left = ""
-        if self.seconds:
-            each, now = fmean(self.seconds), time.monotonic()
-            begun = sum(min(each, now - run.process.began) for run in self.running)
-            rest = [s.run for t in self.trials if t.name not in self.finished for s in t.runs]
-            seconds = (each * (missing + len({*rest} - done)) - begun) / len(self.gpus)
-            left = f"; about {duration(seconds)} left" if seconds > 0 else ""
-        clock, total = time.strftime("%H:%M:%S"), len(runs) + missing
-        print(f"{clock} [{len(done)}/{total}] {text}{left}", flush=True)
+        done = sum(bool(read_result(self.study.directory(spec))) for spec in runs)
+        missing = 0
+        if not self.all_drawn:
+            drawn = sum(bool(trial.params) for trial in self.trials)
+            missing = max(0, self.config.trials * len(self.config.rows) - drawn)
+        total = len(runs) + missing * len(self.config.seeds)
+        print(f"{time.strftime('%H:%M:%S')} [{done}/{total}] {text}", flush=True)

@@ -17,8 +17,7 @@ LEAP = 1_000_003  # between their seeds
 @dataclass(frozen=True)
 class Known:
     """What the run folders know of a point: values of the searched keys, its first seed's
-    evaluations by step, how it ended (complete, failed or pruned; or open), and the mean over its
-    seeds if it is complete."""
+    evaluations by step, its state (see `SweepStudy.state_of`), and if complete its mean."""
 
     params: dict[str, Any]
     seen: dict[int, float]
@@ -34,8 +33,7 @@ def import_optuna() -> Any:
 
 def proposals(config: SweepConfig, known: Sequence[Known], number: int) -> Iterator[dict[str, Any]]:
     """Points that the sampler would try next, until one is taken, given what is known of its row,
-    of which ``number`` were drawn. The seed follows from that: with one seed for all, every draw
-    would repeat the first."""
+    of which ``number`` were drawn: with one seed for all, every draw would repeat the first."""
     samplers = import_optuna().samplers
     kind = samplers.RandomSampler if config.sampler == "random" else samplers.TPESampler
     study, _ = _study(config, known)
@@ -45,8 +43,7 @@ def proposals(config: SweepConfig, known: Sequence[Known], number: int) -> Itera
 
 
 def is_hopeless(config: SweepConfig, known: Sequence[Known], at: int, steps: Set[int]) -> bool:
-    """Whether the pruner would end the open point at place ``at``, in the order in which they were
-    drawn, at one of these steps, of which it has new evaluations."""
+    """Whether the pruner would end the open point at ``at`` at one of these steps, new of it."""
     _, trials = _study(config, known, untold=at)
     found = False
     for step, value in sorted(known[at].seen.items()):

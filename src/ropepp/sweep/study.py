@@ -16,18 +16,8 @@ from typing import Any
 
 from ropepp.errors import InputError
 from ropepp.files import lock, run_folder, write_json
-from ropepp.runs.records import (
-    PLAN,
-    RESULT,
-    TRIAL,
-    Run,
-    RunSpec,
-    metric_value,
-    read_json,
-    read_plan,
-    read_result,
-    read_spec,
-)
+from ropepp.runs import records
+from ropepp.runs.records import TRIAL, Run, RunSpec
 from ropepp.runs.settings import canonical, differences
 from ropepp.runs.status import LOCK, LOG, OUTCOME, is_locked, read_outcome
 from ropepp.sweep import search
@@ -39,8 +29,7 @@ RESOLVED = "resolved.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """What is run as one: a run of the grid, or a drawn row with all its seeds, in the order in
-    which they are made, and the values of the searched keys."""
+    """What is run as one: a run of the grid, or a drawn row's, by seed, and its searched values."""
 
     name: str
     runs: tuple[RunSpec, ...]
@@ -68,7 +57,8 @@ class SweepStudy:
 
     def metric(self, spec: RunSpec) -> float:
         """What a finished run came to; an `InputError` if its result lacks the sweep's metric."""
-        return metric_value(read_result(self.directory(spec)), self.config.metric, spec.run)
+        result = records.read_result(self.directory(spec))
+        return records.metric_value(result, self.config.metric, spec.run)
 
     def evaluations(self, spec: RunSpec) -> dict[int, float]:
         metric = self.config.metric
@@ -79,16 +69,13 @@ class SweepStudy:
     def state_of(self, trial: Trial) -> str:
         """Open, or complete, failed or pruned."""
         for spec in trial.runs:
-            if not read_result(self.directory(spec)):
+            if not records.read_result(self.directory(spec)):
                 state = read_outcome(self.directory(spec)).get("state")
                 return state if state in ("failed", "pruned") else "open"
         return "complete"
 
-    # What there is to run
-
     def trials(self) -> list[Trial]:
-        """The grid, a seed of all rows after the other, so that what is done can be compared; and
-        what has been drawn so far."""
+        """The grid, seed by seed, so that what is done can be compared; and what was drawn."""
         rows = [self._runs(row, self.overrides[row.name]) for row in self.config.rows]
         grid = [Trial(run.run, (run,)) for one_seed in zip(*rows, strict=True) for run in one_seed]
         return [*grid, *(trial for row in self.config.rows for trial in self.drawn(row))]
@@ -97,7 +84,7 @@ class SweepStudy:
         """What was drawn for a row, in that order."""
         found = {}
         for file in self.folder.glob(f"{row.name}-*/*/{TRIAL}") if self.config.search else ():
-            spec = read_spec(file, self.folder)
+            spec = records.read_spec(file, self.folder)
             if spec is None:
                 continue
             params = {key: spec.overrides.get(key) for key in self.config.search}
@@ -106,7 +93,7 @@ class SweepStudy:
                 if trial.name == spec.variant:  # and not of a row with a longer name
                     found[trial.name] = trial
         try:
-            order = read_plan(self.folder).variants
+            order = records.read_plan(self.folder).variants
         except InputError:  # it is the first time, or the plan is damaged
             order = []
         place = {name: number for number, name in enumerate(order)}
@@ -142,8 +129,7 @@ class SweepStudy:
         return False
 
     def _known(self, row: SweepRow, drawn: Sequence[Trial]) -> list[Known]:
-        """What Optuna is told of a row: the drawn trials, and the row's own values once they are
-        done, if they lie within the bounds."""
+        """What Optuna is told of a row: drawn trials, and its own values, once done, if allowed."""
         flat = self.config.flat(row)
         params = {key: flat.get(canonical(key)) for key in self.config.search}
         given = Trial(row.name, tuple(self._runs(row, self.overrides[row.name])), params)
@@ -167,11 +153,8 @@ class SweepStudy:
         runs = self._runs(drawn, self.overrides[row.name] | values)
         return Trial(drawn.name, tuple(runs), values)
 
-    # Its files
-
     def set_up(self, resolved: dict[str, Any]) -> None:
-        """Writes the folder's files, and removes traces of runs that are no longer asked for and
-        have not begun."""
+        """Writes the folder's files; removes those of runs that are gone and have not begun."""
         write_json(self.folder / RESOLVED, resolved)
         specs = [spec for trial in self.trials() for spec in trial.runs]
         for spec in specs:
@@ -185,8 +168,8 @@ class SweepStudy:
     def write(self, spec: RunSpec) -> None:
         """Writes down what a run is, unless it has finished as something else."""
         directory = run_folder(Path(self.config.logs), self.config.name, spec.run)
-        known = read_json(directory / TRIAL)
-        if known != asdict(spec) and not (known and read_result(directory)):
+        known = records.read_json(directory / TRIAL)
+        if known != asdict(spec) and not (known and records.read_result(directory)):
             write_json(directory / TRIAL, asdict(spec))
 
     def _write_plan(self) -> None:
@@ -195,16 +178,15 @@ class SweepStudy:
             for row in self.config.rows
             for trial in self.drawn(row)
         ]
-        write_json(self.folder / PLAN, asdict(self.config.plan(rows)))
+        write_json(self.folder / records.PLAN, asdict(self.config.plan(rows)))
 
 
 def open_sweep(config: SweepConfig) -> SweepStudy:
-    """Checks a sweep, makes or grows its folder, and returns it; safe to call again and from
-    several processes at once. An `InputError` if ``fit`` would refuse a row, the pruner has no such
-    option, or a sweep of that name exists that was asked for differently."""
+    """Checks a sweep and makes or grows its folder, for several processes at once too. An
+    `InputError` if ``fit`` would refuse a row, or the folder is of other settings."""
     fixed = config.fixed  # read before anything is made
     with exclusive(config.folder):
-        resolved = read_json(config.folder / RESOLVED, _check_resolved)
+        resolved = records.read_json(config.folder / RESOLVED, _check_resolved)
         known = resolved.get("fixed")
         # Through JSON, as what is known has been.
         words = list(differences(known, json.loads(json.dumps(fixed)))) if known else []
@@ -246,10 +228,9 @@ def _check_resolved(content: dict[str, Any]) -> None:
 
 
 def _refuse_others(config: SweepConfig, name: str, overrides: dict[str, Any]) -> None:
-    """Raises an `InputError` if runs of a row were begun with other overrides, of which their own
-    files alone know any more."""
+    """Refuses a row whose runs were begun with other overrides, as only their own files know."""
     for file in (config.folder / name).glob(f"*/{TRIAL}"):
-        spec = read_spec(file, config.folder) if has_begun(config.folder / name) else None
+        spec = records.read_spec(file, config.folder) if has_begun(config.folder / name) else None
         if spec and (words := list(differences(spec.overrides, json.loads(json.dumps(overrides))))):
             raise InputError(
                 f"{config.file}: {file.parent} was begun with other settings ({'; '.join(words)}): "
@@ -259,6 +240,6 @@ def _refuse_others(config: SweepConfig, name: str, overrides: dict[str, Any]) ->
 
 def has_begun(folder: Path) -> bool:
     """Whether a row has something to lose: a result, a checkpoint, or a run that is cared for."""
-    patterns = (f"*/{RESULT}", "*/checkpoints/step-*")
+    patterns = (f"*/{records.RESULT}", "*/checkpoints/step-*")
     locks = (file for name in (LOCK, LOG) for file in folder.glob(f"seed-*/{name}"))
     return any(any(folder.glob(pattern)) for pattern in patterns) or any(map(is_locked, locks))

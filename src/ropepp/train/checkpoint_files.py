@@ -13,9 +13,8 @@ Content = dict[str, Any]
 
 
 class CheckpointFiles(CheckpointIO):
-    """Writes beside the target and onto the disk, reads without executing anything; damage is
-    found. With ``fall_back`` an older checkpoint of the same folder serves where one is damaged;
-    ``restoring`` is the one whose content is being put in place, if one is."""
+    """Writes beside the target and onto the disk, executes nothing that it reads, finds damage.
+    With ``fall_back`` an older checkpoint serves then; ``restoring`` is being put in place."""
 
     def __init__(self, fall_back: bool = False) -> None:
         self.fall_back = fall_back

@@ -1,12 +1,10 @@
 """``ropepp estimate``: what a training run will need, before it starts and on any machine.
 
 What lasts follows from shapes. What autograd keeps of a micro-batch is no formula: a block runs
-once on tensors without memory (`FakeTensorMode`), in the run's shapes and dtypes, and what it saves
-for the backward pass is counted.
+once on tensors without memory (`FakeTensorMode`), as in the run, and what it saves is counted.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,8 @@ from ropepp.data.loading.loader import Rows, TrainLoader
 from ropepp.errors import InputError, at_least
 from ropepp.model.attention import RMSNorm
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
-from ropepp.model.kernels import BACKENDS, attention
+from ropepp.model.kernels import BACKENDS
 from ropepp.model.loss import cached_rows, chunk_rows
-from ropepp.model.scope import AttentionScope
 from ropepp.model.sequence import check_length
 from ropepp.model.transformer import Block, Transformer
 from ropepp.runs.machine import PEAK_TFLOPS
@@ -33,7 +30,7 @@ from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.lightning_cli import RopeppCLI
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import Muon, OptimizerSpec
-from ropepp.train.strategy import check_sizes
+from ropepp.train.strategy import FSDP2Strategy, check_sizes
 
 PEAK = PEAK_TFLOPS["H100"]
 
@@ -61,13 +58,11 @@ class Processes:
     shards: int = 1
     context: int = 1
     reshards: bool = True  # whether fsdp2 frees a block's parameters after its forward pass
-    reduces: bool = False  # whether it reduces gradients after every micro-batch
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run as configured and checked, with nothing allocated; ``rows`` is None where the corpus is
-    not there yet."""
+    """A run as configured and checked, nothing allocated; without the corpus ``rows`` is None."""
 
     module: LanguageModel
     data: RowsDataModule
@@ -115,12 +110,13 @@ class EstimateCLI(RopeppCLI):
 
 
 def plan_run(args: list[str], devices: int | None = None, nodes: int | None = None) -> PlannedRun:
-    """Parses and checks the configuration of the run ``ropepp fit ARGS``, with ``devices`` a node
-    and ``nodes`` instead of the trainer's. An `InputError` or `ArgumentError` if ``fit`` would
-    refuse it, or the number of devices is missing."""
+    """Parses and checks the run ``ropepp fit ARGS``, with ``devices`` a node and ``nodes`` instead
+    of the trainer's. An `InputError` or `ArgumentError` if ``fit`` would refuse it."""
     cli = EstimateCLI(["fit", *args])
     trainer, data = cli.options.trainer, cli.datamodule
-    devices = _count_devices(trainer.devices) if devices is None else devices
+    if devices is None and not str(trainer.devices).isdigit():
+        raise InputError(f"trainer.devices is {trainer.devices!r}, no number: give --devices")
+    devices = int(trainer.devices) if devices is None else devices
     nodes = trainer.num_nodes if nodes is None else nodes
     at_least(1, devices=devices, nodes=nodes)
     processes = _read_strategy(trainer.strategy, devices * nodes)
@@ -139,14 +135,6 @@ def plan_run(args: list[str], devices: int | None = None, nodes: int | None = No
     return PlannedRun(*plan, dtype, on_gpu, rows)
 
 
-def _count_devices(value: int | str | list[int]) -> int:
-    """Processes a node by ``trainer.devices``: a number, a list, or either as text."""
-    numbers = re.findall(r"-?\w+", str(value))
-    if not numbers or not all(number.isdigit() for number in numbers):
-        raise InputError(f"trainer.devices is {value!r}, which is no number: give --devices")
-    return len(numbers) if isinstance(value, list) or "," in str(value) else int(numbers[0])
-
-
 def _read_strategy(value: Any, total: int) -> Processes:
     """What ``trainer.strategy``, a name or a class with its arguments, makes of the processes."""
     name, settings = (value, {}) if isinstance(value, str) else (value.class_path, value.init_args)
@@ -157,28 +145,19 @@ def _read_strategy(value: Any, total: int) -> Processes:
         return Processes("ddp", total)
     if name not in ("fsdp2", "FSDP2Strategy"):
         raise InputError(f"trainer.strategy is {name!r}; estimate knows auto, ddp and fsdp2")
-    shards, context = settings.get("shard_size"), settings.get("context_parallel_size", 1)
-    shards = total if shards is None else shards
+    strategy = FSDP2Strategy(**settings)
+    shards, context = strategy.shard_size or total, strategy.context_parallel_size
     check_sizes(total, shards, context)
-    reshards = settings.get("reshard_after_forward", True)
-    reduces = settings.get("reduce_every_micro_batch", False)
-    return Processes("fsdp2", total, shards, context, reshards, reduces)
+    return Processes("fsdp2", total, shards, context, strategy.reshard_after_forward)
 
 
 def estimate(plan: PlannedRun, mfu: float = 0.4, peak_tflops: float = PEAK) -> Estimate:
-    """What a run needs.
+    """What a run needs where training reaches the share ``mfu`` of a device's ``peak_tflops``, in
+    model FLOPs: recomputed ones do not count. An `InputError` names what is out of range.
 
-    Args:
-        mfu: Share of the peak that training reaches, in model FLOPs: recomputed ones do not count.
-        peak_tflops: Peak of one device in TFLOP/s; an `InputError` names what is out of range.
-
-    Returns:
-        ``model``: sizes, and FLOPs of full rows without document boundaries, an upper bound;
-        ``memory``: bytes on one device, of whose ``loss`` and ``recomputed`` (one block's
-        activations under activation checkpointing), which do not meet, ``total`` has the larger;
-        ``run``: steps, tokens, and hours of training alone;
-        ``checkpoints``: weights and optimizer state; while one is written there is one more;
-        ``data``: what is read; ``epochs`` is None where the corpus is not there yet.
+    ``memory`` is bytes on one device, of whose ``loss`` and ``recomputed`` (a block's activations),
+    which do not meet, ``total`` has the larger. While a checkpoint is written there is one more.
+    ``epochs`` is None where the corpus is not there yet. See `REMARKS`.
     """
     if not 0 < mfu <= 1 or not 0 < peak_tflops < math.inf:
         raise InputError(f"mfu is {mfu} of {peak_tflops} TFLOP/s; allowed: 0 to 1 of more than 0")
@@ -267,48 +246,28 @@ def _gathered(plan: PlannedRun) -> int:
     block, outside = _parameters(network)
     tied, matrix = network.config.tied_embeddings, network.embed_tokens.weight.numel()
     blocks = (2 if processes.reshards else len(network.blocks())) * size * block
-    adds_up = plan.accumulation > 1 and not processes.reduces
-    gradients = num_parameters(network) if adds_up else block + matrix
+    gradients = num_parameters(network) if plan.accumulation > 1 else block + matrix
     return blocks + (4 * outside if tied else size * matrix) + 4 * gradients
 
 
 def _loss_bytes(plan: PlannedRun, tokens: int) -> int:
     """Logits of a chunk; on a CPU some of them in float32 or their gradient's product with hidden
-    states in bfloat16; the gradients of hidden states and output layer; the layer cast. Naive: all
-    logits, three times."""
+    states in bfloat16; the gradients of hidden states and output layer; the layer cast."""
     network = plan.module.network
     V, M, size = network.config.vocab_size, network.config.hidden_size, plan.dtype.itemsize
     gathered = plan.processes.strategy == "fsdp2" and not network.config.tied_embeddings
     low = size * V * M if size < 4 else 0
     cast_layer = 0 if gathered else low
-    if network.loss_backend == "naive":
-        return 12 * tokens * V + cast_layer
     rows = chunk_rows(tokens, V, size, plan.on_gpu)
     extra = 0 if plan.on_gpu else max(4 * V * min(rows, cached_rows(V)), low)
     return size * rows * V + extra + size * tokens * M + 4 * V * M + cast_layer
-
-
-class GatheredScope(AttentionScope):
-    """What attention keeps where ``size`` processes share rows: everybody's keys and values. Every
-    query sees every key here; causality changes no size in fused kernels."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def attend(
-        self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, cache: Any = None, **options: Any
-    ) -> Tensor:
-        k, v = (x.repeat(1, self.size, 1, 1) for x in (k_BTKD, v_BTKD))
-        outs = [attention(part, k, v, causal=False, **options) for part in q_BTHD.chunk(2, dim=1)]
-        return torch.cat(outs, dim=1)
 
 
 def trace_activations(plan: PlannedRun) -> tuple[int, int]:
     """Bytes kept of a micro-batch for the backward pass, in one block and elsewhere but for the
     loss. Rows are one document; attention document by document keeps its output once more."""
     network, context = plan.module.network, plan.processes.context
-    config, dtype = network.config, plan.dtype
+    config, layout, dtype = network.config, network.layout, plan.dtype
     with FakeTensorMode():
         ids = torch.zeros(plan.data.micro_batch_size, plan.data.sequence_length // context).long()
         x = torch.zeros(*ids.shape, config.hidden_size, dtype=dtype, requires_grad=True)
@@ -320,18 +279,20 @@ def trace_activations(plan: PlannedRun) -> tuple[int, int]:
         backend = network.blocks()[0].self_attn.backend
         fused = backend in BACKENDS and backend != "reference"  # these keep what sdpa keeps
         block.self_attn.backend = "sdpa" if fused else backend
-        scope = AttentionScope() if context == 1 else GatheredScope(context)
-        in_block = kept(lambda: block(x, table, scope), block.parameters())
+        in_block = kept(lambda: block(x, table), block.parameters())
         shared = sum(in_block.pop(id(part.untyped_storage()), 0) for part in table)
         embed = nn.Embedding(config.vocab_size, config.hidden_size)
         norm = RMSNorm(config.hidden_size, config.norm_eps)
         at_ends = kept(lambda: norm(embed(ids).to(dtype)), [embed.weight, norm.weight])
-        return sum(in_block.values()), shared + sum(at_ends.values())
+    heads = 0
+    if context > 1:  # all processes' keys and values, and the outputs of two pieces as one
+        heads = 2 * (context - 1) * layout.num_kv_heads + layout.num_heads
+    gathered = ids.numel() * heads * config.head_dim * dtype.itemsize
+    return sum(in_block.values()) + gathered, shared + sum(at_ends.values())
 
 
 def kept(function: Callable[[], Tensor], parameters: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of the distinct storages by their ids that autograd saves while ``function`` runs,
-    without those of ``parameters``."""
+    """Bytes of the storages, by their ids, that ``function`` saves besides ``parameters``."""
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -40,17 +40,13 @@ class Evaluation:
         return {"loss": loss, "perplexity": loss.exp(), "accuracy": (hits / counts).float()}
 
     def by_position(self) -> dict[str, list[float]]:
-        """Mean loss of the tokens that have about as much context: ``position`` (mean of the bin's
-        tokens), ``loss`` in nats and ``count`` of each bin that has tokens.
-
-        A position counts the tokens before it in its document and row. Positions are put together
-        in bins that grow with them, four an octave."""
+        """Mean loss of tokens with about as much context before them in document and row, in bins,
+        four an octave: ``position`` (mean of the bin's tokens), ``loss`` in nats and ``count`` of
+        each bin that has tokens."""
         sums, counts, _ = (part.cpu().double() for part in self._totals())
         position = torch.arange(len(sums), dtype=torch.float64)
         bin_of = context_bins(len(sums))
-        places, losses, total = (
-            bin_of.bincount(values) for values in (position * counts, sums, counts)
-        )
+        places, losses, total = map(bin_of.bincount, (position * counts, sums, counts))
         filled = total > 0
         found = {"position": places / total, "loss": losses / total, "count": total}
         return {key: values[filled].tolist() for key, values in found.items()}
@@ -63,11 +59,10 @@ class Evaluation:
 
 
 def on_the_way(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch that is still on the host, ready for ``device``: with its documents found, and for a
-    GPU in memory from which it is copied while the host goes on."""
+    """A batch on the host, ready for ``device``: documents found, and pinned for a GPU."""
     ids = batch.get("document_ids")
     if isinstance(ids, Tensor):
-        batch = {**batch, "document_ids": Documents.from_ids(ids)}
+        batch = {**batch, "document_ids": Documents.from_ids(ids) or ids}
     if device.type != "cuda":
         return batch
     kinds = (Tensor, Documents)

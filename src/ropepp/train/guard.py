@@ -21,8 +21,7 @@ class StepGuard(Callback):
     Args:
         spike_factor: Also skip where the norm before clipping is more than this many times the
             median of the last 100 accepted ones; off unless given.
-        stop_after: Skipped steps in a row after which the run saves a checkpoint and ends with an
-            error.
+        stop_after: Skipped steps in a row after which the run saves and ends with an error.
     """
 
     def __init__(self, spike_factor: float | None = None, stop_after: int = 20) -> None:
@@ -40,7 +39,11 @@ class StepGuard(Callback):
 
     def accepts(self, norm: float) -> bool:
         """Whether to make a step whose gradient has this norm."""
-        if math.isfinite(norm) and not self._is_spike(norm):
+        limit = math.inf
+        # The norms of a run's first steps say little about later ones.
+        if self.spike_factor is not None and len(self._norms) >= HISTORY // 5:
+            limit = self.spike_factor * statistics.median(self._norms)
+        if math.isfinite(norm) and norm <= limit:
             self._norms.append(norm)
             self.in_a_row = 0
             return True
@@ -65,9 +68,3 @@ class StepGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
         self._norms = deque(state_dict["norms"], maxlen=HISTORY)
-
-    def _is_spike(self, norm: float) -> bool:
-        # The norms of a run's first steps say little about later ones.
-        if self.spike_factor is None or len(self._norms) < HISTORY // 5:
-            return False
-        return norm > self.spike_factor * statistics.median(self._norms)

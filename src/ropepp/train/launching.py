@@ -12,8 +12,7 @@ from ropepp.runs.process import STOP_SIGNALS
 
 
 def default_run_name() -> str:
-    """The job's id under a scheduler, the same in all its processes; otherwise the time of the
-    start."""
+    """A scheduler's id of the job, the same in all processes; otherwise the time of the start."""
     for variable in ("ROPEPP_RUN", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
         if os.environ.get(variable, "none") != "none":
             return os.environ[variable]
@@ -39,8 +38,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def own_process() -> Iterator[None]:
-    """What a run changes in its process is as before after this block: handlers of signals, and the
-    name that the processes inherit which it starts."""
+    """Handlers of signals, and the run's name in the environment, are as before afterwards."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     named = "ROPEPP_RUN" in os.environ
     if handlers[signal.SIGUSR1] is signal.SIG_DFL:  # which would kill where nothing is trained

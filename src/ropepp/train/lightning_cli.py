@@ -1,5 +1,4 @@
-"""``ropepp fit | validate | test | predict``: Lightning's command line with this project's run
-directories."""
+"""``ropepp fit | validate | test | predict``: Lightning's command line, in run directories."""
 
 import logging
 import os
@@ -26,17 +25,11 @@ from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
 from ropepp.runs.records import DIVERGED, METRICS, RESULT, read_result
 from ropepp.runs.settings import check_references, names_file, read_settings
 from ropepp.runs.survival import lasting_output
+from ropepp.train.callbacks import run_files
 from ropepp.train.callbacks.checkpoint import StepCheckpoint
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.profile import StepProfile
 from ropepp.train.callbacks.progress import StepProgress
-from ropepp.train.callbacks.run_files import (
-    PredictionWriter,
-    RunFiles,
-    describe_run,
-    infinite,
-    strict,
-)
 from ropepp.train.callbacks.suite import SuiteEvaluation
 from ropepp.train.checkpoint_files import CheckpointFiles
 from ropepp.train.guard import StepGuard
@@ -83,22 +76,19 @@ def run_options(
     Args:
         seed_everything: Seed of initial weights, order of rows and everything else that is random.
         experiment: Folder of related runs.
-        run: Name of this run, by default one with the time of its start; its folder is
-            LOGS/EXPERIMENT/RUN.
+        run: Name of this run, in LOGS/EXPERIMENT/RUN; one with the time unless given.
         logs: Folder of all experiments.
         resume: auto: go on from the run's newest complete checkpoint if it has one, else begin
             (from ckpt_path or init_from, if given); the same command serves every attempt.
         init_from: Weights to begin with: a checkpoint, sharded or one file, a folder in the
             published format, or hub:NAME[@REVISION]. Steps, schedule and data begin anew.
         init_optimizer: Whether to begin with the optimizer's moments of init_from too.
-        fresh_optimizer: Whether the optimizer begins anew where a run begins from ckpt_path, whose
-            step, data and weights go on.
+        fresh_optimizer: Whether the optimizer begins anew where all else goes on from ckpt_path.
     """
 
 
 class RopeppCLI(LightningCLI):
-    """Composes model, data and trainer from YAML files and flags, and gives every run a
-    directory."""
+    """Composes model, data and trainer from YAML files and flags; every run has a directory."""
 
     def __init__(self, args: list[str]) -> None:
         prepare_parsing()
@@ -152,8 +142,7 @@ class RopeppCLI(LightningCLI):
             raise InputError(f"seed_everything is {seed}; allowed are 0 to 2**32 - 1")
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the configuration alone: Lightning would let the checkpoint's hyperparameters win
-        silently."""
+        """Nothing: Lightning would let the checkpoint's hyperparameters win silently."""
 
     @property
     def options(self) -> Any:
@@ -193,13 +182,18 @@ class RopeppCLI(LightningCLI):
             raise InputError("init_optimizer is true, but there is no init_from to take it from")
         if options.fresh_optimizer and not options.get("ckpt_path"):
             raise InputError("fresh_optimizer is true, but there is no ckpt_path to go on from")
-        ckpt_path = options.get("ckpt_path")
+        ckpt_path, result = options.get("ckpt_path"), self.directory / RESULT
         if not fitting and not ckpt_path and not options.init_from:
             warnings.warn("no ckpt_path: the weights are new ones; last is the run's newest")  # noqa: B028
         if ckpt_path:
             self._check_checkpoint(Path(ckpt_path))
-        elif fitting and not options.resume:
-            self._refuse_taken_directory()
+        elif not fitting or options.resume or is_child_process():  # the first may have begun
+            return
+        elif self.seen or result.exists():
+            raise InputError(
+                f"{self.directory} holds a run already: choose another --run, go on with it "
+                "(--resume auto) or delete it"
+            )
 
     def _check_trainer(self) -> None:
         """Refuses keys of the trainer that would have no effect, or spoil the mean of a step."""
@@ -212,9 +206,7 @@ class RopeppCLI(LightningCLI):
                 )
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not is_first_process():
-            self._run_and_wait(subcommand)
-        elif subcommand == "fit":
+        if is_first_process() and subcommand == "fit":
             with held(self.directory / ".fit.lock"):
                 if list_checkpoints(self.directory / "checkpoints") != self.seen:
                     raise InputError(f"{self.directory} was in use until now: begin again")
@@ -222,9 +214,10 @@ class RopeppCLI(LightningCLI):
                 for name in (METRICS, RESULT, "config.yaml"):
                     require_writable(self.directory / name)
                 self._run_and_wait(subcommand)
-        else:
+            return
+        if is_first_process():
             require_writable(self.directory, folder=True)
-            self._run_and_wait(subcommand)
+        self._run_and_wait(subcommand)
 
     def _run_and_wait(self, subcommand: str) -> None:
         """The others of this machine end with this process, so it waits for what they still do."""
@@ -271,25 +264,21 @@ class RopeppCLI(LightningCLI):
             self.model.fresh_optimizer = self.options.fresh_optimizer
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        checkpoint, metrics, guard, profile, suite = (
-            self._get(self.config_init, key)
-            for key in ("checkpoint", "metrics", "guard", "profile", "suite")
-        )
+        trainer = {**self._get(self.config_init, "trainer"), **kwargs}
+        # The suite comes before what measures speed and what may end the run at this step.
+        keys = ("suite", "metrics", "checkpoint", "guard", "profile")
+        callbacks = [self._get(self.config_init, key) for key in keys]
+        _, metrics, checkpoint, _, profile = callbacks
         checkpoint.directory = self.directory / "checkpoints"
         profile.directory = self.directory / "profile"
-        trainer = dict(self._get(self.config_init, "trainer"))
-        given = trainer.pop("callbacks", None) or []
-        # The suite comes before what measures speed and what may end the run at this step.
-        callbacks = [*(given if isinstance(given, list) else [given]), suite, metrics, checkpoint]
-        callbacks += [guard, profile]
-        if trainer.get("enable_progress_bar") is not False:
+        if self.subcommand == "fit" and trainer.get("enable_progress_bar") is not False:
             callbacks.append(StepProgress(metrics, self.options.run))
+            trainer["enable_progress_bar"] = False  # Lightning's, which counts micro-batches
         if self.subcommand == "predict":
-            callbacks.append(PredictionWriter(self.directory / "predictions"))
+            callbacks.append(run_files.PredictionWriter(self.directory / "predictions"))
         loggers = trainer.get("logger")
         if self.subcommand == "fit" and loggers is not False:
-            others = loggers if isinstance(loggers, list) else [loggers]
-            others = [one for one in others if one not in (None, True)]
+            others = [one for one in _listed(loggers) if one is not True]
             trainer["logger"] = [RunLogger(self.directory), *others]
         else:
             trainer["logger"] = loggers or False
@@ -297,25 +286,14 @@ class RopeppCLI(LightningCLI):
         if self.subcommand == "fit":
             text = self._parser("fit").dump(self.options, skip_unset=False, format="yaml")
             begun_from, ckpt_path = self.begun_from, self.options.ckpt_path
-            callbacks.append(RunFiles(self.directory, text, ckpt_path, begun_from))
+            callbacks.append(run_files.RunFiles(self.directory, text, ckpt_path, begun_from))
         self.metrics = metrics
-        files, plugins = CheckpointFiles(self.fall_back), trainer.get("plugins") or []
-        trainer["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), files]
-        made = self.trainer_class(**{**trainer, **kwargs, "callbacks": callbacks})
+        trainer["plugins"] = [*_listed(trainer.get("plugins")), CheckpointFiles(self.fall_back)]
+        made = self._instantiate_trainer(trainer, callbacks)
         # Lightning's own handlers exchange messages inside the handler, which deadlocks processes
         # that are at different places. Until it trains, a signal ends a run at once.
         made._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return made
-
-    def _refuse_taken_directory(self) -> None:
-        if is_child_process():  # the first one may have begun already
-            return
-        checkpoints = list_checkpoints(self.directory / "checkpoints")
-        if checkpoints or (self.directory / "result.json").exists():
-            raise InputError(
-                f"{self.directory} holds a run already: choose another --run, go on with it "
-                "(--resume auto) or delete it"
-            )
 
     def after_fit(self) -> None:
         """Validates on all rows and writes ``result.json``."""
@@ -326,7 +304,9 @@ class RopeppCLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         outcome = self._outcome()
         if self.trainer.is_global_zero:
-            result = describe_run(self.trainer, self.model, self.metrics, outcome, seconds)
+            result = run_files.describe_run(
+                self.trainer, self.model, self.metrics, outcome, seconds
+            )
             if isinstance(self.trainer.logger, RunLogger):
                 self.trainer.logger.log_by_position(self.model.loss_by_position)
             file = self.directory / RESULT
@@ -347,16 +327,21 @@ class RopeppCLI(LightningCLI):
         if self.trainer.is_global_zero:
             path = self.directory / f"{subcommand}.json"
             print_outcome(outcome)  # first: the disk may be full by now
-            write_json(path, strict({"ckpt_path": self.options.ckpt_path, **outcome}))
+            write_json(path, run_files.strict({"ckpt_path": self.options.ckpt_path, **outcome}))
             print(f"written to {path}")
         refuse_infinite(outcome)
 
     validate, test = partialmethod(_evaluate, "validate"), partialmethod(_evaluate, "test")
 
 
+def _listed(value: Any) -> list[Any]:
+    """What is given as one, a list or not at all."""
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
 def refuse_infinite(outcome: dict[str, float]) -> None:
     """Raises `Diverged` if a number that a run came to is none."""
-    if found := infinite(outcome):
+    if found := run_files.infinite(outcome):
         raise Diverged(f"{found}: the weights are useless; lower the learning rate")
 
 

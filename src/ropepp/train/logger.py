@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import warnings
-from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,9 +25,8 @@ POSITIONS = ".position"  # behind the name of an event file: one whose steps are
 
 
 class RunLogger(TensorBoardLogger):
-    """Writes every scalar to the TensorBoard events and to ``metrics.jsonl`` of a run directory. A
-    step is the number of completed optimizer steps. A run calls `cut` first, so that each step
-    stands once in both, whatever earlier attempts have left."""
+    """Writes every scalar to TensorBoard events and to ``metrics.jsonl``. A step is the number of
+    completed optimizer steps, and stands once in both: a run calls `cut` first."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory.parent, name="", version=directory.name)
@@ -68,9 +66,7 @@ class RunLogger(TensorBoardLogger):
             file.unlink()
 
     @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
-    ) -> None:
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's ``config.yaml`` is complete."""
 
     @rank_zero_only
@@ -110,8 +106,7 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_by_position(self, losses: Mapping[str, Mapping[str, list[float]]]) -> None:
-        """Loss by position of each evaluation set, to TensorBoard alone: its step is the position,
-        which is why it has a file of its own, gone when the run goes on."""
+        """Loss by position to TensorBoard, in a file of its own: its step is the position."""
         points = (
             (round(position), scalar(f"loss_by_position/validation{name}", loss))
             for name, found in losses.items()

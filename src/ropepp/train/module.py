@@ -40,10 +40,8 @@ class LanguageModel(pl.LightningModule):
         compute_dtype: Dtype of activations and matrix products. Weights, optimizer state,
             rotations, norms' statistics, softmax and loss are float32 in any case.
         compile: Whether to compile each block with torch.compile.
-        activation_checkpointing: Every n-th block keeps its input alone and computes the rest
-            again in the backward pass; 1 is all of them, 0 none.
+        activation_checkpointing: Every n-th block (0: none) is computed again in backward passes.
         backend: Attention backend, see ``ropepp.model.kernels``.
-        loss_backend: "chunked", or "naive", which has all logits in memory.
         z_loss: Coefficient of the squared log of the softmax's normaliser in the objective
             (PaLM, arXiv 2204.02311); the logged loss is the cross entropy alone.
         seed: Seed of the initial weights.
@@ -59,14 +57,12 @@ class LanguageModel(pl.LightningModule):
         compile: bool = False,  # noqa: A002
         activation_checkpointing: int = 0,
         backend: str = "auto",
-        loss_backend: Literal["chunked", "naive"] = "chunked",
         z_loss: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         at_least(0, "model.", activation_checkpointing=activation_checkpointing, z_loss=z_loss)
-        # A checkpoint holds plain values, so that it loads without unpickling classes; they come
-        # back here.
+        # A checkpoint holds plain values, so that no class is unpickled; specs come back here.
         network = ModelConfig(**network) if isinstance(network, dict) else network
         position, optimizer, schedule = (from_plain(x) for x in (position, optimizer, schedule))
         for spec in (position, optimizer, schedule):
@@ -84,7 +80,6 @@ class LanguageModel(pl.LightningModule):
             "compile": compile,
             "activation_checkpointing": activation_checkpointing,
             "backend": backend,
-            "loss_backend": loss_backend,
             "z_loss": z_loss,
             "seed": seed,
         }
@@ -93,15 +88,13 @@ class LanguageModel(pl.LightningModule):
         self.schedule = schedule
         self.compile_blocks = compile
         self.seed = seed
-        # Sizes are checked here, memory is taken in configure_model, on the device that the
-        # strategy wants.
+        # Memory is taken in configure_model, on the device that the strategy wants.
+        dtype = getattr(torch, compute_dtype)
         with torch.device("meta"):
-            self.network = Transformer(
-                network, position, compute_dtype=getattr(torch, compute_dtype)
-            )
+            self.network = Transformer(network, position, compute_dtype=dtype)
         self.network.set_backend(backend)
         self.network.set_recompute(activation_checkpointing)
-        self.network.loss_backend, self.network.z_loss = loss_backend, z_loss
+        self.network.z_loss = z_loss
         self.init_from: str | None = None  # weights to begin with, instead of drawn ones
         self.init_optimizer = False  # whether the optimizer's moments come from there too
         self.fresh_optimizer = False  # whether a checkpoint's is left aside
@@ -112,8 +105,7 @@ class LanguageModel(pl.LightningModule):
         self._evaluations: dict[str, Evaluation] = {}
 
     def configure_model(self) -> None:
-        """Compiles, shards, materialises and initialises the network; a second call changes
-        nothing."""
+        """Compiles, shards, materialises and initialises the network, once."""
         if not self.network.embed_tokens.weight.is_meta:
             return
         if self.compile_blocks:
@@ -122,16 +114,14 @@ class LanguageModel(pl.LightningModule):
             torch._dynamo.config.recompile_limit = 64
             for block in self.network.blocks():
                 block.compile(dynamic=False)
-        device = self.device
-        if self._trainer is not None:
-            strategy = self._trainer.strategy
-            device = strategy.root_device
-            if isinstance(strategy, FSDP2Strategy):
-                strategy.shard(self.network)
+        strategy = None if self._trainer is None else self._trainer.strategy
+        device = self.device if strategy is None else strategy.root_device
+        if isinstance(strategy, FSDP2Strategy):
+            strategy.shard(self.network)
         if self.compile_blocks and (reason := compile_reason(device)):
             raise InputError(f"model.compile is true, but nothing compiles here: {reason}")
-        missing = no_bfloat16(device)
-        if missing and self.network.compute_dtype == torch.bfloat16:
+        dtype = self.network.compute_dtype
+        if dtype == torch.bfloat16 and (missing := no_bfloat16(device)):
             pl.utilities.rank_zero_warn(
                 f"model.compute_dtype is bfloat16, but this {missing}; float32 may be tens of "
                 "times faster here"
@@ -183,16 +173,13 @@ class LanguageModel(pl.LightningModule):
         return on_the_way(batch, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Mean loss over the tokens of the whole optimizer step, of which this micro-batch is a
-        part. The batch says how many targets all of its micro-batches have together, of all
-        processes. Lightning divides by the number of micro-batches and the strategy averages over
+        """Its part of the mean loss over all targets of the optimizer step, whose number the batch
+        says. Lightning divides by the number of micro-batches and the strategy averages over
         processes; both are taken back here."""
         total, _ = self.network.loss(*model_inputs(batch))
         num_micro_batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return {
-            "loss": total * (num_micro_batches / max(1, batch["num_targets"])),
-            "loss_sum": total.detach(),
-        }
+        share = num_micro_batches / max(1, batch["num_targets"])
+        return {"loss": total * share, "loss_sum": total.detach()}
 
     def configure_gradient_clipping(
         self,
@@ -200,8 +187,7 @@ class LanguageModel(pl.LightningModule):
         gradient_clip_val: float | int | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by norm; keeps the norm before clipping and the step's learning rate for the
-        log."""
+        """Clips by norm; keeps the norm before it and the step's learning rate for the log."""
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # Of shards, each process has its share of the norm.
@@ -263,14 +249,12 @@ class LanguageModel(pl.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Negative log-likelihood of every target in nats, (B, T) float32; 0 where there is
-        none."""
+        """Negative log-likelihood in nats of every target, (B, T) float32; 0 without one."""
         nll, _ = self.network.evaluate(*model_inputs(batch))
         return {"input_ids": batch["input_ids"], "targets": batch["targets"], "nll": nll}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses weights of another architecture and says which settings differ; the present ones
-        win."""
+        """Refuses weights of another architecture; says which settings differ: this run's win."""
         saved, here = checkpoint.get("hyper_parameters", {}), dict(self.hparams)
         # One that was saved may lack an argument that has come since.
         made = {"network": lambda plain: ModelConfig(**plain), "position": from_plain}

@@ -67,12 +67,9 @@ class AdamW(OptimizerSpec):
 def by_step(
     model: nn.Module, named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups of parameters, one for each length of step that their modules ask for
-    (`ropepp.model.config.MatrixScale`); that of the usual one comes first, empty or not.
-
-    A module's ``step`` scales the learning rate. Weight decay, which an optimizer takes times the
-    rate, is divided by it: a shorter step does not loosen it. A step of 0 freezes the matrix.
-    """
+    """Groups of parameters by the ``step`` that their modules ask for (`MatrixScale`), the usual
+    ones first, empty or not. It scales the learning rate; weight decay, which optimizers take times
+    the rate, is divided by it: a shorter step does not loosen it. 0 freezes the matrix."""
     groups: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in named:
         module = model.get_submodule(name.rpartition(".")[0])
@@ -88,8 +85,7 @@ class Muon(OptimizerSpec):
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for the matrices of the
     blocks; AdamW, as in the spec of that name, for embeddings, output layer and norms.
 
-    Muon's steps are scaled to the size of AdamW's (arXiv 2502.16982), so that both take one
-    learning rate and one weight decay.
+    Its steps have the size of AdamW's (arXiv 2502.16982): one learning rate, one weight decay.
 
     Args:
         lr: Peak learning rate.
@@ -131,9 +127,8 @@ class Muon(OptimizerSpec):
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimizers, over different parameters, as one with one list of groups and one state. A
-    group's key ``part`` says whether ``muon`` or ``adamw`` updates it. Matrices may be shards
-    (FSDP2): the result is that of whole ones, see `step_shard`."""
+    """Two optimizers, over different parameters, as one. A group's key ``part`` says whether
+    ``muon`` or ``adamw`` updates it. Matrices may be shards (FSDP2), see `step_shard`."""
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
         self._parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
@@ -142,8 +137,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both; returns the loss of ``closure``, which is called once and computes the
-        gradients."""
+        """One step of both; returns the loss of ``closure``, which computes gradients, once."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -179,9 +173,8 @@ def step_shard(parameter: DTensor, group: dict[str, Any], state: dict[str, Any])
     its step on the whole one; changes its ``state`` in place.
 
     That optimizer itself runs on shards, but its bfloat16 sums over processes round differently,
-    and each of its matrix products communicates. Here momentum is kept in shards, the update is
-    gathered once, in bfloat16, and every process makes it orthogonal on its own and takes its
-    part."""
+    and each of its matrix products communicates. Here momentum is kept in shards; the update is
+    gathered once, in bfloat16, and made orthogonal by every process, which takes its part."""
     from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalize
 
     grad: Any = parameter.grad  # a DTensor, which torch's annotations do not say

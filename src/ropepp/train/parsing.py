@@ -1,5 +1,4 @@
-"""How the command line of fit is read: the classes that short names mean, bounds, and what is
-wrong in words."""
+"""How the command line of fit is read: classes by short names, bounds, what is wrong in words."""
 
 import re
 from typing import Any

@@ -1,5 +1,4 @@
-"""Learning-rate schedules: a multiplier of the peak rate for each optimizer step, counted from
-0."""
+"""Learning-rate schedules: a multiplier of the peak rate for each optimizer step, from 0 on."""
 
 import math
 from dataclasses import dataclass
@@ -47,8 +46,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Warm-up, then a half cosine down to ``final`` of the peak (the paper's long-context
-    stage)."""
+    """Warm-up, then a half cosine to ``final`` of the peak (the paper's long-context stage)."""
 
     final: float = 0.0
 
@@ -62,7 +60,6 @@ class WSD(Schedule):
     """Warm-up, stable, decay to 0 over the last ``decay_steps`` (arXiv 2404.06395).
 
     Args:
-        warmup_steps: Steps over which the rate rises linearly from 0.
         decay_steps: Steps at the end over which it falls to 0.
         shape: Shape of the fall.
     """

@@ -7,7 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,12 +19,8 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import register_fsdp_forward_method as register_forward
 
 from ropepp.errors import InputError, at_least
 from ropepp.files import DiskError, disk_errors
@@ -38,11 +34,9 @@ from ropepp.train.weights import load_optimizer, load_optimizer_shards, load_who
 
 
 class OneMachine(LightningEnvironment):
-    """Processes that `fit` starts itself; they meet at a port that nobody is lent meanwhile.
-
-    Lightning has the system lend it a port, returns it, and listens there seconds later, when it
-    may have become the end of another program's connection. What the system lends lies above these.
-    """
+    """Processes that `fit` starts itself; they meet at a port that nobody is lent meanwhile. What
+    the system lends, above these, Lightning returns and uses seconds later, when another program's
+    connection may end there."""
 
     _chosen = False
 
@@ -63,12 +57,10 @@ class OneMachine(LightningEnvironment):
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        try:
-            listener.bind(("", port))
-        except OSError:
-            return False
-    return True
+    with socket.socket() as listener, suppress(OSError):
+        listener.bind(("", port))
+        return True
+    return False
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -79,22 +71,16 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Blocks and output layer compute with parameters gathered in the model's compute dtype; embedding
     and final norm, and an output layer that is the embedding, are gathered in float32, because
-    their gradients sum over many tokens. So does that of the output layer: it is float32 all the
-    way. Gradients are reduced in float32. A Trainer that evaluates needs ``inference_mode=False``,
+    their gradients sum over many tokens; the output layer's is float32 for the same reason.
+    Gradients are reduced in float32. A Trainer that evaluates needs ``inference_mode=False``,
     as the command line gives it: over NCCL, what was gathered in inference mode cannot train later.
 
     Args:
-        shard_size: Processes that share one copy of the model; all of them unless given. With the
-            number of GPUs in a node, nodes hold whole copies and exchange gradients alone (hybrid
-            sharding).
+        shard_size: Processes that share one copy of the model; all of them unless given. With a
+            node's GPUs, nodes hold whole copies and exchange gradients alone (hybrid sharding).
         context_parallel_size: Processes that share each row of tokens (contexts of 64k and more).
-        reshard_after_forward: Whether a block's parameters are freed between forward and backward;
-            saves memory, costs a second gathering.
-        reduce_every_micro_batch: Whether gradients are exchanged after each micro-batch instead of
-            once an optimizer step. Meanwhile each process adds up whole ones, 4 bytes a parameter
-            (6 GB for 1.5 billion); what is saved is all but one of the exchanges.
-        asynchronous_save: Whether training goes on while a checkpoint is written from a copy in
-            host memory.
+        reshard_after_forward: Whether blocks are gathered again for the backward pass: less memory.
+        asynchronous_save: Whether training goes on while a copy in host memory is written.
         timeout_minutes: How long a process waits for the others before it gives up.
     """
 
@@ -105,7 +91,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         shard_size: int | None = None,
         context_parallel_size: int = 1,
         reshard_after_forward: bool = True,
-        reduce_every_micro_batch: bool = False,
         asynchronous_save: bool = False,
         timeout_minutes: float = 30.0,
     ) -> None:
@@ -115,7 +100,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.shard_size = shard_size
         self.context_parallel_size = context_parallel_size
         self.reshard_after_forward = reshard_after_forward
-        self.reduce_every_micro_batch = reduce_every_micro_batch
         self.asynchronous_save = asynchronous_save
         self.pending_save: Future[Any] | None = None
         self._sequence: SequenceGroup | None = None
@@ -164,11 +148,11 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Of a micro-batch that is not an optimizer step's last: lets its gradients add up in this
-        process, unless they are to be reduced every time."""
+        """Of a micro-batch that is not an optimizer step's last: lets its gradients add up whole in
+        this process, 4 bytes a parameter, for one exchange a step."""
         assert self.lightning_module is not None
         network = cast(FSDPModule, self.lightning_module.network)
-        network.set_requires_gradient_sync(self.reduce_every_micro_batch)
+        network.set_requires_gradient_sync(False)
         try:
             yield
         finally:
@@ -178,8 +162,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
         """Writes a directory: each process its shards, the first one everything else and, when all
-        shards are there, ``.metadata``. With ``asynchronous_save`` they may be still on their way
-        on return; see `pending_save`."""
+        shards are there, ``.metadata``; with ``asynchronous_save`` while training goes on."""
         self.wait_for_save()
         path = Path(self.broadcast(filepath))
         state = {"state_dict": checkpoint.pop("state_dict")}
@@ -209,8 +192,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Restores model and optimizer from shards of any number of processes, or from one file;
-        returns everything else."""
+        """Restores model and optimizer from shards or from one file; returns everything else."""
         path, files = Path(self.broadcast(checkpoint_path)), self.checkpoint_io
         if isinstance(files, CheckpointFiles):
             return files.load(path, self._load)
@@ -227,16 +209,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         load_whole(own, path, content)
         content.pop("state_dict", None)
         states = content.pop("optimizer_states", [])
-        for index, optimizer in enumerate(self.optimizers):
+        for optimizer in self.optimizers[:1]:  # there is one at most
             if path.is_dir():
-                load_optimizer_shards(module, optimizer, path, index)
-            elif index < len(states):
-                load_optimizer(module, optimizer, states[index], path)
+                load_optimizer_shards(module, optimizer, path)
+            elif states:
+                load_optimizer(module, optimizer, states[0], path)
         return content
 
     def wait_for_save(self) -> None:
-        """Returns when nothing is being written any more, and what was is on the disk; raises what
-        went wrong with it."""
+        """Returns when all that was written is on the disk; raises what went wrong with it."""
         pending, self.pending_save = self.pending_save, None
         path, self._saving = self._saving, None
         if path is None:
@@ -256,7 +237,7 @@ def check_sizes(world: int, shard_size: int, context_parallel_size: int) -> None
     """Raises an `InputError` if ``world`` processes cannot be grouped like this."""
     sizes = {"shard_size": shard_size, "context_parallel_size": context_parallel_size}
     for name, size in sizes.items():
-        if size < 1 or world % size:
+        if world % size:
             raise InputError(
                 f"trainer.strategy.{name} is {size}; it must divide the number of processes, "
                 f"{world}"
@@ -265,8 +246,7 @@ def check_sizes(world: int, shard_size: int, context_parallel_size: int) -> None
 
 def shard(network: Transformer, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
     """Shards each block and the rest of ``network`` in place, also on the meta device, over a mesh
-    of one dimension, or (copies, shards of a copy); gathered blocks have its ``compute_dtype``. See
-    `FSDP2Strategy`."""
+    of one dimension, or (copies, shards of a copy), as `FSDP2Strategy` says."""
     # cos and sin, given to the blocks, stay float32.
     wide = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = replace(wide, param_dtype=network.compute_dtype)
@@ -274,8 +254,7 @@ def shard(network: Transformer, mesh: DeviceMesh, reshard_after_forward: bool = 
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     head, embedding = network.lm_head, network.embed_tokens
     if not network.config.tied_embeddings:  # what is shared cannot be in two groups
-        # The backward pass of the output layer follows at once; that of the embedding needs none
-        # of its weights.
+        # The output layer's backward pass follows at once; the embedding's needs no weights.
         fully_shard(head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         head.gradient_dtype = torch.float32
         fully_shard(embedding, mesh=mesh, mp_policy=wide, reshard_after_forward=True)
@@ -283,7 +262,7 @@ def shard(network: Transformer, mesh: DeviceMesh, reshard_after_forward: bool = 
     fully_shard(network, mesh=mesh, mp_policy=wide)
     for module in (network, head):
         for method in ("loss", "evaluate"):
-            register_fsdp_forward_method(module, method)
+            register_forward(module, method)
 
 
 def _leave() -> None:

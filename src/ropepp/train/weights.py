@@ -5,10 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as dcp
 
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
@@ -29,21 +26,18 @@ def load_weights(
 ) -> None:
     """Copies weights into ``network``, sharded or not, from a checkpoint of one file or sharded,
     whose ``content`` may have been read already, or from a folder in the published format. The
-    position may differ from the saved one's (another theta, another scaling, more attention heads)
-    as long as all else has the same shapes; an `InputError` names what is damaged, missing, left
-    over or of another shape.
-
-    Of a model with fewer attention heads, the heads that are new get columns of zeros in the output
-    projection: the function stays, see `ropepp.model.heads.HeadLayout.places_of`."""
+    position may differ (another theta, another scaling, more attention heads) as long as all else
+    has the same shapes; an `InputError` names what is damaged or does not fit. Heads that are new
+    get columns of zeros in the output projection, so that the function stays."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"init_from is {path}, which does not exist")
     own = network.state_dict()
     layout, narrow = network.layout, {}
-    saved = load_pretrained(path) if (path / "config.json").is_file() else None
-    if saved is None and content is None:
-        content = read_checkpoint(path, "state_dict")
-    places = added_heads(network, path, saved or content)
+    saved: Any = load_pretrained(path) if (path / "config.json").is_file() else content
+    if saved is None:
+        saved = read_checkpoint(path, "state_dict")
+    places = added_heads(network, path, saved)
     if places is not None:
         columns = len(places) * network.config.head_dim
         narrow = {
@@ -51,7 +45,7 @@ def load_weights(
             for name, tensor in own.items()
             if name.endswith(MIXER)
         }
-    load_whole(own | narrow, path, saved or content)
+    load_whole(own | narrow, path, saved)
     for name, tensor in narrow.items():
         wide = tensor.new_zeros(len(tensor), layout.num_heads, network.config.head_dim)
         wide[:, places] = tensor.unflatten(1, (len(places or ()), -1))
@@ -60,8 +54,7 @@ def load_weights(
 
 def added_heads(network: Transformer, path: Path, saved: Any) -> list[int] | None:
     """Where in ``network`` the attention heads of a saved model of the same sizes are; None if it
-    has as many, or is of other sizes, which others refuse in words. ``saved`` is the model, or what
-    a checkpoint holds."""
+    has as many, or other sizes. ``saved`` is the model, or what a checkpoint holds."""
     if isinstance(saved, Transformer):
         config, spec = saved.config, saved.position
     else:
@@ -80,8 +73,8 @@ def added_heads(network: Transformer, path: Path, saved: Any) -> list[int] | Non
 
 @torch.no_grad()
 def load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
-    """Copies all tensors of a saved model, or of a checkpoint whose content was read, into those of
-    the same names and shapes, sharded or not; refuses others."""
+    """Copies the tensors of a saved model, or of a checkpoint's content, into those of the same
+    names and shapes, sharded or not; refuses others."""
     if isinstance(saved, Transformer):
         prefix, found = "", saved.state_dict()
         check_shapes(own, {name: tuple(x.shape) for name, x in found.items()}, path)
@@ -98,9 +91,8 @@ def load_whole(own: dict[str, Tensor], path: Path, saved: Any) -> None:
 def load_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, state: Any, path: Path | str
 ) -> None:
-    """Restores an optimizer over parameters of ``module``, sharded or not, from what ``state_dict``
-    of such an optimizer over whole parameters has returned; ``path`` is where that is from. An
-    `InputError` if it is no such state."""
+    """Restores an optimizer over parameters of ``module``, sharded or not, from the state dict of
+    one over whole parameters, which is from ``path``; an `InputError` if it is none."""
     check_optimizer(module, optimizer, state, path)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sharded = {
@@ -117,8 +109,7 @@ def load_optimizer(
 def check_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, state: Any, path: Path | str
 ) -> None:
-    """Refuses a state that the optimizer could not use, by an `InputError` that names the tensor:
-    fused ones write where they were told to."""
+    """Refuses what the optimizer cannot use and names the tensor: fused ones write blindly."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     with understanding(f"{path}: its optimizer's state does not fit this one"):
         sizes = [
@@ -144,9 +135,8 @@ def check_optimizer(
 
 
 def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restores an optimizer, sharded or not, over parameters of ``module`` named as in the
-    checkpoint ``path``, sharded or one file; its settings become the saved ones. An `InputError` if
-    there is no optimizer's state, or that of another kind."""
+    """Restores an optimizer, sharded or not, with the settings of the checkpoint ``path``, sharded
+    or one file. An `InputError` if that has no optimizer's state, or one of another kind."""
     if path.is_dir() and not (path / METADATA).exists():
         raise InputError(f"{path} has weights alone, no optimizer's state")
     if path.is_dir():
@@ -165,8 +155,7 @@ def load_optimizer_from(module: nn.Module, optimizer: torch.optim.Optimizer, pat
 def _without_mixers(
     network: Transformer, optimizer: torch.optim.Optimizer, content: dict[str, Any]
 ) -> dict[str, Any]:
-    """A checkpoint's optimizer state by the numbers of ``optimizer``, without the output
-    projections', which have become wider: theirs begins anew."""
+    """A checkpoint's state by the numbers of ``optimizer``, without the widened projections'."""
     settings = content["hyper_parameters"]
     with torch.device("meta"):
         source = Transformer(ModelConfig(**settings["network"]), from_plain(settings["position"]))
@@ -184,12 +173,10 @@ def _names(network: Transformer, optimizer: torch.optim.Optimizer) -> list[str]:
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
-def load_optimizer_shards(
-    module: nn.Module, optimizer: torch.optim.Optimizer, path: Path, index: int = 0
-) -> None:
+def load_optimizer_shards(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Restores an optimizer, over sharded parameters or not, from a sharded checkpoint."""
-    key = f"optimizer_{index}"
+    key = "optimizer_0"
     with understanding(f"{path}: its optimizer's state does not fit this one"):
-        states = {key: get_optimizer_state_dict(module, optimizer)}
+        states = {key: dcp.get_optimizer_state_dict(module, optimizer)}
         load_shards(states, path)
-        set_optimizer_state_dict(module, optimizer, states[key])
+        dcp.set_optimizer_state_dict(module, optimizer, states[key])

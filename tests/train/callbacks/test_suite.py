@@ -12,7 +12,6 @@ from helpers.fit_runs import arguments, curve, finish, fit, start
 from ropepp.cli import main
 from ropepp.data.packing.concat import Concat
 from ropepp.data.tokens.corpus import Corpus
-from ropepp.eval.analyze.recall import recall_accuracy
 from ropepp.interop.saved import open_model
 
 STEPS = 10
@@ -60,28 +59,6 @@ def test_text(corpus: Path, tmp_path: Path) -> None:
             assert values[f"suite/perplexity_{length}"] == pytest.approx(np.exp(loss), rel=1e-5)
 
 
-RECALL: dict[str, Any] = {
-    "data": "RecallDataModule",
-    "data__vocab_size": 64,
-    "data__pairs": 2,
-    "data__corpus": None,
-    "data__lengths": "[1]",
-    "data__validate_every_n_steps": 0,
-}
-
-
-def test_recall(tmp_path: Path) -> None:
-    settings = suite(recall_pairs=[2, 3])
-    run = fit(tmp_path, tmp_path, "recall", **settings, **RECALL)
-    found, _ = split(run)
-    model = open_model(run / "checkpoints" / "step-0000010.ckpt").model
-    cells = recall_accuracy(model, [2, 3], [16, 64], rows=5, vocab_size=RECALL["data__vocab_size"])
-    assert found[10] == {
-        f"suite/recall_{cell.pairs}_pairs/accuracy_{cell.distance_low}": cell.accuracy
-        for cell in cells
-    }
-
-
 @pytest.mark.slow
 def test_sharded_over_two_processes(corpus: Path, tmp_path: Path) -> None:
     """5 rows on two processes: one of them has padding, and none waits for the other."""
@@ -100,22 +77,12 @@ def test_sharded_over_two_processes(corpus: Path, tmp_path: Path) -> None:
     assert len(others) == len(others_of_two)
 
 
-@pytest.mark.slow
-def test_recall_on_two_processes(tmp_path: Path) -> None:
-    settings = {**suite(recall_pairs=[2]), **RECALL, "trainer__strategy": "fsdp2"}
-    for n in (1, 2):
-        finish(start(tmp_path, tmp_path, f"by-{n}", trainer__devices=n, **settings))
-    one, two = (split(tmp_path / "default" / f"by-{n}")[0] for n in (1, 2))
-    assert one == two
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"every_n_steps": -1}, "suite.every_n_steps is -1"),
         ({"lengths": []}, "suite.lengths is []"),
-        ({}, "suite.corpus and suite.recall_pairs are empty"),
-        ({"recall_pairs": [2]}, "suite.recall_pairs is [2]; recall is for models"),
+        ({}, "suite.corpus is missing"),
         ({"corpus": "nowhere"}, "nowhere"),
     ],
 )

@@ -2,8 +2,7 @@
 
 Shapes: B batch, T queries, S keys, H attention heads, K kv heads, G = H / K, D head size. Heads are
 contiguous per kv head: attention head h uses kv head ``h // G``, so real and imaginary heads of one
-projection share keys and values in a single call, and no backend but the reference repeats them in
-memory.
+projection share keys and values in a single call; the reference alone repeats them in memory.
 
 `operator` has the function, `registry` chooses a backend, `backend` says what one is and is asked
 for; `definition` is the plain formula that every backend is tested against, the other files are the

@@ -1,5 +1,4 @@
-"""What is asked of attention, what a backend is, and the reasons that several have to refuse a
-request."""
+"""What is asked of attention, what a backend is, and the reasons that several have to refuse."""
 
 import functools
 import importlib
@@ -50,34 +49,23 @@ class Request:
         return q, k, v, rows * T, rows * S, T, S
 
 
-# Output (B, T, H, D), contiguous, and the logarithms of the softmax's sums, B * T * H of them in an
-# order that the backend alone knows: what a backward pass needs to find the weights again. None
-# where none may follow.
+# Output (B, T, H, D), contiguous, and B * T * H logarithms of the softmax's sums, in an order that
+# the backend alone knows: a backward pass finds the weights by them. None where none may follow.
 Result = tuple[Tensor, Tensor | None]
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute attention.
-
-    Args:
-        refuse: Says in words why this backend cannot serve a request here, or None if it can. The
-            reasons below are asked in turn: a package is imported only where it could serve.
-        forward: The `Result` for a request that is not refused.
-        backward: Gradients of queries, keys and values from the request, the gradient of its
-            output, and what `forward` returned. Unless given, torch's autograd goes through
-            `forward`, and a compiled block is split around it.
-    """
+    """A way to compute attention. ``refuse`` says in words why it cannot serve a request here, None
+    if it can; ``forward`` gives the `Result`, and ``backward`` the gradients of queries, keys and
+    values from the request, the gradient of its output, and what `forward` returned. Without one,
+    torch's autograd goes through `forward`, and a compiled block is split around it."""
 
     name: str
     refuse: Callable[[Request], str | None]
     forward: Callable[[Request], Result]
     backward: Callable[[Request, Tensor, Tensor, Tensor], Gradients] | None = None
-
-
-def never(request: Request) -> str | None:
-    return None
 
 
 def half_on_cuda(request: Request, slopes: bool = False) -> str | None:
@@ -109,9 +97,8 @@ def older_than(request: Request, major: int, name: str) -> str | None:
 
 @functools.cache
 def load(module: str, package: str, extra: str, function: str) -> Any:
-    """A module of an optional ``package``, which an ``extra`` of this project installs, or a string
-    that says why there is none. It must have the ``function``: packages may share their first
-    name."""
+    """A module of an optional ``package`` from an ``extra``, or a string that says why there is
+    none. It must have the ``function``: packages may share their first name."""
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError:

@@ -1,5 +1,4 @@
-"""Kernels for rows of equal lengths, each with its backward pass: what the backends that serve
-documents run by run are made of."""
+"""Kernels for rows of equal lengths, with backward passes: parts of the backends in `fused`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +28,9 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to compute it: ``forward`` gives the output (B, T, H, D) and the logarithms of the
-    softmax's sums, B * T * H of them; ``backward`` has the same rows, the gradient of the output,
-    output and logarithms, and gives gradients of queries, keys and values. Without a ``causal``
-    one, a mask says it."""
+    """A way to compute it: ``forward`` gives the output (B, T, H, D) and B * T * H logarithms of
+    the softmax's sums; ``backward``, of rows, the output's gradient, output and logarithms, the
+    gradients of queries, keys and values. If it is not ``causal``, a mask says it."""
 
     forward: Callable[[Rows], tuple[Tensor, Tensor]]
     backward: Callable[[Rows, Tensor, Tensor, Tensor], Gradients]

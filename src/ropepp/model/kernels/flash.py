@@ -1,9 +1,6 @@
 """FlashAttention over documents of any lengths in one call: torch's own, and that of the packages
 flash-attn (2), which knows ALiBi, and flash-attn-4 for Hopper and newer. All align causality at the
-last query and the last key of a document.
-
-The packages' functions for users hide the log-sum-exp from whoever has no autograd; called here are
-those below them.
+last query and key of a document. Those for users hide the log-sum-exp: called are those below.
 """
 
 from typing import Any

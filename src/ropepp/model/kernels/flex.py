@@ -1,5 +1,4 @@
-"""FlexAttention (arXiv 2412.05496): a kernel that torch generates for a mask and a change of
-scores, here documents, causality and ALiBi."""
+"""FlexAttention (arXiv 2412.05496): torch's generated kernel, for documents, causality, ALiBi."""
 
 import functools
 import importlib.util
@@ -23,8 +22,7 @@ _SEEN: Recent[tuple[Tensor, "BlockMask"]] = Recent(4)
 
 
 def flex(request: Request) -> Result:
-    """`torch.nn.attention.flex_attention`, compiled on a GPU, with all scores in memory on a
-    CPU."""
+    """torch's flex_attention, compiled on a GPU, with all scores in memory on a CPU."""
     q, k, v = request.q, request.k, request.v
     if request.documents is not None:
         q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
@@ -55,8 +53,7 @@ def _alibi(slopes: Tensor | None, position: Tensor) -> Callable[..., Tensor] | N
 
 def _seen(request: Request) -> tuple[Tensor, "BlockMask"]:
     """Of each query the index (T,) of its own token among the keys, and the keys that it sees, by
-    blocks: of all queries together if documents are packed, else of one row; once for all
-    layers."""
+    blocks: of all queries if documents are packed, else of one row; once for all layers."""
     T, S, device = request.q.shape[1], request.k.shape[1], request.q.device
     bounds, bounds_k = (
         None if own is None else own.boundaries for own in (request.documents, request.documents_k)
@@ -108,8 +105,7 @@ def _blocks(first: Tensor, last: Tensor, S: int) -> "BlockMask":
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """For each block of queries the number of its blocks of keys (1, 1, blocks), and their indices
-    before those of all others (1, 1, blocks, blocks of keys)."""
+    """Of each block of queries the number of its blocks of keys, and these before all others."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(dim=-1).int()[None, None], order.int()[None, None]
 

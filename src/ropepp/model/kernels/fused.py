@@ -1,5 +1,4 @@
-"""torch's own fused attention of rows, on any device, and its cuDNN kernel alone: packed documents
-go by runs of equal lengths."""
+"""torch's own fused attention and its cuDNN kernel; documents go by runs of equal lengths."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ropepp.model.kernels.backend import Backend, Gradients, Request, Result, half_on_cuda, never
+from ropepp.model.kernels.backend import Backend, Gradients, Request, Result, half_on_cuda
 from ropepp.model.kernels.dense import CPU, PLAIN, Kernel, Rows
 from ropepp.model.kernels.dense import CUDNN as CUDNN_KERNEL
 from ropepp.model.kernels.flash import VARLEN
@@ -233,8 +232,7 @@ def _refuse_cudnn(request: Request) -> str | None:
 
 
 def _has_flash(request: Request) -> bool:
-    """Whether a GPU has a kernel with a backward pass for all runs at once; the plain one, for
-    slopes and float32, has all scores in memory."""
+    """Whether a GPU's kernel trains all runs at once; the plain one has all scores in memory."""
     return request.needs_grad and VARLEN.refuse(request) is None
 
 
@@ -247,7 +245,7 @@ def _sdpa_backward(request: Request, grad: Tensor, out: Tensor, log_sum: Tensor)
     return (own or backward)(request, grad, out, log_sum)
 
 
-SDPA = Backend("sdpa", never, _sdpa, _sdpa_backward)
+SDPA = Backend("sdpa", lambda request: None, _sdpa, _sdpa_backward)
 CUDNN = Backend(
     "cudnn", _refuse_cudnn, partial(forward, choice=_cudnn), partial(backward, choice=_cudnn)
 )

@@ -36,8 +36,7 @@ def attention(
 
     Args:
         q: Queries (B, T, H, D).
-        k: Keys (B, S, K, D), with S >= T; K divides H.
-        v: Values (B, S, K, D).
+        k: Keys (B, S, K, D), with S >= T; K divides H. Values ``v`` have the same shape.
         causal: Whether query i sees only the keys up to S - T + i.
         cu_seqlens: Boundaries of documents in the flattened queries, (documents + 1,) int32 from 0
             to B * T, or `Documents`, with which a GPU is not waited for; tokens see their own
@@ -86,8 +85,7 @@ def _served(
 
 
 class _Eager(torch.autograd.Function):
-    """The operator below for what is not compiled, of which torch's own wrapping would take longer
-    than a small batch's attention."""
+    """The operator below, not compiled: torch's wrapping takes longer than a small batch's pass."""
 
     @staticmethod
     def forward(

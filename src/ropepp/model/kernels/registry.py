@@ -37,14 +37,12 @@ def select(request: Request, backend: str | Backend) -> Backend:
 
 
 def choose(request: Request) -> str:
-    """The backend that "auto" means, by device, dtype and what is asked; logged once for each kind
-    of request.
+    """The backend that "auto" means, by device, dtype and what is asked; logged once a kind.
 
-    On CUDA in half precision, packed documents go to flash4 if it is installed, else to varlen; so
-    do rows, but for those of training to cuDNN, which makes a plan for each new length, and so do
-    packed documents of which each fills a row. Slopes go
-    to flash2 if it is installed, else to flex, which would compile anew for each length of a cache.
-    One query a row and anything else goes to sdpa.
+    On CUDA in half precision, packed documents go to flash4 if it is installed, else to varlen,
+    rows to varlen; rows and documents of a whole row in training to cuDNN, which makes a plan for
+    each new length. Slopes go to flash2 if it is installed, else to flex, which would compile anew
+    for each length of a cache. One query a row and anything else goes to sdpa.
     """
     packed, preferred = request.documents is not None, []
     T, S = request.q.shape[1], request.k.shape[1]

@@ -1,5 +1,4 @@
-"""Position encodings, one spec a variant. Import a new one here and its short name works
-everywhere.
+"""Position encodings, one spec a variant. A new one, imported here, has a short name everywhere.
 
 `base` is the contract, `rotary` the rotation with RoPE itself; `ropepp` are RoPE++'s variants, and
 `controls` variants that can do no more than RoPE. `scaling` stretches the frequencies.

@@ -30,11 +30,8 @@ class ALiBi(Position):
 
 
 def slopes_of(heads: int) -> list[float]:
-    """2^(-8 (h + 1) / n) for n heads, a power of two.
-
-    For other counts: the slopes of the next lower power of two, then every second one of the next
-    higher.
-    """
+    """2^(-8 (h + 1) / n) for n heads, a power of two; for other counts those of the next lower
+    power, then every second one of the next higher."""
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (h + 1) / power) for h in range(power)]
     between = [2.0 ** (-8.0 * (h + 1) / (2 * power)) for h in range(0, 2 * power, 2)]

@@ -14,8 +14,7 @@ class PositionLayer(nn.Module):
     """A layer's part of an encoding: tensors in, tensors out. This one leaves them as they are."""
 
     def forward(self, q_BTPD: Tensor, k_BTKD: Tensor, table: Table) -> tuple[Tensor, Tensor]:
-        """Encodes projected queries and keys; returns queries (B, T, H, D) and keys (B, T, K,
-        D)."""
+        """Encodes projected queries and keys: gives queries (B, T, H, D), keys (B, T, K, D)."""
         return q_BTPD, k_BTKD
 
     def alibi_slopes(self, table: Table) -> Tensor | None:

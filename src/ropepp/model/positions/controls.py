@@ -1,5 +1,4 @@
-"""Null controls: imaginary heads with a query projection of their own, RoPE in other
-coordinates."""
+"""Null controls: imaginary heads with projections of their own, RoPE in other coordinates."""
 
 from dataclasses import dataclass
 
@@ -16,8 +15,7 @@ class HeadSplit(RoPE):
 
     Args:
         imaginary_share: Share of the heads that are imaginary; must give a whole number of heads.
-        interleaved: Whether the imaginary heads are spread evenly; otherwise they are the last
-            ones.
+        interleaved: Whether imaginary heads are spread evenly; otherwise they are the last.
     """
 
     imaginary_share: float = 0.5
@@ -29,9 +27,8 @@ class HeadSplit(RoPE):
             imaginary = [(h + 1) * n // num_heads > h * n // num_heads for h in range(num_heads)]
         else:
             imaginary = [h >= num_heads - n for h in range(num_heads)]
-        return HeadLayout.from_phases(
-            [(IMAGINARY if i else REAL,) for i in imaginary], num_kv_heads
-        )
+        phases = [(IMAGINARY if i else REAL,) for i in imaginary]
+        return HeadLayout.from_phases(phases, num_kv_heads)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,8 @@ MOST_BASIS = 2**14  # frequencies, twice
 
 
 class FoPELayer(RotaryLayer):
-    """Mixes the basis for each kv head and rotates its key and its queries with the result.
-
-    ``sin_coef`` and ``cos_coef`` (K, D_in, D_out) are constants, drawn at initialisation and saved.
-    """
+    """Mixes the basis for each kv head and rotates key and queries with the result. The constants
+    ``sin_coef`` and ``cos_coef`` (K, D_in, D_out) are drawn at initialisation and saved."""
 
     sin_coef: Tensor
     cos_coef: Tensor

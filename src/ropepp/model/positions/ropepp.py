@@ -1,5 +1,4 @@
-"""RoPE++: heads that attend twice, real and imaginary; with equal cache, with equal heads, for some
-of the heads, and with any phases."""
+"""RoPE++: projections that attend twice: equal cache, equal heads, some of them, any phases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ class Repeating(RoPE):
     """Projections that attend more than once.
 
     Args:
-        start_as_rope: Whether only each projection's first head begins with columns of the output
-            projection; those of the others are zero, so that the model begins as the RoPE of its
-            seed.
+        start_as_rope: Whether the output projection's columns are zero at first but for those of
+            each projection's first head, so that the model begins as the RoPE of its seed.
     """
 
     start_as_rope: bool = False
@@ -36,8 +34,7 @@ class RoPEppEC(Repeating):
 
 @dataclass(frozen=True)
 class RoPEppEH(Repeating):
-    """RoPE++ with equal heads: EC on half the projections and kv heads, so that the cache
-    halves."""
+    """RoPE++ with equal heads: EC on half the projections and kv heads; the cache halves."""
 
     def layout(self, num_heads: int, num_kv_heads: int) -> HeadLayout:
         if num_heads % 2 or num_kv_heads % 2:
@@ -50,12 +47,10 @@ class RoPEppEH(Repeating):
 
 @dataclass(frozen=True)
 class PartialDoubling(Repeating):
-    """EC for some of the projections: these have an imaginary copy, equally many under every kv
-    head.
+    """EC for some of the projections, equally many under every kv head.
 
     Args:
-        doubled_share: Share of the projections that attend twice; must give a whole number per kv
-            head.
+        doubled_share: Share of the projections that attend twice, a whole number per kv head.
     """
 
     doubled_share: float = 0.5

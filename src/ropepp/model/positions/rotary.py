@@ -48,8 +48,7 @@ class RotaryLayer(PositionLayer):
         return torch.cat((a.to(k.dtype), b.to(k.dtype), rest), dim=-1)
 
     def queries(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """One rotation for all phases: a turn by a multiple of 90 degrees is a copy of its
-        halves."""
+        """One rotation for all phases; a turn by a multiple of 90 degrees copies its halves."""
         rotated, rest = q.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
         wide_a, wide_b = (half.unflatten(-2, (-1, self.step)) for half in rotate(rotated, cos, sin))
         # Copies are cast once, not once for each head.
@@ -87,8 +86,7 @@ class RoPE(Position):
             )
 
     def rotary_dim(self, head_dim: int) -> int:
-        """Number of components that rotate (R); an `InputError` if it is odd or zero, so that it
-        has no two halves."""
+        """Number of components that rotate (R); an `InputError` if they have no two halves."""
         size = int(self.rotary_share * head_dim)
         if size % 2 or not size:
             raise InputError(
@@ -116,8 +114,7 @@ class RoPE(Position):
 
 
 def whole_share(share: float, count: int, name: str) -> int:
-    """``share`` of ``count`` as a whole number; an `InputError` if the share is outside 0..1 or its
-    number is not whole."""
+    """``share``, 0 to 1, of ``count``; an `InputError` if that is no whole number."""
     number = round(share * count)
     if not 0 <= share <= 1 or abs(share * count - number) > 0.01:
         allowed = ", ".join(f"{i}/{count}" for i in range(count + 1))

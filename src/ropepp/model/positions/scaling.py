@@ -50,7 +50,6 @@ class YaRN(Scaling):
     kept where r >= ``fast``, and blended linearly in r between.
 
     Args:
-        factor: How many times the trained length the context should reach (F).
         original_length: Trained length in tokens.
         slow: Turns up to which a frequency is interpolated.
         fast: Turns from which it is kept.

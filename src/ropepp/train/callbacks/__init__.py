@@ -1,4 +1,3 @@
 """What cuts across a step (`step` calls it): `metrics` logs, `suite` evaluates on other text,
-`progress` shows, `profile` traces, `checkpoint` saves, `run_files` describes the run and writes
-predictions.
+`progress` shows, `profile` traces, `checkpoint` saves, `run_files` writes run and predictions.
 """

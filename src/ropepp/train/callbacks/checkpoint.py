@@ -29,16 +29,13 @@ _LEFT = re.compile(r"step-\d+\.tmp|\.step-.*\.partial-.*")  # what a kill leaves
 
 
 class StepCheckpoint(StepCallback, Checkpoint):
-    """Saves ``step-N.ckpt`` after every n-th optimizer step and at the end, and keeps the newest
-    ones.
+    """Saves ``step-N.ckpt`` after every n-th optimizer step and at the end; keeps the newest.
 
-    A checkpoint is written under a temporary name and renamed when complete, so that a kill leaves
-    no torn one under a final name. Where a validation follows a step, it is saved after the
-    validation, which then is not repeated.
+    A checkpoint gets its name when it is complete, so that a kill leaves no torn one. Where a
+    validation follows a step, it is saved after the validation, which then is not repeated.
 
-    A run that is asked to end (SIGTERM; Ctrl-C; SIGHUP of a closed terminal; SIGUSR1, as SLURM
-    sends it before the time is up), or that skipped too many steps, saves after the present step
-    (of several processes, the one after) and raises `Stopped`.
+    A run that is asked to end (SIGTERM, Ctrl-C, SIGHUP of a closed terminal, SLURM's SIGUSR1), or
+    skipped too many steps, saves after this step (several processes: the next), raises `Stopped`.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints; 0 saves at the end alone.
@@ -52,9 +49,7 @@ class StepCheckpoint(StepCallback, Checkpoint):
         self.keep = keep
         self.directory: Path | None = None  # set by whoever knows the run directory
         self._request = StopRequest(ANSWER)
-        self._asked = Question()
         self._stop: Stopped | None = None
-        self._saved_step = -1
         self._unfinished: Path | None = None  # written in the background, not yet renamed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,16 +171,14 @@ class StepCheckpoint(StepCallback, Checkpoint):
 
 
 class Question:
-    """What processes ask each other once a step. The answer of several comes a step later, because
-    nobody waits for it: a GPU would run dry."""
+    """What processes ask each other once a step; several know a step later: no GPU runs dry."""
 
     def __init__(self) -> None:
         self._answer: Tensor | None = None
         self._there: torch.cuda.Event | None = None
 
     def by_any(self, own: bool, trainer: Trainer) -> bool:
-        """Whether any process had said yes when this was asked last; of one process, whether it
-        says so now."""
+        """Whether any process said yes when this was asked last; of one process, what it says."""
         if trainer.world_size == 1:
             return own
         if self._there is not None:

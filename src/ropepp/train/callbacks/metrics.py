@@ -1,5 +1,4 @@
-"""Logs what a run does, once an optimizer step at most and without waiting for the GPU in
-between."""
+"""Logs what a run does, once an optimizer step at most; in between it does not wait for a GPU."""
 
 import statistics
 import time
@@ -16,21 +15,17 @@ from ropepp.model.flops import training_flops
 from ropepp.runs.machine import peak_flops, peak_memory_bytes
 from ropepp.train.callbacks.step import StepCallback
 from ropepp.train.logger import RunLogger
-from ropepp.train.module import LanguageModel
 
 
 class Metrics(StepCallback):
-    """Logs loss, gradient norm, learning rate, tokens and utilisation every n-th optimizer step,
-    and each validation.
+    """Logs loss, gradient norm, learning rate, tokens and utilisation; and each validation.
 
     The speed includes waiting for data and writing checkpoints, and leaves validation out. FLOPs
-    are the model's, for the tokens and the visible pairs in the packed rows that were read;
-    recomputation does not count.
+    are the model's, of the tokens and visible pairs that were read; recomputation does not count.
 
     Args:
         every_n_steps: Optimizer steps between log entries.
-        peak_tflops: What one device can do, for the share of it that is used (MFU); by default its
-            data sheet's dense bfloat16 figure, where the device is known.
+        peak_tflops: What a device can do, for the MFU; its data sheet's dense bfloat16 if known.
     """
 
     def __init__(self, every_n_steps: int = 10, peak_tflops: float | None = None) -> None:
@@ -42,10 +37,7 @@ class Metrics(StepCallback):
         self.tokens = 0
         self.latest: dict[str, float] = {}
         self._rates: list[float] = []
-        self._loss_sum: Tensor | float = 0.0
-        self._validation_start = 0.0
         self._waited = 0.0
-        self._reset_window()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -65,17 +57,20 @@ class Metrics(StepCallback):
         super().on_train_start(trainer, pl_module)
         if isinstance(trainer.logger, RunLogger):
             trainer.logger.cut(trainer.global_step)
-        self._loss_sum = 0.0
+        self._loss_sum: Tensor | float = 0.0
         self._reset_window()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._loss_sum = self._loss_sum + outputs["loss_sum"]
-        tokens = batch["input_ids"].numel() * data_rank_and_size(trainer)[1]
+        positions, (B, T) = batch.get("positions"), batch["input_ids"].shape
+        tokens = B * T * data_rank_and_size(trainer)[1]
         self.tokens += tokens
         self._window_tokens += tokens
-        self._window_pairs += _attended_pairs(batch)
+        # A query sees as many keys as its position says: that restarts at each hidden document.
+        pairs = B * T * (T + 1) // 2 if positions is None else (positions + 1).sum()
+        self._window_pairs += pairs
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
@@ -101,9 +96,7 @@ class Metrics(StepCallback):
         """Keeps time that went into something else than training out of the next speed."""
         self._window_start += seconds
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        assert isinstance(pl_module, LanguageModel)
-        assert pl_module.grad_norm is not None
+    def _log(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
         seconds = time.perf_counter() - self._window_start
         gathered = self._gather(trainer)
         loss_sum, pairs, waited, _ = gathered.sum(dim=0).tolist()
@@ -155,13 +148,3 @@ class Metrics(StepCallback):
         self._window_start = time.perf_counter()
         self._window_tokens = 0
         self._window_pairs: Tensor | int = 0
-
-
-def _attended_pairs(batch: Any) -> Tensor | int:
-    """Visible (query, key) pairs of a batch: positions restart at each document that is hidden from
-    others."""
-    positions = batch.get("positions")
-    if positions is None:
-        B, T = batch["input_ids"].shape
-        return B * T * (T + 1) // 2
-    return (positions + 1).sum()

@@ -15,8 +15,7 @@ class StepProfile(StepCallback):
 
     Args:
         steps: Optimizer steps to record; 0 records nothing.
-        first_step: Optimizer step at which recording begins, counted from the run's start or
-            resume; the first ones compile and warm up.
+        first_step: Step at which recording begins, from start or resume: the first ones compile.
     """
 
     def __init__(self, steps: int = 0, first_step: int = 10) -> None:

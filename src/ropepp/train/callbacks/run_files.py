@@ -1,6 +1,6 @@
-"""What a run leaves in its folder: its configuration before it trains, with a line for people, and
-what it came to or predicted."""
+"""What a run leaves in its folder: its configuration at first, what it came to or predicted."""
 
+import json
 import math
 import re
 import time
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml  # type: ignore[import-untyped]
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, Trainer
 
 from ropepp.files import disk_errors, replacing_file, write_text
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters, training_flops
@@ -24,19 +23,17 @@ from ropepp.train.module import LanguageModel
 
 @dataclass(eq=False)
 class RunFiles(Callback):
-    """Writes ``config.yaml`` into the run's folder, from which it can be repeated, once all checks
-    have passed. It goes on from ``ckpt_path``, and was asked to begin with ``begun_from``, if
-    given."""
+    """Writes ``config.yaml``, from which the run can be repeated, once all checks have passed. It
+    goes on from ``ckpt_path``, and was asked to begin with ``begun_from``, if given."""
 
     directory: Path
     config: str
     ckpt_path: str | None
     begun_from: str | None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, LanguageModel)
         network, root_device = pl_module.network, trainer.strategy.root_device
         print(
             f"{type(network.position).__name__}: {num_parameters(network):,} parameters, "
@@ -44,8 +41,16 @@ class RunFiles(Callback):
             f"{device_name(root_device)}, seed {pl_module.seed}, to {self.directory}",
             flush=True,
         )
-        if network.sequence is not None:
-            print(_gathering(pl_module, trainer), flush=True)
+        if network.sequence is not None:  # of what this sends, EH halves keys and values
+            data, layout = trainer.datamodule, network.layout  # type: ignore[attr-defined]
+            width = 2 if network.compute_dtype == torch.bfloat16 else 4
+            sizes = data.micro_batch_size, data.sequence_length, layout.num_kv_heads
+            size = network.sequence.bytes_gathered(*sizes, network.config.head_dim, width)
+            print(
+                f"rows shared by {network.sequence.size} processes: each receives "
+                f"{size * network.config.num_layers:,} bytes of keys and values in a forward pass",
+                flush=True,
+            )
         content = yaml.safe_load(self.config)
         if self.ckpt_path:
             given = content["init_from"] or self.begun_from
@@ -56,9 +61,8 @@ class RunFiles(Callback):
         begun_from = Path(self.begun_from or "last")
         is_own = begun_from.name == "last" or self.directory in begun_from.parents
         content["ckpt_path"] = None if is_own else self.begun_from
-        write_text(
-            self.directory / "config.yaml", yaml.dump(content, Dumper=_Dumper, sort_keys=False)
-        )
+        text = yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+        write_text(self.directory / "config.yaml", text)
         for logger in trainer.loggers:  # of the user's own; ours leaves it to config.yaml
             logger.log_hyperparams(content)
 
@@ -72,21 +76,6 @@ _Dumper.add_implicit_resolver(
 )
 
 
-def _gathering(module: LanguageModel, trainer: Trainer) -> str:
-    """What sharing rows sends: where EH halves the keys and values it halves this too."""
-    network, data = module.network, trainer.datamodule  # type: ignore[attr-defined]
-    assert network.sequence is not None
-    config, width = network.config, 2 if network.compute_dtype == torch.bfloat16 else 4
-    size = network.sequence.bytes_gathered(
-        data.micro_batch_size, data.sequence_length, network.layout.num_kv_heads,
-        config.head_dim, width,
-    )  # fmt: skip
-    return (
-        f"rows shared by {network.sequence.size} processes: each receives "
-        f"{size * config.num_layers:,} bytes of keys and values in a forward pass"
-    )
-
-
 def describe_run(
     trainer: Trainer,
     module: LanguageModel,
@@ -94,8 +83,7 @@ def describe_run(
     evaluation: dict[str, float],
     seconds: float,
 ) -> dict[str, Any]:
-    """The content of ``result.json``, for programs and tables; sizes in bytes, losses in nats per
-    token, times in seconds."""
+    """The content of ``result.json``; sizes in bytes, losses in nats per token, seconds."""
     network, T = module.network, trainer.datamodule.sequence_length  # type: ignore[attr-defined]
     found = infinite({**evaluation, "train/loss": metrics.latest.get("train/loss", 0.0)})
     content = {
@@ -132,32 +120,19 @@ def infinite(numbers: dict[str, float]) -> str:
 
 def strict(value: Any) -> Any:
     """What JSON can hold: null for a number that is not finite."""
-    if isinstance(value, dict):
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
-class PredictionWriter(BasePredictionWriter):
-    """Writes what ``ropepp predict`` computes: one ``rank-R-batch-N.npz`` for each batch, with
-    input_ids, targets and nll, each (B, T)."""
+@dataclass(eq=False)
+class PredictionWriter(Callback):
+    """Writes a ``rank-R-batch-N.npz`` for each batch: input_ids, targets and nll, each (B, T)."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(write_interval="batch")
-        self.directory = directory
+    directory: Path
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        name = f"rank-{trainer.global_rank}-batch-{batch_idx:06d}.npz"
-        arrays = {key: value.cpu().numpy() for key, value in prediction.items()}
-        with disk_errors(self.directory / name), replacing_file(self.directory / name) as file:
-            np.savez(file, **arrays)
+        file = self.directory / f"rank-{trainer.global_rank}-batch-{batch_idx:06d}.npz"
+        arrays = {key: value.cpu().numpy() for key, value in outputs.items()}
+        with disk_errors(file), replacing_file(file) as stream:
+            np.savez(stream, **arrays)

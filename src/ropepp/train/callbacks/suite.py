@@ -1,8 +1,7 @@
-"""Recall over distances and loss at several lengths, measured while a model trains."""
+"""Loss of other text at several lengths, measured while a model trains."""
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +11,16 @@ from lightning.pytorch import LightningModule, Trainer
 from ropepp.data.loading.datamodule import RowsDataModule, data_rank_and_size
 from ropepp.data.loading.loader import EvalLoader, Rows
 from ropepp.data.packing.concat import Concat
-from ropepp.data.recall.accuracy import STREAM, count, distances, octaves, to_cells
-from ropepp.data.recall.task import RecallDataModule, RecallRows
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.step import StepCallback
-from ropepp.train.evaluation import Evaluation, Sums, model_inputs, on_the_way
+from ropepp.train.evaluation import Evaluation, on_the_way
 from ropepp.train.module import LanguageModel
 
 
 class SuiteEvaluation(StepCallback):
-    """Evaluates a small suite every n optimizer steps and logs ``suite/...``.
+    """Logs ``suite/loss_LENGTH`` and ``suite/perplexity_LENGTH`` every n optimizer steps.
 
     Every process makes the same number of forward passes, so that sharded models do not hang, and
     the numbers do not depend on the number of processes beyond rounding. Training goes on as it
@@ -31,13 +28,9 @@ class SuiteEvaluation(StepCallback):
 
     Args:
         every_n_steps: Optimizer steps between evaluations; 0 is never.
-        corpus: Folder of a prepared corpus whose validation split is read, tokenized as the
-            training data; logs ``suite/loss_LENGTH`` and ``suite/perplexity_LENGTH``.
-        lengths: Row lengths in tokens, of text and of recall rows.
+        corpus: Folder of a corpus, tokenized as the training data; its validation split is read.
+        lengths: Row lengths in tokens.
         rows: Rows of each length.
-        recall_pairs: Numbers of pairs of associative recall, for models that train on it; logs
-            ``suite/recall_PAIRS_pairs/accuracy_DISTANCE``, DISTANCE being the smallest of an
-            octave.
     """
 
     def __init__(
@@ -46,7 +39,6 @@ class SuiteEvaluation(StepCallback):
         corpus: str | None = None,
         lengths: Sequence[int] = (),
         rows: int = 64,
-        recall_pairs: Sequence[int] = (),
     ) -> None:
         at_least(0, "suite.", every_n_steps=every_n_steps)
         at_least(1, "suite.", rows=rows)
@@ -54,92 +46,55 @@ class SuiteEvaluation(StepCallback):
             raise InputError(
                 f"suite.lengths is {list(lengths)}; give the lengths of the rows, in tokens"
             )
-        if every_n_steps and corpus is None and not recall_pairs:
-            raise InputError("suite.corpus and suite.recall_pairs are empty; give one of them")
+        if every_n_steps and corpus is None:
+            raise InputError("suite.corpus is missing; give the folder of a prepared corpus")
         self.every_n_steps = every_n_steps
         self.corpus = corpus
         self.lengths = list(lengths)
         self.rows = rows
-        self.recall_pairs = list(recall_pairs)
         self._texts: dict[int, Rows] = {}
-        self._recall: dict[tuple[int, int], RecallRows] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Opens the data and checks it, before any work."""
         if stage != "fit" or not self.every_n_steps:
             return
+        assert self.corpus is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self.corpus is not None:
-            opened = Corpus.open(self.corpus, "validation")
-            self._check_tokenizer(opened, data)
-            masked = getattr(data, "mask_documents", True)
-            self._texts = {T: Concat().rows(opened, T, masked) for T in self.lengths}
-        if self.recall_pairs and not isinstance(data, RecallDataModule):
+        opened = Corpus.open(self.corpus, "validation")
+        here, found = data.state_dict().get("tokenizer"), opened.meta.tokenizer_fingerprint
+        if here is not None and here != found:
             raise InputError(
-                f"suite.recall_pairs is {self.recall_pairs}; recall is for models that train on it,"
-                f" and data is {type(data).__name__}"
+                f"suite.corpus is {self.corpus}, made with tokenizer {found[:12]}; the training"
+                f" data's is {here[:12]}: prepare the text with that one"
             )
-        for n in self.recall_pairs:
-            for T in self.lengths:
-                key, size = (n, T), data.vocab_size
-                self._recall[key] = RecallRows(T, n, size, self.rows, None, data.seed, STREAM)
+        masked = getattr(data, "mask_documents", True)
+        self._texts = {T: Concat().rows(opened, T, masked) for T in self.lengths}
 
-    def on_step_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def on_step_end(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            assert isinstance(pl_module, LanguageModel)
             start = time.perf_counter()
             values = self.evaluate(trainer, pl_module)
             seconds = time.perf_counter() - start
+            values["utilisation/suite_seconds"] = seconds
             for logger in trainer.loggers:
-                logger.log_metrics(
-                    values | {"utilisation/suite_seconds": seconds}, step=trainer.global_step
-                )
+                logger.log_metrics(values, step=trainer.global_step)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Metrics):
                     callback.leave_out(seconds)
 
     @torch.no_grad()
     def evaluate(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
-        """What is logged; equal on all processes."""
-        was_training, network = module.training, module.network
+        """What is logged; equal on all processes, which read as many batches each."""
+        data: RowsDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        was_training, device = module.training, module.device
+        values: dict[str, float] = {}
         module.eval()
-        values = {}
         for T, rows in self._texts.items():
-            found = Evaluation(module.device)
-            for batch in self._batches(trainer, rows):
-                found.update(network, batch)
+            found = Evaluation(device)
+            micro = max(1, data.micro_batch_size * data.sequence_length // T)
+            for batch in EvalLoader(rows, micro, *data_rank_and_size(trainer), limit=self.rows):
+                found.update(module.network, move_data_to_device(on_the_way(batch, device), device))
             result = found.compute()
-            values[f"suite/loss_{T}"] = float(result["loss"])
-            values[f"suite/perplexity_{T}"] = float(result["perplexity"])
-        bins = octaves(max(self.lengths))
-        for n in self.recall_pairs:
-            sums = Sums(2 * bins, module.device)
-            for T in self.lengths:
-                for batch in self._batches(trainer, self._recall[n, T]):
-                    _, hits = network.evaluate(*model_inputs(batch))
-                    far = network.local_part(distances(batch, n))
-                    sums.update(count(hits, far, bins).flatten())
-            for cell in to_cells(sums.compute().view(2, bins), n):
-                key = f"suite/recall_{n}_pairs/accuracy_{cell.distance_low}"
-                values[key] = cell.accuracy
+            values |= {f"suite/{key}_{T}": float(result[key]) for key in ("loss", "perplexity")}
         module.train(was_training)
         return values
-
-    def _batches(self, trainer: Trainer, rows: Rows) -> Any:
-        """This process's batches of a set, on its device; as many as any other process's."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, RowsDataModule)
-        micro = max(1, data.micro_batch_size * data.sequence_length // rows.length)
-        device = trainer.strategy.root_device
-        for batch in EvalLoader(rows, micro, *data_rank_and_size(trainer), limit=self.rows):
-            yield move_data_to_device(on_the_way(batch, device), device)
-
-    def _check_tokenizer(self, corpus: Corpus, data: Any) -> None:
-        for folder in getattr(data, "folders", []):
-            here = Corpus.open(Path(folder), "train").meta.tokenizer_fingerprint
-            found = corpus.meta.tokenizer_fingerprint
-            if here != found:
-                raise InputError(
-                    f"suite.corpus is {self.corpus}, made with tokenizer {found[:12]}; the training"
-                    f" data's is {here[:12]}: prepare the text with that one"
-                )
