@@ -143,7 +143,7 @@ def encode_shard(job: ShardJob, report: Report) -> None:
             files[split] = stack.enter_context(TokenWriter(place / split, tokenizer))
         shares = [1.0, 0.0]
         encoder = _Encoder(tokenizer, files, job.settings.min_tokens, skipped, report)
-        encoder.run(split_texts(job, reader, shares))
+        encoder.run(split_texts(reader.texts(job.shard.inputs), job.settings, shares))
         for split, written in files.items():
             written.sync()
             sync_folder(place / split)
@@ -226,12 +226,14 @@ def _is_same(seen: Seen, item: Input) -> bool:
     )
 
 
-def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[tuple[str, Text]]:
-    """The documents of a shard with the split of each; keeps the smallest and largest number that
-    decided on a split up to date in `shares`."""
-    fraction = job.settings.validation_fraction
-    for text in reader.texts(job.shard.inputs):
-        if job.settings.only_one and fraction > 0:
+def split_texts(
+    texts: Iterable[Text], settings: Settings, shares: list[float]
+) -> Iterator[tuple[str, Text]]:
+    """Documents with the split of each; keeps the smallest and largest number that decided on a
+    split up to date in `shares`."""
+    fraction = settings.validation_fraction
+    for text in texts:
+        if settings.only_one and fraction > 0:
             yield from zip((TRAIN, VALIDATION), cut(text, fraction), strict=True)
         else:
             # From 0 to 1, by the text alone; validation has the lowest.

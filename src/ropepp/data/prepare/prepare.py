@@ -1,11 +1,9 @@
 """Raw text in, a prepared corpus out."""
 
-import hashlib
-import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -43,7 +41,6 @@ from ropepp.data.tokens.writer import META_FILE
 from ropepp.errors import InputError, at_least
 from ropepp.files import clear_leftovers, disk_errors, require_free, resuming_folder, write_synced
 
-TRAINING_FILE = "training.sha256"
 SAMPLED_SHARDS = 64  # that a tokenizer is trained on, at most
 _MB = 1_000_000
 
@@ -111,7 +108,7 @@ def prepare(
     if tokenizer == "bpe":
         at_least(SMALLEST_BPE, vocab_size=vocab_size)
     trains = tokenizer == "bpe" and bos is None and eot is None
-    given = (vocab_size, sample_mb) if trains else load_tokenizer(tokenizer, bos, eot)
+    given = None if trains else load_tokenizer(tokenizer, bos, eot)
     found = find_source(source)
     target = Path(out) if out else Path("data") / found.name
     clear_leftovers(target.resolve())
@@ -122,13 +119,17 @@ def prepare(
         print(f"One document: its last {100 * validation_fraction:.3g}% are cut off for validation")
     settings = Settings("", field, validation_fraction, min_tokens, only_one)
     here = _Run(target, found, found.shards(), settings, on_bad_line, processes)
-    if not overwrite and here.is_complete(given):
+
+    def make() -> Tokenizer:
+        return here.train(vocab_size, sample_mb) if given is None else given
+
+    if not overwrite and here.is_complete(make):
         print(f"{target} is complete: the same command has made it")
         return target
     with resuming_folder(target, overwrite) as folder:
         run = replace(here, folder=folder)
         try:
-            used = run.use_tokenizer(given)
+            used = run.save(make())
             metas = run.encode(used, target)
             corpus = run.join(metas, used)
         except BaseException as error:
@@ -152,32 +153,47 @@ class _Run:
     on_bad_line: OnBadLine
     processes: int
 
-    def use_tokenizer(self, given: Tokenizer | tuple[int, int]) -> Tokenizer:
-        """Saves the given tokenizer, or trains one: (size of its vocabulary, MB of text)."""
-        if isinstance(given, tuple):
-            return self._train(*given)
-        self.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE, TRAINING_FILE)
-        given.save(self.folder)
-        return given
+    def train(self, vocab_size: int, sample_mb: int) -> Tokenizer:
+        """A tokenizer of the first training documents of some shards, long ones in pieces."""
+        count = min(len(self.shards), SAMPLED_SHARDS)
+        shards = [self.shards[number * len(self.shards) // count] for number in range(count)]
+        with Progress("tokenizer", sum(shard.size for shard in shards)) as progress:
+            size = sample_mb * _MB // count
+            texts = (text for shard in shards for text in self._sample(shard, size, progress))
+            return train_bpe(texts, vocab_size)
 
-    def is_complete(self, given: Tokenizer | tuple[int, int]) -> bool:
+    def _sample(self, shard: Shard, size: int, report: Progress) -> Iterator[str]:
+        """About `size` bytes of a shard."""
+        key, skipped = self.settings.key, Skipped()
+        reader = Reader(key, self.on_bad_line, skipped, lambda count: report(count, 0, 0))
+        for split, text in split_texts(reader.texts(shard.inputs), self.settings, [1.0, 0.0]):
+            for piece in pieces(blocks(text), BytesTokenizer()) if split == TRAIN else ():
+                yield piece
+                size -= len(piece.encode())
+                if size <= 0:
+                    return
+
+    def save(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Puts the tokenizer into the folder, in the place of another one."""
+        self.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE)
+        tokenizer.save(self.folder)
+        return tokenizer
+
+    def is_complete(self, make: Callable[[], Tokenizer]) -> bool:
         """Whether the folder is a corpus that this run would make, as after a kill behind its last
-        step. Raises an `InputError` if it is, and a file is damaged."""
-        record = self.folder / TRAINING_FILE
+        step; makes the tokenizer if nothing else differs. Raises an `InputError` if it is, and a
+        file is damaged."""
         splits = {path.parent.name for path in self.folder.glob(f"*/{META_FILE}")}
         try:
             meta = read_meta(self.folder / TRAIN / META_FILE)
-            if isinstance(given, tuple):
-                made_with = record.read_text() == self._training(*given)[0]
-            else:
-                made_with = given.fingerprint == meta.tokenizer_fingerprint
             names = {path.name for path in (self.folder / SHARDS_FOLDER).iterdir()}
-        except (InputError, OSError, ValueError):
+        except (InputError, OSError):
             return False
         jobs = self._jobs(meta.tokenizer_fingerprint, meta.tokenizer)
         here = self.source.given, set(self.settings.splits), {job.shard.name for job in jobs}
-        same = made_with and here == (meta.source, splits, names)
-        if not same or not all(map(finished_shard, jobs)):
+        if here != (meta.source, splits, names) or not all(map(finished_shard, jobs)):
+            return False
+        if make().fingerprint != meta.tokenizer_fingerprint:
             return False
         for split in self.settings.splits:
             Corpus.open(self.folder, split).verify()
@@ -245,43 +261,6 @@ class _Run:
             ShardJob(self.folder, shard, settings, path, self.on_bad_line, previous)
             for shard in self.shards
         ]
-
-    def _training(self, vocab_size: int, sample_mb: int) -> tuple[str, list[ShardJob]]:
-        """What a tokenizer is trained on, and a checksum of all that decides it."""
-        every = self._jobs("", "")
-        count = min(len(every), SAMPLED_SHARDS)
-        jobs = [every[number * len(every) // count] for number in range(count)]
-        facts = [vocab_size, sample_mb, self.settings.sha256]
-        facts += [repr(job.shard.inputs) for job in jobs]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest(), jobs
-
-    def _train(self, vocab_size: int, sample_mb: int) -> Tokenizer:
-        key, jobs = self._training(vocab_size, sample_mb)
-        record = self.folder / TRAINING_FILE
-        if record.is_file() and record.read_text() == key:
-            return load_tokenizer(self.folder)
-        self.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE, TRAINING_FILE)
-        with Progress("tokenizer", sum(job.shard.size for job in jobs)) as progress:
-            texts = _sample(jobs, sample_mb * _MB // len(jobs), progress)
-            trained = train_bpe(texts, vocab_size)
-        trained.save(self.folder)
-        write_synced(record, key.encode())
-        return trained
-
-
-def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[str]:
-    """The first training documents of each shard, long ones in pieces: about `size` bytes."""
-    for job in jobs:
-        reader = Reader(
-            job.settings.key, job.on_bad_line, Skipped(), lambda count: report(count, 0, 0)
-        )
-        texts = (text for split, text in split_texts(job, reader, [1.0, 0.0]) if split == TRAIN)
-        left = size
-        for piece in (piece for text in texts for piece in pieces(blocks(text), BytesTokenizer())):
-            yield piece
-            left -= len(piece.encode())
-            if left <= 0:
-                break
 
 
 def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:
