@@ -25,7 +25,7 @@ class RowsDataModule(pl.LightningDataModule):
         global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
         micro_batch_size: Rows in one forward pass of one process; of longer rows as many fewer.
         validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
-        num_workers: Processes that read ahead; 0 is fastest from the page cache.
+        num_workers: Threads that read ahead, up to 64; 0 is fastest from the page cache.
         seed: Seed of the order of rows.
     """
 

@@ -6,19 +6,18 @@ run that stops after n samples goes on with sample n.
 """
 
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import Any, Protocol, cast
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ropepp.data.packing.concat import IGNORE_INDEX, PADDING_DOCUMENT
 from ropepp.errors import InputError, at_least
@@ -26,7 +25,7 @@ from ropepp.errors import InputError, at_least
 # What a row that is there for its shape alone holds; a row of padding has no target and is seen by
 # nobody.
 FILLER = {"input_ids": 0, "targets": IGNORE_INDEX, "document_ids": PADDING_DOCUMENT, "positions": 0}
-IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # by workers
+MAX_WORKERS = 64  # threads that read ahead
 
 
 class Rows(Protocol):
@@ -86,8 +85,8 @@ class TrainLoader:
     One pass of `iter` ends at the next multiple of `len` micro-batches since sample 0; the next
     pass goes on there.
 
-    `num_workers` processes make the same batches ahead of time; 0 makes them when asked. Without
-    an `order` it is the `EpochOrder` of seed 0. Raises an `InputError` if a size is not positive,
+    `num_workers` threads make the same batches ahead of time; 0 makes them when asked. Without an
+    `order` it is the `EpochOrder` of seed 0. Raises an `InputError` if a size is not positive,
     there is no row, or the micro-batches do not make up the global batch."""
 
     def __init__(
@@ -111,6 +110,8 @@ class TrainLoader:
                 f" {together}: {' or '.join(fitting)}"
             )
         at_least(0, num_workers=num_workers)
+        if num_workers > MAX_WORKERS:
+            raise InputError(f"num_workers is {num_workers}; allowed are up to {MAX_WORKERS}")
         self.rows = rows
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -168,65 +169,14 @@ class TrainLoader:
         begins = (before + self.rank * self.micro_batch_size for before in counts)
         indices = (self.order.rows(begin, begin + self.micro_batch_size) for begin in begins)
         if self.num_workers == 0:
-            return map(self.rows.batch, indices)
-        loader: Iterable[dict[str, Tensor]] = DataLoader(
-            cast(Any, range(len(self.rows))),  # a row is its number until they are put together
-            batch_sampler=cast(Any, indices),
-            collate_fn=cast(Any, partial(_made, self.rows.batch)),
-            num_workers=self.num_workers,
-            # Without one of its own it would draw from the global generator, and change the run's
-            # other draws.
-            generator=torch.Generator(),
-            worker_init_fn=_outlive_signals,
-        )
-        return _received(loader)
-
-
-def _made(make: Callable[[Any], dict[str, Tensor]], indices: Any) -> dict[str, Tensor] | InputError:
-    """In a worker: what was wrong with a file goes to the process that trains as it is."""
-    try:
-        return make(indices)
-    except InputError as error:
-        return error
-
-
-def _received(batches: Iterable[dict[str, Tensor] | InputError]) -> Iterator[dict[str, Tensor]]:
-    # Workers begin with these blocked: a thread that one has before `_outlive_signals`, such as
-    # that of an older loader which it inherits and clears away, would let one through.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, *IGNORED})
-    try:
-        started = iter(batches)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        for batch in started:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            f"a process that reads ahead was killed, often for want of memory: {error!s:.200}; use"
-            " fewer data.num_workers"
-        ) from error
-
-
-def _outlive_signals(worker: int) -> None:
-    """What asks a whole group of processes to end is for the one that trains, which needs batches
-    until it has saved; a worker ends with it, or when that one asks."""
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that is ignored is never waited for
-    threading.Thread(target=_end_if_asked, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_if_asked(parent: int) -> None:
-    # Without this, a process that ends by an error would wait for its workers for ever.
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
+            yield from map(self.rows.batch, indices)
+            return
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            made = (pool.submit(self.rows.batch, own) for own in indices)
+            waiting = deque(islice(made, 2 * self.num_workers))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(islice(made, 1))
 
 
 class EvalLoader:
