@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, Protocol
@@ -69,6 +70,7 @@ class EpochOrder:
         return np.concatenate(parts)
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """Micro-batches of one process, without end over the epochs, resumable after any of them.
 
@@ -89,38 +91,31 @@ class TrainLoader:
     `order` it is the `EpochOrder` of seed 0. Raises an `InputError` if a size is not positive,
     there is no row, or the micro-batches do not make up the global batch."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        order: Order | None = None,
-    ) -> None:
-        _check_sizes(rows, micro_batch_size, rank, world_size)
-        together = micro_batch_size * world_size
-        if global_batch_size < 1 or global_batch_size % together:
-            below = global_batch_size // together * together
+    rows: Rows
+    global_batch_size: int
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int = 0
+    order: Order | None = None
+    seconds_waited: float = field(default=0.0, init=False)
+    _samples: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.rows, self.micro_batch_size, self.rank, self.world_size)
+        size, together = self.global_batch_size, self.micro_batch_size * self.world_size
+        if size < 1 or size % together:
+            below = size // together * together
             fitting = [str(size) for size in (below, below + together) if size > 0]
             raise InputError(
-                f"global_batch_size is {global_batch_size}; with micro_batch_size"
-                f" {micro_batch_size} and world_size {world_size} it must be a multiple of"
-                f" {together}: {' or '.join(fitting)}"
+                f"global_batch_size is {size}; with micro_batch_size {self.micro_batch_size} and"
+                f" world_size {self.world_size} it must be a multiple of {together}:"
+                f" {' or '.join(fitting)}"
             )
-        at_least(0, num_workers=num_workers)
-        if num_workers > MAX_WORKERS:
-            raise InputError(f"num_workers is {num_workers}; allowed are up to {MAX_WORKERS}")
-        self.rows = rows
-        self.global_batch_size = global_batch_size
-        self.micro_batch_size = micro_batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.num_workers = num_workers
-        self.order = order or EpochOrder(len(rows))
-        self.seconds_waited = 0.0
-        self._samples = 0
+        at_least(0, num_workers=self.num_workers)
+        if self.num_workers > MAX_WORKERS:
+            raise InputError(f"num_workers is {self.num_workers}; allowed are up to {MAX_WORKERS}")
+        self._order = self.order or EpochOrder(len(self.rows))
 
     @property
     def accumulation(self) -> int:
@@ -158,7 +153,7 @@ class TrainLoader:
             batch = next(batches)
             if before // size != step:
                 step = before // size
-                rows = self.order.rows(step * size, (step + 1) * size)
+                rows = self._order.rows(step * size, (step + 1) * size)
                 num_targets = self.rows.num_targets(rows)
             self.seconds_waited += time.perf_counter() - start
             # Before the batch is handed out: whoever has a batch has consumed it.
@@ -167,7 +162,7 @@ class TrainLoader:
 
     def _batches(self, counts: range) -> Iterator[dict[str, Tensor]]:
         begins = (before + self.rank * self.micro_batch_size for before in counts)
-        indices = (self.order.rows(begin, begin + self.micro_batch_size) for begin in begins)
+        indices = (self._order.rows(begin, begin + self.micro_batch_size) for begin in begins)
         if self.num_workers == 0:
             yield from map(self.rows.batch, indices)
             return
@@ -179,6 +174,7 @@ class TrainLoader:
                 waiting.extend(islice(made, 1))
 
 
+@dataclass(eq=False)
 class EvalLoader:
     """All rows, or the first `limit`, once and in order; every process gets the same number of
     batches.
@@ -187,21 +183,16 @@ class EvalLoader:
     last row come rows of padding without targets, so that no process ends before another. Raises an
     `InputError` if a size is not positive, or there is no row."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        micro_batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        limit: int | None = None,
-    ) -> None:
-        _check_sizes(rows, micro_batch_size, rank, world_size)
-        at_least(1, limit=limit)
-        self.rows = rows
-        self.micro_batch_size = micro_batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.total = len(rows) if limit is None else min(limit, len(rows))
+    rows: Rows
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.rows, self.micro_batch_size, self.rank, self.world_size)
+        at_least(1, limit=self.limit)
+        self.total = min(len(self.rows), self.limit or len(self.rows))
 
     def __len__(self) -> int:
         return math.ceil(self.total / (self.micro_batch_size * self.world_size))

@@ -19,8 +19,7 @@ from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha25
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen, Skipped
 from ropepp.data.text.sources import Shard
 from ropepp.data.tokenizer import Tokenizer, encode_behind, load_tokenizer, num_threads
-from ropepp.data.tokens.corpus import verify_shard
-from ropepp.data.tokens.meta import SHARDS_FOLDER, ShardEntry, check_sha256
+from ropepp.data.tokens.corpus import SHARDS_FOLDER, ShardEntry, check_sha256, verify_shard
 from ropepp.data.tokens.reader import check_size
 from ropepp.data.tokens.writer import (
     META_FILE,

@@ -7,8 +7,7 @@ import numpy as np
 
 from ropepp.data.prepare.encode import check_shard, read_shard
 from ropepp.data.tokenizer import Tokenizer
-from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.meta import SHARDS_FOLDER
+from ropepp.data.tokens.corpus import SHARDS_FOLDER, Corpus
 from ropepp.data.tokens.reader import CHUNK
 from ropepp.data.tokens.writer import META_FILE, OFFSETS_FILE
 from ropepp.errors import InputError

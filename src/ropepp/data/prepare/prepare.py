@@ -1,7 +1,6 @@
 """Raw text in, a prepared corpus out."""
 
 import math
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -35,11 +34,17 @@ from ropepp.data.tokenizer import (
     load_tokenizer,
     train_bpe,
 )
-from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, join_shards, read_meta
+from ropepp.data.tokens.corpus import SHARDS_FOLDER, Corpus, CorpusMeta, join_shards, read_meta
 from ropepp.data.tokens.writer import META_FILE
 from ropepp.errors import InputError, at_least
-from ropepp.files import clear_leftovers, disk_errors, require_free, resuming_folder, write_synced
+from ropepp.files import (
+    clear_leftovers,
+    disk_errors,
+    remove,
+    require_free,
+    resuming_folder,
+    write_synced,
+)
 
 SAMPLED_SHARDS = 64  # that a tokenizer is trained on, at most
 _MB = 1_000_000
@@ -242,8 +247,7 @@ class _Run:
     def clear(self, *names: str) -> None:
         """Removes files and folders of these names."""
         for name in names:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-            (self.folder / name).unlink(missing_ok=True)
+            remove(self.folder / name)
 
     def clear_failed(self) -> int:
         """Removes what cannot be used again, and returns the number of finished shards."""

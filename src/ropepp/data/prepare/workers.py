@@ -5,12 +5,11 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,17 +17,9 @@ from ropepp.errors import InputError
 from ropepp.files import DiskError
 
 REPORT_SECONDS = 0.2
-LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
-
+LINE_SECONDS = 30.0  # between states of progress where there is no terminal
 
 _counts: Any = None  # in a process of the pool: what all of them have reported
-
-
-class Job(Protocol):
-    """Something to do; `label` is what messages call it."""
-
-    @property
-    def label(self) -> str: ...
 
 
 Report = Callable[[int, int, int], Any]  # bytes read, documents and tokens since the last call
@@ -37,13 +28,14 @@ Work = Callable[[Any, Report], None]
 
 class Progress:
     """Bytes read of how many, documents, tokens, tokens a second and the time that is left: a bar
-    on a terminal, otherwise a line now and then; a context manager."""
+    on a terminal, and elsewhere its state now and then; a context manager."""
 
     def __init__(self, label: str, total: int) -> None:
-        self._label, self._total = label, total
-        self._documents = self._tokens = self._bytes = 0
-        self._began = self._shown = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None)
+        self._documents = self._tokens = 0
+        wait = 0.0 if sys.stderr.isatty() else LINE_SECONDS
+        self._bar = tqdm(
+            total=total, desc=label, unit="B", unit_scale=True, mininterval=wait or 0.1, delay=wait
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -52,29 +44,18 @@ class Progress:
         self._bar.close()
 
     def __call__(self, count: int, documents: int, tokens: int) -> None:
-        self._bytes += count
         self._documents += documents
         self._tokens += tokens
-        now = time.monotonic()
-        rate = self._tokens / max(now - self._began, 1e-3)
+        rate = self._tokens / max(self._bar.format_dict["elapsed"], 1e-3)
         counts = f"{self._documents:,} documents, {self._tokens:,} tokens, {rate:,.0f} tokens/s"
-        self._bar.update(count)
         self._bar.set_postfix_str(counts, refresh=False)
-        if self._bar.disable and now - self._shown > LINE_SECONDS:
-            self._shown = now
-            left = (self._total - self._bytes) * (now - self._began) / max(self._bytes, 1)
-            print(
-                f"{self._label}: {self._bytes:,} of {self._total:,} bytes, {counts},"
-                f" {left / 60:.1f} minutes left",
-                file=sys.stderr,
-                flush=True,
-            )
+        self._bar.update(count)
 
 
-def run_jobs(work: Work, jobs: Sequence[Job], processes: int, report: Report) -> list[InputError]:
-    """Does every job, in this order; one that fails for its input does not keep the others from
-    being done. With 1 process it is this one; with several the jobs must be picklable, and `work` a
-    function of a module. Returns what was wrong, in the order of the jobs.
+def run_jobs(work: Work, jobs: Sequence[Any], processes: int, report: Report) -> list[InputError]:
+    """Does every job, which has a `label`, in this order; one that fails for its input does not
+    keep the others from being done. With 1 process it is this one; with several the jobs must be
+    picklable, and `work` a function of a module. Returns what was wrong, in the jobs' order.
 
     Raises a `DiskError` if a file could not be written, as the others would fail as well, and an
     `InputError` if a process was killed: what was not finished is to be done again."""
@@ -84,7 +65,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], processes: int, report: Report) ->
     return [error for error in outcomes if error is not None]
 
 
-def _outcome(work: Work, job: Job, report: Report) -> InputError | None:
+def _outcome(work: Work, job: Any, report: Report) -> InputError | None:
     """Does a job; what was wrong with its input."""
     try:
         work(job, report)
@@ -99,7 +80,7 @@ def _outcome(work: Work, job: Job, report: Report) -> InputError | None:
 
 
 def _run_processes(
-    work: Work, jobs: Sequence[Job], processes: int, report: Report
+    work: Work, jobs: Sequence[Any], processes: int, report: Report
 ) -> list[InputError]:
     # Spawned: a fork of a process whose libraries have started threads may hang.
     context = multiprocessing.get_context("spawn")

@@ -145,23 +145,18 @@ class Reader:
             if not item.size:
                 raise InputError(f"{path} is empty; even a compressed file of nothing has bytes")
             found = _decompress(path, found)
-        offset = 0
-        for number, (line, length) in enumerate(_split_lines(found), start=1):
-            if number == 1 and line is not None:
-                line = line.removeprefix(BOM.encode())  # noqa: PLW2901
-            if line is None or line.strip():
-                place = f"{path}, line {number}"
-                try:
-                    values = _object_of_line(line, length, place, offset)
-                    text = _text_of(values, self.key, place)
-                    if line and (b"\\ud" in line or b"\\uD" in line):  # no other text can have half
-                        require_text(text, f"{place}: field {self.key!r}")
-                except InputError as error:
-                    self._bad(error, place, item.label, str(number))
-                else:
-                    del line, values  # a long text needs the room
-                    yield text
-            offset += length + 1
+        for number, line, length, offset in _lines_of(found):
+            place = f"{path}, line {number}"
+            try:
+                values = _object_of_line(line, length, place, offset)
+                text = _text_of(values, self.key, place)
+                if line and (b"\\ud" in line or b"\\uD" in line):  # no other text can have half
+                    require_text(text, f"{place}: field {self.key!r}")
+            except InputError as error:
+                self._bad(error, place, item.label, str(number))
+            else:
+                del line, values  # a long text needs the room
+                yield text
         return digest.hexdigest()
 
     def _row(self, value: Any, place: str, label: str, number: int) -> Iterator[Text]:
@@ -197,13 +192,9 @@ def read_column(path: Path, key: str) -> list[str]:
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a .jsonl file's lines and where each stands; empty lines are none. Raises an
     `InputError` if it cannot be read, or a line is no object."""
-    offset = 0
-    for number, line in enumerate(_bytes(path).split(b"\n"), start=1):
-        own = line.removeprefix(BOM.encode()) if number == 1 else line
-        if own.strip():
-            place = f"{printable(path)}, line {number}"
-            yield place, _object_of_line(own, len(own), place, offset)
-        offset += len(line) + 1
+    for number, line, length, offset in _lines_of(iter([_bytes(path)])):
+        place = f"{printable(path)}, line {number}"
+        yield place, _object_of_line(line, length, place, offset)
 
 
 def require_text(text: str, place: str) -> str:
@@ -304,6 +295,16 @@ def _decompressor(suffix: str) -> tuple[Callable[[], Any], type[Exception], str]
     # Files made with a long window say so; the library refuses more than 128 MB unless told.
     library = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     return library.decompressobj, zstandard.ZstdError, "zstd"
+
+
+def _lines_of(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes | None, int, int]]:
+    """Number, content, length and first byte of each line that is not empty."""
+    offset = 0
+    for number, (line, length) in enumerate(_split_lines(blocks), start=1):
+        own = line.removeprefix(BOM.encode()) if line is not None and number == 1 else line
+        if own is None or own.strip():
+            yield number, own, length, offset
+        offset += length + 1
 
 
 def _split_lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes | None, int]]:

@@ -114,7 +114,7 @@ def _load(dataset: str, saved: bool) -> Any:
     except Exception as error:  # the library raises of all kinds, network errors among them
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"dataset {dataset} cannot be loaded: {reason}") from error
-    if not hasattr(found, "column_names") or not isinstance(found.column_names, dict):
+    if not isinstance(found, dict):
         return found
     if SPLIT not in found:
         raise InputError(f"dataset {dataset} has the splits {', '.join(found)}; read is {SPLIT}")
