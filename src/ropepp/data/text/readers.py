@@ -19,7 +19,7 @@ from ropepp.data.text.documents import (
     text_bytes,
     text_sha256,
 )
-from ropepp.data.text.tables import RowRange, read_parquet, read_range
+from ropepp.data.text.tables import read_table
 from ropepp.errors import InputError
 from ropepp.files import file_sha256, printable, read_errors
 
@@ -38,18 +38,17 @@ Texts = Generator[Text, None, str]  # returns the sha256 of the file
 
 @dataclass(frozen=True)
 class Input:
-    """A file or a range of rows, as it was when the work began."""
+    """A file as it was when the work began."""
 
     label: str  # what a corpus calls it: a path relative to the source
     size: int  # bytes on disk
     mtime_ns: int
-    path: Path | None = None
-    rows: RowRange | None = None
+    path: Path
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An input that was read to its end; `sha256` is of the file, or a dataset's fingerprint."""
+    """An input that was read to its end."""
 
     label: str
     size: int
@@ -90,24 +89,15 @@ class Reader:
         meantime is noticed after that. Raises an `InputError` if text is not UTF-8, a file is
         damaged, has changed or is gone, or a line is bad (with file and line number)."""
         for item in inputs:
-            found = self._of_file(item.path, item) if item.path else self._of_rows(item)
-            for text in found:
+            for text in self._of_file(item):
                 if is_blank(text):
                     self.skipped.empty_documents += 1
                 else:
                     yield text
 
-    def _of_rows(self, item: Input) -> Iterator[Text]:
-        assert item.rows is not None
-        rows, reported = item.rows.stop - item.rows.start, 0
-        for done, (number, value) in enumerate(read_range(item.rows, self.key), start=1):
-            yield from self._row(value, item.rows.dataset, item.label, number)
-            self.progress(item.size * done // rows - reported)
-            reported = item.size * done // rows
-        self.seen.append(Seen(item.label, item.size, 0, item.rows.fingerprint))
-
-    def _of_file(self, path: Path, item: Input) -> Iterator[Text]:
-        kinds = {".txt": self._txt, ".parquet": self._parquet}
+    def _of_file(self, item: Input) -> Iterator[Text]:
+        path = item.path
+        kinds = {".txt": self._txt, ".parquet": self._table, ".arrow": self._table}
         suffix = path.suffix.lower()
         with read_errors(path):
             try:
@@ -133,8 +123,8 @@ class Reader:
         self.progress(item.size)
         return file_sha256(path)
 
-    def _parquet(self, path: Path, item: Input) -> Texts:
-        for number, value in read_parquet(path, self.key, self.progress):
+    def _table(self, path: Path, item: Input) -> Texts:
+        for number, value in read_table(path, self.key, self.progress):
             yield from self._row(value, str(path), item.label, number)
         return file_sha256(path)
 
