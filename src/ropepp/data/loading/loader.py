@@ -211,11 +211,8 @@ class EvalLoader:
 
 
 def permutation(seed: int, epoch: int, size: int, stream: int = 0) -> NDArray[np.int64]:
-    """(size,) the order of the rows in an epoch; read-only.
-
-    It sorts raw numbers of the generator, whose stream numpy promises to keep; that of
-    `Generator.permutation` may change with numpy's version, and with it the data of a resumed run.
-    """
+    """(size,) the order of the rows in an epoch; read-only. It sorts raw numbers of the generator,
+    whose stream numpy promises to keep in all versions, unlike `Generator.permutation`."""
     entropy = [seed, epoch, stream] if stream else [seed, epoch]
     keys = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(size)
     order = np.argsort(keys, kind="stable")

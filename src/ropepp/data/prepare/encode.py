@@ -102,15 +102,18 @@ class ShardJob:
         return self.folder / SHARDS_FOLDER / self.shard.name
 
 
-def finish_shard(job: ShardJob, report: Report) -> None:
+def finish_shard(job: ShardJob, report: Report) -> ShardMeta:
     """Sees to it that a shard is there, from an earlier run or a previous corpus if its files are
     what was written. Raises an `InputError` if the input cannot be read, or the disk is full."""
-    if finished_shard(job, verify=True) is None:
-        old = None if job.previous is None else replace(job, folder=job.previous)
-        if old is None or finished_shard(old, verify=True) is None or not _link(old, job.place):
-            encode_shard(job, report)
-            return
+    meta = finished_shard(job, verify=True)
+    if meta is None and job.previous is not None:
+        old = replace(job, folder=job.previous)
+        meta = finished_shard(old, verify=True)
+        meta = meta if meta is None or _link(old, job.place) else None
+    if meta is None:
+        return encode_shard(job, report)
     report(job.shard.size, 0, 0)
+    return meta
 
 
 def _link(old: ShardJob, place: Path) -> bool:
@@ -125,7 +128,7 @@ def _link(old: ShardJob, place: Path) -> bool:
     return True
 
 
-def encode_shard(job: ShardJob, report: Report) -> None:
+def encode_shard(job: ShardJob, report: Report) -> ShardMeta:
     """Writes a shard's folder; nothing is there under its name before everything is. Raises an
     `InputError` if the input cannot be read, or the disk is full."""
     tokenizer = _tokenizer(job.tokenizer, job.settings.tokenizer)
@@ -163,6 +166,7 @@ def encode_shard(job: ShardJob, report: Report) -> None:
             **left_out,
         )
         write_record(place / META_FILE, meta)
+    return meta
 
 
 def finished_shard(job: ShardJob, verify: bool = False) -> ShardMeta | None:

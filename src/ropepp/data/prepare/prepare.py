@@ -214,23 +214,19 @@ class _Run:
         present = {path.name for path in place.iterdir()}
         self.clear(*(f"{SHARDS_FOLDER}/{name}" for name in present - expected))
         with Progress("encode", sum(job.shard.size for job in jobs)) as progress:
-            failures = run_jobs(finish_shard, jobs, self.processes, progress)
+            metas = run_jobs(finish_shard, jobs, self.processes, progress)
+        failures = [one for one in metas if isinstance(one, InputError)]
         if failures:
             for error in failures[1:]:
                 print(f"also: {error}", file=sys.stderr)
             others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
             raise InputError(f"{failures[0]}{others}")
-        metas = [finished_shard(job) for job in jobs]
-        complete = [meta for meta in metas if meta is not None]
-        if len(complete) < len(metas):
-            at = jobs[metas.index(None)]
-            raise InputError(f"{at.place} was changed by something else; run again")
         try:
-            _require_documents(self.source, complete, self.settings)
+            _require_documents(self.source, metas, self.settings)
         except InputError:
             self.clear(SHARDS_FOLDER)  # another share makes other shards
             raise
-        return complete
+        return metas
 
     def join(self, metas: list[ShardMeta], tokenizer: Tokenizer) -> dict[str, CorpusMeta]:
         """Makes the folder a corpus of these shards; the meta of each split."""

@@ -23,7 +23,7 @@ _counts: Any = None  # in a process of the pool: what all of them have reported
 
 
 Report = Callable[[int, int, int], Any]  # bytes read, documents and tokens since the last call
-Work = Callable[[Any, Report], None]
+Work = Callable[[Any, Report], Any]
 
 
 class Progress:
@@ -52,23 +52,22 @@ class Progress:
         self._bar.update(count)
 
 
-def run_jobs(work: Work, jobs: Sequence[Any], processes: int, report: Report) -> list[InputError]:
+def run_jobs(work: Work, jobs: Sequence[Any], processes: int, report: Report) -> list[Any]:
     """Does every job, which has a `label`, in this order; one that fails for its input does not
     keep the others from being done. With 1 process it is this one; with several the jobs must be
-    picklable, and `work` a function of a module. Returns what was wrong, in the jobs' order.
+    picklable, and `work` a function of a module. Returns what it returned, or an `InputError` that
+    says what was wrong, of each job.
 
     Raises a `DiskError` if a file could not be written, as the others would fail as well, and an
     `InputError` if a process was killed: what was not finished is to be done again."""
     if min(processes, len(jobs)) > 1:
         return _run_processes(work, jobs, min(processes, len(jobs)), report)
-    outcomes = [_outcome(work, job, report) for job in jobs]
-    return [error for error in outcomes if error is not None]
+    return [_outcome(work, job, report) for job in jobs]
 
 
-def _outcome(work: Work, job: Any, report: Report) -> InputError | None:
-    """Does a job; what was wrong with its input."""
+def _outcome(work: Work, job: Any, report: Report) -> Any:
     try:
-        work(job, report)
+        return work(job, report)
     except DiskError:
         raise
     except InputError as error:
@@ -76,12 +75,9 @@ def _outcome(work: Work, job: Any, report: Report) -> InputError | None:
     except Exception as error:
         error.add_note(f"while {job.label} was worked on")
         raise
-    return None
 
 
-def _run_processes(
-    work: Work, jobs: Sequence[Any], processes: int, report: Report
-) -> list[InputError]:
+def _run_processes(work: Work, jobs: Sequence[Any], processes: int, report: Report) -> list[Any]:
     # Spawned: a fork of a process whose libraries have started threads may hang.
     context = multiprocessing.get_context("spawn")
     counts: Any = context.Array("q", 3)
@@ -89,7 +85,7 @@ def _run_processes(
     theirs, lifeline = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(processes, context, _begin, (theirs, counts))
     waiting, outcomes = list(enumerate(jobs))[::-1], {}
-    running: dict[Future[InputError | None], int] = {}
+    running: dict[Future[Any], int] = {}
     reported = [0, 0, 0]
     try:
         while waiting or running:
@@ -114,7 +110,7 @@ def _run_processes(
     finally:
         lifeline.close()
         pool.shutdown()
-    return [error for _, error in sorted(outcomes.items()) if error is not None]
+    return [outcomes[number] for number in range(len(jobs))]
 
 
 def _begin(lifeline: Connection, counts: Any) -> None:

@@ -108,12 +108,9 @@ class RecallRows:
         return len(indices) * self.pairs
 
     def _random(self, rows: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
-        """(B, count) raw numbers of the generator, whose stream numpy promises to keep, unlike what
-        `Generator` makes of it.
-
-        Row and stream are digits of its counter; the lowest digit counts up inside the row and has
-        room for 2^64 steps, so that rows do not overlap.
-        """
+        """(B, count) raw numbers of the generator, see `permutation`. Row and stream are digits of
+        its counter; the lowest digit counts up inside the row and has room for 2^64 steps, so that
+        rows do not overlap."""
         random = np.empty((len(rows), count), np.uint64)
         for own, row in zip(random, rows.tolist(), strict=True):
             counter = np.array([0, row, self.stream, 0], np.uint64)

@@ -1,9 +1,8 @@
 """Documents of files, one by one, with whatever is wrong in them named."""
 
-import hashlib
 import json
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +15,6 @@ from ropepp.data.text.documents import (
     decode,
     is_blank,
     scan,
-    text_bytes,
-    text_sha256,
 )
 from ropepp.data.text.tables import read_table
 from ropepp.errors import InputError
@@ -33,7 +30,6 @@ REPORTED = 1000  # bad lines of a shard that are named; all are counted
 
 OnBadLine = Literal["fail", "skip"]
 Progress = Callable[[int], Any]  # takes the bytes read since the last call
-Texts = Generator[Text, None, str]  # returns the sha256 of the file
 
 
 @dataclass(frozen=True)
@@ -96,47 +92,44 @@ class Reader:
                     yield text
 
     def _of_file(self, item: Input) -> Iterator[Text]:
-        path = item.path
         kinds = {".txt": self._txt, ".parquet": self._table, ".arrow": self._table}
-        suffix = path.suffix.lower()
-        with read_errors(path):
+        with read_errors(item.path):
             try:
-                _require_unchanged(path, item)
-                sha256 = yield from kinds.get(suffix, self._lines)(path, item)
+                _require_unchanged(item)
+                yield from kinds.get(item.path.suffix.lower(), self._lines)(item)
             except InputError:
                 # A file that was cut or exchanged looks damaged; say what really happened.
-                _require_unchanged(path, item)
+                _require_unchanged(item)
                 raise
-        _require_unchanged(path, item)
+            sha256 = file_sha256(item.path)
+        _require_unchanged(item)
         self.seen.append(Seen(item.label, item.size, item.mtime_ns, sha256))
 
-    def _txt(self, path: Path, item: Input) -> Texts:
+    def _txt(self, item: Input) -> Iterator[Text]:
         try:
-            text: Text = scan(path) if item.size > IN_MEMORY else read_text(path)
+            yield scan(item.path) if item.size > IN_MEMORY else read_text(item.path)
         except InputError as error:
-            self._bad(error, str(path), item.label, "-")
-        else:
-            yield text
-            if text_bytes(text) == item.size:
-                self.progress(item.size)
-                return text_sha256(text).hex()
+            self._bad(error, str(item.path), item.label, "-")
         self.progress(item.size)
-        return file_sha256(path)
 
-    def _table(self, path: Path, item: Input) -> Texts:
-        for number, value in read_table(path, self.key, self.progress):
-            yield from self._row(value, str(path), item.label, number)
-        return file_sha256(path)
+    def _table(self, item: Input) -> Iterator[Text]:
+        for number, value in read_table(item.path, self.key, self.progress):
+            place = f"{item.path}, row {number}"
+            try:
+                text = decode(value, place) if isinstance(value, bytes) else value
+                yield _require_text(text, self.key, place)
+            except InputError as error:
+                self._bad(error, place, item.label, str(number))
 
-    def _lines(self, path: Path, item: Input) -> Texts:
-        digest = hashlib.sha256()
-        found = _blocks(path, self.progress, digest)
-        if path.suffix.lower() in (".zst", ".gz"):
+    def _lines(self, item: Input) -> Iterator[Text]:
+        found = self._blocks(item.path)
+        if item.path.suffix.lower() in (".zst", ".gz"):
             if not item.size:
-                raise InputError(f"{path} is empty; even a compressed file of nothing has bytes")
-            found = _decompress(path, found)
+                what = "is empty; even a compressed file of nothing has bytes"
+                raise InputError(f"{item.path} {what}")
+            found = _decompress(item.path, found)
         for number, line, length, offset in _lines_of(found):
-            place = f"{path}, line {number}"
+            place = f"{item.path}, line {number}"
             try:
                 values = _object_of_line(line, length, place, offset)
                 text = _text_of(values, self.key, place)
@@ -147,16 +140,12 @@ class Reader:
             else:
                 del line, values  # a long text needs the room
                 yield text
-        return digest.hexdigest()
 
-    def _row(self, value: Any, place: str, label: str, number: int) -> Iterator[Text]:
-        place = f"{place}, row {number}"
-        try:
-            if isinstance(value, bytes):
-                value = decode(value, place)
-            yield _require_text(value, self.key, place)
-        except InputError as error:
-            self._bad(error, place, label, str(number))
+    def _blocks(self, path: Path) -> Iterator[bytes]:
+        with path.open("rb") as stream:
+            while block := stream.read(BLOCK):
+                self.progress(len(block))
+                yield block
 
     def _bad(self, error: InputError, place: str, label: str, line: str) -> None:
         if self.on_bad_line == "fail":
@@ -202,7 +191,8 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def _require_unchanged(path: Path, item: Input) -> None:
+def _require_unchanged(item: Input) -> None:
+    path = item.path
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -245,14 +235,6 @@ def _require_text(text: Any, key: str, place: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"{place}: field {key!r} is {type(text).__name__}; allowed is a string")
     return text
-
-
-def _blocks(path: Path, progress: Progress, digest: Any) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-            progress(len(block))
-            yield block
 
 
 def _decompress(path: Path, blocks: Iterator[bytes]) -> Iterator[bytes]:
