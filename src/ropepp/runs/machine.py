@@ -102,9 +102,14 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory of this process: on the GPU, or resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # What getrusage says may be the peak of the process that started this one.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says may be the peak of the process that started this one
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(peak.split()[1])
+    import resource
+
+    scale = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def no_bfloat16(device: torch.device) -> str:

@@ -197,23 +197,11 @@ def test_an_error_is_not_held_up_by_workers(tmp_path: Path) -> None:
         ((10, 4, 0, 2), "is 10; with micro_batch_size 4 and world_size 2 .* of 8: 8 or 16"),
         ((4, 4, 0, 2), "is 4; with micro_batch_size 4 and world_size 2 .* multiple of 8: 8"),
         ((0, 4), "global_batch_size is 0"),
-        ((4, 0), "micro_batch_size is 0; it must be at least 1"),
-        ((4, 4, 1, 1), "rank is 1; with world_size 1 allowed are 0"),
-        ((4, 4, 0, 1, -1), "num_workers is -1; it must be at least 0"),
-        ((4, 4, 0, 1, 65), "num_workers is 65; allowed are up to 64"),
     ],
 )
 def test_sizes_that_do_not_fit(arguments: tuple[int, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainLoader(NumberRows(5), *arguments)
-
-
-def test_no_rows() -> None:
-    for make in (lambda: TrainLoader(NumberRows(0), 1, 1), lambda: EvalLoader(NumberRows(0), 1)):
-        with pytest.raises(InputError, match="the data has 0 rows"):
-            make()
-    with pytest.raises(InputError, match="limit is 0; it must be at least 1"):
-        EvalLoader(NumberRows(3), 1, limit=0)
 
 
 @settings(max_examples=80, deadline=None)

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ropepp.data.packing.concat import IGNORE_INDEX, PADDING_DOCUMENT
-from ropepp.errors import InputError, at_least
+from ropepp.errors import InputError
 
 # What a row that is there for its shape alone holds; a row of padding has no target and is seen by
 # nobody.
 FILLER = {"input_ids": 0, "targets": IGNORE_INDEX, "document_ids": PADDING_DOCUMENT, "positions": 0}
-MAX_WORKERS = 64  # threads that read ahead
 
 
 class Rows(Protocol):
@@ -88,8 +87,8 @@ class TrainLoader:
     pass goes on there.
 
     `num_workers` threads make the same batches ahead of time; 0 makes them when asked. Without an
-    `order` it is the `EpochOrder` of seed 0. Raises an `InputError` if a size is not positive,
-    there is no row, or the micro-batches do not make up the global batch."""
+    `order` it is the `EpochOrder` of seed 0. Raises an `InputError` if the micro-batches do not
+    make up the global batch."""
 
     rows: Rows
     global_batch_size: int
@@ -102,7 +101,6 @@ class TrainLoader:
     _samples: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        _check_sizes(self.rows, self.micro_batch_size, self.rank, self.world_size)
         size, together = self.global_batch_size, self.micro_batch_size * self.world_size
         if size < 1 or size % together:
             below = size // together * together
@@ -112,9 +110,6 @@ class TrainLoader:
                 f" world_size {self.world_size} it must be a multiple of {together}:"
                 f" {' or '.join(fitting)}"
             )
-        at_least(0, num_workers=self.num_workers)
-        if self.num_workers > MAX_WORKERS:
-            raise InputError(f"num_workers is {self.num_workers}; allowed are up to {MAX_WORKERS}")
         self._order = self.order or EpochOrder(len(self.rows))
 
     @property
@@ -180,8 +175,7 @@ class EvalLoader:
     batches.
 
     Batch b on rank r takes the rows from `(b * world_size + r) * micro_batch_size` on. Beyond the
-    last row come rows of padding without targets, so that no process ends before another. Raises an
-    `InputError` if a size is not positive, or there is no row."""
+    last row come rows of padding without targets, so that no process ends before another."""
 
     rows: Rows
     micro_batch_size: int
@@ -190,8 +184,6 @@ class EvalLoader:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes(self.rows, self.micro_batch_size, self.rank, self.world_size)
-        at_least(1, limit=self.limit)
         self.total = min(len(self.rows), self.limit or len(self.rows))
 
     def __len__(self) -> int:
@@ -218,13 +210,3 @@ def permutation(seed: int, epoch: int, size: int, stream: int = 0) -> NDArray[np
     order = np.argsort(keys, kind="stable")
     order.flags.writeable = False
     return order
-
-
-def _check_sizes(rows: Rows, micro_batch_size: int, rank: int, world_size: int) -> None:
-    if len(rows) < 1:
-        raise InputError("the data has 0 rows; at least 1 is needed")
-    at_least(1, micro_batch_size=micro_batch_size)
-    if not 0 <= rank < world_size:
-        raise InputError(
-            f"rank is {rank}; with world_size {world_size} allowed are 0 to below that"
-        )

@@ -264,21 +264,13 @@ class _Run:
 
 
 def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:
-    """Whether there is no second document; an `InputError` if there is no first one either."""
-    skipped = Skipped()
+    texts = Reader(field, on_bad_line, Skipped()).texts(source.inputs)
     try:
-        texts = Reader(field, on_bad_line, skipped).texts(source.inputs)
-        first = sum(1 for _ in islice(texts, 2))
+        return sum(1 for _ in islice(texts, 2)) == 1
     except InputError:
         if len(source.inputs) == 1:
             raise
         return False  # what is wrong is said once the other shards are done
-    if not first:
-        raise InputError(
-            f"source {source.given!r} has no documents (left out: {_describe(skipped)});"
-            " at least 1 is needed"
-        )
-    return first == 1
 
 
 def _require_documents(source: Source, metas: list[ShardMeta], settings: Settings) -> None:
@@ -288,7 +280,7 @@ def _require_documents(source: Source, metas: list[ShardMeta], settings: Setting
     high = max(meta.shares[1] for meta in metas)
     kept = {s: sum(meta.splits[s]["documents"] for meta in metas) for s in settings.splits}
     count = sum(kept.values()) + skipped.short_documents
-    if fraction > 0 and not settings.only_one and not low < fraction <= high:
+    if count and fraction > 0 and not settings.only_one and not low < fraction <= high:
         if low == high:
             advice = "use 0, as all documents are the same text"
         else:
@@ -303,8 +295,9 @@ def _require_documents(source: Source, metas: list[ShardMeta], settings: Setting
         )
     for split, documents in kept.items():
         if not documents:
+            where = f" for {split}" if count else ""
             raise InputError(
-                f"source {source.given!r} has no documents for {split} (left out:"
+                f"source {source.given!r} has no documents{where} (left out:"
                 f" {_describe(skipped)}); at least 1 is needed"
             )
 
