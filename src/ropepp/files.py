@@ -305,8 +305,7 @@ def require_free(target: Path, overwrite: bool | None = None) -> None:
 @contextmanager
 def one_command() -> Iterator[None]:
     """What gets its name in this block is unfinished until the block ends, so that the same command
-    can be given again where a kill left no time to say that it is there. Needs a file system with
-    extended attributes."""
+    can be given again after a kill at its end. Needs a file system with extended attributes."""
     _renamed.append(None)
     try:
         yield

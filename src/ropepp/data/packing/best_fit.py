@@ -15,9 +15,8 @@ from ropepp.errors import InputError
 
 @dataclass(frozen=True)
 class BestFit(Packing):
-    """Documents of at most T + 1 tokens stay whole and longer ones are cut into as few pieces as
-    possible; rows are filled by best-fit-decreasing bin packing (arXiv 2404.10830). Rows have a
-    little padding at their ends."""
+    """Documents of at most T + 1 tokens stay whole, longer ones are cut into as few pieces as can
+    be; best-fit-decreasing bin packing (arXiv 2404.10830) leaves little padding at rows' ends."""
 
     def rows(self, corpus: Corpus, length: int, mask_documents: bool = True) -> PackedRows:
         return BestFitRows(corpus, length, mask_documents)

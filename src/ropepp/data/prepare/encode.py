@@ -228,8 +228,7 @@ def _is_same(seen: Seen, item: Input) -> bool:
 def split_texts(
     texts: Iterable[Text], settings: Settings, shares: list[float]
 ) -> Iterator[tuple[str, Text]]:
-    """Documents with the split of each; keeps the smallest and largest number that decided on a
-    split up to date in `shares`."""
+    """Documents with the split of each; `shares` keeps the least and largest that decided."""
     fraction = settings.validation_fraction
     for text in texts:
         if settings.only_one and fraction > 0:

@@ -238,8 +238,7 @@ def _require_text(text: Any, key: str, place: str) -> str:
 
 
 def _decompress(path: Path, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Any number of frames; the libraries' own readers would take a cut file for a whole one, or
-    give out any amount at once."""
+    """Any number of frames; the libraries' readers take a cut file for whole, or give out much."""
     begin, failure, name = _decompressor(path.suffix.lower())
     frame = None
     for block in blocks:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from ropepp import __version__
 from ropepp.data.text.readers import Skipped
 from ropepp.data.tokenizer import Tokenizer, load_tokenizer
-from ropepp.data.tokens.reader import CHUNK, ShardedTokens, load_numbers
+from ropepp.data.tokens.reader import CHUNK, ShardedTokens, check_size, load_numbers
 from ropepp.data.tokens.writer import (
     BLOCK,
     BLOCKS_FILE,
@@ -164,6 +164,7 @@ def verify_shard(place: Path, entry: ShardEntry, dtype: np.dtype[Any], vocab_siz
     `InputError` if one is missing or not what was written."""
     load_numbers(place / OFFSETS_FILE, OFFSET_TYPE, entry.documents + 1, entry.offsets_checksum)
     check_sha256(place / BLOCKS_FILE, entry.tokens_checksum)
+    check_size(place / BLOCKS_FILE, CHECKSUM_TYPE, -(-entry.tokens * dtype.itemsize // BLOCK))
     checksums = np.fromfile(place / BLOCKS_FILE, CHECKSUM_TYPE)
     tokens = [(place / TOKENS_FILE, entry.tokens)]
     ShardedTokens(tokens, dtype, vocab_size, checksums).verify()
