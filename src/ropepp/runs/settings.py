@@ -32,7 +32,7 @@ def read_yaml(file: Path) -> Any:
         return OmegaConf.to_container(OmegaConf.load(StringIO(text)))
     except InputError:
         raise
-    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise InputError(f"{file} is nested too deeply") from None
