@@ -112,7 +112,7 @@ def finish_shard(job: ShardJob, report: Report) -> ShardMeta:
         meta = meta if meta is None or _link(old, job.place) else None
     if meta is None:
         return encode_shard(job, report)
-    report(job.shard.size, 0, 0)
+    report(job.shard.size)
     return meta
 
 
@@ -132,8 +132,7 @@ def encode_shard(job: ShardJob, report: Report) -> ShardMeta:
     """Writes a shard's folder; nothing is there under its name before everything is. Raises an
     `InputError` if the input cannot be read, or the disk is full."""
     tokenizer = _tokenizer(job.tokenizer, job.settings.tokenizer)
-    skipped = Skipped()
-    reader = Reader(job.settings.key, job.on_bad_line, skipped, lambda count: report(count, 0, 0))
+    reader = Reader(job.settings.key, job.on_bad_line, progress=report)
     with (
         disk_errors(job.place),
         replacing_folder(job.place, overwrite=True, clear=False) as place,
@@ -144,13 +143,13 @@ def encode_shard(job: ShardJob, report: Report) -> ShardMeta:
             (place / split).mkdir()
             files[split] = stack.enter_context(TokenWriter(place / split, tokenizer))
         shares = [1.0, 0.0]
-        encoder = _Encoder(tokenizer, files, job.settings.min_tokens, skipped, report)
+        encoder = _Encoder(tokenizer, files, job.settings.min_tokens, reader.skipped, report)
         encoder.run(split_texts(reader.texts(job.shard.inputs), job.settings, shares))
         for split, written in files.items():
             written.sync()
             sync_folder(place / split)
         counts = {split: written.counts_and_checksums() for split, written in files.items()}
-        left_out = asdict(skipped)
+        left_out = asdict(reader.skipped)
         reports = left_out.pop("reports")
         content = "".join(f"{report}\n" for report in reports).encode(errors="backslashreplace")
         if content:

@@ -134,7 +134,9 @@ def prepare(
     with resuming_folder(target, overwrite) as folder:
         run = replace(here, folder=folder)
         try:
-            used = run.save(make())
+            used = make()
+            run.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE)  # of another one
+            used.save(folder)
             metas = run.encode(used, target)
             corpus = run.join(metas, used)
         except BaseException as error:
@@ -169,20 +171,13 @@ class _Run:
 
     def _sample(self, shard: Shard, size: int, report: Progress) -> Iterator[str]:
         """About `size` bytes of a shard."""
-        key, skipped = self.settings.key, Skipped()
-        reader = Reader(key, self.on_bad_line, skipped, lambda count: report(count, 0, 0))
+        reader = Reader(self.settings.key, self.on_bad_line, progress=report)
         for split, text in split_texts(reader.texts(shard.inputs), self.settings, [1.0, 0.0]):
             for piece in pieces(blocks(text), BytesTokenizer()) if split == TRAIN else ():
                 yield piece
                 size -= len(piece.encode())
                 if size <= 0:
                     return
-
-    def save(self, tokenizer: Tokenizer) -> Tokenizer:
-        """Puts the tokenizer into the folder, in the place of another one."""
-        self.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE)
-        tokenizer.save(self.folder)
-        return tokenizer
 
     def is_complete(self, make: Callable[[], Tokenizer]) -> bool:
         """Whether the folder is a corpus that this run would make, as after a kill behind its last
@@ -264,7 +259,7 @@ class _Run:
 
 
 def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:
-    texts = Reader(field, on_bad_line, Skipped()).texts(source.inputs)
+    texts = Reader(field, on_bad_line).texts(source.inputs)
     try:
         return sum(1 for _ in islice(texts, 2)) == 1
     except InputError:

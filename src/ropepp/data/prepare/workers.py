@@ -22,7 +22,7 @@ LINE_SECONDS = 30.0  # between states of progress where there is no terminal
 _counts: Any = None  # in a process of the pool: what all of them have reported
 
 
-Report = Callable[[int, int, int], Any]  # bytes read, documents and tokens since the last call
+Report = Callable[..., Any]  # bytes read, documents and tokens since the last call, 0 if not given
 Work = Callable[[Any, Report], Any]
 
 
@@ -43,7 +43,7 @@ class Progress:
     def __exit__(self, *error: Any) -> None:
         self._bar.close()
 
-    def __call__(self, count: int, documents: int, tokens: int) -> None:
+    def __call__(self, count: int, documents: int = 0, tokens: int = 0) -> None:
         self._documents += documents
         self._tokens += tokens
         rate = self._tokens / max(self._bar.format_dict["elapsed"], 1e-3)

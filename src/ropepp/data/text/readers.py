@@ -74,7 +74,7 @@ class Reader:
 
     key: str  # of the text in a JSON line, or its column
     on_bad_line: OnBadLine
-    skipped: Skipped  # counts what is left out
+    skipped: Skipped = field(default_factory=Skipped)  # counts what is left out
     progress: Progress = lambda _: None
     seen: list[Seen] = field(default_factory=list, init=False)  # read to their end, in order
 
