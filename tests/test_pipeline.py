@@ -209,7 +209,7 @@ def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
         ({"stages": [{"name": "a", "config": "x.yaml"}]}, "'x.yaml', which is no file"),
         ({"stages": [{"name": "a", "variants": ["RoPE"]}]}, "variants has 'RoPE'; allowed: EC"),
         ({"launcher": "python x"}, "it needs {args}"),
-        ({"like": "x.yaml"}, "x.yaml is missing"),
+        ({"like": "x.yaml"}, "x.yaml is no file"),
         ({"set": {"run": "x"}}, "set.run: config, experiment, run"),
         ({"seed": "one"}, "seed is 'one'; allowed: a whole number"),
     ],

@@ -50,7 +50,7 @@ MERGES = "a: &a0 {x: 1}\n" + "".join(
         ("a: " + "[" * 60 + "]" * 60, "more than 50 levels"),
         ("a: " + "[" * 100_000, "nesting"),
         ("- " * 500, "more than 50 levels"),
-        ("a: " + "x" * 2**20, "has more than 1048576 bytes"),
+        ("a: " + "x" * 2**20, "longer than 1,048,576 bytes"),
         ("a: 1\na: 2", "duplicate key a"),
         ("a: !!python/name:os.system", "could not determine a constructor"),
         ("a: 1" + "0" * 5000, "limit"),

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ropepp.errors import InputError
-from ropepp.records import read_bytes
 
 # A configuration beyond these is a mistake or an attack; all that is read is held to them first.
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**20, 10_000, 50
@@ -25,13 +24,20 @@ def read_yaml(file: Path) -> Any:
     """Content of a YAML file, in which 1e-3 is a number. An `InputError` if it cannot be read, is
     neither a list nor a dictionary, has a key twice, or is larger, deeper or, with its aliases
     written out, longer than a configuration can be."""
-    content = read_bytes(file, MAX_BYTES)
+    if file.exists() and not file.is_file():  # a pipe would wait for ever
+        raise InputError(f"{file} is no file")
     try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"{file} is longer than {MAX_BYTES:,} bytes: no configuration is")
         text = content.decode()
         check_size(text, file)
         return OmegaConf.to_container(OmegaConf.load(StringIO(text)))
     except InputError:
         raise
+    except FileNotFoundError:
+        raise InputError(f"{file} is no file") from None
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())}") from error
     except RecursionError:
