@@ -11,7 +11,7 @@ from helpers.sweep_files import write_plan, write_spec
 from ropepp.commands.sweep import main
 from ropepp.errors import InputError
 from ropepp.runs.records import RunSpec, SweepPlan
-from ropepp.runs.status import RunProgress, duration, is_locked, progress_of, status, table
+from ropepp.runs.status import RunProgress, duration, is_locked, progress_of, show, status, table
 
 STATES = ("waiting", "running", "finished", "failed", "preempted", "pruned", "killed")
 
@@ -103,6 +103,13 @@ def test_locks(folder: Path) -> None:
     assert is_locked(log)  # looking does not take it
     assert not is_locked(folder / "failed/seed-0/fit.log")
     assert not is_locked(folder / "no-such-file")
+
+
+def test_watching_ends(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for state in ("waiting", "running", "preempted", "killed"):
+        (folder / state / "seed-0/result.json").write_text('{"validation_loss": 4.0}')
+    show(folder, watch=True)
+    assert capsys.readouterr().out.count("validation") == 1
 
 
 def test_no_sweep(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def main(args: list[str]) -> None:
         help="how long runs may take to end before they are killed (300)")  # fmt: skip
     one = commands.add_parser("status", help="a table of all runs")
     one.add_argument("path", type=Path, help="a sweep's YAML or folder")
+    one.add_argument("--watch", action="store_true", help="again and again until all have ended")
     one = commands.add_parser("report", help="write the report and what TensorBoard shows")
     one.add_argument("path", type=Path, help="a sweep's YAML or folder")
     options = parser.parse_args(args)
@@ -105,10 +106,12 @@ def visible_gpus() -> list[str]:
 
 
 def _status(options: Namespace) -> None:
-    from ropepp.runs.status import status, table
+    from ropepp.runs.status import show
 
-    folder = _folder(options.path)
-    print(table(folder, status(folder)))
+    try:
+        show(_folder(options.path), options.watch)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _folder(path: Path) -> Path:

@@ -9,6 +9,8 @@ Beside a run's own files its directory holds::
 
 import fcntl
 import re
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from ropepp.runs.records import METRICS, RESULT, read_json, read_lines, read_res
 LOCK, LOG, OUTCOME = "lock", "fit.log", "outcome.json"
 TAIL = 32768  # bytes of metrics.jsonl or of a log in which the newest lines are looked for
 STATES = ("finished", "running", "waiting", "preempted", "failed", "pruned")
+ENDED = ("finished", "failed", "pruned")
 CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -149,3 +152,15 @@ def duration(seconds: float) -> str:
     if minutes < 90:
         return f"{minutes:.0f} min"
     return f"{minutes // 60:.0f} h {minutes % 60:.0f} min"
+
+
+def show(folder: Path, watch: bool) -> None:
+    """Prints the table, again and again if watched, until all runs have ended."""
+    while True:
+        runs = status(folder)
+        if watch and sys.stdout.isatty():
+            print("\033[2J\033[H", end="")
+        print(table(folder, runs), flush=True)
+        if not watch or all(run.state in ENDED for run in runs):
+            return
+        time.sleep(2)

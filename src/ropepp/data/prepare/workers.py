@@ -26,30 +26,23 @@ Report = Callable[..., Any]  # bytes read, documents and tokens since the last c
 Work = Callable[[Any, Report], Any]
 
 
-class Progress:
+class Progress(tqdm):
     """Bytes read of how many, documents, tokens, tokens a second and the time that is left: a bar
     on a terminal, and elsewhere its state now and then; a context manager."""
 
     def __init__(self, label: str, total: int) -> None:
-        self._documents = self._tokens = 0
         wait = 0.0 if sys.stderr.isatty() else LINE_SECONDS
-        self._bar = tqdm(
-            total=total, desc=label, unit="B", unit_scale=True, mininterval=wait or 0.1, delay=wait
-        )
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.close()
+        own = {"mininterval": wait or 0.1, "delay": wait}
+        super().__init__(total=total, desc=label, unit="B", unit_scale=True, **own)
+        self._documents = self._tokens = 0
 
     def __call__(self, count: int, documents: int = 0, tokens: int = 0) -> None:
         self._documents += documents
         self._tokens += tokens
-        rate = self._tokens / max(self._bar.format_dict["elapsed"], 1e-3)
+        rate = self._tokens / max(self.format_dict["elapsed"], 1e-3)
         counts = f"{self._documents:,} documents, {self._tokens:,} tokens, {rate:,.0f} tokens/s"
-        self._bar.set_postfix_str(counts, refresh=False)
-        self._bar.update(count)
+        self.set_postfix_str(counts, refresh=False)
+        self.update(count)
 
 
 def run_jobs(work: Work, jobs: Sequence[Any], processes: int, report: Report) -> list[Any]:
