@@ -302,8 +302,7 @@ def _check_target(target: Path, overwrite: bool, source: Source) -> None:
     require_free(target, overwrite)
     if target.exists() and not (target / TRAIN / META_FILE).is_file():
         raise InputError(f"out is {target}, which is no prepared corpus and is not overwritten")
-    files, folder = (item.path for item in source.inputs), target.resolve()
-    inside = [file for file in files if file.resolve().is_relative_to(folder)]
+    inside = [file for file in source.files if file.resolve().is_relative_to(target.resolve())]
     if inside:
         raise InputError(f"out is {target}, which holds the source {inside[0]}; choose another")
 

@@ -54,6 +54,10 @@ class Source:
     given: str  # what the user wrote
     inputs: tuple[Input, ...]  # in reading order
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(item.path for item in self.inputs)
+
     def shards(self) -> list[Shard]:
         """Every file is a shard; up to 64 MB of .txt files in a row share one."""
         groups: list[list[Input]] = []
@@ -95,7 +99,7 @@ def find_source(source: str) -> Source:
     if not found.inputs:
         raise InputError(f"source {source!r} holds no file; read are {', '.join(SUFFIXES)}")
     for suffix, (package, extra) in NEEDS.items():
-        needing = [item.path for item in found.inputs if item.path.suffix.lower() == suffix]
+        needing = [file for file in found.files if file.suffix.lower() == suffix]
         if needing:
             optional(package, extra, str(needing[0]))
     return found
