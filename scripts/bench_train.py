@@ -28,8 +28,7 @@ from ropepp.data.loading.loader import Rows, TrainLoader
 from ropepp.data.loading.mixture import MixtureOrder, MixtureRows, MixtureSchedule
 from ropepp.data.packing.concat import ConcatRows
 from ropepp.data.tokenizer import load_tokenizer
-from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.meta import ShardEntry, join_shards, shard_folder
+from ropepp.data.tokens.corpus import Corpus, ShardEntry, join_shards, shard_folder
 from ropepp.data.tokens.writer import TokenWriter
 from ropepp.model import Transformer
 from ropepp.model.flops import training_flops

@@ -14,11 +14,8 @@ ENVIRONMENT = {
 
 
 class InputError(ValueError):
-    """Bad input: names the file or key, the value found and what is allowed, in one line.
-
-    The command line prints the message alone and ends with exit code 2; `--debug` shows the
-    traceback.
-    """
+    """Bad input: names the file or key, the value found and what is allowed, in one line, which
+    the command line prints before it ends with exit code 2; `--debug` shows the traceback."""
 
 
 class Stopped(Exception):  # noqa: N818 (nothing is wrong with the program)
@@ -41,10 +38,8 @@ class Diverged(Stopped):
 
 
 def user_message(error: BaseException) -> str | None:
-    """One line for an error that the user can mend, None for any other.
-
-    Frameworks wrap the error that says what is wrong, or raise another while cleaning up.
-    """
+    """One line for an error that the user can mend, None for any other. Frameworks wrap the error
+    that says what is wrong, or raise another while cleaning up."""
     from jsonargparse import ArgumentError
 
     chain = causes(error)
@@ -93,12 +88,8 @@ def optional(module: str, extra: str = "sweep", needed_by: str = "this") -> Any:
 
 
 def at_least(least: float, key: str = "", /, **values: float | None) -> None:
-    """Checks settings that have one lower bound; None stands for one that is not given, ``key`` is
-    what stands before their names in a configuration.
-
-    Raises:
-        InputError: One is below the bound, or no number.
-    """
+    """Raises an `InputError` if a setting is below a bound, or no number; None stands for one that
+    is not given, ``key`` is what stands before their names in a configuration."""
     for name, value in values.items():
         if value is not None and not (isinstance(value, Real) and value >= least):
             raise InputError(f"{key}{name} is {value!r:.80}; it must be at least {least}")

@@ -116,13 +116,14 @@ def _beside(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     try:
         yield work
     except BaseException:
-        _remove(work)
+        remove(work)
         raise
     finally:
         os.close(handle)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -140,13 +141,13 @@ def clear_leftovers(final: Path) -> None:
             with opened(left) as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if left.suffix != ".partial":
-                    _remove(left)
+                    remove(left)
         except OSError:
             lives = True
     for old in () if lives else final.parent.glob(f"{beside}.old-{8 * '[0-9a-f]'}"):
         with suppress(OSError):  # best effort: nobody has asked for it
             if final.exists():
-                _remove(old)
+                remove(old)
             else:
                 old.rename(final)
 
@@ -304,8 +305,7 @@ def require_free(target: Path, overwrite: bool | None = None) -> None:
 @contextmanager
 def one_command() -> Iterator[None]:
     """What gets its name in this block is unfinished until the block ends, so that the same command
-    can be given again where a kill left no time to say that it is there. Needs a file system with
-    extended attributes."""
+    can be given again after a kill at its end. Needs a file system with extended attributes."""
     _renamed.append(None)
     try:
         yield
@@ -338,7 +338,7 @@ def _rename_over(work: Path, final: Path) -> None:
         raise
     sync_folder(final.parent)
     if replaces:
-        _remove(old)
+        remove(old)
 
 
 def sync_folder(folder: Path) -> None:

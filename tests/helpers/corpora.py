@@ -13,8 +13,7 @@ import zstandard
 
 from ropepp.data.prepare.prepare import prepare
 from ropepp.data.tokenizer import BytesTokenizer, Tokenizer
-from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.meta import ShardEntry, join_shards, shard_folder
+from ropepp.data.tokens.corpus import Corpus, ShardEntry, join_shards, shard_folder
 from ropepp.data.tokens.writer import TokenWriter
 from ropepp.records import checksum_of
 

@@ -50,7 +50,7 @@ SIZES: dict[str, tuple[Any, list[Any]]] = {
     "global_batch_size": (4, [0, 6]),
     "micro_batch_size": (2, [0, 3]),
     "validate_every_n_steps": (2, [-1]),
-    "num_workers": (1, [-1]),
+    "num_workers": (1, [-1, 65]),
     "seed": (3, [-1]),
 }
 CORPUS: dict[str, tuple[Any, list[Any]]] = {

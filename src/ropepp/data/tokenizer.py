@@ -165,9 +165,7 @@ class TiktokenTokenizer:
     _LONG_SPACE = re.compile(rf"\s{{{_LONG}}}")
 
     def __init__(self, content: bytes, origin: str) -> None:
-        optional("tiktoken", "data", origin)
-        import tiktoken
-
+        tiktoken = optional("tiktoken", "data", origin)
         ranks = _parse_ranks(content, origin)
         self._content = content
         self._ordinary = len(ranks)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
-from ropepp.data.tokens.meta import read_meta
+from ropepp.data.tokens.corpus import read_meta
 from ropepp.errors import InputError
 from ropepp.files import require_free
 from ropepp.model.config import ModelConfig

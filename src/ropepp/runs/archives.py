@@ -35,15 +35,12 @@ def read_archive(file: Path | BytesIO, name: Path, mapped: bool = True) -> tuple
     mapped = mapped and isinstance(file, Path)
     if not isinstance(file, Path):
         file.seek(0)
-    try:
-        with understanding(name):
+    with understanding(name):
+        try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except InputError as error:
-        if isinstance(error.__cause__, UnpicklingError):
-            raise InputError(
-                f"{name} holds more than tensors and plain values and is not opened"
-            ) from error
-        raise
+        except UnpicklingError as error:
+            more = "holds more than tensors and plain values and is not opened"
+            raise InputError(f"{name} {more}") from error
     return content, sums
 
 

@@ -90,8 +90,7 @@ def commit() -> str | None:
 
     try:
         # An installed copy may lie in an environment inside somebody else's checkout.
-        if git("ls-files", "--error-unmatch", "__init__.py") == "":
-            return None
+        git("ls-files", "--error-unmatch", "__init__.py")
         changed = git("status", "--porcelain", "--", ".")
         return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):

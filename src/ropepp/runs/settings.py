@@ -124,8 +124,7 @@ def read_settings(file: Path, within: tuple[Path, ...] = (), left: list[int] | N
 def read_files(
     value: Any, folder: Path, within: tuple[Path, ...] = (), left: list[int] | None = None
 ) -> Any:
-    """``value`` with names of YAML files, relative to ``folder``, replaced by their content; see
-    `read_settings`."""
+    """``value`` with names of YAML files in ``folder`` replaced by content, see `read_settings`."""
     left = [MAX_NODES] if left is None else left
     left[0] -= 1
     if left[0] < 0:

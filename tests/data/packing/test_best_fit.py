@@ -15,7 +15,7 @@ from ropepp.data.loading.loader import EvalLoader
 from ropepp.data.packing import packing_index
 from ropepp.data.packing.best_fit import BestFit, BestFitRows, Long
 from ropepp.data.packing.concat import IGNORE_INDEX, PADDING_DOCUMENT, PackedRows, Packing
-from ropepp.data.packing.packing_index import NOWHERE, best_fit_decreasing, build_index
+from ropepp.data.packing.packing_index import NOWHERE, best_fit_decreasing
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 
@@ -146,7 +146,7 @@ def test_documents_and_positions_begin_with_pieces(
     assert crossing["targets"].tolist() == batch["targets"]
     # Only documents that no row can hold are split, into rows that they begin.
     assert all(lengths[document] > length + 1 for document in split)
-    assert rows.summary()["documents_split"] == np.mean(np.array(lengths) > length + 1)
+    assert rows.summary()["documents_split"] == len(split) / len(lengths)
 
 
 @settings(max_examples=200, deadline=None)
@@ -281,13 +281,6 @@ def test_a_folder_that_cannot_be_written(corpus: Corpus, monkeypatch: pytest.Mon
     rows = BestFit().rows(corpus, 64)
     assert rows.summary()["tokens_lost"] == 0
     assert [path.name for path in (corpus.folder / "train").glob("*best_fit*")] == []
-
-
-def test_chunks_change_nothing(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = build_index(corpus.offsets, 40)
-    monkeypatch.setattr(packing_index, "CHUNK", 7)
-    for name, array in vars(build_index(corpus.offsets, 40)).items():
-        assert np.array_equal(array, getattr(whole, name))
 
 
 def test_bad_input(memory_corpus: MakeCorpus) -> None:

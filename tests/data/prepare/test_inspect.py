@@ -8,14 +8,12 @@ from helpers.corpora import in_validation, run
 from helpers.make_tree import make_tree
 from helpers.raw_text import TEXTS, write_jsonl
 from ropepp.commands.corpus import main
-from ropepp.data.prepare import inspect as inspect_module
 from ropepp.data.prepare.inspect import inspect, verify
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 
 
-def test_a_corpus_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect_module, "CHUNK", 7)
+def test_a_corpus_in_words(tmp_path: Path) -> None:
     out = run(write_jsonl(tmp_path / "mine.jsonl"), tmp_path / "out")
     lines = inspect(out).splitlines()
     assert lines[:3] == [

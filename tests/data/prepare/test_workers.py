@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ropepp.data.prepare import workers
 from ropepp.data.prepare.workers import Progress, Report, run_jobs
 from ropepp.errors import InputError
 from ropepp.files import DiskError
@@ -22,7 +23,7 @@ class Number:
         return f"number {self.value}"
 
 
-def work(job: Number, report: Report) -> None:
+def work(job: Number, report: Report) -> int:
     if job.value == 13:
         raise DiskError("disk full")
     if job.value == 14:
@@ -34,6 +35,7 @@ def work(job: Number, report: Report) -> None:
         raise InputError(f"{job.value} is odd")
     for _ in range(10):
         report(1, 2, 3)
+    return job.value
 
 
 class Sums:
@@ -47,8 +49,8 @@ class Sums:
 @BOTH
 def test_all_jobs_are_done_and_what_was_wrong_is_in_their_order(processes: int) -> None:
     sums = Sums()
-    failures = run_jobs(work, [Number(n) for n in range(7)], processes, sums)
-    assert [str(error) for error in failures] == ["1 is odd", "3 is odd", "5 is odd"]
+    found = run_jobs(work, [Number(n) for n in range(7)], processes, sums)
+    assert list(map(str, found)) == ["0", "1 is odd", "2", "3 is odd", "4", "5 is odd", "6"]
     assert sums.counts == (40, 80, 120)
     assert run_jobs(work, [], processes, sums) == []
 
@@ -78,13 +80,11 @@ def test_a_process_that_ends_is_noticed() -> None:
 def test_progress_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress("encode", total=5000) as progress:
-        for _ in range(4):
-            now[0] += 20
-            progress(500, 10, 4000)
-    assert capsys.readouterr().err.splitlines() == [
-        "encode: 1,000 of 5,000 bytes, 20 documents, 8,000 tokens, 200 tokens/s, 2.7 minutes left",
-        "encode: 2,000 of 5,000 bytes, 40 documents, 16,000 tokens, 200 tokens/s, 2.0 minutes left",
-    ]
+    for seconds, told in ((30.0, False), (0.0, True)):
+        monkeypatch.setattr(workers, "LINE_SECONDS", seconds)
+        with Progress("encode", total=5000) as progress:
+            for _ in range(4):
+                progress(500, 10, 4000)
+        shown = capsys.readouterr().err
+        assert ("encode:  40%" in shown and "40 documents, 16,000 tokens, " in shown) == told
+        assert told or not shown

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from helpers.corpora import documents, in_validation, run, snapshot
-from helpers.raw_text import TEXTS, json_lines, read_texts
+from helpers.corpora import documents, in_validation, run
+from helpers.raw_text import TEXTS, json_lines
 from ropepp.data.text import tables as rows
-from ropepp.data.text.readers import Skipped
 from ropepp.data.text.sources import find_source
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
@@ -43,7 +42,7 @@ def test_parquet_files_are_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_progress_in_a_parquet_file_ends_at_its_size(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", text=TEXTS)
     seen: list[int] = []
-    found = list(rows.read_parquet(tmp_path / "a.parquet", "text", seen.append))
+    found = list(rows.read_table(tmp_path / "a.parquet", "text", seen.append))
     assert found == list(enumerate(TEXTS))
     assert sum(seen) == (tmp_path / "a.parquet").stat().st_size
 
@@ -79,6 +78,8 @@ def test_a_damaged_parquet_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_saved_dataset(saved: Path, processes: int, tmp_path: Path) -> None:
+    import datasets
+
     file = tmp_path / "same.jsonl"
     file.write_bytes(json_lines(TEXTS))
     whole = run(saved, tmp_path / "whole")
@@ -86,10 +87,11 @@ def test_a_saved_dataset(saved: Path, processes: int, tmp_path: Path) -> None:
     same = run(file, tmp_path / "same")
     for split in ("train", "validation"):
         assert documents(whole, split) == documents(same, split)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "RANGE_BYTES", 700)
-        assert len(find_source(str(saved)).shards()) == 4
-        parts = run(saved, tmp_path / "parts", processes=processes)
+    table = datasets.load_from_disk(str(saved))
+    both = datasets.DatasetDict({"train": table, "test": table})
+    both.save_to_disk(tmp_path / "both", num_shards={"train": 4, "test": 1})
+    assert len(find_source(str(tmp_path / "both")).shards()) == 4
+    parts = run(tmp_path / "both", tmp_path / "parts", processes=processes)
     assert documents(parts, "train") == documents(whole, "train")
     assert Corpus.open(parts, "train").meta.shards == 4
 
@@ -111,17 +113,19 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_bad_datasets(saved: Path, tmp_path: Path) -> None:
     import datasets
 
-    with pytest.raises(InputError, match="saved: no field 'content'; fields are n, text"):
+    (file,) = saved.glob("*.arrow")
+    with pytest.raises(InputError, match="arrow: no field 'content'; fields are n, text"):
         run(saved, tmp_path / "out", field="content")
-    with pytest.raises(InputError, match="saved, row 0: field 'n' is int; allowed is a string"):
+    with pytest.raises(InputError, match="arrow, row 0: field 'n' is int; allowed is a string"):
         run(saved, tmp_path / "out", field="n", on_bad_line="fail")
+    content = file.read_bytes()
+    for damaged in (content[:-8], content[:-500], b"no", content[: len(content) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match="arrow is damaged or no arrow file: "):
+            run(saved, tmp_path / "out")
     other = datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": TEXTS})})
     other.save_to_disk(tmp_path / "other")
     with pytest.raises(InputError, match="other has the splits test; read is train"):
-        run(tmp_path / "other", tmp_path / "out")
-    (tmp_path / "other/dataset_dict.json").write_text("{")
-    rows._load.cache_clear()
-    with pytest.raises(InputError, match="other cannot be loaded: JSONDecodeError"):
         run(tmp_path / "other", tmp_path / "out")
 
 
@@ -129,7 +133,7 @@ def test_bad_datasets(saved: Path, tmp_path: Path) -> None:
     ("package", "source", "extra"),
     [
         ("pyarrow", "a.parquet", "parquet"),
-        ("datasets", "saved", "hub"),
+        ("pyarrow", "a.arrow", "parquet"),
         ("datasets", "hub:some/name", "hub"),
     ],
 )
@@ -138,22 +142,9 @@ def test_missing_packages_are_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.parquet").write_bytes(b"")
-    Path("saved").mkdir()
-    for name in ("state.json", "dataset_info.json"):
-        Path(f"saved/{name}").write_text("{}")
+    Path("a.arrow").write_bytes(b"")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError) as caught:
         run(source, tmp_path / "out")
     assert f"{source} needs {package}" in str(caught.value)
     assert f"pip install 'ropepp[{extra}]'" in str(caught.value)
-
-
-def test_a_dataset_that_changes(saved: Path, tmp_path: Path) -> None:
-    import datasets
-
-    source = find_source(str(saved))
-    rows._load.cache_clear()
-    datasets.Dataset.from_dict({"text": TEXTS[:3]}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(InputError, match="saved has changed while it was read; run again"):
-        list(read_texts(source, "text", "fail", Skipped()))
-    assert snapshot(tmp_path / "nothing") == {}

@@ -13,6 +13,8 @@ from ropepp.data.packing.concat import Concat, Packing
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
 
+MAX_WORKERS = 64
+
 
 class RowsDataModule(pl.LightningDataModule):
     """Feeds rows in global batches: the same samples in the same order at every process count.
@@ -25,7 +27,7 @@ class RowsDataModule(pl.LightningDataModule):
         global_batch_size: Rows in an optimizer step, over all processes and micro-batches.
         micro_batch_size: Rows in one forward pass of one process; of longer rows as many fewer.
         validate_every_n_steps: Optimizer steps between validations; 0 validates at the end alone.
-        num_workers: Processes that read ahead; 0 is fastest from the page cache.
+        num_workers: Threads that read ahead, up to 64; 0 is fastest from the page cache.
         seed: Seed of the order of rows.
     """
 
@@ -45,6 +47,8 @@ class RowsDataModule(pl.LightningDataModule):
         at_least(1, "data.", global_batch_size=global_batch_size, micro_batch_size=micro_batch_size)
         at_least(0, "data.", validate_every_n_steps=validate_every_n_steps, num_workers=num_workers)
         at_least(0, "data.", seed=seed)
+        if num_workers > MAX_WORKERS:
+            raise InputError(f"data.num_workers is {num_workers}; allowed are up to {MAX_WORKERS}")
         self.sequence_length = sequence_length
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -85,7 +89,7 @@ class RowsDataModule(pl.LightningDataModule):
             self.rows["train"],
             self.global_batch_size,
             self.micro_batch_size,
-            *self._part(),
+            *data_rank_and_size(self.trainer),
             num_workers=self.num_workers,
             order=self.order(),
         )
@@ -93,10 +97,7 @@ class RowsDataModule(pl.LightningDataModule):
     @property
     def rows_per_batch(self) -> int:
         """Rows in the micro-batches that all processes read at a time."""
-        return self.micro_batch_size * self._part()[1]
-
-    def _part(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else data_rank_and_size(self.trainer)
+        return self.micro_batch_size * data_rank_and_size(self.trainer)[1]
 
     @property
     def evaluation_names(self) -> list[str]:
@@ -123,7 +124,7 @@ class RowsDataModule(pl.LightningDataModule):
                 rows,
                 # Longer rows, fewer of them: about as much memory.
                 max(1, self.micro_batch_size * self.sequence_length // rows.length),
-                *self._part(),
+                *data_rank_and_size(self.trainer),
                 limit=limit,
             )
             for rows in self.evaluation_sets().values()
@@ -139,8 +140,10 @@ def check_accumulation(given: int, accumulation: int) -> None:
         )
 
 
-def data_rank_and_size(trainer: pl.Trainer) -> tuple[int, int]:
+def data_rank_and_size(trainer: pl.Trainer | None) -> tuple[int, int]:
     """Which part of how many this process reads: processes that share rows read the same."""
+    if trainer is None:
+        return 0, 1
     strategy = trainer.strategy
     return (
         getattr(strategy, "data_rank", trainer.global_rank),

@@ -6,27 +6,26 @@ run that stops after n samples goes on with sample n.
 """
 
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, Protocol, cast
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ropepp.data.packing.concat import IGNORE_INDEX, PADDING_DOCUMENT
-from ropepp.errors import InputError, at_least
+from ropepp.errors import InputError
 
 # What a row that is there for its shape alone holds; a row of padding has no target and is seen by
 # nobody.
 FILLER = {"input_ids": 0, "targets": IGNORE_INDEX, "document_ids": PADDING_DOCUMENT, "positions": 0}
-IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # by workers
 
 
 class Rows(Protocol):
@@ -70,6 +69,7 @@ class EpochOrder:
         return np.concatenate(parts)
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """Micro-batches of one process, without end over the epochs, resumable after any of them.
 
@@ -86,40 +86,31 @@ class TrainLoader:
     One pass of `iter` ends at the next multiple of `len` micro-batches since sample 0; the next
     pass goes on there.
 
-    `num_workers` processes make the same batches ahead of time; 0 makes them when asked. Without
-    an `order` it is the `EpochOrder` of seed 0. Raises an `InputError` if a size is not positive,
-    there is no row, or the micro-batches do not make up the global batch."""
+    `num_workers` threads make the same batches ahead of time; 0 makes them when asked. Without an
+    `order` it is the `EpochOrder` of seed 0. Raises an `InputError` if the micro-batches do not
+    make up the global batch."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        order: Order | None = None,
-    ) -> None:
-        _check_sizes(rows, micro_batch_size, rank, world_size)
-        together = micro_batch_size * world_size
-        if global_batch_size < 1 or global_batch_size % together:
-            below = global_batch_size // together * together
+    rows: Rows
+    global_batch_size: int
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int = 0
+    order: Order | None = None
+    seconds_waited: float = field(default=0.0, init=False)
+    _samples: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        size, together = self.global_batch_size, self.micro_batch_size * self.world_size
+        if size < 1 or size % together:
+            below = size // together * together
             fitting = [str(size) for size in (below, below + together) if size > 0]
             raise InputError(
-                f"global_batch_size is {global_batch_size}; with micro_batch_size"
-                f" {micro_batch_size} and world_size {world_size} it must be a multiple of"
-                f" {together}: {' or '.join(fitting)}"
+                f"global_batch_size is {size}; with micro_batch_size {self.micro_batch_size} and"
+                f" world_size {self.world_size} it must be a multiple of {together}:"
+                f" {' or '.join(fitting)}"
             )
-        at_least(0, num_workers=num_workers)
-        self.rows = rows
-        self.global_batch_size = global_batch_size
-        self.micro_batch_size = micro_batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.num_workers = num_workers
-        self.order = order or EpochOrder(len(rows))
-        self.seconds_waited = 0.0
-        self._samples = 0
+        self._order = self.order or EpochOrder(len(self.rows))
 
     @property
     def accumulation(self) -> int:
@@ -157,7 +148,7 @@ class TrainLoader:
             batch = next(batches)
             if before // size != step:
                 step = before // size
-                rows = self.order.rows(step * size, (step + 1) * size)
+                rows = self._order.rows(step * size, (step + 1) * size)
                 num_targets = self.rows.num_targets(rows)
             self.seconds_waited += time.perf_counter() - start
             # Before the batch is handed out: whoever has a batch has consumed it.
@@ -166,92 +157,34 @@ class TrainLoader:
 
     def _batches(self, counts: range) -> Iterator[dict[str, Tensor]]:
         begins = (before + self.rank * self.micro_batch_size for before in counts)
-        indices = (self.order.rows(begin, begin + self.micro_batch_size) for begin in begins)
+        indices = (self._order.rows(begin, begin + self.micro_batch_size) for begin in begins)
         if self.num_workers == 0:
-            return map(self.rows.batch, indices)
-        loader: Iterable[dict[str, Tensor]] = DataLoader(
-            cast(Any, range(len(self.rows))),  # a row is its number until they are put together
-            batch_sampler=cast(Any, indices),
-            collate_fn=cast(Any, partial(_made, self.rows.batch)),
-            num_workers=self.num_workers,
-            # Without one of its own it would draw from the global generator, and change the run's
-            # other draws.
-            generator=torch.Generator(),
-            worker_init_fn=_outlive_signals,
-        )
-        return _received(loader)
+            yield from map(self.rows.batch, indices)
+            return
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            made = (pool.submit(self.rows.batch, own) for own in indices)
+            waiting = deque(islice(made, 2 * self.num_workers))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(islice(made, 1))
 
 
-def _made(make: Callable[[Any], dict[str, Tensor]], indices: Any) -> dict[str, Tensor] | InputError:
-    """In a worker: what was wrong with a file goes to the process that trains as it is."""
-    try:
-        return make(indices)
-    except InputError as error:
-        return error
-
-
-def _received(batches: Iterable[dict[str, Tensor] | InputError]) -> Iterator[dict[str, Tensor]]:
-    # Workers begin with these blocked: a thread that one has before `_outlive_signals`, such as
-    # that of an older loader which it inherits and clears away, would let one through.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, *IGNORED})
-    try:
-        started = iter(batches)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        for batch in started:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            f"a process that reads ahead was killed, often for want of memory: {error!s:.200}; use"
-            " fewer data.num_workers"
-        ) from error
-
-
-def _outlive_signals(worker: int) -> None:
-    """What asks a whole group of processes to end is for the one that trains, which needs batches
-    until it has saved; a worker ends with it, or when that one asks."""
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that is ignored is never waited for
-    threading.Thread(target=_end_if_asked, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_if_asked(parent: int) -> None:
-    # Without this, a process that ends by an error would wait for its workers for ever.
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
-
-
+@dataclass(eq=False)
 class EvalLoader:
     """All rows, or the first `limit`, once and in order; every process gets the same number of
     batches.
 
     Batch b on rank r takes the rows from `(b * world_size + r) * micro_batch_size` on. Beyond the
-    last row come rows of padding without targets, so that no process ends before another. Raises an
-    `InputError` if a size is not positive, or there is no row."""
+    last row come rows of padding without targets, so that no process ends before another."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        micro_batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        limit: int | None = None,
-    ) -> None:
-        _check_sizes(rows, micro_batch_size, rank, world_size)
-        at_least(1, limit=limit)
-        self.rows = rows
-        self.micro_batch_size = micro_batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.total = len(rows) if limit is None else min(limit, len(rows))
+    rows: Rows
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        self.total = min(len(self.rows), self.limit or len(self.rows))
 
     def __len__(self) -> int:
         return math.ceil(self.total / (self.micro_batch_size * self.world_size))
@@ -270,23 +203,10 @@ class EvalLoader:
 
 
 def permutation(seed: int, epoch: int, size: int, stream: int = 0) -> NDArray[np.int64]:
-    """(size,) the order of the rows in an epoch; read-only.
-
-    It sorts raw numbers of the generator, whose stream numpy promises to keep; that of
-    `Generator.permutation` may change with numpy's version, and with it the data of a resumed run.
-    """
+    """(size,) the order of the rows in an epoch; read-only. It sorts raw numbers of the generator,
+    whose stream numpy promises to keep in all versions, unlike `Generator.permutation`."""
     entropy = [seed, epoch, stream] if stream else [seed, epoch]
     keys = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(size)
     order = np.argsort(keys, kind="stable")
     order.flags.writeable = False
     return order
-
-
-def _check_sizes(rows: Rows, micro_batch_size: int, rank: int, world_size: int) -> None:
-    if len(rows) < 1:
-        raise InputError("the data has 0 rows; at least 1 is needed")
-    at_least(1, micro_batch_size=micro_batch_size)
-    if not 0 <= rank < world_size:
-        raise InputError(
-            f"rank is {rank}; with world_size {world_size} allowed are 0 to below that"
-        )

@@ -49,20 +49,11 @@ class MixtureSchedule:
             earlier[corpora == corpus] = np.arange(count)
         return cls(counts, corpora, earlier)
 
-    @property
-    def period(self) -> int:
-        return len(self.corpora)
-
     def place(self, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Corpus of the samples from `begin` to `end`, and each one's number in its corpus."""
-        period, at = np.divmod(np.arange(begin, end), self.period)
+        period, at = np.divmod(np.arange(begin, end), len(self.corpora))
         corpora = self.corpora[at]
         return corpora, period * np.array(self.counts)[corpora] + self.earlier[at]
-
-    def sample(self, corpus: int, number: int) -> int:
-        """The sample that is the `number`-th, from 0, of a corpus."""
-        period, within = divmod(number, self.counts[corpus])
-        return period * self.period + int(np.flatnonzero(self.corpora == corpus)[within])
 
 
 class MixtureRows:
@@ -94,10 +85,9 @@ class MixtureRows:
 
     def in_proportion(self) -> "ChosenRows":
         """Rows in the order of the schedule from the first on, until a corpus has none left."""
-        schedule = self.schedule
-        end = min(schedule.sample(corpus, size) for corpus, size in enumerate(self.sizes))
-        corpora, numbers = schedule.place(0, end)
-        return ChosenRows(self, self.begins[corpora] + numbers)
+        corpora, numbers = self.schedule.place(0, len(self) + 1)
+        end = np.argmax(numbers >= np.array(self.sizes)[corpora])
+        return ChosenRows(self, (self.begins[corpora] + numbers)[:end])
 
     def _by_part(self, indices: Indices) -> list[tuple[Rows, NDArray[Any], NDArray[np.int64]]]:
         """Rows of each corpus that has any of these, the places of these, and their numbers."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.data.packing.concat import PackedRows, Packing, Pieces, Use, spread
+from ropepp.data.packing.concat import PackedRows, Packing, Pieces, spread
 from ropepp.data.packing.packing_index import open_index
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
@@ -15,9 +15,8 @@ from ropepp.errors import InputError
 
 @dataclass(frozen=True)
 class BestFit(Packing):
-    """Documents of at most T + 1 tokens stay whole and longer ones are cut into as few pieces as
-    possible; rows are filled by best-fit-decreasing bin packing (arXiv 2404.10830). Rows have a
-    little padding at their ends."""
+    """Documents of at most T + 1 tokens stay whole, longer ones are cut into as few pieces as can
+    be; best-fit-decreasing bin packing (arXiv 2404.10830) leaves little padding at rows' ends."""
 
     def rows(self, corpus: Corpus, length: int, mask_documents: bool = True) -> PackedRows:
         return BestFitRows(corpus, length, mask_documents)
@@ -95,17 +94,3 @@ class BestFitRows(PackedRows):
         pieces[~remainder] = whole - index.whole_rows[at]
         rest[~remainder] = T
         return Pieces(row_of, offsets[documents] + pieces * T, rest + 1)
-
-    def _use(self, sizes: NDArray[np.int64]) -> Use:
-        index, T = self.index, self.length
-        pieces, rest = np.divmod(sizes - 1, T)
-        packed = np.zeros(len(sizes), np.bool_)
-        packed[index.packed] = True
-        missing = ~packed & (rest > 0)
-        # A remainder's first token is a target of the piece before.
-        lost = (rest + (pieces == 0))[missing].sum() + np.count_nonzero(sizes == 1)
-        inputs = self._alone * T
-        if len(index.packed):
-            held = np.add.reduceat(rest[index.packed] + 1, index.packed_rows[:-1])
-            inputs += int(np.minimum(held, T).sum())
-        return Use(int(lost), inputs, packed | (pieces > 0), sizes - 1 > T)

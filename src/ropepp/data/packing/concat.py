@@ -33,15 +33,6 @@ class Pieces(NamedTuple):
     sizes: NDArray[np.int64]  # (P,) its number of tokens, at least 1; up to T + 1 in a row
 
 
-class Use(NamedTuple):
-    """What a packing makes of a corpus."""
-
-    lost: int  # tokens that are neither input nor target of any row
-    inputs: int  # of all rows, those that are no padding
-    used: NDArray[np.bool_] | slice  # (documents,) whether any of its tokens is in a row; or all
-    split: NDArray[np.bool_]  # (documents,) whether a document lies in several rows
-
-
 class PackedRows(ABC):
     """Rows of T = `length` tokens cut from a corpus; sub-classes say which tokens a row holds.
 
@@ -68,10 +59,6 @@ class PackedRows(ABC):
     @abstractmethod
     def _pieces(self, rows: NDArray[np.int64]) -> Pieces:
         """What these rows hold; none is empty."""
-
-    @abstractmethod
-    def _use(self, sizes: NDArray[np.int64]) -> Use:
-        """What becomes of the documents, whose numbers of tokens these are."""
 
     def batch(self, indices: Indices) -> dict[str, Tensor]:
         """The rows of these (B,) numbers as int64 tensors (B, T): `input_ids`, padding is 0;
@@ -110,19 +97,27 @@ class PackedRows(ABC):
         `documents_split`, of the corpus's documents, those that lie in several rows;
         `tokens_split`, of its tokens, those of such documents. `document_lengths` has the
         percentiles of the lengths of the documents used, see `length_percentiles`."""
-        sizes = np.diff(self.corpus.offsets)
-        lost, inputs, used, split = self._use(sizes)
-        tokens, places = len(self.corpus.tokens), len(self) * self.length
+        lengths, tokens, T = np.diff(self.corpus.offsets), len(self.corpus.tokens), self.length
+        rows, starts, sizes = self._pieces(np.arange(len(self)))
+        held = np.bincount(rows, sizes).astype(np.int64)
+        # A first token behind a row's last input is no target: the row does not use it.
+        used = (sizes > 1) | (held[rows] <= T) | (rows == np.append(rows[1:], -1))
+        documents = np.searchsorted(self.corpus.offsets, starts, side="right") - 1
+        pieces = np.bincount(documents[used], minlength=len(lengths))
+        split = np.bincount(documents[sizes > 1], minlength=len(lengths)) > 1
+        # Pieces of a document share their ends.
+        read = sizes[used].sum() - np.maximum(pieces - 1, 0).sum()
+        places = len(self) * T
         return {
             "rows": len(self),
-            "length": self.length,
-            "documents": len(sizes),
+            "length": T,
+            "documents": len(lengths),
             "tokens": tokens,
-            "tokens_lost": lost / tokens,
-            "places_padded": (places - inputs) / places,
+            "tokens_lost": int(tokens - read) / tokens,
+            "places_padded": int(places - np.minimum(held, T).sum()) / places,
             "documents_split": float(split.mean()),
-            "tokens_split": int(sizes[split].sum()) / tokens,
-            "document_lengths": length_percentiles(sizes[used]),
+            "tokens_split": int(lengths[split].sum()) / tokens,
+            "document_lengths": length_percentiles(lengths[pieces > 0]),
         }
 
     def _read(
@@ -172,15 +167,6 @@ class ConcatRows(PackedRows):
         row_of, documents = spread(first, np.searchsorted(offsets, stops) - first)
         begins = np.maximum(offsets[documents], starts[row_of])
         return Pieces(row_of, begins, np.minimum(offsets[documents + 1], stops[row_of]) - begins)
-
-    def _use(self, sizes: NDArray[np.int64]) -> Use:
-        tokens, starts = len(self.corpus.tokens), self.corpus.offsets[:-1]
-        # The corpus's last token is no input where the rows come out even.
-        even = (tokens - 1) % self.length == 0
-        last_input = starts + np.maximum(sizes, 2) - 2  # of those that have a target
-        split = starts // self.length != last_input // self.length
-        lost = int(even and sizes[-1] == 1)
-        return Use(lost, tokens - even, slice(None), split)
 
 
 # No dataclass itself: the command line's parser would then take it for the only class allowed.

@@ -19,8 +19,7 @@ from ropepp.data.text.documents import Text, blocks, cut, text_bytes, text_sha25
 from ropepp.data.text.readers import Input, OnBadLine, Reader, Seen, Skipped
 from ropepp.data.text.sources import Shard
 from ropepp.data.tokenizer import Tokenizer, encode_behind, load_tokenizer, num_threads
-from ropepp.data.tokens.corpus import verify_shard
-from ropepp.data.tokens.meta import SHARDS_FOLDER, ShardEntry, check_sha256
+from ropepp.data.tokens.corpus import SHARDS_FOLDER, ShardEntry, check_sha256, verify_shard
 from ropepp.data.tokens.reader import check_size
 from ropepp.data.tokens.writer import (
     META_FILE,
@@ -103,15 +102,18 @@ class ShardJob:
         return self.folder / SHARDS_FOLDER / self.shard.name
 
 
-def finish_shard(job: ShardJob, report: Report) -> None:
+def finish_shard(job: ShardJob, report: Report) -> ShardMeta:
     """Sees to it that a shard is there, from an earlier run or a previous corpus if its files are
     what was written. Raises an `InputError` if the input cannot be read, or the disk is full."""
-    if finished_shard(job, verify=True) is None:
-        old = None if job.previous is None else replace(job, folder=job.previous)
-        if old is None or finished_shard(old, verify=True) is None or not _link(old, job.place):
-            encode_shard(job, report)
-            return
-    report(job.shard.size, 0, 0)
+    meta = finished_shard(job, verify=True)
+    if meta is None and job.previous is not None:
+        old = replace(job, folder=job.previous)
+        meta = finished_shard(old, verify=True)
+        meta = meta if meta is None or _link(old, job.place) else None
+    if meta is None:
+        return encode_shard(job, report)
+    report(job.shard.size)
+    return meta
 
 
 def _link(old: ShardJob, place: Path) -> bool:
@@ -126,12 +128,11 @@ def _link(old: ShardJob, place: Path) -> bool:
     return True
 
 
-def encode_shard(job: ShardJob, report: Report) -> None:
+def encode_shard(job: ShardJob, report: Report) -> ShardMeta:
     """Writes a shard's folder; nothing is there under its name before everything is. Raises an
     `InputError` if the input cannot be read, or the disk is full."""
     tokenizer = _tokenizer(job.tokenizer, job.settings.tokenizer)
-    skipped = Skipped()
-    reader = Reader(job.settings.key, job.on_bad_line, skipped, lambda count: report(count, 0, 0))
+    reader = Reader(job.settings.key, job.on_bad_line, progress=report)
     with (
         disk_errors(job.place),
         replacing_folder(job.place, overwrite=True, clear=False) as place,
@@ -142,13 +143,13 @@ def encode_shard(job: ShardJob, report: Report) -> None:
             (place / split).mkdir()
             files[split] = stack.enter_context(TokenWriter(place / split, tokenizer))
         shares = [1.0, 0.0]
-        encoder = _Encoder(tokenizer, files, job.settings.min_tokens, skipped, report)
-        encoder.run(split_texts(job, reader, shares))
+        encoder = _Encoder(tokenizer, files, job.settings.min_tokens, reader.skipped, report)
+        encoder.run(split_texts(reader.texts(job.shard.inputs), job.settings, shares))
         for split, written in files.items():
             written.sync()
             sync_folder(place / split)
         counts = {split: written.counts_and_checksums() for split, written in files.items()}
-        left_out = asdict(skipped)
+        left_out = asdict(reader.skipped)
         reports = left_out.pop("reports")
         content = "".join(f"{report}\n" for report in reports).encode(errors="backslashreplace")
         if content:
@@ -164,6 +165,7 @@ def encode_shard(job: ShardJob, report: Report) -> None:
             **left_out,
         )
         write_record(place / META_FILE, meta)
+    return meta
 
 
 def finished_shard(job: ShardJob, verify: bool = False) -> ShardMeta | None:
@@ -217,21 +219,18 @@ def read_shard(place: Path) -> ShardMeta:
 
 
 def _is_same(seen: Seen, item: Input) -> bool:
-    if (seen.label, seen.size) != (item.label, item.size):
-        return False
-    if item.rows is not None:
-        return seen.sha256 == item.rows.fingerprint
-    return (
-        seen.mtime_ns == item.mtime_ns or item.path is None or file_sha256(item.path) == seen.sha256
+    return (seen.label, seen.size) == (item.label, item.size) and (
+        seen.mtime_ns == item.mtime_ns or file_sha256(item.path) == seen.sha256
     )
 
 
-def split_texts(job: ShardJob, reader: Reader, shares: list[float]) -> Iterator[tuple[str, Text]]:
-    """The documents of a shard with the split of each; keeps the smallest and largest number that
-    decided on a split up to date in `shares`."""
-    fraction = job.settings.validation_fraction
-    for text in reader.texts(job.shard.inputs):
-        if job.settings.only_one and fraction > 0:
+def split_texts(
+    texts: Iterable[Text], settings: Settings, shares: list[float]
+) -> Iterator[tuple[str, Text]]:
+    """Documents with the split of each; `shares` keeps the least and largest that decided."""
+    fraction = settings.validation_fraction
+    for text in texts:
+        if settings.only_one and fraction > 0:
             yield from zip((TRAIN, VALIDATION), cut(text, fraction), strict=True)
         else:
             # From 0 to 1, by the text alone; validation has the lowest.

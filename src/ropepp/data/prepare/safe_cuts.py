@@ -51,7 +51,8 @@ def pieces(
     without one. `around` characters on each side of a place are encoded to try it."""
     rest, text, length = iter(blocks), "", size
     while len(text := _read_on(text, rest, length + around)) > length:
-        cut = _find(text, length, tokenizer, around)
+        tried = islice(_places(text, length), TRIES)
+        cut = next((place for place in tried if _is_safe(text, place, tokenizer, around)), None)
         if cut is None and length < limit:
             length = min(2 * length, limit)
             continue
@@ -70,12 +71,6 @@ def _read_on(text: str, blocks: Iterator[str], length: int) -> str:
         parts.append(block)
         found += len(block)
     return "".join(parts)
-
-
-def _find(text: str, length: int, tokenizer: Tokenizer, around: int) -> int | None:
-    """The last safe place of the first `length` characters, of those that are tried."""
-    tried = islice(_places(text, length), TRIES)
-    return next((place for place in tried if _is_safe(text, place, tokenizer, around)), None)
 
 
 def _places(text: str, length: int) -> Iterator[int]:

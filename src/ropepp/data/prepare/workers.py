@@ -5,12 +5,11 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,76 +17,50 @@ from ropepp.errors import InputError
 from ropepp.files import DiskError
 
 REPORT_SECONDS = 0.2
-LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
-
+LINE_SECONDS = 30.0  # between states of progress where there is no terminal
 
 _counts: Any = None  # in a process of the pool: what all of them have reported
 
 
-class Job(Protocol):
-    """Something to do; `label` is what messages call it."""
-
-    @property
-    def label(self) -> str: ...
+Report = Callable[..., Any]  # bytes read, documents and tokens since the last call, 0 if not given
+Work = Callable[[Any, Report], Any]
 
 
-Report = Callable[[int, int, int], Any]  # bytes read, documents and tokens since the last call
-Work = Callable[[Any, Report], None]
-
-
-class Progress:
+class Progress(tqdm):
     """Bytes read of how many, documents, tokens, tokens a second and the time that is left: a bar
-    on a terminal, otherwise a line now and then; a context manager."""
+    on a terminal, and elsewhere its state now and then; a context manager."""
 
     def __init__(self, label: str, total: int) -> None:
-        self._label, self._total = label, total
-        self._documents = self._tokens = self._bytes = 0
-        self._began = self._shown = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None)
+        wait = 0.0 if sys.stderr.isatty() else LINE_SECONDS
+        own = {"mininterval": wait or 0.1, "delay": wait}
+        super().__init__(total=total, desc=label, unit="B", unit_scale=True, **own)
+        self._documents = self._tokens = 0
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.close()
-
-    def __call__(self, count: int, documents: int, tokens: int) -> None:
-        self._bytes += count
+    def __call__(self, count: int, documents: int = 0, tokens: int = 0) -> None:
         self._documents += documents
         self._tokens += tokens
-        now = time.monotonic()
-        rate = self._tokens / max(now - self._began, 1e-3)
+        rate = self._tokens / max(self.format_dict["elapsed"], 1e-3)
         counts = f"{self._documents:,} documents, {self._tokens:,} tokens, {rate:,.0f} tokens/s"
-        self._bar.update(count)
-        self._bar.set_postfix_str(counts, refresh=False)
-        if self._bar.disable and now - self._shown > LINE_SECONDS:
-            self._shown = now
-            left = (self._total - self._bytes) * (now - self._began) / max(self._bytes, 1)
-            print(
-                f"{self._label}: {self._bytes:,} of {self._total:,} bytes, {counts},"
-                f" {left / 60:.1f} minutes left",
-                file=sys.stderr,
-                flush=True,
-            )
+        self.set_postfix_str(counts, refresh=False)
+        self.update(count)
 
 
-def run_jobs(work: Work, jobs: Sequence[Job], processes: int, report: Report) -> list[InputError]:
-    """Does every job, in this order; one that fails for its input does not keep the others from
-    being done. With 1 process it is this one; with several the jobs must be picklable, and `work` a
-    function of a module. Returns what was wrong, in the order of the jobs.
+def run_jobs(work: Work, jobs: Sequence[Any], processes: int, report: Report) -> list[Any]:
+    """Does every job, which has a `label`, in this order; one that fails for its input does not
+    keep the others from being done. With 1 process it is this one; with several the jobs must be
+    picklable, and `work` a function of a module. Returns what it returned, or an `InputError` that
+    says what was wrong, of each job.
 
     Raises a `DiskError` if a file could not be written, as the others would fail as well, and an
     `InputError` if a process was killed: what was not finished is to be done again."""
     if min(processes, len(jobs)) > 1:
         return _run_processes(work, jobs, min(processes, len(jobs)), report)
-    outcomes = [_outcome(work, job, report) for job in jobs]
-    return [error for error in outcomes if error is not None]
+    return [_outcome(work, job, report) for job in jobs]
 
 
-def _outcome(work: Work, job: Job, report: Report) -> InputError | None:
-    """Does a job; what was wrong with its input."""
+def _outcome(work: Work, job: Any, report: Report) -> Any:
     try:
-        work(job, report)
+        return work(job, report)
     except DiskError:
         raise
     except InputError as error:
@@ -95,12 +68,9 @@ def _outcome(work: Work, job: Job, report: Report) -> InputError | None:
     except Exception as error:
         error.add_note(f"while {job.label} was worked on")
         raise
-    return None
 
 
-def _run_processes(
-    work: Work, jobs: Sequence[Job], processes: int, report: Report
-) -> list[InputError]:
+def _run_processes(work: Work, jobs: Sequence[Any], processes: int, report: Report) -> list[Any]:
     # Spawned: a fork of a process whose libraries have started threads may hang.
     context = multiprocessing.get_context("spawn")
     counts: Any = context.Array("q", 3)
@@ -108,7 +78,7 @@ def _run_processes(
     theirs, lifeline = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(processes, context, _begin, (theirs, counts))
     waiting, outcomes = list(enumerate(jobs))[::-1], {}
-    running: dict[Future[InputError | None], int] = {}
+    running: dict[Future[Any], int] = {}
     reported = [0, 0, 0]
     try:
         while waiting or running:
@@ -133,7 +103,7 @@ def _run_processes(
     finally:
         lifeline.close()
         pool.shutdown()
-    return [error for _, error in sorted(outcomes.items()) if error is not None]
+    return [outcomes[number] for number in range(len(jobs))]
 
 
 def _begin(lifeline: Connection, counts: Any) -> None:

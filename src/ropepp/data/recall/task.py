@@ -14,6 +14,7 @@ keys of a row are distinct; its values are drawn independently.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ SMALLEST_VOCABULARY = 6  # with fewer ids there is one value, and nothing to rec
 TRAIN_STREAM = 0  # validation rows of m times the length are in stream m
 
 
+@dataclass(eq=False)
 class RecallRows:
-    """Rows of T = `sequence_length` tokens, made when asked for, from seed, stream and row number
+    """Rows of T = `length` tokens, made when asked for, from seed, stream and row number
     alone.
 
     The distance of an asked key is how far it lies behind the same key in its pair. The asked keys
@@ -41,43 +43,37 @@ class RecallRows:
     There are `size` rows of n = `pairs` key-value pairs; streams of a seed have no random number in
     common. Raises an `InputError` that names keys of ``data`` if sizes do not fit each other."""
 
-    def __init__(
-        self,
-        sequence_length: int,
-        pairs: int,
-        vocab_size: int,
-        size: int,
-        max_distance: int | None = None,
-        seed: int = 0,
-        stream: int = TRAIN_STREAM,
-    ) -> None:
-        at_least(SMALLEST_VOCABULARY, "data.", vocab_size=vocab_size)
-        keys = vocab_size // 3
+    length: int
+    pairs: int
+    vocab_size: int
+    size: int
+    max_distance: int | None = None
+    seed: int = 0
+    stream: int = TRAIN_STREAM
+
+    def __post_init__(self) -> None:
+        at_least(SMALLEST_VOCABULARY, "data.", vocab_size=self.vocab_size)
+        length, pairs, farthest = self.length, self.pairs, self.max_distance
+        self.part = keys = self.vocab_size // 3
         if not 1 <= pairs <= keys:
             raise InputError(
-                f"data.pairs is {pairs}; with data.vocab_size {vocab_size} there are {keys} keys:"
-                f" allowed are 1 to {keys}"
+                f"data.pairs is {pairs}; with data.vocab_size {self.vocab_size} there are {keys}"
+                f" keys: allowed are 1 to {keys}"
             )
         shortest = 3 * pairs  # a pair and its question are three tokens
-        if sequence_length < shortest:
+        if length < shortest:
             raise InputError(
-                f"data.sequence_length is {sequence_length}; with data.pairs {pairs} it must be at"
+                f"data.sequence_length is {length}; with data.pairs {pairs} it must be at"
                 f" least {shortest}"
             )
-        if max_distance is not None and max_distance < shortest - 1:
+        if farthest is not None and farthest < shortest - 1:
             raise InputError(
-                f"data.max_distance is {max_distance}; with data.pairs {pairs} it must be at least"
+                f"data.max_distance is {farthest}; with data.pairs {pairs} it must be at least"
                 f" {shortest - 1}, or null for anywhere in the row"
             )
-        self.length = sequence_length
-        self.pairs = pairs
-        self.vocab_size = vocab_size
-        self.size = size
-        self.stream = stream
-        self.part = keys
-        end = sequence_length if max_distance is None else min(sequence_length, max_distance + 1)
+        end = length if farthest is None else min(length, farthest + 1)
         self.places = end - 2 * pairs
-        self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+        self._key = np.random.SeedSequence(self.seed).generate_state(2, np.uint64)
 
     def __len__(self) -> int:
         return self.size
@@ -112,12 +108,9 @@ class RecallRows:
         return len(indices) * self.pairs
 
     def _random(self, rows: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
-        """(B, count) raw numbers of the generator, whose stream numpy promises to keep, unlike what
-        `Generator` makes of it.
-
-        Row and stream are digits of its counter; the lowest digit counts up inside the row and has
-        room for 2^64 steps, so that rows do not overlap.
-        """
+        """(B, count) raw numbers of the generator, see `permutation`. Row and stream are digits of
+        its counter; the lowest digit counts up inside the row and has room for 2^64 steps, so that
+        rows do not overlap."""
         random = np.empty((len(rows), count), np.uint64)
         for own, row in zip(random, rows.tolist(), strict=True):
             counter = np.array([0, row, self.stream, 0], np.uint64)

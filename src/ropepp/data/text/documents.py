@@ -3,7 +3,7 @@
 import codecs
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ropepp.errors import InputError
@@ -20,22 +20,19 @@ class LongText:
     path: Path
     start: int
     stop: int
-    length: int  # in characters
-    digest: bytes | None  # sha256 of these bytes; None in a part that was cut off
 
 
 Text = str | LongText
 
 
 def scan(path: Path) -> LongText:
-    """Reads a file once to know it. Raises an `InputError` if it is not UTF-8."""
+    """A file that was read to its end; an `InputError` if it is not UTF-8."""
     with path.open("rb") as file:
         start = len(BOM.encode()) if file.read(3) == BOM.encode() else 0
-    stop, digest, length = path.stat().st_size, hashlib.sha256(), 0
-    for block in _decoded(path, start, stop):
-        digest.update(block.encode())
-        length += len(block)
-    return LongText(path, start, stop, length, digest.digest())
+    found = LongText(path, start, path.stat().st_size)
+    for _ in blocks(found):
+        pass
+    return found
 
 
 def blocks(text: Text) -> Iterator[str]:
@@ -48,10 +45,10 @@ def blocks(text: Text) -> Iterator[str]:
 
 def text_sha256(text: Text) -> bytes:
     """sha256 of the text in UTF-8."""
-    if isinstance(text, str):
-        return hashlib.sha256(text.encode()).digest()
-    assert text.digest is not None
-    return text.digest
+    digest = hashlib.sha256()
+    for block in blocks(text):
+        digest.update(block.encode())
+    return digest.digest()
 
 
 def text_bytes(text: Text) -> int:
@@ -76,15 +73,14 @@ def decode(content: bytes, place: str, offset: int = 0) -> str:
 def cut(text: Text, fraction: float) -> tuple[Text, Text]:
     """Cuts off about the last `fraction`, from the next line (or else word) after the exact place.
     Raises an `InputError` if a part would be empty."""
-    length = len(text) if isinstance(text, str) else text.length
+    length = sum(map(len, blocks(text)))
     place = min(int(length * (1 - fraction)), length - 1)
     at, offset = _line_or_word(text, place, place + (length - place) // 2)
     if isinstance(text, str):
         parts: tuple[Text, Text] = text[:at], text[at:]
     else:
-        path, start, middle, stop = text.path, text.start, text.start + offset, text.stop
-        rest = LongText(path, middle, stop, length - at, None)
-        parts = LongText(path, start, middle, at, None), rest
+        middle = text.start + offset
+        parts = replace(text, stop=middle), replace(text, start=middle)
     if any(is_blank(part) for part in parts):
         raise InputError(
             f"the only document has {length} characters, too few to cut off"

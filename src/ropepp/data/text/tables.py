@@ -1,91 +1,73 @@
-"""Documents from tables: parquet files, and datasets of the `datasets` library.
-
-Both libraries are large and optional: they are imported when a source needs them.
+"""Documents from tables: parquet files, and arrow files, of which the datasets of the library
+`datasets` are made. Large and optional libraries are imported when a source needs them.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
-from itertools import pairwise
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 from ropepp.errors import InputError
 
-ROWS = 64  # read at a time
-RANGE_BYTES = 256 << 20  # of a dataset that make up a shard, about
+ROWS = 64  # of a parquet file read at a time
 SPLIT = "train"
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a complete arrow file
 
 
-@dataclass(frozen=True)
-class RowRange:
-    """Rows `start` to `stop` of a dataset."""
-
-    dataset: str  # folder of a saved one, otherwise NAME or NAME:CONFIG
-    saved: bool
-    start: int
-    stop: int
-    fingerprint: str  # what the library calls its content
-
-
-def is_dataset(path: Path) -> bool:
-    """Whether a folder was written by `save_to_disk` of `datasets`."""
-    single = ("state.json", "dataset_info.json")
-    return (path / "dataset_dict.json").is_file() or all((path / n).is_file() for n in single)
+def train_split(folder: Path) -> Path:
+    """The folder of the train split where `save_to_disk` of `datasets` has written several; others
+    as they are. Raises an `InputError` if there is no such split."""
+    if not (folder / "dataset_dict.json").is_file():
+        return folder
+    if not (folder / SPLIT).is_dir():
+        splits = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        raise InputError(f"dataset {folder} has the splits {splits}; read is {SPLIT}")
+    return folder / SPLIT
 
 
-def find_rows(dataset: str, saved: bool) -> list[tuple[RowRange, int]]:
-    """Ranges of about `RANGE_BYTES` that make up a dataset, and their bytes. Raises an `InputError`
-    if the dataset cannot be loaded or has no train split."""
-    table = _load(dataset, saved)
-    total, rows = int(table.data.nbytes), len(table)
-    count = max(1, ceil(total / RANGE_BYTES))
-    fingerprint = str(getattr(table, "_fingerprint", ""))
-    ends = [rows * number // count for number in range(count + 1)]
-    return [
-        (RowRange(dataset, saved, start, stop, fingerprint), total * (stop - start) // rows)
-        for start, stop in pairwise(ends)
-        if stop > start
-    ]
+def hub_files(dataset: str) -> list[Path]:
+    """The arrow files of the train split of a dataset, NAME or NAME:CONFIG, which is downloaded
+    first. Raises an `InputError` if it cannot be loaded."""
+    name, _, config = dataset.partition(":")
+    try:
+        found = import_module("datasets").load_dataset(name, config or None, split=SPLIT)
+    except Exception as error:  # the library raises of all kinds, network errors among them
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"dataset {dataset} cannot be loaded: {reason}") from error
+    return [Path(file["filename"]) for file in found.cache_files]
 
 
-def read_range(rows: RowRange, field: str) -> Iterator[tuple[int, Any]]:
-    """Number of each row, from 0 in the dataset, and its value. Raises an `InputError` if there is
-    no such column, or the dataset is another one now."""
-    table = _load(rows.dataset, rows.saved)
-    if str(getattr(table, "_fingerprint", "")) != rows.fingerprint:
-        raise InputError(f"dataset {rows.dataset} has changed while it was read; run again")
-    if field not in table.column_names:
-        raise _no_field(f"dataset {rows.dataset}", field, table.column_names)
-    column = table.select_columns([field]).with_format("arrow")
-    for start in range(rows.start, rows.stop, ROWS):
-        batch = column[start : min(start + ROWS, rows.stop)][field]
-        yield from enumerate(_values(batch), start)
-
-
-def read_parquet(
-    path: Path, field: str, progress: Callable[[int], Any]
-) -> Iterator[tuple[int, Any]]:
-    """Number of each row, from 0, and its value. Raises an `InputError` if it is no parquet file,
-    is damaged, or has no such column."""
-    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+def read_table(path: Path, field: str, progress: Callable[[int], Any]) -> Iterator[tuple[int, Any]]:
+    """Number of each row, from 0, and its value. Raises an `InputError` if it is no parquet or
+    arrow file, as its name says, is damaged, or has no such column."""
+    arrow, kind = import_module("pyarrow"), path.suffix.lower()[1:]
     size, done, reported = path.stat().st_size, 0, 0
     try:
         # Opened here: the library takes no name that is no UTF-8.
-        with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
-            if field not in file.schema_arrow.names:
-                raise _no_field(str(path), field, file.schema_arrow.names)
-            total = max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(ROWS, columns=[field]):
-                yield from enumerate(_values(batch.column(0)), done)
+        with path.open("rb") as raw:
+            if kind == "arrow":
+                raw.seek(-len(END), 2)
+                if raw.read() != END:
+                    raise OSError("its end is missing")
+                raw.seek(0)
+                batches = table = import_module("pyarrow.ipc").open_stream(raw)
+                names = table.schema.names
+            else:
+                table = import_module("pyarrow.parquet").ParquetFile(raw)
+                names = table.schema_arrow.names
+                batches = table.iter_batches(ROWS, columns=[field])
+            if field not in names:
+                columns = ", ".join(sorted(names)[:10])
+                raise InputError(f"{path}: no field {field!r}; fields are {columns}")
+            for batch in batches:
+                yield from enumerate(_values(batch.column(field)), done)
                 done += batch.num_rows
-                progress(size * done // total - reported)
-                reported = size * done // total
+                here = raw.tell() if kind == "arrow" else size * done // table.metadata.num_rows
+                progress(here - reported)
+                reported = here
     except (arrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} is damaged or no parquet file: {reason}") from error
+        raise InputError(f"{path} is damaged or no {kind} file: {reason}") from error
 
 
 def _values(column: Any) -> Iterator[Any]:
@@ -95,27 +77,3 @@ def _values(column: Any) -> Iterator[Any]:
             yield scalar.as_py()
         except UnicodeDecodeError as error:
             yield error.object
-
-
-def _no_field(place: str, field: str, columns: list[str]) -> InputError:
-    return InputError(f"{place}: no field {field!r}; fields are {', '.join(sorted(columns)[:10])}")
-
-
-@lru_cache(maxsize=1)
-def _load(dataset: str, saved: bool) -> Any:
-    """The train split."""
-    library = import_module("datasets")
-    name, _, config = dataset.partition(":")
-    try:
-        if saved:
-            found = library.load_from_disk(dataset)
-        else:
-            found = library.load_dataset(name, config or None)
-    except Exception as error:  # the library raises of all kinds, network errors among them
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"dataset {dataset} cannot be loaded: {reason}") from error
-    if not hasattr(found, "column_names") or not isinstance(found.column_names, dict):
-        return found
-    if SPLIT not in found:
-        raise InputError(f"dataset {dataset} has the splits {', '.join(found)}; read is {SPLIT}")
-    return found[SPLIT]

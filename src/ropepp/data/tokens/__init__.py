@@ -1,3 +1,3 @@
-"""How tokens lie on disk: `writer` has the files of ids and offsets of a shard, `meta` makes shards
-a corpus and has the JSON beside them, and `corpus` is all of it, opened to read.
+"""How tokens lie on disk: `writer` has the files of ids and offsets of a shard, `corpus` makes a
+corpus of shards, with the JSON beside them, and opens it, and `reader` reads numbers with checks.
 """
