@@ -11,23 +11,9 @@ from typing import Any, Literal
 from uuid import UUID
 
 from ropepp.eval.ruler.background import essay_words
-from ropepp.eval.ruler.base import LONG, Draw, Edition, RulerTask, words
+from ropepp.eval.ruler.base import LONG, PROMPTS, Draw, Edition, RulerTask, words
 from ropepp.eval.tasks import Sample
 
-NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-ONE = (
-    "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\nWhat is the special magic {kind} "
-    "for {query} mentioned in the provided text? The special magic {kind} for {query} mentioned "
-    "in the provided text is"
-)
-MANY = (
-    "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\nWhat are all the special magic "
-    "{kind} for {query} mentioned in the provided text? The special magic {kind} for {query} "
-    "mentioned in the provided text are"
-)
 DEPTHS = tuple(round(100 * number / 39) for number in range(40))  # per cent
 
 Kind = Literal["words", "numbers", "uuids"]
@@ -73,18 +59,22 @@ class Needles(RulerTask):
         answers = [value for number in asked for value in values[number]]
         names = [keys[number] for number in asked]
         query = ", ".join(names[:-1]) + ", and " + names[-1] if len(names) > 1 else names[0]
-        template, kind = (ONE, self.value[:-1]) if len(answers) == 1 else (MANY, self.value)
-        return Sample(template.format(kind=kind, query=query, context=context), tuple(answers))
+        template, kind = (
+            ("one_needle", self.value[:-1]) if len(answers) == 1 else ("many_needles", self.value)
+        )
+        return Sample(
+            PROMPTS[template].format(kind=kind, query=query, context=context), tuple(answers)
+        )
 
     def _needle(self, key: str, value: str) -> str:
-        return NEEDLE.format(kind=self.value, key=key, value=value)
+        return PROMPTS["needle"].format(kind=self.value, key=key, value=value)
 
     def _context(self, rng: Random, size: int, needles: list[str]) -> str:
         if self.haystack == "essay":
             return self._essay(rng, size, needles)
         kinds = self.key, self.value
         if self.haystack == "noise":
-            pieces = [NOISE] * size
+            pieces = [PROMPTS["noise"]] * size
         else:
             pieces = [self._needle(*(_draw(rng, kind) for kind in kinds)) for _ in range(size)]
         cuts = sorted(rng.sample(range(size), len(needles)))
