@@ -184,7 +184,7 @@ def test_bad_input(run: Path, recall_run: Path, corpus: Path, tmp_path: Path) ->
         (["noise", str(run), "--draws", "1"], "draws is 1"),
         (["noise", str(recall_run)], "--metric recall, or --text"),
         (["curves", "--scaling", "NTK:8"], "allowed: PI:FACTOR, YaRN:FACTOR"),
-        (["curves", "--scaling", "PI:x"], "'x' is no number"),
+        (["curves", "--scaling", "PI:x"], "'PI:x'; allowed: PI:FACTOR, YaRN:FACTOR"),
         (["curves", "--scaling", "PI:0.5"], "factor is 0.5"),
         (["curves", "--theta", "1"], "--theta is 1"),
         (["curves", "--length", "100"], "--trained_length is 4096 and --length 100"),

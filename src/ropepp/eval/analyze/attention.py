@@ -172,7 +172,6 @@ def draw_measures(table: list[dict[str, Any]], uniform: Mapping[str, float], pat
             low, high = panel.get_ylim()
             if low < uniform[measure] < high + (high - low):
                 panel.axhline(uniform[measure], color="#808080", linestyle=":", label="uniform")
-            panel.set_title(LABELS[measure])
-            panel.set_xlabel("layer")
+            panel.set(title=LABELS[measure], xlabel="layer")
             panel.xaxis.get_major_locator().set_params(integer=True)
         panel.legend()

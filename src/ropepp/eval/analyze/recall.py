@@ -109,7 +109,6 @@ def draw(cells: Sequence[RecallCell], trained: int, chance: float, path: Path) -
         panel.axvline(trained, color="#808080", linestyle="--", label="trained length")
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.set_ylim(0, 1.03)
-        panel.set_xlabel("distance of the question from its pair (tokens)")
+        panel.set(xlabel="distance of the question from its pair (tokens)", ylim=(0, 1.03))
         panel.set_ylabel("right answers")
         panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
