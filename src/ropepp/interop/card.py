@@ -1,6 +1,8 @@
-"""The README of an exported folder: what the model is, its run's figures, how to load it."""
+"""The README of an exported folder, card.md filled in: what the model is, its run's figures, how to
+load it."""
 
 from pathlib import Path
+from string import Template
 
 import torch
 
@@ -8,6 +10,7 @@ from ropepp.interop.saved import SavedModel
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
 from ropepp.runs.records import DIVERGED, read_result
 
+CARD = Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
 LOADING = {
     "ropepp": """\
 ```python
@@ -71,26 +74,11 @@ def model_card(saved: SavedModel, kind: str, dtype: torch.dtype) -> str:
             "code": versions,
         }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    library = "ropepp" if kind == "reference" else "transformers"
-    variant = type(model.position).__name__
     loading = LOADING.get(kind, LOADING["llama"]).replace("ARCHITECTURE", kind.capitalize())
-    return f"""\
----
-library_name: {library}
-pipeline_tag: text-generation
-tags:
-- ropepp
----
-
-# {saved.name}
-
-A causal language model with position encoding {variant}, exported by `ropepp export`.
-
-| | |
-| --- | --- |
-{table}
-
-## Loading
-
-{loading}
-"""
+    return CARD.substitute(
+        library="ropepp" if kind == "reference" else "transformers",
+        name=saved.name,
+        variant=type(model.position).__name__,
+        table=table,
+        loading=loading,
+    )
