@@ -51,7 +51,7 @@ def export(
     """
     saved.require_finite()
     model = saved.model
-    found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
+    found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_place() else None
     # What the model was made for, without a tokenizer's word; see `ropepp.interop.settings`.
     length = saved.data_arguments.get("sequence_length", DEFAULT_LENGTH)
     text = {"max_position_embeddings": length, "bos_token_id": None, "eos_token_id": None}
