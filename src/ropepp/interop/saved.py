@@ -212,11 +212,7 @@ def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
 
 
 def write_checkpoint(
-    file: Path,
-    network: Transformer,
-    prints: Sequence[str],
-    text: Mapping[str, Any],
-    optimizer_states: Sequence[dict[str, Any]] = (),
+    file: Path, network: Transformer, prints: Sequence[str], text: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes a checkpoint at step 0 with these fingerprints of tokenizers (see
     `ropepp.runs.checkpoints.tokenizers`) and values of `TEXT`; returns its hyperparameters."""
@@ -228,7 +224,7 @@ def write_checkpoint(
         "pytorch-lightning_version": version("lightning"),
         "state_dict": {f"network.{name}": x for name, x in network.state_dict().items()},
         "callbacks": {},
-        "optimizer_states": list(optimizer_states),
+        "optimizer_states": [],
         "lr_schedulers": [],
         "hyper_parameters": settings,
         # For whoever opens the file; training takes its targets from the data.
