@@ -211,10 +211,7 @@ STORY = """1 Mary moved to the bathroom.
 """
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_babis_files_are_read_as_they_are_published(
-    packed: bool, tmp_path: Path, tokenizer: Tokenizer
-) -> None:
+def test_babis_files_are_read_as_they_are_published(tmp_path: Path, tokenizer: Tokenizer) -> None:
     files = {
         f"tasks_1-20_v1-2/{part}/qa{i}_some-task_{split}.txt": STORY if good else "1 Not it.\n"
         for part in ("en", "en-10k")
@@ -222,13 +219,9 @@ def test_babis_files_are_read_as_they_are_published(
         for split in ("train", "test")
         for good in [(part, split) == ("en-10k", "test")]
     }
-    if packed:
-        with zipfile.ZipFile(tmp_path / "tasks_1-20_v1-2.zip", "w") as archive:
-            for name, text in files.items():
-                archive.writestr(name, text)
-    for name, text in files.items() if not packed else ():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    with zipfile.ZipFile(tmp_path / "tasks_1-20_v1-2.zip", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
     task = babilong_tasks(tmp_path)[0]
     assert not task.official  # the books are missing
     found = {sample.question: sample for sample in task.samples(tokenizer, 1024, 30, 0)}
