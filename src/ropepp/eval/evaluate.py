@@ -22,7 +22,7 @@ from ropepp.eval.published import tasks_of
 from ropepp.eval.report import TABLES, Report
 from ropepp.eval.scores import Score
 from ropepp.eval.tasks import Task
-from ropepp.files import disk_errors, held, printable, require_results, require_writable
+from ropepp.files import DiskError, disk_errors, held, printable, require_results, require_writable
 from ropepp.interop.saved import SavedModel, open_model, placement
 from ropepp.model.folders.hub import local_path
 from ropepp.runs.events import EVENTS, write_events
@@ -93,9 +93,8 @@ def run(options: Namespace) -> None:
             failed = report.write(complete=path == options.models[-1])
             try:
                 _to_tensorboard(saved, found, curves)
-            except OSError as error:  # of somebody else's run, for instance; the tables are there
-                why = f"TensorBoard's events cannot be written: {error}"
-                print(f"{saved.run}: {why}", file=sys.stderr)
+            except DiskError as error:  # of somebody else's run, for instance; the tables are there
+                print(error, file=sys.stderr)
     print(report.text(), end="")
     if failed is not None:
         raise failed
@@ -194,9 +193,6 @@ def _given(data: Path | None) -> Path:
 def _check(options: Namespace) -> None:
     """Completes options and refuses what cannot be."""
     options.models = list(dict.fromkeys(str(local_path(path)) for path in options.models))
-    for path in options.models:
-        if not Path(path).exists():
-            raise InputError(f"model {path} does not exist")
     for path in options.text:
         if not path.is_file():
             raise InputError(f"{path} is missing; --text takes texts, or .jsonl lines with 'text'")

@@ -89,10 +89,8 @@ class EvaluatedModel:
         A batch runs as a whole or not at all, since other neighbours change the last bits of a
         value: an evaluation that was killed and goes on gives what an undisturbed one does.
 
-        Args:
-            task: Name, for the results and the progress bar, as the context's length in tokens.
-            run: Gives the values (plain JSON) of the items of a batch.
-            batches: Indices of items, each in one batch; see `by_length` unless given.
+        ``task`` and ``length``, the context's in tokens, name them; ``run`` gives the values (plain
+        JSON) of the items of a batch, which are those of `by_length` unless ``batches`` are given.
         """
         if batches is None:
             batches = by_length([item.tokens for item in items], self.batch_tokens)

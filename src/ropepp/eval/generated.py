@@ -40,12 +40,9 @@ def encoded_samples(
 def evaluate_task(
     subject: EvaluatedModel, task: Task, length: int, count: int, seed: int
 ) -> list[Score]:
-    """Scores a model's greedy answers, and how likely it finds the expected ones; an `InputError`
-    if the task cannot be made at this length.
-
-    The negative log-likelihood is that of each expected string behind the prompt, summed over
-    strings and divided by their tokens. It tells small models apart whose answers are all wrong.
-    """
+    """Scores a model's greedy answers; and the negative log-likelihood of each expected string
+    behind the prompt, summed over strings and divided by their tokens, which tells small models
+    apart whose answers are all wrong. An `InputError` if the task cannot be made at this length."""
     model, tokenizer = subject.model, subject.tokenizer
     samples = encoded_samples(task, tokenizer, length, count, seed)
     items = [

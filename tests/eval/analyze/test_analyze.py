@@ -187,12 +187,13 @@ def test_bad_input(run: Path, recall_run: Path, corpus: Path, tmp_path: Path) ->
         (["curves", "--scaling", "PI:x"], "'PI:x'; allowed: PI:FACTOR, YaRN:FACTOR"),
         (["curves", "--scaling", "PI:0.5"], "factor is 0.5"),
         (["curves", "--theta", "1"], "--theta is 1"),
+        (["curves", "--head_dim", "7"], "7 of 7 head components .* an even number"),
         (["curves", "--length", "100"], "--trained_length is 4096 and --length 100"),
     ]
     for args, words in cases:
         with pytest.raises(InputError, match=words):
             main([*args, *out])
     assert not (tmp_path / "out").exists()
-    for args in (["curves", "--head_dim", "7"], ["noise", str(run), "--rows", "0"], ["noise"]):
+    for args in (["noise", str(run), "--rows", "0"], ["noise"]):
         with pytest.raises(SystemExit):
             main(args)

@@ -9,11 +9,10 @@ With f_n the frequencies and d the distance between query and key, a pair of dim
 to the score, where a_n and b_n depend on what query and key say alone. If a_n = 1 and b_n = 0 on
 average, the heads weigh a distance by c_re(d) = mean_n cos(f_n d) and c_im(d) = mean_n sin(f_n d).
 
-Within a trained length, f_n d runs from 0 to x_n = f_n (length - 1). A real head alone multiplies
-a_n by cos over that range and b_n by sin. Where a real and an imaginary head share a query, a_n
-meets sin too, and b_n meets -cos: the paper says that this exposes queries and keys to a wider
-range of positional information. `ranges_met` has these ranges; they are those of real angles
-between the ends, not of whole distances alone.
+Within a trained length, f_n d runs from 0 to f_n (length - 1). A real head alone multiplies a_n by
+cos over that range and b_n by sin. Where an imaginary head shares the query, a_n meets sin too, and
+b_n meets -cos: the paper's wider range of positional information. `ranges_met` has these ranges, of
+all angles between the ends, not of whole distances alone.
 """
 
 import math

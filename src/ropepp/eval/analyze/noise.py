@@ -60,8 +60,7 @@ class UnitNoise:
     alone.
 
     It is the same for every standard deviation, and for real and imaginary heads where a layer has
-    as many of both: what noise does to the two kinds is then paired. One object serves one
-    evaluation; the next one gets a new object. The seed is numbers from 0 on that name the draw.
+    as many of both. One object serves one evaluation. The seed is numbers from 0 on.
     """
 
     def __init__(self, *seed: int) -> None:

@@ -33,10 +33,9 @@ def recall_accuracy(
     """Accuracy of the answers by number of pairs and octave of distances. An `InputError` if a
     number does not fit the others.
 
-    There are ``rows`` of each length and number of pairs, with as many token ids as the model's
-    unless given; none is a row of training or validation. Rows of all lengths are pooled: the long
-    ones have far questions, the short ones near questions in numbers that suffice. Answers of a row
-    are not quite independent, as Wilson's interval takes them to be.
+    There are ``rows`` of each length and number of pairs, none of them of training or validation,
+    with as many token ids as the model's unless given. Rows of all lengths are pooled. Answers of a
+    row are not quite independent, as Wilson's interval takes them to be.
     """
     size = vocab_size or model.config.vocab_size
     if size > model.config.vocab_size:
