@@ -16,7 +16,7 @@ from ropepp.data.tokenizer import BytesTokenizer, Tokenizer, train_bpe
 from ropepp.errors import InputError
 from ropepp.eval.babilong import FactQuestions, babilong_tasks
 from ropepp.eval.babilong.scoring import LABELS, scores
-from ropepp.eval.published import tasks_of
+from ropepp.eval.generated import tasks_of
 from ropepp.eval.ruler import ruler_tasks
 from ropepp.eval.ruler.background import sentences, speeches
 from ropepp.eval.ruler.base import OPENCOMPASS, PROMPTS

@@ -14,11 +14,10 @@ import torch
 from ropepp.errors import InputError
 from ropepp.eval import SUITES
 from ropepp.eval.evaluated_model import EvaluatedModel, ResultCache, identify
-from ropepp.eval.generated import averages, evaluate_task
+from ropepp.eval.generated import averages, evaluate_task, tasks_of
 from ropepp.eval.harness import evaluate_harness, require_harness, summarize
 from ropepp.eval.local_data import TASKS, TEXTS
 from ropepp.eval.perplexity import Text, evaluate_text, read_text
-from ropepp.eval.published import tasks_of
 from ropepp.eval.report import TABLES, Report
 from ropepp.eval.scores import Score
 from ropepp.eval.tasks import Task

@@ -16,7 +16,6 @@ all angles between the ends, not of whole distances alone.
 """
 
 import math
-import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,10 +129,13 @@ def settings(options: Namespace) -> dict[str, RoPE]:
     found = {f"theta {theta:g}": RoPE(theta) for theta in options.theta}
     theta, length = options.theta[0], options.trained_length
     for text in options.scaling:
-        parts = re.fullmatch(r"(PI|YaRN):(\d*\.?\d+)", text)
-        if parts is None:
+        name, _, number = text.partition(":")
+        if name not in ("PI", "YaRN"):
             raise InputError(f"--scaling is {text!r}; allowed: PI:FACTOR, YaRN:FACTOR")
-        name, factor = parts[1], float(parts[2])
+        try:
+            factor = float(number)
+        except ValueError as error:
+            raise InputError(f"--scaling is {text!r}; {number!r} is no number") from error
         scaling = PI(factor) if name == "PI" else YaRN(factor, original_length=length)
         found[f"theta {theta:g}, {name} {factor:g}"] = RoPE(theta, scaling=scaling)
     return found

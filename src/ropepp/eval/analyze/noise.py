@@ -26,9 +26,8 @@ from ropepp.errors import InputError
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import BATCH_TOKENS, LENGTH, RECALL_UNIT, read_rows, recall_data
-from ropepp.eval.generated import encoded_samples
+from ropepp.eval.generated import encoded_samples, tasks_of
 from ropepp.eval.likelihood import score_continuations
-from ropepp.eval.published import tasks_of
 from ropepp.generate.decode import complete
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer

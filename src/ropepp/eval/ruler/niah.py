@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import chain, pairwise, takewhile, zip_longest
+from itertools import accumulate, chain, pairwise, zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -112,17 +112,17 @@ class Pairs(Sequence[str]):
     """All "adjective-noun", sorted, each once, without a list of millions."""
 
     def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
-        ends, heads = sorted(set(nouns)), sorted({f"{adjective}-" for adjective in adjectives})
-        self._groups: list[tuple[str, list[str]]] = []
-        self._starts = [0]
-        while heads:
-            head = heads[0]  # and those that it begins: "able-", "able-bodied-"
-            group = list(takewhile(lambda other: other.startswith(head), heads))  # noqa: B023
-            del heads[: len(group)]
-            mixed = {f"{one.removeprefix(head)}{noun}" for one in group[1:] for noun in ends}
-            tails = sorted(mixed.union(ends)) if mixed else ends
-            self._groups.append((head, tails))
-            self._starts.append(self._starts[-1] + len(tails))
+        ends = sorted(set(nouns))
+        groups: list[tuple[str, list[str]]] = []
+        for head in sorted({f"{adjective}-" for adjective in adjectives}):
+            if groups and head.startswith(groups[-1][0]):  # "able-bodied-" lies within "able-"
+                first, tails = groups.pop()
+                mixed = {f"{head.removeprefix(first)}{noun}" for noun in ends}
+                groups.append((first, sorted(mixed.union(tails))))
+            else:
+                groups.append((head, ends))
+        self._groups = groups
+        self._starts = [0, *accumulate(len(tails) for _, tails in groups)]
 
     def __len__(self) -> int:
         return self._starts[-1]
