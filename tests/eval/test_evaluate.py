@@ -142,7 +142,7 @@ def test_a_context_is_read_once_for_all_its_continuations(
 
     monkeypatch.setattr(model, "hidden", counting)
     context, own = list(range(5, 55)), [[7], [8, 9], [10, 11, 12]]
-    (found,) = score_continuations(model, [context], [own], 10_000)
+    found = score_continuations(model, context, own, 10_000)
     assert read == [49, 9]
     monkeypatch.undo()
     for one, ids in zip(found, own, strict=True):

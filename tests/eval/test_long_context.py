@@ -20,7 +20,8 @@ from ropepp.eval.generated import tasks_of
 from ropepp.eval.ruler import ruler_tasks
 from ropepp.eval.ruler.background import sentences, speeches
 from ropepp.eval.ruler.base import OPENCOMPASS, PROMPTS
-from ropepp.eval.tasks import Sample, Task, count_tokens
+from ropepp.eval.tasks import Sample, Task
+from ropepp.generate.text import document_ids
 
 RULER = {task.name: task for task in ruler_tasks(None)}
 BABILONG = {task.name: task for task in babilong_tasks(None)}
@@ -39,7 +40,7 @@ def test_prompts_fill_their_length(task: Task, length: int, tokenizer: Tokenizer
     # Those of RULER may be some steps shorter, see test_ruler_structure.
     least = 0.97 if task.suite == "babilong" else 0.5
     for sample in task.samples(tokenizer, length, 2, seed=1):
-        tokens = count_tokens(tokenizer, sample.prompt) + task.max_new_tokens
+        tokens = len(document_ids(tokenizer, sample.prompt)) + task.max_new_tokens
         assert least * length <= tokens <= length
 
 

@@ -21,7 +21,7 @@ from ropepp.eval.perplexity import Text, evaluate_text, read_text
 from ropepp.eval.report import TABLES, Report
 from ropepp.eval.scores import Score
 from ropepp.eval.tasks import Task
-from ropepp.files import DiskError, disk_errors, held, printable, require_results, require_writable
+from ropepp.files import DiskError, held, printable, require_results, require_writable
 from ropepp.interop.saved import SavedModel, open_model, placement
 from ropepp.model.folders.hub import local_path
 from ropepp.runs.events import EVENTS, write_events
@@ -79,8 +79,6 @@ def run(options: Namespace) -> None:
             saved.require_finite()
             tokenizer = saved.tokenizer(options.tokenizer)
             if cache is None:
-                with disk_errors(options.out):
-                    options.out.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(held(options.out / ".evaluate.lock"))
                 cache = ResultCache(options.out / ITEMS)
             name = saved.name if saved.name not in report.models else printable(path)

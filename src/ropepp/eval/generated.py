@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ropepp.data.tokenizer import Tokenizer, decode_behind, encode_behind
 from ropepp.eval.babilong import babilong_tasks
-from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
+from ropepp.eval.evaluated_model import EvaluatedModel, by_length, digest
 from ropepp.eval.likelihood import continue_cached
 from ropepp.eval.ruler import ruler_tasks
 from ropepp.eval.ruler.base import CURRENT, OPENCOMPASS
@@ -51,9 +51,8 @@ def evaluate_task(
     apart whose answers are all wrong. An `InputError` if the task cannot be made at this length."""
     model, tokenizer = subject.model, subject.tokenizer
     samples = encoded_samples(task, tokenizer, length, count, seed)
-    items = [
-        Item(digest(one.prompt, one.answers, task.max_new_tokens), one.room) for one in samples
-    ]
+    contents = [digest(one.prompt, one.answers, task.max_new_tokens) for one in samples]
+    batches = by_length([one.room for one in samples], subject.batch_tokens)
 
     def run(batch: list[int]) -> list[dict[str, Any]]:
         """Outputs and summed losses of the expected answers; prompts are read once."""
@@ -69,7 +68,7 @@ def evaluate_task(
             for prompt, output, own in zip(prompts, outputs, scored, strict=True)
         ]
 
-    values = subject.measure(f"{task.suite} {task.name}", length, items, run)
+    values = subject.measure(f"{task.suite} {task.name}", length, contents, batches, run)
     scores = [
         task.score(value["output"], one.sample) for value, one in zip(values, samples, strict=True)
     ]

@@ -15,7 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from ropepp.errors import InputError
-from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
+from ropepp.eval.evaluated_model import EvaluatedModel, digest
 from ropepp.eval.local_data import GROUPS, TASKS
 from ropepp.eval.scores import Score, average, mean_of
 from ropepp.files import write_text
@@ -48,10 +48,10 @@ def evaluate_harness(
     file is missing or damaged."""
     rows = TASKS[name].rows(data)
     # A task is measured as a whole: an evaluation that was killed goes on with the next one.
-    item = Item(digest(rows, limit), len(rows))
-    found = subject.measure(
-        name, None, [item], lambda _: [run_harness(harness_model(subject), name, data, limit)]
-    )[0]
+    (found,) = subject.measure(
+        name, None, [digest(rows, limit)], [[0]],
+        lambda _: [run_harness(harness_model(subject), name, data, limit)],
+    )  # fmt: skip
     return [
         Score(subject.name, "short", name, None, metric, *mean_of(values), len(values))
         for metric, values in found.items()

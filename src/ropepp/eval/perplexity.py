@@ -31,7 +31,7 @@ from torch import Tensor
 from ropepp.data.text import readers
 from ropepp.data.text.readers import read_column
 from ropepp.errors import InputError
-from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
+from ropepp.eval.evaluated_model import EvaluatedModel, digest
 from ropepp.eval.scores import Score, mean_of, ratio_of
 from ropepp.files import printable
 from ropepp.generate.text import document_ids
@@ -108,10 +108,7 @@ def evaluate_text(
     ids = torch.tensor(document_ids(subject.tokenizer, text.text))
     end = subject.tokenizer.eot_id
     cut = windows(len(ids), window, stride)
-    items = [
-        Item(digest(ids[w.start : w.end].tolist(), w.scored, stride, end), w.end - w.start)
-        for w in cut
-    ]
+    contents = [digest(ids[w.start : w.end].tolist(), w.scored, stride, end) for w in cut]
     size = max(1, subject.batch_tokens // window)
     full = [i for i, w in enumerate(cut) if w.end - w.start == window]
     batches = [full[i : i + size] for i in range(0, len(full), size)]
@@ -131,7 +128,7 @@ def evaluate_text(
             for i, loss, row in zip(batch, nll.cpu().double(), rows.cpu(), strict=True)
         ]
 
-    values = subject.measure(f"perplexity {text.name}", window, items, run, batches)
+    values = subject.measure(f"perplexity {text.name}", window, contents, batches, run)
     sums, counts = [value["nll"] for value in values], [w.scored for w in cut]
     rows = _rows(subject.name, text, window, sums, counts)
     with leaving_out(f"{text.name} {window}, {PAPER}"):

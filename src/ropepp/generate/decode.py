@@ -70,7 +70,9 @@ def stream(
         )
     if document_ids is not None and bool((document_ids[:, -1] < 0).any()):
         raise InputError("a prompt ends with padding (document id -1): pad on the left")
-    positions = own_positions(document_ids)
+    positions = None
+    if document_ids is not None:  # they count a row's own tokens, padding left out
+        positions = ((document_ids >= 0).cumsum(1) - 1).clamp(min=0)
     if cache is None:
         cache = KVCache(len(model.layers), input_ids.shape[1] + max_new_tokens)
     ends = torch.tensor(sorted(stop_ids), device=input_ids.device)
@@ -136,13 +138,6 @@ def complete(
     )
     rows = found[:, ids.shape[1] :].tolist()
     return [row[: row.index(end)] if end in row else row for row in rows]
-
-
-def own_positions(document_ids_BT: Tensor | None) -> Tensor | None:
-    """Positions (B, T) that count a row's own tokens, padding left out; None without padding."""
-    if document_ids_BT is None:
-        return None
-    return ((document_ids_BT >= 0).cumsum(1) - 1).clamp(min=0)
 
 
 def pad_left(

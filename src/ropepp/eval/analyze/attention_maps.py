@@ -17,6 +17,8 @@ from ropepp.eval.analyze.output import canvas
 from ropepp.model.transformer import Transformer
 
 MEASURES = ("distance", "entropy", "first_token", "same_token")
+BLOCK = 64  # queries whose weights are in memory at a time
+BINS = 128  # most of a map in each direction
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,13 @@ class AttentionMaps:
 
 
 @torch.no_grad()
-def attention_maps(
-    model: Transformer, input_ids: Tensor, block: int = 64, size: int = 128
-) -> AttentionMaps:
+def attention_maps(model: Transformer, input_ids: Tensor) -> AttentionMaps:
     """Attention maps of a model of any variant on rows of tokens, (B, T) int64, each read as one
-    document from position 0, one row at a time. ``block`` is how many queries have their weights in
-    memory at a time, ``size`` the most bins of a map in each direction."""
+    document from position 0, one row at a time."""
     B, T = input_ids.shape
-    width = -(-T // size)
+    width = -(-T // BINS)
     kinds = kinds_of(model.layout)
-    sums = [_Sums(kinds, T, width, block) for _ in model.blocks()]
+    sums = [_Sums(kinds, T, width) for _ in model.blocks()]
     with ExitStack() as hooks:
         for module, own in zip(model.blocks(), sums, strict=True):
             hooks.enter_context(module.self_attn.position.register_forward_hook(own.add))
@@ -91,10 +90,8 @@ def attention_maps(
 class _Sums:
     """Adds up what a layer's heads attend to, on the CPU in float64."""
 
-    def __init__(self, kinds: dict[str, list[int]], T: int, width: int, block: int) -> None:
-        self.kinds = kinds
-        self.width = width
-        self.block = block
+    def __init__(self, kinds: dict[str, list[int]], T: int, width: int) -> None:
+        self.kinds, self.width = kinds, width
         n = -(-T // width)
         self.maps = {kind: torch.zeros(n, n, dtype=torch.float64) for kind in kinds}
         self.measures: list[Tensor] = []  # of each row, (heads, measures)
@@ -103,8 +100,8 @@ class _Sums:
         """A hook of a position layer: adds what the heads of one row attend to."""
         q_THD, k_SKD = (x[0].float() for x in output)
         slopes, blocks = layer.alibi_slopes(args[2]), []
-        for start in range(0, len(q_THD), self.block):
-            weights_HtS = _weights(q_THD[start : start + self.block], k_SKD, start, slopes)
+        for start in range(0, len(q_THD), BLOCK):
+            weights_HtS = _weights(q_THD[start : start + BLOCK], k_SKD, start, slopes)
             H, t, S = weights_HtS.shape
             query = torch.arange(start, start + t, device=weights_HtS.device)
             distance = query[:, None] - torch.arange(S, device=query.device)

@@ -192,8 +192,7 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
     def measure() -> dict[str, float]:
         losses, scores = 0.0, 0.0
         for task, (sample, prompt, answers, _) in samples:
-            found = score_continuations(saved.model, [prompt], [answers], BATCH_TOKENS)[0]
-            losses += sum(found)
+            losses += sum(score_continuations(saved.model, prompt, answers, BATCH_TOKENS))
             said = complete(saved.model, [prompt], task.max_new_tokens, tokenizer.eot_id)[0]
             scores += task.score(decode_behind(tokenizer, prompt, said), sample)["score"]
         return {"loss": losses / count, "score": scores / len(samples)}

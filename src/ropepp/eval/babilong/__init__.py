@@ -17,7 +17,8 @@ from ropepp.errors import InputError
 from ropepp.eval.babilong.scoring import scores
 from ropepp.eval.babilong.stories import STORIES, Story
 from ropepp.eval.ruler.background import given, sentences, speech_files
-from ropepp.eval.tasks import FULL, Sample, Task, count_tokens
+from ropepp.eval.tasks import FULL, Sample, Task
+from ropepp.generate.text import document_ids
 from ropepp.records import read_json
 
 # What stands before the context, by task.
@@ -61,7 +62,7 @@ class FactQuestions(BabilongTask):
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
         # A sample aside finds out how large they are; all others begin their search there.
         prompts = [self.draft(Random("rate"), size).prompt for size in (0, 100)]
-        least, more = (count_tokens(tokenizer, prompt) + self.max_new_tokens for prompt in prompts)
+        least, more = (len(document_ids(tokenizer, x)) + self.max_new_tokens for x in prompts)
         slope = max(MIN_SLOPE, (more - least) / 100)
         size = max(0, int((length - least) / slope))
         size, tokens, _ = self._sample(tokenizer, length, "0/probe", size, slope)
@@ -82,7 +83,7 @@ class FactQuestions(BabilongTask):
                 size = int(min(max(size, low + 1), high - 1))
                 rng = Random(f"{self.suite}/{self.name}/{key}/{attempt}")
                 sample = self.draft(rng, size)
-                tokens = count_tokens(tokenizer, sample.prompt) + self.max_new_tokens
+                tokens = len(document_ids(tokenizer, sample.prompt)) + self.max_new_tokens
                 if tokens > length:
                     high = size
                     size -= ceil((tokens - length) / slope)
