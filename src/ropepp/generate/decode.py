@@ -26,20 +26,15 @@ def generate(
     stop_ids: Collection[int] = (),
     cache: KVCache | None = None,
 ) -> Tensor:
-    """Appends at most ``max_new_tokens`` (n) tokens to every row: (B, T + n) int64, or less where
-    all rows have ended. An `InputError` if a number is out of its range, a row ends with padding,
-    or the model's logits are no finite numbers.
-
-    Prompts of different lengths are padded on the left, with ``document_ids`` -1 there, see
-    `pad_left`.
+    """Appends at most ``max_new_tokens`` (n) tokens to every row of ``input_ids`` (B, T) int64:
+    (B, T + n) int64, or less where all rows have ended. An `InputError` if a number is out of its
+    range, a row ends with padding, or the model's logits are no finite numbers.
 
     Args:
-        model: The model, in evaluation mode.
-        input_ids: (B, T) int64.
         temperature: 0 takes the likeliest token; otherwise, as ``top_k`` and ``top_p``, see
-            `Sampling`.
-        generator: Source of randomness of the draws, on the model's device.
-        document_ids: (B, T) int64; new tokens belong to a row's last document.
+            `Sampling`; the draws are of ``generator``, on the model's device.
+        document_ids: (B, T) int64; new tokens belong to a row's last document. -1 is padding on the
+            left, where prompts are of different lengths, see `pad_left`.
         stop_ids: Tokens that end a row; one that has ended repeats its last token until all have.
         cache: What was read before, to which these prompts are added; a new one unless given.
     """

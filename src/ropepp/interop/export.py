@@ -38,17 +38,16 @@ def export(
     tokenizer: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
-    """Writes a model as a folder, which is complete or absent; returns the content of its
-    ``config.json``. An `InputError` if the folder exists, the form cannot express the model, or
-    there is no tokenizer where the model's text had one.
+    """Writes a model that was opened in float32 as a folder, which is complete or absent, with
+    weights in ``dtype``; returns the content of its ``config.json``. An `InputError` if the folder
+    exists, the form cannot express the model, or there is no tokenizer where the model's text had
+    one.
 
     Args:
-        saved: The model and what belongs to it, opened in float32.
         form: "llama": an ordinary Llama, with a query matrix for each attention head. "ropepp": a
             folder with a file that makes transformers use this package, for every model. "hf": a
             Llama where there is one that computes the same, otherwise as "ropepp". "reference": the
             published RoPE++ format.
-        dtype: Of the weights. What a position encoding keeps stays float32.
         tokenizer: See `SavedModel.tokenizer`; a model without text has none.
         shard_bytes: Largest size of a file of weights.
     """

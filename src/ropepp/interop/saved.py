@@ -142,13 +142,10 @@ def open_model(
     read is compared with its checksums. An `InputError` if there is no such model, or it is damaged
     or of another shape than it says.
 
-    Args:
-        path: A run's folder (its newest checkpoint that is not damaged is taken), a checkpoint
-            file, a sharded checkpoint, a folder with ``config.json`` as published or exported, or
-            ``hub:NAME[@REVISION]``.
-        dtype: Dtype of weights and activations. Weights in bfloat16 compute what training in
-            bfloat16 over float32 weights does; what a position encoding keeps stays float32.
-    """
+    ``path`` is a run's folder (its newest checkpoint that is not damaged is taken), a checkpoint, a
+    folder with ``config.json`` as published or exported, or ``hub:NAME[@REVISION]``; ``dtype`` that
+    of weights and activations. Weights in bfloat16 compute what training in bfloat16 over float32
+    weights does; what a position encoding keeps stays float32."""
     path = local_path(path)
     if not path.is_dir() and not path.is_file():
         what = "is no file and no folder" if path.exists() else "does not exist"

@@ -25,22 +25,17 @@ BINS = 128  # most of a map in each direction
 class AttentionMaps:
     """Mean attention of the heads of each kind. L layers, T tokens, n = ceil(T / bin_width).
 
-    Attributes:
-        kinds: Indices of the heads of each kind in a layer, see `kinds_of`.
-        length: Tokens in a row (T).
-        bin_width: Tokens in a bin of the maps.
-        weights: By kind, (L, n, n) float32: the mean weight that a query of the first bin gives to
-            a key of the second, over rows, heads and the pairs that causality allows; NaN where
-            there is none.
-        by_head: (rows, L, heads, measures) float64: of each row and head, in the order of the
-            layout and of `MEASURES`, means over queries of the ``distance`` to the attended tokens
-            (tokens), the ``entropy`` of the weights (nats), and the share on the row's
-            ``first_token`` and on the ``same_token`` as the query's.
+    ``weights`` are by kind (L, n, n) float32: the mean weight that a query of the first bin gives
+    to a key of the second, over rows, heads and the pairs that causality allows; NaN where there is
+    none. ``by_head`` is (rows, L, heads, measures) float64: of each row and head, in the order of
+    the layout and of `MEASURES`, means over queries of the ``distance`` to the attended tokens
+    (tokens), the ``entropy`` of the weights (nats), and the share on the row's ``first_token`` and
+    on the ``same_token`` as the query's.
     """
 
-    kinds: dict[str, list[int]]
-    length: int
-    bin_width: int
+    kinds: dict[str, list[int]]  # indices of the heads of each kind in a layer, see `kinds_of`
+    length: int  # tokens in a row (T)
+    bin_width: int  # tokens in a bin of the maps
     weights: dict[str, Tensor]
     by_head: Tensor
 

@@ -98,17 +98,12 @@ def noisy_queries(model: Transformer, std: float, kind: str, noise: NoiseSource)
 def noise_study(
     model: Transformer, measure: Measure, stds: Sequence[float], draws: int, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, Values]]:
-    """Measures a model without noise, and with noise of each strength on each kind of head; returns
-    the metrics without noise, and for each metric its values. An `InputError` if the model lacks a
-    kind of head, a standard deviation is negative or given twice, or there are fewer than 2 draws,
-    of which no interval follows.
-
-    Args:
-        measure: Evaluates the model as it is when called; the same forward passes in the same order
-            every time, or the draws are not paired.
-        stds: Standard deviations, in units of the rotated queries.
-        draws: Noises that are tried for each.
-    """
+    """Measures a model without noise, and with so many draws of noise of each standard deviation,
+    in units of the rotated queries, on each kind of head; returns the metrics without noise, and
+    for each metric its values. ``measure`` makes the same forward passes in the same order every
+    time, or the draws are not paired. An `InputError` if the model lacks a kind of head, a standard
+    deviation is negative or given twice, or there are fewer than 2 draws, of which no interval
+    follows."""
     if draws < 2:
         raise InputError(f"draws is {draws}; an interval needs at least 2")
     if not stds or not all(std >= 0 for std in stds) or len(set(stds)) < len(stds):

@@ -41,7 +41,7 @@ def ruler_tasks(data: Path | None, edition: Edition = CURRENT) -> list[RulerTask
         hidden("niah_multiquery", keys=4, queries=4),
         VariableTracking(edition=edition),
         CommonWords(edition=edition),
-        FrequentWords(edition=edition),
-        DocumentQuestions("qa_1", first, bool(squad), edition=edition),
-        DocumentQuestions("qa_2", second, bool(hotpot), edition=edition),
+        FrequentWords(edition.fwe_tokens, edition=edition),
+        DocumentQuestions("qa_1", first, bool(squad), edition.qa_tokens, edition=edition),
+        DocumentQuestions("qa_2", second, bool(hotpot), edition.qa_tokens, edition=edition),
     ]

@@ -75,11 +75,9 @@ class FrequentWords(RulerTask):
     """Coded words with the frequencies of a zeta distribution, the first of them dots; a size is
     its number of words before rounding down."""
 
-    name = "fwe"
+    max_new_tokens: int
 
-    @property
-    def max_new_tokens(self) -> int:  # type: ignore[override]
-        return self.edition.fwe_tokens
+    name = "fwe"
 
     def step(self, length: int) -> int:
         return max(1, (length - self.max_new_tokens) // STEPS)

@@ -22,12 +22,9 @@ class DocumentQuestions(RulerTask):
     name: str
     load: Callable[[], Pool]
     official: bool
+    max_new_tokens: int
 
     any_answer = True
-
-    @property
-    def max_new_tokens(self) -> int:  # type: ignore[override]
-        return self.edition.qa_tokens
 
     @property
     def baseline(self) -> float:  # type: ignore[override]
