@@ -42,6 +42,6 @@ def ruler_tasks(data: Path | None, edition: Edition = CURRENT) -> list[RulerTask
         VariableTracking(edition=edition),
         CommonWords(edition=edition),
         FrequentWords(edition.fwe_tokens, edition=edition),
-        DocumentQuestions("qa_1", first, bool(squad), edition.qa_tokens, edition=edition),
-        DocumentQuestions("qa_2", second, bool(hotpot), edition.qa_tokens, edition=edition),
+        DocumentQuestions("qa_1", first, edition.qa_tokens, bool(squad), edition=edition),
+        DocumentQuestions("qa_2", second, edition.qa_tokens, bool(hotpot), edition=edition),
     ]

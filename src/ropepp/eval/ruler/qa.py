@@ -21,8 +21,8 @@ class DocumentQuestions(RulerTask):
 
     name: str
     load: Callable[[], Pool]
-    official: bool
     max_new_tokens: int
+    official: bool
 
     any_answer = True
 
