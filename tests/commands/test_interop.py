@@ -104,8 +104,6 @@ def test_an_import_has_the_form_of_a_run_s_checkpoint(
     assert describe(file)["step"] == 0
     LanguageModel.load_from_checkpoint(file, weights_only=True)
     with pytest.raises(InputError, match="exists"):
-        import_checkpoint(folder, file)
-    with pytest.raises(InputError, match="exists"):
         import_model.main([str(folder), str(file)])
     with pytest.raises(InputError, match="exists"):
         export_model.main([str(run), str(folder)])

@@ -142,7 +142,7 @@ def test_a_context_is_read_once_for_all_its_continuations(
 
     monkeypatch.setattr(model, "hidden", counting)
     context, own = list(range(5, 55)), [[7], [8, 9], [10, 11, 12]]
-    (found,) = score_continuations(model, [context], [own], 10_000)
+    found = score_continuations(model, context, own, 10_000)
     assert read == [49, 9]
     monkeypatch.undo()
     for one, ids in zip(found, own, strict=True):
@@ -158,7 +158,7 @@ def command(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     models = [evaluated.write_folder(tmp_path / f"m{seed}", tokenizer, seed) for seed in (0, 1)]
     (tmp_path / "story.txt").write_text(evaluated.sentence(Random(6), 60))
     tasks = [Repeat(), Repeat("again", official=False)]
-    monkeypatch.setattr("ropepp.eval.published.ruler_tasks", lambda data, edition: tasks)
+    monkeypatch.setattr("ropepp.eval.generated.ruler_tasks", lambda data, edition: tasks)
     return [
         *map(str, models),
         *("--suite", "perplexity", "ruler", "--text", str(tmp_path / "story.txt")),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from helpers import evaluated
 from ropepp.cli import main
 from ropepp.eval.evaluated_model import ResultCache
+from ropepp.files import DiskError
 
 TABLES = ("evaluation.md", "evaluation.csv", "evaluation.json")
 
@@ -134,6 +135,17 @@ def test_numbers_are_shown_where_they_cannot_be_written(
     assert shown.err.count("; going on") == 1
     assert "/dev/full cannot be written: No space left on device; going on" in shown.err
     assert "error: e cannot be written: No space left on device; free some space" in shown.err
+
+
+def test_an_evaluation_goes_on_where_its_events_cannot_be_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*args: Any) -> None:
+        raise DiskError("logs/a/b cannot be written: Permission denied")
+
+    monkeypatch.setattr("ropepp.eval.evaluate._to_tensorboard", refused)
+    assert evaluate("m0") == 0
+    assert "logs/a/b cannot be written: Permission denied" in capsys.readouterr().err
 
 
 def test_values_that_are_no_numbers_are_named(

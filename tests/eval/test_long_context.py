@@ -16,12 +16,12 @@ from ropepp.data.tokenizer import BytesTokenizer, Tokenizer, train_bpe
 from ropepp.errors import InputError
 from ropepp.eval.babilong import FactQuestions, babilong_tasks
 from ropepp.eval.babilong.scoring import LABELS, scores
-from ropepp.eval.published import tasks_of
+from ropepp.eval.generated import tasks_of
 from ropepp.eval.ruler import ruler_tasks
 from ropepp.eval.ruler.background import sentences, speeches
-from ropepp.eval.ruler.base import words
-from ropepp.eval.ruler.niah import NEEDLE, NOISE
-from ropepp.eval.tasks import Sample, Task, count_tokens
+from ropepp.eval.ruler.base import OPENCOMPASS, PROMPTS
+from ropepp.eval.tasks import Sample, Task
+from ropepp.generate.text import document_ids
 
 RULER = {task.name: task for task in ruler_tasks(None)}
 BABILONG = {task.name: task for task in babilong_tasks(None)}
@@ -40,7 +40,7 @@ def test_prompts_fill_their_length(task: Task, length: int, tokenizer: Tokenizer
     # Those of RULER may be some steps shorter, see test_ruler_structure.
     least = 0.97 if task.suite == "babilong" else 0.5
     for sample in task.samples(tokenizer, length, 2, seed=1):
-        tokens = count_tokens(tokenizer, sample.prompt) + task.max_new_tokens
+        tokens = len(document_ids(tokenizer, sample.prompt)) + task.max_new_tokens
         assert least * length <= tokens <= length
 
 
@@ -193,19 +193,12 @@ class Narrow(BytesTokenizer):
         return [[0] * len(text.split()) for text in texts]
 
 
-def test_common_words_take_the_large_list_or_say_how_far_they_reach(tmp_path: Path) -> None:
-    length, count = 120_000, len({w for kind in ("noun", "adjective", "verb") for w in words(kind)})
-    with pytest.raises(InputError, match=r"length is 120000; ruler cwe reaches \d+ tokens") as said:
+def test_common_words_say_how_far_they_reach() -> None:
+    length = 120_000
+    with pytest.raises(InputError, match=r"length is 120000; ruler cwe reaches \d+ tokens"):
         RULER["cwe"].samples(Narrow(), length, 1, 0)
-    assert "english_words.json" in str(said.value)
-    write_ruler_files(tmp_path)
-    task = next(task for task in ruler_tasks(tmp_path) if task.name == "cwe")
-    (sample,) = task.samples(Narrow(), length, 1, 0)
-    assert 0.97 * length <= len(sample.prompt.split()) + task.max_new_tokens <= length
-    listed = set(re.findall(r"\d+\. (\S+)", sample.prompt.rsplit("Below is", 1)[1]))
-    large = json.loads((tmp_path / "english_words.json").read_text()).values()
-    assert listed <= set(large)
-    assert len(listed) > count
+    shorter = ruler_tasks(None, OPENCOMPASS)[9].samples(Narrow(), length, 1, 0)[0]
+    assert len(shorter.prompt.split()) < length
 
 
 STORY = """1 Mary moved to the bathroom.
@@ -219,10 +212,7 @@ STORY = """1 Mary moved to the bathroom.
 """
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_babis_files_are_read_as_they_are_published(
-    packed: bool, tmp_path: Path, tokenizer: Tokenizer
-) -> None:
+def test_babis_files_are_read_as_they_are_published(tmp_path: Path, tokenizer: Tokenizer) -> None:
     files = {
         f"tasks_1-20_v1-2/{part}/qa{i}_some-task_{split}.txt": STORY if good else "1 Not it.\n"
         for part in ("en", "en-10k")
@@ -230,13 +220,9 @@ def test_babis_files_are_read_as_they_are_published(
         for split in ("train", "test")
         for good in [(part, split) == ("en-10k", "test")]
     }
-    if packed:
-        with zipfile.ZipFile(tmp_path / "tasks_1-20_v1-2.zip", "w") as archive:
-            for name, text in files.items():
-                archive.writestr(name, text)
-    for name, text in files.items() if not packed else ():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    with zipfile.ZipFile(tmp_path / "tasks_1-20_v1-2.zip", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
     task = babilong_tasks(tmp_path)[0]
     assert not task.official  # the books are missing
     found = {sample.question: sample for sample in task.samples(tokenizer, 1024, 30, 0)}
@@ -303,8 +289,6 @@ def test_the_papers_protocol(tokenizer: Tokenizer) -> None:
         ("PaulGrahamEssays.json", "[]", "is not of the form"),
         ("squad.json", "{", "is no JSON"),
         ("hotpotqa.json", '[{"question": 1}]', "is not of the form of HotpotQA"),
-        ("english_words.json", '["word"]', "is not of the form"),
-        ("english_words.json", '{"a": 1}', "is not of the form"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -350,6 +334,7 @@ def test_templates_are_those_of_lm_eval(name: str, module: str, tokenizer: Token
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")
 def test_the_noise_and_needles_are_those_of_lm_eval() -> None:
     noise = {text.strip() for text in constants("prepare_niah") if "grass" in text}
-    assert noise == {NOISE}
+    assert noise == {PROMPTS["noise"]}
     needles = {text for text in constants("prepare_niah") if "One of the special" in text}
-    assert {re.sub(r"\{\w+\}", "*", text) for text in needles} == {re.sub(r"\{\w+\}", "*", NEEDLE)}
+    ours = re.sub(r"\{\w+\}", "*", PROMPTS["needle"])
+    assert {re.sub(r"\{\w+\}", "*", text) for text in needles} == {ours}

@@ -45,8 +45,8 @@ def test_errors_of_means() -> None:
 
 
 def test_the_rules_of_squad() -> None:
-    assert harness.compute_exact("The Cat.", "cat") == 1
-    assert harness.compute_exact("cat dog", "dog cat") == 0
-    assert harness.compute_f1("the cat sat", "A cat ran, fast") == pytest.approx(2 / 5)
-    assert harness.compute_f1("the", "") == 1
-    assert harness.compute_f1("cat", "the") == 0
+    assert harness.squad_score("exact_match", "The Cat.", "cat") == 1
+    assert harness.squad_score("exact_match", "cat dog", "dog cat") == 0
+    assert harness.squad_score("f1", "the cat sat", "A cat ran, fast") == pytest.approx(2 / 5)
+    assert harness.squad_score("f1", "the", "") == 1
+    assert harness.squad_score("f1", "cat", "the") == 0

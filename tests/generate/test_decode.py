@@ -5,31 +5,37 @@ import torch
 
 from helpers.variants import ALL, CONFIG
 from ropepp.errors import InputError
-from ropepp.generate import generate, pad_left, stream
+from ropepp.generate import decode, generate, pad_left, stream
 from ropepp.model import Transformer
 from ropepp.model.cache import KVCache
 from ropepp.model.positions import Position, RoPEppEC
 
 
 @pytest.mark.parametrize("position", ALL, ids=lambda p: type(p).__name__)
-def test_greedy_tokens_are_those_of_full_passes(position: Position) -> None:
+def test_greedy_tokens_are_those_of_full_passes(
+    position: Position, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, ids = Transformer(CONFIG, position).eval(), torch.randint(50, (3, 9))
     want = ids
     for _ in range(5):
         want = torch.cat((want, model(want)[:, -1:].argmax(-1)), 1)
     for prefill in (4, 9, 100):
-        assert torch.equal(generate(model, ids, 5, prefill=prefill), want)
+        monkeypatch.setattr(decode, "PREFILL", prefill)
+        assert torch.equal(generate(model, ids, 5), want)
 
 
 @pytest.mark.parametrize("position", ALL, ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("prefill", [3, 100])
-def test_padded_prompts_continue_as_they_would_alone(position: Position, prefill: int) -> None:
+def test_padded_prompts_continue_as_they_would_alone(
+    position: Position, prefill: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "PREFILL", prefill)
     model = Transformer(CONFIG, position).eval()
     prompts = [torch.randint(50, (n,)).tolist() for n in (3, 8, 5)]
     ids, documents = pad_left(prompts)
     assert documents is not None
     ids[documents < 0] = 49  # whatever stands there
-    tokens = generate(model, ids, 6, document_ids=documents, prefill=prefill)
+    tokens = generate(model, ids, 6, document_ids=documents)
     for row, prompt in zip(tokens, prompts, strict=True):
         alone = generate(model, torch.tensor([prompt]), 6)
         assert torch.equal(row[8 - len(prompt) :], alone[0])
@@ -92,7 +98,6 @@ def test_no_new_tokens_are_the_prompt() -> None:
     ("options", "words"),
     [
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
-        ({"prefill": 0}, "prefill 0"),
         ({"temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
         ({"top_k": 0}, "top_k is 0; it must be at least 1"),
         ({"top_p": 1.5}, "top_p is 1.5; it must be above 0 and at most 1"),

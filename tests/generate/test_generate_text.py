@@ -65,10 +65,9 @@ def test_a_batch_is_each_prompt_alone() -> None:
     for prompt, found in zip(prompts, together, strict=True):
         ((alone,), _) = continue_texts(model, BYTES, [prompt], 9)
         assert found == alone
-    assert speed.prompt_tokens == 16
-    assert (
-        speed.cache_bytes == 2 * 2 * 3 * (12 + 8) * 8 * 4
-    )  # layers, k and v, rows, tokens, D, float32
+    assert speed.startswith("16 tokens read in ")
+    # layers, k and v, rows, tokens, D, float32
+    assert speed.endswith(f"; KV cache {2 * 2 * 3 * (12 + 8) * 8 * 4:,} bytes")
 
 
 def test_an_empty_prompt_needs_a_token_that_begins() -> None:

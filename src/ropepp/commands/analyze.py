@@ -1,6 +1,6 @@
 """``ropepp analyze``: looks into models and position encodings; imports what a command needs."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +42,7 @@ def main(args: list[str]) -> None:
     add = _command(commands, "curves", text)
     add("--theta", type=float, nargs="+", default=[1e4, 5e5], help="bases of the frequencies")
     add("--scaling", nargs="*", default=["PI:8", "YaRN:32"], help="of the first base, NAME:FACTOR")
-    add("--head_dim", type=even, default=128, help="dimensions of a head")
+    add("--head_dim", type=positive, default=128, help="dimensions of a head")
     add("--trained_length", type=positive, default=4096, help="tokens that training has shown")
     add("--length", type=positive, default=32768, help="tokens in use")
     options = parser.parse_args(args)
@@ -85,11 +85,3 @@ def _add_text(add: Add) -> None:
     add("--tokenizer", help="tokenizer of the texts; looked for beside the model unless given")
     add("--length", type=positive, help="tokens in a row; the trained length unless given")
     add("--rows", type=positive, default=64, help="most rows")
-
-
-def even(text: str) -> int:
-    """An even number from 2 on, for argparse."""
-    number = positive(text)
-    if number % 2:
-        raise ArgumentTypeError(f"{text} is odd")
-    return number

@@ -23,8 +23,8 @@ def main(args: list[str]) -> None:
     from ropepp.interop.convert import convert
     from ropepp.model.flops import num_parameters
 
-    saved, network, moments = convert(options.source, options.file, options.position)
+    saved, network = convert(options.source, options.file, options.position)
     for model in (saved.model, network):
         heads = f"{model.layout.num_heads} attention heads of {model.layout.num_projections}"
         print(f"{model.position}: {heads} projections, {num_parameters(model):,} parameters")
-    print(f"written to {options.file}: for --init_from{', --init_optimizer true' * moments}")
+    print(f"written to {options.file}: for --init_from")

@@ -14,15 +14,14 @@ import torch
 from ropepp.errors import InputError
 from ropepp.eval import SUITES
 from ropepp.eval.evaluated_model import EvaluatedModel, ResultCache, identify
-from ropepp.eval.generated import averages, evaluate_task
+from ropepp.eval.generated import averages, evaluate_task, tasks_of
 from ropepp.eval.harness import evaluate_harness, require_harness, summarize
 from ropepp.eval.local_data import TASKS, TEXTS
 from ropepp.eval.perplexity import Text, evaluate_text, read_text
-from ropepp.eval.published import tasks_of
 from ropepp.eval.report import TABLES, Report
 from ropepp.eval.scores import Score
 from ropepp.eval.tasks import Task
-from ropepp.files import disk_errors, held, printable, require_results, require_writable
+from ropepp.files import DiskError, held, printable, require_results, require_writable
 from ropepp.interop.saved import SavedModel, open_model, placement
 from ropepp.model.folders.hub import local_path
 from ropepp.runs.events import EVENTS, write_events
@@ -80,8 +79,6 @@ def run(options: Namespace) -> None:
             saved.require_finite()
             tokenizer = saved.tokenizer(options.tokenizer)
             if cache is None:
-                with disk_errors(options.out):
-                    options.out.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(held(options.out / ".evaluate.lock"))
                 cache = ResultCache(options.out / ITEMS)
             name = saved.name if saved.name not in report.models else printable(path)
@@ -93,9 +90,8 @@ def run(options: Namespace) -> None:
             failed = report.write(complete=path == options.models[-1])
             try:
                 _to_tensorboard(saved, found, curves)
-            except OSError as error:  # of somebody else's run, for instance; the tables are there
-                why = f"TensorBoard's events cannot be written: {error}"
-                print(f"{saved.run}: {why}", file=sys.stderr)
+            except DiskError as error:  # of somebody else's run, for instance; the tables are there
+                print(error, file=sys.stderr)
     print(report.text(), end="")
     if failed is not None:
         raise failed
@@ -194,9 +190,6 @@ def _given(data: Path | None) -> Path:
 def _check(options: Namespace) -> None:
     """Completes options and refuses what cannot be."""
     options.models = list(dict.fromkeys(str(local_path(path)) for path in options.models))
-    for path in options.models:
-        if not Path(path).exists():
-            raise InputError(f"model {path} does not exist")
     for path in options.text:
         if not path.is_file():
             raise InputError(f"{path} is missing; --text takes texts, or .jsonl lines with 'text'")

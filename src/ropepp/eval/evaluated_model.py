@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,13 +15,6 @@ from ropepp.data.tokenizer import Tokenizer
 from ropepp.files import disk_errors
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
-
-
-class Item(NamedTuple):
-    """What is measured at once: a digest of all that decides its value, and its tokens."""
-
-    content: str
-    tokens: int
 
 
 class ResultCache(dict[str, Any]):
@@ -80,41 +73,28 @@ class EvaluatedModel:
         self,
         task: str,
         length: int | None,
-        items: Sequence[Item],
+        contents: Sequence[str],
+        batches: Sequence[list[int]],
         run: Callable[[list[int]], Sequence[Any]],
-        batches: Sequence[list[int]] | None = None,
     ) -> list[Any]:
         """The values of all items, of which only unfinished batches are run.
 
         A batch runs as a whole or not at all, since other neighbours change the last bits of a
         value: an evaluation that was killed and goes on gives what an undisturbed one does.
 
-        Args:
-            task: Name, for the results and the progress bar, as the context's length in tokens.
-            run: Gives the values (plain JSON) of the items of a batch.
-            batches: Indices of items, each in one batch; see `by_length` unless given.
+        ``task`` and ``length``, the context's in tokens, name them; ``contents`` are digests of all
+        that decides a value, ``batches`` their indices, each in one, and ``run`` gives the values
+        (plain JSON) of a batch.
         """
-        if batches is None:
-            batches = by_length([item.tokens for item in items], self.batch_tokens)
-        keys = [
-            digest(self.identity, task, length, index, item.content)
-            for index, item in enumerate(items)
-        ]
+        keys = [digest(self.identity, task, length, i, own) for i, own in enumerate(contents)]
         todo = [batch for batch in batches if any(keys[i] not in self.results for i in batch)]
-        tokens = [sum(items[i].tokens for i in batch) for batch in todo]
-        total = sum(item.tokens for item in items)
         label = f"{self.name} {task}" + (f" {length}" if length else "")
-        with tqdm(
-            total=total, initial=total - sum(tokens), desc=label, unit="tok", unit_scale=True
-        ) as bar:
-            for batch, size in zip(todo, tokens, strict=True):
-                values = run(batch)
-                self.results.add(
-                    {"key": keys[i], "model": self.name, "task": task, "length": length, "index": i}
-                    | {"value": value}
-                    for i, value in zip(batch, values, strict=True)
-                )
-                bar.update(size)
+        for batch in tqdm(todo, desc=label, unit="batch"):
+            self.results.add(
+                {"key": keys[i], "model": self.name, "task": task, "length": length, "index": i}
+                | {"value": value}
+                for i, value in zip(batch, run(batch), strict=True)
+            )
         return [self.results[key] for key in keys]
 
 

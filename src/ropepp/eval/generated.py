@@ -1,11 +1,17 @@
-"""Runs tasks whose samples are generated: RULER, BABILong, or any `ropepp.eval.tasks.Task`."""
+"""Runs tasks whose samples are generated: RULER, BABILong, or any `ropepp.eval.tasks.Task`; by the
+benchmarks' own protocol, or as the paper has run them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ropepp.data.tokenizer import Tokenizer, decode_behind, encode_behind
-from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
+from ropepp.eval.babilong import babilong_tasks
+from ropepp.eval.evaluated_model import EvaluatedModel, by_length, digest
 from ropepp.eval.likelihood import continue_cached
+from ropepp.eval.ruler import ruler_tasks
+from ropepp.eval.ruler.base import CURRENT, OPENCOMPASS
 from ropepp.eval.scores import NLL, Score, average, mean_of, ratio_of
 from ropepp.eval.tasks import Sample, Task
 from ropepp.generate.decode import complete
@@ -40,17 +46,13 @@ def encoded_samples(
 def evaluate_task(
     subject: EvaluatedModel, task: Task, length: int, count: int, seed: int
 ) -> list[Score]:
-    """Scores a model's greedy answers, and how likely it finds the expected ones; an `InputError`
-    if the task cannot be made at this length.
-
-    The negative log-likelihood is that of each expected string behind the prompt, summed over
-    strings and divided by their tokens. It tells small models apart whose answers are all wrong.
-    """
+    """Scores a model's greedy answers; and the negative log-likelihood of each expected string
+    behind the prompt, summed over strings and divided by their tokens, which tells small models
+    apart whose answers are all wrong. An `InputError` if the task cannot be made at this length."""
     model, tokenizer = subject.model, subject.tokenizer
     samples = encoded_samples(task, tokenizer, length, count, seed)
-    items = [
-        Item(digest(one.prompt, one.answers, task.max_new_tokens), one.room) for one in samples
-    ]
+    contents = [digest(one.prompt, one.answers, task.max_new_tokens) for one in samples]
+    batches = by_length([one.room for one in samples], subject.batch_tokens)
 
     def run(batch: list[int]) -> list[dict[str, Any]]:
         """Outputs and summed losses of the expected answers; prompts are read once."""
@@ -66,7 +68,7 @@ def evaluate_task(
             for prompt, output, own in zip(prompts, outputs, scored, strict=True)
         ]
 
-    values = subject.measure(f"{task.suite} {task.name}", length, items, run)
+    values = subject.measure(f"{task.suite} {task.name}", length, contents, batches, run)
     scores = [
         task.score(value["output"], one.sample) for value, one in zip(values, samples, strict=True)
     ]
@@ -91,3 +93,41 @@ def averages(rows: Sequence[Score]) -> list[Score]:
         if len(own) == len(tasks) > 1:
             out.append(average(own, f"average of {len(own)}"))
     return out
+
+
+class AsInPaper(Task):
+    """A task as the paper has run it: what OpenCompass 0.4.2 makes of its prompt.
+
+    OpenCompass puts a line end between the turns of a conversation, and its configurations of RULER
+    and BABILong end the answer's turn with another one, which stays where the answer is left out.
+    So a base model reads two line ends behind every prompt. It writes 64 tokens whatever the task.
+    RULER is an edition of its own, see `ropepp.eval.ruler.base`; an answer of BABILong is right
+    where its first sentence holds the target.
+    """
+
+    max_new_tokens = 64
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.suite = task, f"{task.suite}, paper"
+        self.name, self.official, self.baseline = task.name, task.official, task.baseline
+
+    def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
+        samples = self.task.samples(tokenizer, length, count, seed)
+        return [replace(sample, prompt=sample.prompt + "\n\n") for sample in samples]
+
+    def score(self, output: str, sample: Sample) -> dict[str, float]:
+        scores = self.task.score(output, sample)
+        return {"score": scores.get("simple", scores["score"])}
+
+
+def tasks_of(suite: str, data: Path | None, protocol: str) -> Sequence[Task]:
+    """The tasks of "ruler" or "babilong" by one of `ropepp.eval.PROTOCOLS`, of the folder of all
+    benchmarks' files, if any; errors as of `ruler_tasks` and `babilong_tasks`."""
+    folder = data / suite if data and (data / suite).is_dir() else None
+    paper = protocol == "paper"
+    tasks: Sequence[Task]
+    if suite == "babilong":
+        tasks = babilong_tasks(folder)
+    else:
+        tasks = ruler_tasks(folder, OPENCOMPASS if paper else CURRENT)
+    return [AsInPaper(task) for task in tasks] if paper else tasks

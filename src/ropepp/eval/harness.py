@@ -4,12 +4,10 @@ import importlib
 import json
 import logging
 import random
-import re
-import string
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from ropepp.errors import InputError
-from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
+from ropepp.eval.evaluated_model import EvaluatedModel, digest
 from ropepp.eval.local_data import GROUPS, TASKS
 from ropepp.eval.scores import Score, average, mean_of
 from ropepp.files import write_text
@@ -50,10 +48,10 @@ def evaluate_harness(
     file is missing or damaged."""
     rows = TASKS[name].rows(data)
     # A task is measured as a whole: an evaluation that was killed goes on with the next one.
-    item = Item(digest(rows, limit), len(rows))
-    found = subject.measure(
-        name, None, [item], lambda _: [run_harness(harness_model(subject), name, data, limit)]
-    )[0]
+    (found,) = subject.measure(
+        name, None, [digest(rows, limit)], [[0]],
+        lambda _: [run_harness(harness_model(subject), name, data, limit)],
+    )  # fmt: skip
     return [
         Score(subject.name, "short", name, None, metric, *mean_of(values), len(values))
         for metric, values in found.items()
@@ -160,23 +158,12 @@ def summarize(rows: Sequence[Score]) -> list[Score]:
     return out
 
 
-def words_of(text: str) -> list[str]:
-    """Words in lower case without punctuation and articles."""
-    bare = "".join(c for c in text.lower() if c not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+def squad_score(kind: str, expected: str, found: str) -> float:
+    """By the rules of SQuAD, 0 to 1; ``kind`` is "exact_match" or "f1"."""
+    from torchmetrics.functional.text import squad
 
-
-def compute_exact(expected: str, found: str) -> int:
-    """1 if the words are the same in the same order, else 0."""
-    return int(words_of(expected) == words_of(found))
-
-
-def compute_f1(expected: str, found: str) -> float:
-    """Harmonic mean of precision and recall of the words; of none, whether both have none."""
-    gold, words = words_of(expected), words_of(found)
-    if not gold or not words:
-        return float(gold == words)
-    return 2 * sum((Counter(gold) & Counter(words)).values()) / (len(gold) + len(words))
+    target: dict[str, Any] = {"answers": {"answer_start": [0], "text": [expected]}, "id": ""}
+    return float(squad({"prediction_text": found, "id": ""}, target)[kind]) / 100
 
 
 def provide_squad_metrics() -> None:
@@ -188,7 +175,8 @@ def provide_squad_metrics() -> None:
         import transformers.data
 
         metrics, module = ModuleType(SQUAD.rpartition(".")[0]), ModuleType(SQUAD)
-        vars(module).update(compute_exact=compute_exact, compute_f1=compute_f1)
+        exact, f1 = (partial(squad_score, kind) for kind in ("exact_match", "f1"))
+        vars(module).update(compute_exact=exact, compute_f1=f1)
         vars(metrics)["squad_metrics"] = module
         vars(transformers.data)["metrics"] = metrics
         sys.modules |= {metrics.__name__: metrics, SQUAD: module}

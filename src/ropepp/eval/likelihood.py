@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ropepp.generate.decode import own_positions, pad_left, read
+from ropepp.generate.decode import read
 from ropepp.model.cache import KVCache
 from ropepp.model.loss import IGNORE_INDEX, token_losses
 from ropepp.model.transformer import Transformer
@@ -14,20 +14,17 @@ Ids = Sequence[int]
 Batch = Sequence[Ids]
 
 
+@torch.inference_mode()
 def score_continuations(
-    model: Transformer, contexts: Batch, continuations: Sequence[Batch], batch_tokens: int
-) -> list[list[float]]:
-    """The summed negative log-likelihoods in nats of each context's continuations; a context, of
-    one token at least, is read once, all as one batch, and the continuations with at most
-    ``batch_tokens`` in their rows at a time, contexts counted."""
-    longest = max(len(ids) for own in continuations for ids in own)
-    device = model.embed_tokens.weight.device
-    prefix, documents = pad_left([context[:-1] for context in contexts], device)
-    cache = KVCache(len(model.layers), prefix.shape[1] + longest)
-    if prefix.shape[1]:
-        with torch.inference_mode():
-            read(model, prefix, cache, own_positions(documents), documents)
-    return continue_cached(model, cache, contexts, continuations, batch_tokens)
+    model: Transformer, context: Ids, continuations: Batch, batch_tokens: int
+) -> list[float]:
+    """The summed negative log-likelihoods in nats of a context's continuations; the context, of one
+    token at least, is read once."""
+    before, longest = context[:-1], max(map(len, continuations))
+    cache = KVCache(len(model.layers), len(before) + longest)
+    if before:
+        read(model, torch.tensor([before], device=model.embed_tokens.weight.device), cache)
+    return continue_cached(model, cache, [context], [continuations], batch_tokens)[0]
 
 
 @torch.inference_mode()
@@ -38,8 +35,9 @@ def continue_cached(
     continuations: Sequence[Batch],
     batch_tokens: int,
 ) -> list[list[float]]:
-    """The same as `score_continuations` with a cache that holds all but the last token of each
-    context, padded on the left; the cache stays as it is."""
+    """The same of several contexts, with a cache that holds all but the last token of each, padded
+    on the left, and stays as it is; there are at most ``batch_tokens`` in their rows at a time,
+    contexts counted."""
     device = model.embed_tokens.weight.device
     rows = [(g, ids) for g, own in enumerate(continuations) for ids in own]
     longest = max((len(ids) for _, ids in rows), default=0)

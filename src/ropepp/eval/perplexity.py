@@ -1,11 +1,10 @@
 """Perplexity of texts with a sliding window.
 
-Windows of at most W tokens end every S tokens, the first where a window is full (at the greatest
-multiple of S that is at most W) and the last at the end of the text. The first scores all of its
-tokens but the first, which nothing predicts, every later one the tokens that no window before has
-scored: each token counts once, and all but those of the first window have at least W - S tokens
-before them. A tokenizer's BOS begins the text, so that then all tokens of the text are scored. With
-l_t the cross entropy of token t and N_w the tokens that window w scores:
+Windows of at most W tokens end every S tokens, the first at the greatest multiple of S that is at
+most W, the last at the end of the text. The first scores all of its tokens but the first, which
+nothing predicts, every later one those that no window before has scored, each with at least W - S
+tokens before it. A tokenizer's BOS begins the text. With l_t the cross entropy of token t and N_w
+the tokens that window w scores:
 
     exact   exp(sum_t l_t / sum_w N_w)                   every token weighs the same
 
@@ -15,9 +14,8 @@ text's first token. With m_w their mean loss and n the number of windows:
 
     paper   exp(sum_w m_w / (n - 1))                     a window too few in the divisor
 
-The loop (W = 4096, S = 512) sums S * m_w and divides by where the last window has begun its S
-tokens, S * (n - 1). So it is undefined for n = 1, and where a window has nothing to count. A window
-that ends within the first one is its beginning: both definitions come from the same passes.
+It is undefined for n = 1, and where a window has nothing to count. A window that ends within the
+first one is its beginning: both definitions come from the same passes.
 """
 
 import math
@@ -33,7 +31,7 @@ from torch import Tensor
 from ropepp.data.text import readers
 from ropepp.data.text.readers import read_column
 from ropepp.errors import InputError
-from ropepp.eval.evaluated_model import EvaluatedModel, Item, digest
+from ropepp.eval.evaluated_model import EvaluatedModel, digest
 from ropepp.eval.scores import Score, mean_of, ratio_of
 from ropepp.files import printable
 from ropepp.generate.text import document_ids
@@ -110,10 +108,7 @@ def evaluate_text(
     ids = torch.tensor(document_ids(subject.tokenizer, text.text))
     end = subject.tokenizer.eot_id
     cut = windows(len(ids), window, stride)
-    items = [
-        Item(digest(ids[w.start : w.end].tolist(), w.scored, stride, end), w.end - w.start)
-        for w in cut
-    ]
+    contents = [digest(ids[w.start : w.end].tolist(), w.scored, stride, end) for w in cut]
     size = max(1, subject.batch_tokens // window)
     full = [i for i, w in enumerate(cut) if w.end - w.start == window]
     batches = [full[i : i + size] for i in range(0, len(full), size)]
@@ -133,7 +128,7 @@ def evaluate_text(
             for i, loss, row in zip(batch, nll.cpu().double(), rows.cpu(), strict=True)
         ]
 
-    values = subject.measure(f"perplexity {text.name}", window, items, run, batches)
+    values = subject.measure(f"perplexity {text.name}", window, contents, batches, run)
     sums, counts = [value["nll"] for value in values], [w.scored for w in cut]
     rows = _rows(subject.name, text, window, sums, counts)
     with leaving_out(f"{text.name} {window}, {PAPER}"):

@@ -35,11 +35,7 @@ class Score:
 
 def mean_of(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and its standard error, with n - 1 in the variance; no error of a single value."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n)
+    return ratio_of(values, [1] * len(values))
 
 
 def ratio_of(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float | None]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
-from ropepp.generate.text import document_ids
 
 FULL = 0.985  # share of the length at which a prompt is long enough
 
@@ -44,8 +43,3 @@ class Task(ABC):
     @abstractmethod
     def score(self, output: str, sample: Sample) -> dict[str, float]:
         """Scores of a model's output, each 0 to 1; "score" comes first."""
-
-
-def count_tokens(tokenizer: Tokenizer, text: str) -> int:
-    """Tokens of a prompt: of the text, and one more where the tokenizer has a BOS."""
-    return len(document_ids(tokenizer, text))

@@ -24,31 +24,24 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     stop_ids: Collection[int] = (),
-    prefill: int = PREFILL,
     cache: KVCache | None = None,
 ) -> Tensor:
-    """Appends at most ``max_new_tokens`` (n) tokens to every row: (B, T + n) int64, or less where
-    all rows have ended. An `InputError` if a number is out of its range, a row ends with padding,
-    or the model's logits are no finite numbers.
-
-    Prompts of different lengths are padded on the left, with ``document_ids`` -1 there, see
-    `pad_left`.
+    """Appends at most ``max_new_tokens`` (n) tokens to every row of ``input_ids`` (B, T) int64:
+    (B, T + n) int64, or less where all rows have ended. An `InputError` if a number is out of its
+    range, a row ends with padding, or the model's logits are no finite numbers.
 
     Args:
-        model: The model, in evaluation mode.
-        input_ids: (B, T) int64.
         temperature: 0 takes the likeliest token; otherwise, as ``top_k`` and ``top_p``, see
-            `Sampling`.
-        generator: Source of randomness of the draws, on the model's device.
-        document_ids: (B, T) int64; new tokens belong to a row's last document.
+            `Sampling`; the draws are of ``generator``, on the model's device.
+        document_ids: (B, T) int64; new tokens belong to a row's last document. -1 is padding on the
+            left, where prompts are of different lengths, see `pad_left`.
         stop_ids: Tokens that end a row; one that has ended repeats its last token until all have.
-        prefill: Tokens of a prompt that are read at a time.
         cache: What was read before, to which these prompts are added; a new one unless given.
     """
     sampling = Sampling(temperature, top_k, top_p)
     tokens = stream(
         model, input_ids, max_new_tokens, sampling, generator, document_ids,
-        stop_ids=stop_ids, prefill=prefill, cache=cache,
+        stop_ids=stop_ids, cache=cache,
     )  # fmt: skip
     return torch.cat((input_ids, *tokens), dim=1)
 
@@ -62,18 +55,19 @@ def stream(
     document_ids: Tensor | None = None,
     *,
     stop_ids: Collection[int] = (),
-    prefill: int = PREFILL,
     cache: KVCache | None = None,
 ) -> Iterator[Tensor]:
     """Yields each step's tokens (B, 1) as soon as they are known; arguments as in `generate`."""
-    if max_new_tokens < 0 or prefill < 1 or not input_ids.shape[1]:
+    if max_new_tokens < 0 or not input_ids.shape[1]:
         raise InputError(
-            f"max_new_tokens is {max_new_tokens}, prefill {prefill}, the prompt has "
-            f"{input_ids.shape[1]} tokens; these must be at least 0, 1 and 1"
+            f"max_new_tokens is {max_new_tokens}, the prompt has {input_ids.shape[1]} tokens; these"
+            " must be at least 0 and 1"
         )
     if document_ids is not None and bool((document_ids[:, -1] < 0).any()):
         raise InputError("a prompt ends with padding (document id -1): pad on the left")
-    positions = own_positions(document_ids)
+    positions = None
+    if document_ids is not None:  # they count a row's own tokens, padding left out
+        positions = ((document_ids >= 0).cumsum(1) - 1).clamp(min=0)
     if cache is None:
         cache = KVCache(len(model.layers), input_ids.shape[1] + max_new_tokens)
     ends = torch.tensor(sorted(stop_ids), device=input_ids.device)
@@ -82,7 +76,7 @@ def stream(
     for number in range(max_new_tokens):
         # A generator must not leave its caller in inference mode.
         with torch.inference_mode():
-            last = read(model, tokens, cache, positions, document_ids, prefill)[:, -1]
+            last = read(model, tokens, cache, positions, document_ids)[:, -1]
             logits = model.lm_head(last)
             finite = finite & logits.isfinite().all()
             if number == 0:  # asking the device each time would wait for it
@@ -114,12 +108,11 @@ def read(
     cache: KVCache,
     positions: Tensor | None = None,
     document_ids: Tensor | None = None,
-    prefill: int = PREFILL,
 ) -> Tensor:
     """Adds tokens to the cache in chunks; returns the hidden states of the last chunk, (B, n,
     M)."""
-    for start in range(0, input_ids.shape[1], prefill):
-        part = slice(start, start + prefill)
+    for start in range(0, input_ids.shape[1], PREFILL):
+        part = slice(start, start + PREFILL)
         own, documents = (x if x is None else x[:, part] for x in (positions, document_ids))
         hidden = model.hidden(input_ids[:, part], own, documents, cache)
     return hidden
@@ -140,13 +133,6 @@ def complete(
     )
     rows = found[:, ids.shape[1] :].tolist()
     return [row[: row.index(end)] if end in row else row for row in rows]
-
-
-def own_positions(document_ids_BT: Tensor | None) -> Tensor | None:
-    """Positions (B, T) that count a row's own tokens, padding left out; None without padding."""
-    if document_ids_BT is None:
-        return None
-    return ((document_ids_BT >= 0).cumsum(1) - 1).clamp(min=0)
 
 
 def pad_left(

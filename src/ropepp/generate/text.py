@@ -77,24 +77,6 @@ class Continuation:
     stopped: bool  # whether it came to an end by itself
 
 
-@dataclass
-class Speed:
-    """What a batch of continuations took."""
-
-    prompt_tokens: int = 0
-    new_tokens: int = 0  # over all rows
-    read_seconds: float = 0.0  # until the first new token
-    write_seconds: float = 0.0  # for all others
-    cache_bytes: int = 0  # keys and values in the end
-
-    def __str__(self) -> str:
-        rows = [f"{self.prompt_tokens:,} tokens read in {self.read_seconds:.2f} s"]
-        if self.write_seconds:
-            rate = self.new_tokens / self.write_seconds
-            rows.append(f"{self.new_tokens:,} written at {rate:,.1f} tokens/s")
-        return f"{', '.join(rows)}; KV cache {self.cache_bytes:,} bytes"
-
-
 def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The beginning of a document, with BOS if the tokenizer has one."""
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -119,36 +101,35 @@ def continue_texts(
     generator: torch.Generator | None = None,
     stops: Sequence[str] = (),
     show: Callable[[str], object] | None = None,
-) -> tuple[list[Continuation], Speed]:
+) -> tuple[list[Continuation], str]:
     """Continues prompts in one batch; ``stops`` end a continuation, as end-of-text does, and
-    ``show`` gets the first row's text as it comes."""
+    ``show`` gets the first row's text as it comes. Returns also how fast it was, in words."""
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     ids, documents = pad_left(encoded, model.embed_tokens.weight.device)
     cache = KVCache(len(model.layers), ids.shape[1] + max_new_tokens)
     rows = [TextStream(tokenizer, stops, own) for own in encoded]
-    speed = Speed(prompt_tokens=sum(map(len, encoded)))
+    seconds: list[float] = []  # of each step, of which the first reads the prompts
+    written = 0  # by the others, in all rows
     steps = stream(model, ids, max_new_tokens, sampling, generator, documents, cache=cache)
     clock = time.perf_counter()
     for number, tokens in enumerate(steps):
         values = tokens.flatten().tolist()  # waits for the device
-        seconds = time.perf_counter() - clock
-        if number:
-            speed.write_seconds += seconds
-        else:
-            speed.read_seconds = seconds
+        seconds.append(time.perf_counter() - clock)
         for i, token in enumerate(values):
-            speed.new_tokens += number > 0 and not rows[i].finished
+            written += number > 0 and not rows[i].finished
             new = rows[i].push(token)
             if show is not None and i == 0:
                 show(new)
         if all(row.finished for row in rows):
             break
         clock = time.perf_counter()
-    speed.cache_bytes = cache.bytes
+    speed = f"{sum(map(len, encoded)):,} tokens read in {sum(seconds[:1]):.2f} s"
+    if seconds[1:]:
+        speed += f", {written:,} written at {written / sum(seconds[1:]):,.1f} tokens/s"
     found = []
     for prompt, row in zip(prompts, rows, strict=True):
         stopped, rest = row.finished, row.end()
         if show is not None and row is rows[0]:
             show(rest)
         found.append(Continuation(prompt, row.text, row.ids, stopped))
-    return found, speed
+    return found, f"{speed}; KV cache {cache.bytes:,} bytes"

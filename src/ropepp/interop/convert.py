@@ -4,42 +4,29 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ropepp.errors import InputError
 from ropepp.interop.saved import SavedModel, open_model, write_checkpoint
 from ropepp.model.folders.published import SPECS, own_position
-from ropepp.model.plain import from_plain, understanding
+from ropepp.model.plain import understanding
 from ropepp.model.positions import Position, RoPE
 from ropepp.model.transformer import Transformer
-from ropepp.runs.checkpoints import read_checkpoint
 from ropepp.runs.settings import read_settings
-from ropepp.train.weights import load_optimizer_from, load_weights
+from ropepp.train.weights import load_weights
 
 
-def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel, Transformer, bool]:
+def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel, Transformer]:
     """Writes a checkpoint at step 0 of a model with more attention heads, whose columns of the
-    output projection are zero; with the optimizer's moments of all else, if ``source`` (see
-    `open_model`) is a checkpoint in one file that has them. ``position`` is a YAML file with a
-    position encoding; what it leaves out of theta, rotary_share and scaling is the source's.
-
-    Returns the source, the new model, and whether there were moments. An `InputError` if the
-    function would not stay says what would be lost."""
+    output projection are zero. ``source`` is what `open_model` opens, ``position`` a YAML file with
+    a position encoding; what it leaves out of theta, rotary_share and scaling is the source's.
+    Returns source and new model. An `InputError` says what would be lost of the function."""
     saved = open_model(source)
     spec = wanted_position(position, saved)
     with understanding(position):
         network = Transformer(saved.model.config, spec, ignore_index=saved.model.ignore_index)
         network.layout.places_of(saved.model.layout)
     load_weights(network, saved.path)
-    is_one = saved.path.is_file()
-    content = read_checkpoint(saved.path, "optimizer_states") if is_one else {}
-    states: list[dict[str, Any]] = []
-    if content.get("optimizer_states") and "optimizer" in content["hyper_parameters"]:
-        optimizer = from_plain(content["hyper_parameters"]["optimizer"]).build(network)
-        load_optimizer_from(nn.ModuleDict({"network": network}), optimizer, saved.path)
-        states = [optimizer.state_dict()]
-    write_checkpoint(file, network, saved.tokenizers, saved.text, states)
-    return saved, network, bool(states)
+    write_checkpoint(file, network, saved.tokenizers, saved.text)
+    return saved, network
 
 
 def wanted_position(file: Path, saved: SavedModel) -> Position:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from ropepp.checksums import write_checksums
 from ropepp.data.tokenizer import load_tokenizer
 from ropepp.files import replacing_folder, write_json, write_text
-from ropepp.interop.card import model_card
 from ropepp.interop.saved import SavedModel
 from ropepp.interop.settings import Form, outer_name, settings_of
 from ropepp.interop.text import write_tokenizer
+from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
 from ropepp.model.folders.published import OWN_TYPE
 from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
 from ropepp.model.heads import turned
@@ -22,8 +23,10 @@ from ropepp.model.positions import ALiBi
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import TOKENIZERS
+from ropepp.runs.records import DIVERGED, read_result
 
 MODELING = Path(__file__).with_name("modeling_ropepp.py")
+CARDS = Path(__file__).with_name("cards")  # card.md, and how a folder of each kind is loaded
 DEFAULT_LENGTH = 4096  # where nothing tells how long rows were
 
 
@@ -35,23 +38,22 @@ def export(
     tokenizer: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
-    """Writes a model as a folder, which is complete or absent; returns the content of its
-    ``config.json``. An `InputError` if the folder exists, the form cannot express the model, or
-    there is no tokenizer where the model's text had one.
+    """Writes a model that was opened in float32 as a folder, which is complete or absent, with
+    weights in ``dtype``; returns the content of its ``config.json``. An `InputError` if the folder
+    exists, the form cannot express the model, or there is no tokenizer where the model's text had
+    one.
 
     Args:
-        saved: The model and what belongs to it, opened in float32.
         form: "llama": an ordinary Llama, with a query matrix for each attention head. "ropepp": a
             folder with a file that makes transformers use this package, for every model. "hf": a
             Llama where there is one that computes the same, otherwise as "ropepp". "reference": the
             published RoPE++ format.
-        dtype: Of the weights. What a position encoding keeps stays float32.
         tokenizer: See `SavedModel.tokenizer`; a model without text has none.
         shard_bytes: Largest size of a file of weights.
     """
     saved.require_finite()
     model = saved.model
-    found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_places() else None
+    found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_place() else None
     # What the model was made for, without a tokenizer's word; see `ropepp.interop.settings`.
     length = saved.data_arguments.get("sequence_length", DEFAULT_LENGTH)
     text = {"max_position_embeddings": length, "bos_token_id": None, "eos_token_id": None}
@@ -104,3 +106,49 @@ def _tensors(model: Transformer, kind: str, dtype: torch.dtype) -> Iterator[tupl
         slopes = torch.tensor(slopes_of(model.layout.num_heads))
         for index in range(model.config.num_layers):
             yield f"model.layers.{index}.self_attn.alibi_slopes", slopes.clone()
+
+
+def model_card(saved: SavedModel, kind: str, dtype: torch.dtype) -> str:
+    """The folder's README: what the model is, its run's figures, how to load it; ``kind`` is
+    "reference" or its ``model_type``."""
+    model, config, layout = saved.model, saved.model.config, saved.model.layout
+    sizes = f"{config.num_layers}, {config.hidden_size:,}, {config.ffn_size:,}"
+    heads = f"{layout.num_heads}, {layout.num_projections}, {layout.num_kv_heads}"
+    rows = {
+        "variant": f"`{model.position}`",
+        "parameters": f"{num_parameters(model):,}",
+        "layers, width, feed-forward": sizes,
+        "attention heads, query projections, kv heads, head size": f"{heads}, {config.head_dim}",
+        "vocabulary": f"{config.vocab_size:,}",
+        "KV cache, bytes a token in bfloat16": f"{kv_cache_bytes_per_token(model):,}",
+        "weights": str(dtype).removeprefix("torch."),
+    }
+    if saved.step is not None:
+        rows["optimizer steps"] = f"{saved.step:,}"
+    if saved.corpora:
+        rows["data"] = ", ".join(Path(corpus).name for corpus in saved.corpora)
+    result = read_result(saved.run) if saved.run is not None else {}
+    # The run's figures, if they are those of these weights.
+    if result and result.get("steps") == saved.step and DIVERGED not in result:
+        loss, perplexity = result["validation_loss"], result["validation_perplexity"]
+        versions = f"ropepp {result['ropepp']}, commit {result['commit']}, torch {result['torch']}"
+        rows |= {
+            "tokens seen": f"{result['tokens']:,} in rows of {result['sequence_length']:,}",
+            "validation loss, nats a token": f"{loss:.4f} (perplexity {perplexity:.2f})",
+            "seed": f"{result['seed']} (one run: differences of variants need several)",
+            "code": versions,
+        }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    loading = CARDS / f"{kind if kind in ('reference', 'ropepp') else 'llama'}.md"
+    return _filled(
+        CARDS / "card.md",
+        library="ropepp" if kind == "reference" else "transformers",
+        name=saved.name,
+        variant=type(model.position).__name__,
+        table=table,
+        loading=_filled(loading, architecture=kind.capitalize()).rstrip(),
+    )
+
+
+def _filled(template: Path, **values: str) -> str:
+    return Template(template.read_text(encoding="utf-8")).substitute(values)

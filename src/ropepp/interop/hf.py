@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama as llama
 
-from ropepp.interop.settings import AUTO_MAP, outer_name, own_settings, sizes
+from ropepp.interop.settings import FORMS, outer_name, own_settings, sizes
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import OWN_TYPE, architecture
 from ropepp.model.loss import IGNORE_INDEX
@@ -54,7 +54,7 @@ class RoPEppConfig(PretrainedConfig):
         self.ignore_index = ignore_index
         self.max_position_embeddings = max_position_embeddings
         self.use_cache = use_cache
-        self.auto_map = dict(AUTO_MAP)
+        self.auto_map = dict(FORMS[OWN_TYPE]["auto_map"])
         # What a Llama's feed-forward and attention layers ask for.
         self.hidden_act, self.mlp_bias, self.attention_bias = "silu", False, False
         self.attention_dropout = 0.0

@@ -14,7 +14,6 @@ import torch
 from ropepp.data.tokenizer import BPE_FILE, TIKTOKEN_FILE, Tokenizer, load_tokenizer
 from ropepp.data.tokens.corpus import read_meta
 from ropepp.errors import InputError
-from ropepp.files import require_free
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.hub import local_path
 from ropepp.model.folders.published import check_shapes, load_pretrained, read_settings, unfilled
@@ -73,18 +72,16 @@ class SavedModel:
         `ropepp.data.tokenizer.load_tokenizer`), or that beside the weights or of the run's corpus.
         An `InputError` if there is none, it has more ids than the model, or it is not that of the
         training (of a given one, a warning says so)."""
-        places = [given] if given else self.tokenizer_places()
-        if not places:
+        place = given or self.tokenizer_place()
+        if place is None:
             raise InputError(f"{self.path} names no tokenizer: give one with --tokenizer")
-        tokenizer = load_tokenizer(places[0])
-        size = self.model.config.vocab_size
+        tokenizer, size = load_tokenizer(place), self.model.config.vocab_size
         if tokenizer.vocab_size > size:
             raise InputError(
-                f"tokenizer {places[0]} has {tokenizer.vocab_size} ids, the model of {self.path} "
-                f"{size}"
+                f"tokenizer {place} has {tokenizer.vocab_size} ids, the model of {self.path} {size}"
             )
         try:
-            self.require_tokenizer(tokenizer.fingerprint, places[0])
+            self.require_tokenizer(tokenizer.fingerprint, place)
         except InputError as error:
             if not given:
                 raise
@@ -109,22 +106,21 @@ class SavedModel:
                     "or the training has diverged"
                 )
 
-    def tokenizer_places(self) -> list[str | Path]:
-        """Where its tokenizer may be, the likeliest first."""
-        beside = [self.path, self.run] if self.run else [self.path]
-        places: list[str | Path] = [
-            folder
-            for folder in beside
-            if any((folder / name).is_file() for name in (BPE_FILE, TIKTOKEN_FILE))
-        ]
-        for corpus in map(Path, self.corpora):
-            meta = corpus / "train" / "meta.json"
-            if not meta.is_file():
-                raise InputError(
-                    f"the model's corpus {corpus} is not here ({meta} is missing): give --tokenizer"
-                )
-            places.append("bytes" if read_meta(meta).tokenizer == "bytes" else corpus)
-        return places
+    def tokenizer_place(self) -> str | Path | None:
+        """Where its tokenizer is: beside the weights, or in the run's corpus; None if nothing
+        tells. An `InputError` if that corpus is not here."""
+        for folder in (self.path, self.run or self.path):
+            if any((folder / name).is_file() for name in (BPE_FILE, TIKTOKEN_FILE)):
+                return folder
+        if not self.corpora:
+            return None
+        corpus = Path(self.corpora[0])
+        meta = corpus / "train" / "meta.json"
+        if not meta.is_file():
+            raise InputError(
+                f"the model's corpus {corpus} is not here ({meta} is missing): give --tokenizer"
+            )
+        return "bytes" if read_meta(meta).tokenizer == "bytes" else corpus
 
 
 def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.dtype]:
@@ -146,13 +142,10 @@ def open_model(
     read is compared with its checksums. An `InputError` if there is no such model, or it is damaged
     or of another shape than it says.
 
-    Args:
-        path: A run's folder (its newest checkpoint that is not damaged is taken), a checkpoint
-            file, a sharded checkpoint, a folder with ``config.json`` as published or exported, or
-            ``hub:NAME[@REVISION]``.
-        dtype: Dtype of weights and activations. Weights in bfloat16 compute what training in
-            bfloat16 over float32 weights does; what a position encoding keeps stays float32.
-    """
+    ``path`` is a run's folder (its newest checkpoint that is not damaged is taken), a checkpoint, a
+    folder with ``config.json`` as published or exported, or ``hub:NAME[@REVISION]``; ``dtype`` that
+    of weights and activations. Weights in bfloat16 compute what training in bfloat16 over float32
+    weights does; what a position encoding keeps stays float32."""
     path = local_path(path)
     if not path.is_dir() and not path.is_file():
         what = "is no file and no folder" if path.exists() else "does not exist"
@@ -209,23 +202,14 @@ def _from_checkpoint(path: Path) -> tuple[Path, Transformer, dict[str, Any]]:
 
 
 def import_checkpoint(folder: str | Path, file: str | Path) -> dict[str, Any]:
-    """Writes a checkpoint at step 0, with no optimizer's state, from a folder that
-    `load_pretrained` reads; returns its hyperparameters, those of the network. An `InputError` if
-    ``file`` exists, or the folder cannot be read."""
-    file = Path(file)
-    require_free(file)
-    folder = local_path(folder)
-    network = load_pretrained(folder)
-    text = _text_of(read_settings(Path(folder, "config.json")))
-    return write_checkpoint(file, network, checkpoints.tokenizers(Path(folder)), text)
+    """Writes a checkpoint at step 0, with no optimizer's state, of what `open_model` opens; returns
+    its hyperparameters, those of the network."""
+    saved = open_model(folder)
+    return write_checkpoint(Path(file), saved.model, saved.tokenizers, saved.text)
 
 
 def write_checkpoint(
-    file: Path,
-    network: Transformer,
-    prints: Sequence[str],
-    text: Mapping[str, Any],
-    optimizer_states: Sequence[dict[str, Any]] = (),
+    file: Path, network: Transformer, prints: Sequence[str], text: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes a checkpoint at step 0 with these fingerprints of tokenizers (see
     `ropepp.runs.checkpoints.tokenizers`) and values of `TEXT`; returns its hyperparameters."""
@@ -237,7 +221,7 @@ def write_checkpoint(
         "pytorch-lightning_version": version("lightning"),
         "state_dict": {f"network.{name}": x for name, x in network.state_dict().items()},
         "callbacks": {},
-        "optimizer_states": list(optimizer_states),
+        "optimizer_states": [],
         "lr_schedulers": [],
         "hyper_parameters": settings,
         # For whoever opens the file; training takes its targets from the data.

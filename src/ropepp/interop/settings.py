@@ -1,12 +1,12 @@
 """What ``config.json`` says of a model in each form: the inverse of
-`ropepp.model.folders.published`.
-
-What it says of the text comes from elsewhere: ``max_position_embeddings``, the longest row in
-tokens that the model was made for, and ``bos_token_id`` and ``eos_token_id``, which begin and end a
-document, or None.
+`ropepp.model.folders.published`. What it says of the text comes from elsewhere:
+``max_position_embeddings``, the longest row in tokens that the model was made for, and
+``bos_token_id`` and ``eos_token_id``, which begin and end a document, or None.
 """
 
+import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,52 +21,11 @@ from ropepp.model.positions.ropepp import Repeating
 from ropepp.model.transformer import Transformer
 
 Form = Literal["hf", "llama", "ropepp", "reference"]
-AUTO_MAP = {
-    "AutoConfig": "modeling_ropepp.RoPEppConfig",
-    "AutoModel": "modeling_ropepp.RoPEppModel",
-    "AutoModelForCausalLM": "modeling_ropepp.RoPEppForCausalLM",
-}
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "hidden_act": "silu",
-    "mlp_bias": False,
-    "model_type": "llama",
-    "pretraining_tp": 1,
-}
-# The same arithmetic for any number of heads, and with an RMSNorm of queries and keys.
-MISTRAL = {
-    "architectures": ["MistralForCausalLM"],
-    "model_type": "mistral",
-    "sliding_window": None,
-    "transformers_version": "5.0.0",  # or its tokenizer is suspected of an old fault
-}
-QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "use_sliding_window": False}
-# What published FoPE models state besides the settings on which loading insists.
-FOURIER = {
-    **FOURIER_SETTINGS,
-    "fourier": True,
-    "fourier_init": "eye_xavier_norm",
-    "init_device": "cpu",
-    "len_extra": False,
-    "rope_clamp_to_linear": False,
-    "rope_clamp_to_linear_mode": "ceil",
-    "rope_clamp_upper_freq": False,
-    "rope_clamp_upper_to_zero": True,
-    "rope_floor_freq_ratio": 1.0,
-    "rope_full_precision": True,
-    "rope_include_neg_freq": False,
-    "rope_init_distribution": "exponential",
-    "rope_init_floor_freq": 0.0,
-    "rope_init_upper_freq": 1.0,
-    "rope_learnable": False,
-    "rope_no_pos": False,
-    "rope_no_repetition": False,
-    "rope_no_rotary": False,
-    "rope_upper_freq_ratio": 1.0,
-    "rope_zero_freq_ratio": -1.0,
-}
+# How config.json begins by kind: of a Llama; of a Mistral, the same arithmetic for any number of
+# heads (with the version, or its tokenizer is suspected of an old fault), and a Qwen3, with an
+# RMSNorm of queries and keys, what is different; of our own; and what published FoPE models state
+# besides the settings on which loading insists.
+FORMS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("forms.json").read_bytes())
 
 
 def sizes(config: ModelConfig, heads: ModelConfig | HeadLayout) -> dict[str, Any]:
@@ -111,13 +70,10 @@ def settings_of(model: Transformer, text: dict[str, Any], form: Form) -> dict[st
 def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of any variant, for transformers with this package installed."""
     return {
-        "architectures": ["RoPEppForCausalLM"],
-        "auto_map": AUTO_MAP,
+        **FORMS[OWN_TYPE],
         "ignore_index": model.ignore_index,
-        "model_type": OWN_TYPE,
         "network": asdict(model.config),
         "position": to_plain(model.position),
-        "use_cache": True,
         **sizes(model.config, model.layout),
         **text,
     }
@@ -160,14 +116,14 @@ def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
         }
         rope = {"rope_scaling": ramp | length, **length}  # llama.cpp's converter takes the second
     # Transformers refuses a Llama whose width is no multiple of the number of heads.
-    kind = MISTRAL if config.hidden_size % layout.num_heads else {}
+    kind = "mistral" if config.hidden_size % layout.num_heads else "llama"
     return {
         **_plain_llama(model, layout, text),
         OWN_TYPE: {"network": asdict(config), "position": to_plain(spec)},  # for reading it back
         "rope_theta": spec.theta,
         "use_cache": True,
         **rope,
-        **(QWEN3 if config.qk_norm else kind),
+        **FORMS["qwen3" if config.qk_norm else kind],
     }
 
 
@@ -186,7 +142,12 @@ def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, An
 def _plain_llama(
     model: Transformer, heads: ModelConfig | HeadLayout, text: dict[str, Any]
 ) -> dict[str, Any]:
-    return {**LLAMA, "ignore_index": model.ignore_index, **sizes(model.config, heads), **text}
+    return {
+        **FORMS["llama"],
+        "ignore_index": model.ignore_index,
+        **sizes(model.config, heads),
+        **text,
+    }
 
 
 def _reference_position(spec: Position) -> dict[str, Any]:
@@ -197,7 +158,8 @@ def _reference_position(spec: Position) -> dict[str, Any]:
         if spec.scaling is not None:
             raise _beyond("FoPE with scaling")
         return {
-            **FOURIER,
+            **FOURIER_SETTINGS,
+            **FORMS["fope"],
             "fourier_dim": spec.basis_size,
             "fourier_init_norm_gain": spec.gain,
             "max_position_embeddings": spec.max_length,

@@ -107,7 +107,7 @@ def test_attention(
     run: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["attention", str(run), "--text", str(text), "--out", str(tmp_path)])
-    content, lines, events = read(tmp_path, "attention", ["attention", "attention_maps"])
+    content, lines, events = read(tmp_path, "attention", ["attention_maps"])
     T = 32
     assert content["rows"] == len(text.read_bytes()) // (T + 1)
     assert content["heads_of_a_layer"] == {"real": 4, "imaginary": 4}
@@ -187,12 +187,13 @@ def test_bad_input(run: Path, recall_run: Path, corpus: Path, tmp_path: Path) ->
         (["curves", "--scaling", "PI:x"], "'x' is no number"),
         (["curves", "--scaling", "PI:0.5"], "factor is 0.5"),
         (["curves", "--theta", "1"], "--theta is 1"),
+        (["curves", "--head_dim", "7"], "7 of 7 head components .* an even number"),
         (["curves", "--length", "100"], "--trained_length is 4096 and --length 100"),
     ]
     for args, words in cases:
         with pytest.raises(InputError, match=words):
             main([*args, *out])
     assert not (tmp_path / "out").exists()
-    for args in (["curves", "--head_dim", "7"], ["noise", str(run), "--rows", "0"], ["noise"]):
+    for args in (["noise", str(run), "--rows", "0"], ["noise"]):
         with pytest.raises(SystemExit):
             main(args)

@@ -23,6 +23,7 @@ from ropepp.model.positions import (
 )
 from ropepp.model.transformer import Transformer
 
+MODULE = "ropepp.eval.analyze.attention_maps"
 CONFIG = ModelConfig(
     vocab_size=31,
     hidden_size=32,
@@ -75,9 +76,12 @@ def by_hand(model: Transformer, ids: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("position", VARIANTS, ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("block", [1, 8, 64])
-def test_the_softmax_written_out(position: Position, block: int) -> None:
+def test_the_softmax_written_out(
+    position: Position, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, ids = make(position)
-    maps = attention_maps(model, ids, block=block)
+    monkeypatch.setattr(f"{MODULE}.BLOCK", block)
+    maps = attention_maps(model, ids)
     want = by_hand(model, ids)
     distance = (torch.arange(T)[:, None] - torch.arange(T)[None]).float()
     assert maps.bin_width == 1
@@ -134,9 +138,12 @@ def test_hooks_are_gone_after_an_error() -> None:
     assert not any(block.self_attn.position._forward_hooks for block in model.blocks())
 
 
-def test_bins_are_means_over_visible_pairs() -> None:
+def test_bins_are_means_over_visible_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = make(RoPEppEC())
-    fine, coarse = attention_maps(model, ids), attention_maps(model, ids, size=5, block=4)
+    fine = attention_maps(model, ids)
+    monkeypatch.setattr(f"{MODULE}.BINS", 5)
+    monkeypatch.setattr(f"{MODULE}.BLOCK", 4)
+    coarse = attention_maps(model, ids)
     assert coarse.bin_width == 5
     for kind in ("real", "imaginary"):
         assert coarse.weights[kind].shape == (2, 5, 5)
@@ -164,9 +171,10 @@ def test_uniform_attention() -> None:
 
 
 @pytest.mark.parametrize("position", [RoPE(), Phases(phases=(0.0, 45.0, -90.0))], ids=str)
-def test_drawing(position: Position, tmp_path: Path) -> None:
+def test_drawing(position: Position, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    maps = attention_maps(*make(position), size=8)
+    monkeypatch.setattr(f"{MODULE}.BINS", 8)
+    maps = attention_maps(*make(position))
     draw(maps, tmp_path / "maps.png")
     assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]

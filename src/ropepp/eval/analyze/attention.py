@@ -8,9 +8,7 @@ kinds of heads. Neither says what another training seed would give.
 """
 
 from argparse import Namespace
-from collections.abc import Mapping
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ import numpy as np
 from ropepp.errors import InputError
 from ropepp.eval.analyze.attention_maps import MEASURES, AttentionMaps, attention_maps, draw
 from ropepp.eval.analyze.heads import head_pairs, kinds_of
-from ropepp.eval.analyze.output import COLORS, Floats, canvas, draw_intervals, save
+from ropepp.eval.analyze.output import Floats, save
 from ropepp.eval.analyze.rows import read_rows
 from ropepp.interop.saved import SavedModel
 from ropepp.model.heads import HeadLayout
@@ -28,12 +26,6 @@ FEWEST_ROWS = 8  # to draw again from: of fewer a bootstrap is not to be trusted
 RESAMPLES = 10_000
 DIFFERENCE = "imaginary - real"
 PAIRED = "imaginary - real, over pairs of heads"
-LABELS = {
-    "distance": "attended distance (tokens)",
-    "entropy": "entropy (nats)",
-    "first_token": "share on the first token",
-    "same_token": "share on the query's own token",
-}
 
 
 def bootstrap(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -127,10 +119,7 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
         if line["layer"] != "all":
             tag = f"attention/{line['measure']}/{line['kind']}"
             scalars.setdefault(tag, {})[line["layer"]] = line["mean"]
-    figures = {
-        "attention_maps": lambda path: draw(maps, path),
-        "attention": lambda path: draw_measures(table, maps.uniform(), path),
-    }
+    figures = {"attention_maps": lambda path: draw(maps, path)}
     save(options.out, "attention", table, facts, figures, scalars)
 
 
@@ -147,32 +136,3 @@ def summary(table: list[dict[str, Any]]) -> list[str]:
                 f"{line['kind']:<40} {line['measure']:<12} {line['mean']:>10.4g}  {ends}{mark}"
             )
     return [*lines, ""]
-
-
-def draw_measures(table: list[dict[str, Any]], uniform: Mapping[str, float], path: Path) -> None:
-    """Each measure by layer and kind, with its interval; a line where a head would be that looks
-    everywhere equally, unless it is far off."""
-    kinds = [
-        k for k in dict.fromkeys(line["kind"] for line in table) if not k.startswith(DIFFERENCE)
-    ]
-    with canvas(path, 13, 9.5) as figure:
-        for panel, measure in zip(figure.subplots(2, 2).flat, MEASURES, strict=True):
-            for number, kind in enumerate(kinds):
-                own = [
-                    line
-                    for line in table
-                    if (line["kind"], line["measure"]) == (kind, measure) and line["layer"] != "all"
-                ]
-                x = np.array([line["layer"] for line in own]) + 0.12 * (number - 0.5)
-                draw_intervals(
-                    panel, x, own, ("mean", "low", "high"), fmt="os^Dv"[number % 5], markersize=9,
-                    color=COLORS[number % len(COLORS)], label=kind,
-                )  # fmt: skip
-            panel.margins(y=0.15)
-            low, high = panel.get_ylim()
-            if low < uniform[measure] < high + (high - low):
-                panel.axhline(uniform[measure], color="#808080", linestyle=":", label="uniform")
-            panel.set_title(LABELS[measure])
-            panel.set_xlabel("layer")
-            panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.legend()

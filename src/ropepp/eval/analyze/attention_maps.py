@@ -12,34 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropepp.errors import InputError
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import canvas
 from ropepp.model.transformer import Transformer
 
 MEASURES = ("distance", "entropy", "first_token", "same_token")
+BLOCK = 64  # queries whose weights are in memory at a time
+BINS = 128  # most of a map in each direction
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
     """Mean attention of the heads of each kind. L layers, T tokens, n = ceil(T / bin_width).
 
-    Attributes:
-        kinds: Indices of the heads of each kind in a layer, see `kinds_of`.
-        length: Tokens in a row (T).
-        bin_width: Tokens in a bin of the maps.
-        weights: By kind, (L, n, n) float32: the mean weight that a query of the first bin gives to
-            a key of the second, over rows, heads and the pairs that causality allows; NaN where
-            there is none.
-        by_head: (rows, L, heads, measures) float64: of each row and head, in the order of the
-            layout and of `MEASURES`, means over queries of the ``distance`` to the attended tokens
-            (tokens), the ``entropy`` of the weights (nats), and the share on the row's
-            ``first_token`` and on the ``same_token`` as the query's.
+    ``weights`` are by kind (L, n, n) float32: the mean weight that a query of the first bin gives
+    to a key of the second, over rows, heads and the pairs that causality allows; NaN where there is
+    none. ``by_head`` is (rows, L, heads, measures) float64: of each row and head, in the order of
+    the layout and of `MEASURES`, means over queries of the ``distance`` to the attended tokens
+    (tokens), the ``entropy`` of the weights (nats), and the share on the row's ``first_token`` and
+    on the ``same_token`` as the query's.
     """
 
-    kinds: dict[str, list[int]]
-    length: int
-    bin_width: int
+    kinds: dict[str, list[int]]  # indices of the heads of each kind in a layer, see `kinds_of`
+    length: int  # tokens in a row (T)
+    bin_width: int  # tokens in a bin of the maps
     weights: dict[str, Tensor]
     by_head: Tensor
 
@@ -67,19 +63,13 @@ class AttentionMaps:
 
 
 @torch.no_grad()
-def attention_maps(
-    model: Transformer, input_ids: Tensor, block: int = 64, size: int = 128
-) -> AttentionMaps:
+def attention_maps(model: Transformer, input_ids: Tensor) -> AttentionMaps:
     """Attention maps of a model of any variant on rows of tokens, (B, T) int64, each read as one
-    document from position 0, one row at a time. ``block`` is how many queries have their weights in
-    memory at a time, ``size`` the most bins of a map in each direction. An `InputError` if several
-    processes share the model's rows."""
-    if model.sequence is not None:
-        raise InputError("attention maps need whole rows; here several processes share them")
+    document from position 0, one row at a time."""
     B, T = input_ids.shape
-    width = -(-T // size)
+    width = -(-T // BINS)
     kinds = kinds_of(model.layout)
-    sums = [_Sums(kinds, T, width, block) for _ in model.blocks()]
+    sums = [_Sums(kinds, T, width) for _ in model.blocks()]
     with ExitStack() as hooks:
         for module, own in zip(model.blocks(), sums, strict=True):
             hooks.enter_context(module.self_attn.position.register_forward_hook(own.add))
@@ -95,10 +85,8 @@ def attention_maps(
 class _Sums:
     """Adds up what a layer's heads attend to, on the CPU in float64."""
 
-    def __init__(self, kinds: dict[str, list[int]], T: int, width: int, block: int) -> None:
-        self.kinds = kinds
-        self.width = width
-        self.block = block
+    def __init__(self, kinds: dict[str, list[int]], T: int, width: int) -> None:
+        self.kinds, self.width = kinds, width
         n = -(-T // width)
         self.maps = {kind: torch.zeros(n, n, dtype=torch.float64) for kind in kinds}
         self.measures: list[Tensor] = []  # of each row, (heads, measures)
@@ -107,8 +95,8 @@ class _Sums:
         """A hook of a position layer: adds what the heads of one row attend to."""
         q_THD, k_SKD = (x[0].float() for x in output)
         slopes, blocks = layer.alibi_slopes(args[2]), []
-        for start in range(0, len(q_THD), self.block):
-            weights_HtS = _weights(q_THD[start : start + self.block], k_SKD, start, slopes)
+        for start in range(0, len(q_THD), BLOCK):
+            weights_HtS = _weights(q_THD[start : start + BLOCK], k_SKD, start, slopes)
             H, t, S = weights_HtS.shape
             query = torch.arange(start, start + t, device=weights_HtS.device)
             distance = query[:, None] - torch.arange(S, device=query.device)

@@ -9,11 +9,10 @@ With f_n the frequencies and d the distance between query and key, a pair of dim
 to the score, where a_n and b_n depend on what query and key say alone. If a_n = 1 and b_n = 0 on
 average, the heads weigh a distance by c_re(d) = mean_n cos(f_n d) and c_im(d) = mean_n sin(f_n d).
 
-Within a trained length, f_n d runs from 0 to x_n = f_n (length - 1). A real head alone multiplies
-a_n by cos over that range and b_n by sin. Where a real and an imaginary head share a query, a_n
-meets sin too, and b_n meets -cos: the paper says that this exposes queries and keys to a wider
-range of positional information. `ranges_met` has these ranges; they are those of real angles
-between the ends, not of whole distances alone.
+Within a trained length, f_n d runs from 0 to f_n (length - 1). A real head alone multiplies a_n by
+cos over that range and b_n by sin. Where an imaginary head shares the query, a_n meets sin too, and
+b_n meets -cos: the paper's wider range of positional information. `ranges_met` has these ranges, of
+all angles between the ends, not of whole distances alone.
 """
 
 import math
@@ -45,21 +44,6 @@ def characteristic(frequencies: Floats, distances: Floats) -> tuple[Floats, Floa
     token."""
     angles = np.outer(distances, frequencies)
     return np.cos(angles).mean(1), np.sin(angles).mean(1)
-
-
-def limit(theta: float, distances: Floats) -> tuple[Floats, Floats]:
-    """What `characteristic` comes to for many dimensions, f = theta^-u with u uniform in 0 .. 1:
-
-        c_re(d) = (Ci(d) - Ci(d / theta)) / ln theta    c_im(d) = (Si(d) - Si(d / theta)) / ln theta
-
-    with the cosine and the sine integral. ``theta`` is above 1, the distances (N,) are above 0, and
-    divided by F where positions are interpolated linearly.
-    """
-    from scipy.special import sici  # type: ignore[import-untyped]
-
-    near_si, near_ci = sici(distances)
-    far_si, far_ci = sici(distances / theta)
-    return (near_ci - far_ci) / math.log(theta), (near_si - far_si) / math.log(theta)
 
 
 def cos_range(angle: float) -> Range:
@@ -94,7 +78,7 @@ def ranges_met(angle: float) -> ValueRanges:
 
 def seen(frequencies: Floats, length: int) -> list[ValueRanges]:
     """What each pair of dimensions sees in ``length`` tokens."""
-    return [ranges_met(float(f) * (length - 1)) for f in frequencies]
+    return [ranges_met(angle) for angle in (frequencies * (length - 1)).tolist()]
 
 
 def coverage(
@@ -143,6 +127,7 @@ def settings(options: Namespace) -> dict[str, RoPE]:
         if not theta > 1:
             raise InputError(f"--theta is {theta}; it must be above 1")
     found = {f"theta {theta:g}": RoPE(theta) for theta in options.theta}
+    theta, length = options.theta[0], options.trained_length
     for text in options.scaling:
         name, _, number = text.partition(":")
         if name not in ("PI", "YaRN"):
@@ -151,9 +136,7 @@ def settings(options: Namespace) -> dict[str, RoPE]:
             factor = float(number)
         except ValueError as error:
             raise InputError(f"--scaling is {text!r}; {number!r} is no number") from error
-        length = options.trained_length
         scaling = PI(factor) if name == "PI" else YaRN(factor, original_length=length)
-        theta = options.theta[0]
         found[f"theta {theta:g}, {name} {factor:g}"] = RoPE(theta, scaling=scaling)
     return found
 
@@ -173,22 +156,22 @@ def analyze(options: Namespace) -> None:
         )
     d, curves, trained, shares = distances(options.length), {}, {}, {}
     lines = []
-    for name, position in settings(options).items():
+    positions = settings(options)
+    for name, position in positions.items():
         frequencies = position.frequencies(options.head_dim).double().numpy()
         plain = RoPE(position.theta).frequencies(options.head_dim).double().numpy()
         curves[name] = characteristic(frequencies, d)
         trained[name] = seen(plain, options.trained_length)
         shares[name] = coverage(trained[name], seen(frequencies, options.length))
         lines += table_of(name, frequencies, plain * (options.trained_length - 1))
-    limits = {f"theta {theta:g}": limit(theta, d[1:]) for theta in options.theta}
     facts = {
         "head_dim": options.head_dim,
         "trained_length": options.trained_length,
         "length": options.length,
         "coverage": shares,
         "curves": {
-            name: {"distance": d.tolist(), "real": re.tolist(), "imaginary": im.tolist()}
-            for name, (re, im) in curves.items()
+            name: {"distance": d.tolist(), "real": real.tolist(), "imaginary": imaginary.tolist()}
+            for name, (real, imaginary) in curves.items()
         },
     }
     print("\n".join(summary(shares, options.trained_length, options.length)))
@@ -198,8 +181,10 @@ def analyze(options: Namespace) -> None:
         for kind, values in zip(("real", "imaginary"), both, strict=True)
     }
     figures = {
-        "curves": lambda path: draw_curves(d, curves, limits, options.trained_length, path),
-        "seen": lambda path: draw_seen({n: trained[n] for n in limits}, path),
+        "curves": lambda path: draw_curves(d, curves, options.trained_length, path),
+        "seen": lambda path: draw_seen(
+            {name: trained[name] for name, one in positions.items() if one.scaling is None}, path
+        ),
     }
     save(options.out, "curves", lines, facts, figures, scalars)
 
@@ -225,13 +210,9 @@ def summary(
 
 
 def draw_curves(
-    d: Floats,
-    curves: Mapping[str, tuple[Floats, Floats]],
-    limits: Mapping[str, tuple[Floats, Floats]],
-    trained: int,
-    path: Path,
+    d: Floats, curves: Mapping[str, tuple[Floats, Floats]], trained: int, path: Path
 ) -> None:
-    """Both curves over the distance; dotted the limit for many dimensions, grey the trained end."""
+    """Both curves over the distance; grey is the trained end."""
     with canvas(path, 15, 6.5) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         titles = (r"real: mean of $\cos f_n d$", r"imaginary: mean of $\sin f_n d$")
@@ -239,13 +220,9 @@ def draw_curves(
             for number, (name, both) in enumerate(curves.items()):
                 color = COLORS[number % len(COLORS)]
                 panel.plot(d[1:], both[part][1:], color=color, linewidth=2.2, label=name)
-                if name in limits:
-                    panel.plot(d[1:], limits[name][part], color=color, linestyle=":", linewidth=3)
             panel.axhline(0, color="#808080", linewidth=0.8)
             panel.axvline(trained, color="#808080", linestyle="--", linewidth=1.2)
-            panel.set_xscale("log")
-            panel.set_title(title)
-            panel.set_xlabel("distance (tokens)")
+            panel.set(xscale="log", title=title, xlabel="distance (tokens)")
         panels[0].legend(loc="upper right")
 
 
@@ -263,8 +240,7 @@ def draw_seen(trained: Mapping[str, Sequence[ValueRanges]], path: Path) -> None:
                     heights = [high - low for _, (low, high) in bars]
                     panel.bar([n for n, _ in bars], heights, width, bottoms, color=color,
                               label=NAMES[key])  # fmt: skip
-                panel.set_title(f"{name}, values met by ${factor}_n$")
-                panel.set_ylim(-1.05, 1.05)
+                panel.set(title=f"{name}, values met by ${factor}_n$", ylim=(-1.05, 1.05))
         for panel in grid[-1]:
             panel.set_xlabel("pair of dimensions $n$, fast to slow")
         for panel in grid[0]:

@@ -26,9 +26,8 @@ from ropepp.errors import InputError
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
 from ropepp.eval.analyze.rows import BATCH_TOKENS, LENGTH, RECALL_UNIT, read_rows, recall_data
-from ropepp.eval.generated import encoded_samples
+from ropepp.eval.generated import encoded_samples, tasks_of
 from ropepp.eval.likelihood import score_continuations
-from ropepp.eval.published import tasks_of
 from ropepp.generate.decode import complete
 from ropepp.interop.saved import SavedModel
 from ropepp.model.transformer import Transformer
@@ -60,8 +59,7 @@ class UnitNoise:
     alone.
 
     It is the same for every standard deviation, and for real and imaginary heads where a layer has
-    as many of both: what noise does to the two kinds is then paired. One object serves one
-    evaluation; the next one gets a new object. The seed is numbers from 0 on that name the draw.
+    as many of both. One object serves one evaluation. The seed is numbers from 0 on.
     """
 
     def __init__(self, *seed: int) -> None:
@@ -100,17 +98,12 @@ def noisy_queries(model: Transformer, std: float, kind: str, noise: NoiseSource)
 def noise_study(
     model: Transformer, measure: Measure, stds: Sequence[float], draws: int, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, Values]]:
-    """Measures a model without noise, and with noise of each strength on each kind of head; returns
-    the metrics without noise, and for each metric its values. An `InputError` if the model lacks a
-    kind of head, a standard deviation is negative or given twice, or there are fewer than 2 draws,
-    of which no interval follows.
-
-    Args:
-        measure: Evaluates the model as it is when called; the same forward passes in the same order
-            every time, or the draws are not paired.
-        stds: Standard deviations, in units of the rotated queries.
-        draws: Noises that are tried for each.
-    """
+    """Measures a model without noise, and with so many draws of noise of each standard deviation,
+    in units of the rotated queries, on each kind of head; returns the metrics without noise, and
+    for each metric its values. ``measure`` makes the same forward passes in the same order every
+    time, or the draws are not paired. An `InputError` if the model lacks a kind of head, a standard
+    deviation is negative or given twice, or there are fewer than 2 draws, of which no interval
+    follows."""
     if draws < 2:
         raise InputError(f"draws is {draws}; an interval needs at least 2")
     if not stds or not all(std >= 0 for std in stds) or len(set(stds)) < len(stds):
@@ -194,8 +187,7 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
     def measure() -> dict[str, float]:
         losses, scores = 0.0, 0.0
         for task, (sample, prompt, answers, _) in samples:
-            found = score_continuations(saved.model, [prompt], [answers], BATCH_TOKENS)[0]
-            losses += sum(found)
+            losses += sum(score_continuations(saved.model, prompt, answers, BATCH_TOKENS))
             said = complete(saved.model, [prompt], task.max_new_tokens, tokenizer.eot_id)[0]
             scores += task.score(decode_behind(tokenizer, prompt, said), sample)["score"]
         return {"loss": losses / count, "score": scores / len(samples)}

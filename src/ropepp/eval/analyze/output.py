@@ -35,14 +35,9 @@ def save(
     figures: Mapping[str, Callable[[Path], None]],
     scalars: Mapping[str, Mapping[int, float]],
 ) -> None:
-    """Writes everything and prints the names of the files; replaces what an earlier call wrote.
-
-    Args:
-        table: Lines with the same keys, for the .csv; they are in the .json as well.
-        facts: What else the .json tells.
-        figures: By file name without suffix, what writes a PNG to a path.
-        scalars: By tag, values by step, for TensorBoard.
-    """
+    """Writes everything and prints the names of the files; replaces what an earlier call wrote. The
+    ``table`` is the .csv, and in the .json with ``facts``; ``figures`` are by file name without
+    suffix what writes a PNG to a path, ``scalars`` by tag values by step, for TensorBoard."""
     from matplotlib.image import imread
     from torch.utils.tensorboard.summary import image, scalar
 

@@ -33,10 +33,9 @@ def recall_accuracy(
     """Accuracy of the answers by number of pairs and octave of distances. An `InputError` if a
     number does not fit the others.
 
-    There are ``rows`` of each length and number of pairs, with as many token ids as the model's
-    unless given; none is a row of training or validation. Rows of all lengths are pooled: the long
-    ones have far questions, the short ones near questions in numbers that suffice. Answers of a row
-    are not quite independent, as Wilson's interval takes them to be.
+    There are ``rows`` of each length and number of pairs, none of them of training or validation,
+    with as many token ids as the model's unless given. Rows of all lengths are pooled. Answers of a
+    row are not quite independent, as Wilson's interval takes them to be.
     """
     size = vocab_size or model.config.vocab_size
     if size > model.config.vocab_size:
@@ -109,7 +108,6 @@ def draw(cells: Sequence[RecallCell], trained: int, chance: float, path: Path) -
         panel.axvline(trained, color="#808080", linestyle="--", label="trained length")
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.set_ylim(0, 1.03)
-        panel.set_xlabel("distance of the question from its pair (tokens)")
+        panel.set(xlabel="distance of the question from its pair (tokens)", ylim=(0, 1.03))
         panel.set_ylabel("right answers")
         panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)

@@ -8,18 +8,22 @@ from functools import lru_cache, partial
 from math import ceil, inf
 from pathlib import Path
 from random import Random
+from zipfile import BadZipFile, ZipFile
 
+from ropepp.data.text.documents import BOM, decode
 from ropepp.data.text.readers import read_text
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
-from ropepp.eval.babilong.original import FOLDER, read_split, read_stories
 from ropepp.eval.babilong.scoring import scores
 from ropepp.eval.babilong.stories import STORIES, Story
 from ropepp.eval.ruler.background import given, sentences, speech_files
-from ropepp.eval.tasks import FULL, Sample, Task, count_tokens
+from ropepp.eval.tasks import FULL, Sample, Task
+from ropepp.generate.text import document_ids
+from ropepp.records import read_json
 
 # What stands before the context, by task.
 PROMPTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
+STORIES_FILE, PART = "tasks_1-20_v1-2.zip", "en-10k"
 BOOKS = "pg19"
 MIN_WORDS = 8  # of a sentence of the background; the original has 10 tokens of GPT-2
 # Share of a simulated task's most frequent answer; of 20,000 stories where it is no fraction.
@@ -58,7 +62,7 @@ class FactQuestions(BabilongTask):
     def samples(self, tokenizer: Tokenizer, length: int, count: int, seed: int) -> list[Sample]:
         # A sample aside finds out how large they are; all others begin their search there.
         prompts = [self.draft(Random("rate"), size).prompt for size in (0, 100)]
-        least, more = (count_tokens(tokenizer, prompt) + self.max_new_tokens for prompt in prompts)
+        least, more = (len(document_ids(tokenizer, x)) + self.max_new_tokens for x in prompts)
         slope = max(MIN_SLOPE, (more - least) / 100)
         size = max(0, int((length - least) / slope))
         size, tokens, _ = self._sample(tokenizer, length, "0/probe", size, slope)
@@ -79,7 +83,7 @@ class FactQuestions(BabilongTask):
                 size = int(min(max(size, low + 1), high - 1))
                 rng = Random(f"{self.suite}/{self.name}/{key}/{attempt}")
                 sample = self.draft(rng, size)
-                tokens = count_tokens(tokenizer, sample.prompt) + self.max_new_tokens
+                tokens = len(document_ids(tokenizer, sample.prompt)) + self.max_new_tokens
                 if tokens > length:
                     high = size
                     size -= ceil((tokens - length) / slope)
@@ -138,12 +142,11 @@ class PublishedQuestions(BabilongTask):
 
 def babilong_tasks(data: Path | None) -> list[Task]:
     """qa1 to qa10. ``data`` is a folder with the original's files, all optional: BABILong's own
-    samples of a task as `qa1/4k.json`; or bAbI as `tasks_1-20_v1-2` or `tasks_1-20_v1-2.zip`, and
-    books of PG-19 as `pg19/*.txt`. Simulated stories and public speeches stand in for what is
+    samples of a task as `qa1/4k.json`; or bAbI as `tasks_1-20_v1-2.zip`, and books of PG-19 as
+    `pg19/*.txt`. Simulated stories and public speeches stand in for what is
     missing, and the tasks are official only with both. An `InputError` if a given file has another
     form, or the package with the speeches is missing."""
-    original = given(data, FOLDER) or given(data, f"{FOLDER}.zip")
-    folder = given(data, BOOKS)
+    original, folder = given(data, STORIES_FILE), given(data, BOOKS)
     official = original is not None and folder is not None
     tasks: list[Task] = []
     for name, simulate in STORIES.items():
@@ -158,6 +161,55 @@ def babilong_tasks(data: Path | None) -> list[Task]:
             baseline = max(answers.values()) / len(stories)
         tasks.append(FactQuestions(name, baseline, story, _books(folder), official))
     return tasks
+
+
+def read_stories(path: Path, task: str) -> list[Story]:
+    """The test stories of a task ("qa1", ...), one for each question, in `tasks_1-20_v1-2.zip`; an
+    `InputError` if its file is missing or has another form."""
+    pattern = f"{PART}/{task}_*_test.txt"
+    try:
+        with ZipFile(path) as archive:
+            found = [name for name in archive.namelist() if Path(name).match(f"*/{pattern}")]
+            if not found:
+                raise InputError(f"{path} has no file {pattern}")
+            name = f"{path}/{found[0]}"
+            text = decode(archive.read(found[0]), name).removeprefix(BOM)
+    except BadZipFile as error:
+        raise InputError(f"{path} is no zip file") from error
+    stories: list[Story] = []
+    facts: list[str] = []
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
+        place, _, rest = line.strip().partition(" ")
+        if not place.isdecimal() or not rest:
+            raise InputError(f"{name}, line {number}: {line[:40]!r} is not 'number text'")
+        if place == "1":
+            facts = []
+        if "\t" in rest:
+            question, answer = rest.split("\t")[:2]
+            stories.append(Story(tuple(facts), question.strip(), answer.strip()))
+        else:
+            facts.append(rest.strip())
+    if not stories:
+        raise InputError(f"{name} has no questions")
+    return stories
+
+
+def read_split(folder: Path, length: int) -> list[dict[str, str]]:
+    """Samples as BABILong has published them, `4k.json` for a length of 4096, each with "input",
+    "question" and "target"; an `InputError` if there is no such file, or it has another form."""
+    path = folder / f"{length // 1024}k.json"
+    if length % 1024 or not path.is_file():
+        there = ", ".join(sorted(file.name for file in folder.glob("*k.json"))) or "none"
+        raise InputError(f"length is {length}; {folder} has other files alone: {there}")
+    content = read_json(path)
+    keys = ("input", "question", "target")
+    whole = isinstance(content, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys)
+        for row in content
+    )
+    if not whole:
+        raise InputError(f"{path} is no list of objects with {', '.join(keys)}")
+    return list(content)
 
 
 def _books(folder: Path | None) -> tuple[Path, ...]:

@@ -4,15 +4,11 @@ from collections.abc import Iterable
 
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 LABELS: dict[str, tuple[str, ...]] = {
-    "qa1": PLACES,
-    "qa2": PLACES,
-    "qa3": PLACES,
-    "qa4": PLACES,
+    **dict.fromkeys(("qa1", "qa2", "qa3", "qa4"), PLACES),
     "qa5": ("Bill", "Fred", "Jeff", "Mary", "apple", "football", "milk"),
-    "qa6": ("no", "yes"),
+    **dict.fromkeys(("qa6", "qa9"), ("no", "yes")),
     "qa7": ("none", "one", "three", "two"),
     "qa8": ("apple", "football", "milk", "nothing"),
-    "qa9": ("no", "yes"),
     "qa10": ("maybe", "no", "yes"),
 }
 

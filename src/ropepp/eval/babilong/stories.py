@@ -131,7 +131,8 @@ def qa7(rng: Random) -> Story:
             for person in world.handlers
         ]
 
-    return _tell(rng, world.facts, _handling(world), pairs, every=2)
+    actions = [world.take, world.drop, world.give, world.move]
+    return _tell(rng, world.facts, actions, pairs, every=2)
 
 
 def qa8(rng: Random) -> Story:
@@ -144,7 +145,8 @@ def qa8(rng: Random) -> Story:
             for person in world.handlers
         ]
 
-    return _tell(rng, world.facts, _handling(world), pairs, every=2)
+    actions = [world.take, world.drop, world.give, world.move]
+    return _tell(rng, world.facts, actions, pairs, every=2)
 
 
 def qa9(rng: Random) -> Story:
@@ -193,7 +195,3 @@ def _tell(
             left, since = left - 1, 0
             if not left:
                 return Story(tuple(facts), *rng.choice(options))
-
-
-def _handling(world: World) -> list[Callable[[], bool]]:
-    return [world.take, world.drop, world.give, world.move]

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from ropepp.eval.ruler import pools
-from ropepp.eval.ruler.aggregation import LARGE_LIST, CommonWords, FrequentWords, large_list
+from ropepp.eval.ruler.aggregation import CommonWords, FrequentWords
 from ropepp.eval.ruler.background import ESSAYS, essay_words, given, speech_files
 from ropepp.eval.ruler.base import CURRENT, Edition, RulerTask, words
 from ropepp.eval.ruler.niah import Needles
@@ -14,14 +14,11 @@ from ropepp.eval.ruler.tracing import VariableTracking
 
 def ruler_tasks(data: Path | None, edition: Edition = CURRENT) -> list[RulerTask]:
     """All tasks, in the paper's order. ``data`` is a folder with the original's files, each
-    optional: PaulGrahamEssays.json, squad.json, hotpotqa.json, english_words.json. Public speeches
-    stand in for those that are missing but the last, and the tasks that use them are not official.
-    An `InputError` if a given file has another form, or a package with words or speeches is
-    missing."""
+    optional: PaulGrahamEssays.json, squad.json, hotpotqa.json. Public speeches stand in for those
+    that are missing, and the tasks that use them are not official. An `InputError` if a given file
+    has another form, or a package with words or speeches is missing."""
     words("noun")
-    essay, squad, hotpot, large = (
-        given(data, x) for x in (ESSAYS, pools.SQUAD, pools.HOTPOT, LARGE_LIST)
-    )
+    essay, squad, hotpot = (given(data, x) for x in (ESSAYS, pools.SQUAD, pools.HOTPOT))
     if essay is None or squad is None or hotpot is None:
         speech_files()
     readers = ((essay, essay_words), (squad, pools.read_squad), (hotpot, pools.read_hotpot))
@@ -43,8 +40,8 @@ def ruler_tasks(data: Path | None, edition: Edition = CURRENT) -> list[RulerTask
         hidden("niah_multivalue", values=4),
         hidden("niah_multiquery", keys=4, queries=4),
         VariableTracking(edition=edition),
-        CommonWords(large_list(large) if large else (), edition=edition),
-        FrequentWords(edition=edition),
-        DocumentQuestions("qa_1", first, bool(squad), edition=edition),
-        DocumentQuestions("qa_2", second, bool(hotpot), edition=edition),
+        CommonWords(edition=edition),
+        FrequentWords(edition.fwe_tokens, edition=edition),
+        DocumentQuestions("qa_1", first, edition.qa_tokens, bool(squad), edition=edition),
+        DocumentQuestions("qa_2", second, edition.qa_tokens, bool(hotpot), edition=edition),
     ]

@@ -4,31 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import pi
-from pathlib import Path
 from random import Random
 from string import ascii_lowercase
 
 from ropepp.data.tokenizer import Tokenizer
-from ropepp.errors import InputError
-from ropepp.eval.ruler.base import LONG, Draw, RulerTask, words
+from ropepp.eval.ruler.base import LONG, PROMPTS, Draw, RulerTask, words
 from ropepp.eval.tasks import Sample
-from ropepp.records import read_json
 
-COMMON = (
-    "Below is a numbered list of words. In these words, some appear more often than others. "
-    "Memorize the ones that appear most often.\n{context}\nQuestion: What are the 10 most common "
-    "words in the above list? Answer: The top 10 words that appear most often in the list are:"
-)
-FREQUENT = (
-    "Read the following coded text and track the frequency of each coded word. Find the three "
-    "most frequently appeared coded words. {context}\nQuestion: Do not provide any explanation. "
-    "Please ignore the dots '....'. What are the three most frequently appeared words in the "
-    "above coded text? Answer: According to the coded text above, the three most frequently "
-    "appeared words are:"
-)
 NUM_COMMON = 10
 SOUNDING = 4096  # words of the sample that tells how long others become
-LARGE_LIST = "english_words.json"
 ZETA = pi**2 / 6  # zeta(2.0): word of rank k makes up k ** -2 / ZETA of the text
 LETTERS = 6
 TOKENS_A_WORD = 50  # of the prompt for each word of the coded vocabulary
@@ -39,10 +23,7 @@ SMALLEST = 30  # of fwe: the three answers are said in it
 @dataclass(frozen=True)
 class CommonWords(RulerTask):
     """Ten words are listed 30 times, the others 3 times, after one solved example; a size is a
-    number of different words. Where those of wonderwords do not suffice, all come from the larger
-    list, if it is given."""
-
-    large: tuple[str, ...] = ()
+    number of different words."""
 
     name = "cwe"
     max_new_tokens = 120
@@ -50,7 +31,7 @@ class CommonWords(RulerTask):
 
     @property
     def largest(self) -> float:
-        return max(len(_all_words()), len(self.large))
+        return len(_all_words())
 
     def step(self, length: int) -> int:
         return 10
@@ -66,18 +47,11 @@ class CommonWords(RulerTask):
         each = draw.tokens(self.draft(draw, SOUNDING).prompt) / SOUNDING
         return max(int(draw.length // each) * 2, 2 * step)
 
-    def exhausted(self, tokens: int) -> str:
-        return (
-            f"ruler cwe reaches {tokens} tokens with all words that there are; ruler/{LARGE_LIST} "
-            "of --data may have more"
-        )
-
     def _listed(self, draw: Draw, size: int, common: int, others: int) -> tuple[str, list[str]]:
         """The question and its answers; `common` and `others` are numbers of repetitions."""
-        small = size <= len(_all_words())
-        drawn = draw.rng.sample(_shuffled(draw.seed) if small else self.large, size)
+        drawn = draw.rng.sample(_shuffled(draw.seed), size)
         listed = draw.shuffle(drawn[:NUM_COMMON] * common + drawn[NUM_COMMON:] * others)
-        return COMMON.format(context=_numbered(listed)), drawn[:NUM_COMMON]
+        return PROMPTS["cwe"].format(context=_numbered(listed)), drawn[:NUM_COMMON]
 
 
 def _numbered(listed: Iterable[str]) -> str:
@@ -96,25 +70,14 @@ def _shuffled(seed: int) -> list[str]:
     return found
 
 
-def large_list(path: Path) -> tuple[str, ...]:
-    """The words of RULER's own list; an `InputError` if it is no JSON object of words."""
-    content = read_json(path)
-    found = tuple(content.values()) if isinstance(content, dict) else ()
-    if not found or not all(isinstance(word, str) for word in found):
-        raise InputError(f'{path} is not of the form {{"key": "word", ...}}')
-    return found
-
-
 @dataclass(frozen=True)
 class FrequentWords(RulerTask):
     """Coded words with the frequencies of a zeta distribution, the first of them dots; a size is
     its number of words before rounding down."""
 
-    name = "fwe"
+    max_new_tokens: int
 
-    @property
-    def max_new_tokens(self) -> int:  # type: ignore[override]
-        return self.edition.fwe_tokens
+    name = "fwe"
 
     def step(self, length: int) -> int:
         return max(1, (length - self.max_new_tokens) // STEPS)
@@ -148,4 +111,4 @@ class FrequentWords(RulerTask):
 
 def _coded(draw: Draw, ranked: list[str], size: int) -> Sample:
     text = [word for rank, word in enumerate(ranked, 1) for _ in range(int(size / rank**2 / ZETA))]
-    return Sample(FREQUENT.format(context=" ".join(draw.shuffle(text))), tuple(ranked[1:4]))
+    return Sample(PROMPTS["fwe"].format(context=" ".join(draw.shuffle(text))), tuple(ranked[1:4]))

@@ -10,11 +10,13 @@ the samples that it gives there, where texts are cut into sentences as there.
 """
 
 import re
+import tomllib
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import inf
+from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
@@ -25,6 +27,7 @@ from ropepp.errors import InputError, optional
 from ropepp.eval.ruler.background import sentences, split_at_stops
 from ropepp.eval.tasks import FULL, Sample, Task
 
+PROMPTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
 LONG = 4096  # from here on steps are wider, and lists repeat more
 SAME = 10  # drawings of a sample of at most a step until smaller ones are tried; RULER never does
 ATTEMPTS = 100
@@ -111,16 +114,17 @@ class RulerTask(Task):
         step = self.step(draw.length)
         if self.edition.in_steps:
             size, tokens = step, 0
-            while tokens < draw.length:
+            while tokens < draw.length and size <= self.largest:
                 tokens = self.tokens(draw, size, answered=True)
                 size += step if tokens <= draw.length else -step
-            return max(self.smallest, size)
+            return max(self.smallest, int(min(size, self.largest)))
         best = self._greatest(draw, step, self.bound(draw, step))
         if best is None:  # where RULER has no sample
             best = self._greatest(draw, self.smallest, step - 1)
         if best == self.largest and (reached := self.tokens(draw, best)) < FULL * draw.length:
             raise InputError(
-                f"length is {draw.length}; {self.exhausted(reached)}, counted with this tokenizer"
+                f"length is {draw.length}; ruler {self.name} reaches {reached} tokens with all "
+                "words that there are, counted with this tokenizer"
             )
         return best or self.smallest
 
@@ -145,10 +149,6 @@ class RulerTask(Task):
         sample = self.draft(draw, size)
         answers = f" {' '.join(sample.answers)}" if answered else ""
         return draw.tokens(sample.prompt + answers) + self.max_new_tokens
-
-    def exhausted(self, tokens: int) -> str:
-        """Says that there is no longer prompt."""
-        return f"ruler {self.name} reaches {tokens} tokens"
 
     def fit(self, draw: Draw, size: int) -> Sample | None:
         """The next sample; None if it is too long in any size."""

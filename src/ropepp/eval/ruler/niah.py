@@ -4,30 +4,16 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import chain, pairwise, takewhile, zip_longest
+from itertools import accumulate, chain, pairwise, zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 from uuid import UUID
 
 from ropepp.eval.ruler.background import essay_words
-from ropepp.eval.ruler.base import LONG, Draw, Edition, RulerTask, words
+from ropepp.eval.ruler.base import LONG, PROMPTS, Draw, Edition, RulerTask, words
 from ropepp.eval.tasks import Sample
 
-NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-ONE = (
-    "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\nWhat is the special magic {kind} "
-    "for {query} mentioned in the provided text? The special magic {kind} for {query} mentioned "
-    "in the provided text is"
-)
-MANY = (
-    "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\nWhat are all the special magic "
-    "{kind} for {query} mentioned in the provided text? The special magic {kind} for {query} "
-    "mentioned in the provided text are"
-)
 DEPTHS = tuple(round(100 * number / 39) for number in range(40))  # per cent
 
 Kind = Literal["words", "numbers", "uuids"]
@@ -73,18 +59,22 @@ class Needles(RulerTask):
         answers = [value for number in asked for value in values[number]]
         names = [keys[number] for number in asked]
         query = ", ".join(names[:-1]) + ", and " + names[-1] if len(names) > 1 else names[0]
-        template, kind = (ONE, self.value[:-1]) if len(answers) == 1 else (MANY, self.value)
-        return Sample(template.format(kind=kind, query=query, context=context), tuple(answers))
+        template, kind = (
+            ("one_needle", self.value[:-1]) if len(answers) == 1 else ("many_needles", self.value)
+        )
+        return Sample(
+            PROMPTS[template].format(kind=kind, query=query, context=context), tuple(answers)
+        )
 
     def _needle(self, key: str, value: str) -> str:
-        return NEEDLE.format(kind=self.value, key=key, value=value)
+        return PROMPTS["needle"].format(kind=self.value, key=key, value=value)
 
     def _context(self, rng: Random, size: int, needles: list[str]) -> str:
         if self.haystack == "essay":
             return self._essay(rng, size, needles)
         kinds = self.key, self.value
         if self.haystack == "noise":
-            pieces = [NOISE] * size
+            pieces = [PROMPTS["noise"]] * size
         else:
             pieces = [self._needle(*(_draw(rng, kind) for kind in kinds)) for _ in range(size)]
         cuts = sorted(rng.sample(range(size), len(needles)))
@@ -122,17 +112,17 @@ class Pairs(Sequence[str]):
     """All "adjective-noun", sorted, each once, without a list of millions."""
 
     def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
-        ends, heads = sorted(set(nouns)), sorted({f"{adjective}-" for adjective in adjectives})
-        self._groups: list[tuple[str, list[str]]] = []
-        self._starts = [0]
-        while heads:
-            head = heads[0]  # and those that it begins: "able-", "able-bodied-"
-            group = list(takewhile(lambda other: other.startswith(head), heads))  # noqa: B023
-            del heads[: len(group)]
-            mixed = {f"{one.removeprefix(head)}{noun}" for one in group[1:] for noun in ends}
-            tails = sorted(mixed.union(ends)) if mixed else ends
-            self._groups.append((head, tails))
-            self._starts.append(self._starts[-1] + len(tails))
+        ends = sorted(set(nouns))
+        groups: list[tuple[str, list[str]]] = []
+        for head in sorted({f"{adjective}-" for adjective in adjectives}):
+            if groups and head.startswith(groups[-1][0]):  # "able-bodied-" lies within "able-"
+                first, tails = groups.pop()
+                mixed = {f"{head.removeprefix(first)}{noun}" for noun in ends}
+                groups.append((first, sorted(mixed.union(tails))))
+            else:
+                groups.append((head, ends))
+        self._groups = groups
+        self._starts = [0, *accumulate(len(tails) for _, tails in groups)]
 
     def __len__(self) -> int:
         return self._starts[-1]

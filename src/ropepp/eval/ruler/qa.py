@@ -5,16 +5,9 @@ from dataclasses import dataclass
 
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
-from ropepp.eval.ruler.base import Draw, RulerTask
+from ropepp.eval.ruler.base import PROMPTS, Draw, RulerTask
 from ropepp.eval.ruler.pools import Pool
 from ropepp.eval.tasks import Sample
-
-TEMPLATE = (
-    "Answer the question based on the given documents. Only give me the answer and do not output "
-    "any other words.\n\nThe following are given documents.\n\n{context}\n\nAnswer the question "
-    "based on the given documents. Only give me the answer and do not output any other words.\n\n"
-    "Question: {query} Answer:"
-)
 
 
 @dataclass(frozen=True)
@@ -28,13 +21,10 @@ class DocumentQuestions(RulerTask):
 
     name: str
     load: Callable[[], Pool]
+    max_new_tokens: int
     official: bool
 
     any_answer = True
-
-    @property
-    def max_new_tokens(self) -> int:  # type: ignore[override]
-        return self.edition.qa_tokens
 
     @property
     def baseline(self) -> float:  # type: ignore[override]
@@ -81,4 +71,4 @@ class DocumentQuestions(RulerTask):
             f"Document {place}:\n{pool.documents[number]}"
             for place, number in enumerate(draw.shuffle(chosen), start=1)
         )
-        return Sample(TEMPLATE.format(context=context, query=question.query), question.answers)
+        return Sample(PROMPTS["qa"].format(context=context, query=question.query), question.answers)

@@ -5,16 +5,9 @@ from dataclasses import dataclass, replace
 from random import Random
 from string import ascii_uppercase
 
-from ropepp.eval.ruler.base import LONG, Draw, RulerTask
-from ropepp.eval.ruler.niah import NOISE
+from ropepp.eval.ruler.base import LONG, PROMPTS, Draw, RulerTask
 from ropepp.eval.tasks import Sample
 
-TEMPLATE = (
-    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-    "{context}\nQuestion: Find all variables that are assigned the value {query} in the text "
-    "above. Answer: According to the chain(s) of variable assignment in the text above, {count} "
-    "variables are assigned the value {query}, they are: "
-)
 HOPS = 4
 EXAMPLE_TOKENS = 500
 EXAMPLE_LETTERS, EXAMPLE_VALUE = 3, "12345"  # until it stands before a problem
@@ -54,12 +47,12 @@ class VariableTracking(RulerTask):
         chain = [f"VAR {names[0]} = {value}"]
         chain += [f"VAR {names[hop + 1]} = VAR {names[hop]} " for hop in range(HOPS)]
         own_lines = self.edition.example
-        pieces = [NOISE if own_lines else f"{NOISE}\n"] * size
+        pieces = [PROMPTS["noise"] + ("" if own_lines else "\n")] * size
         places = sorted(draw.rng.sample(range(size), len(chain)))
         for place, link in reversed(list(zip(places, chain, strict=True))):
             pieces.insert(place, link)
         context = ("\n" if own_lines else " ").join(pieces)
-        problem = TEMPLATE.format(context=context, query=value, count=len(names))
+        problem = PROMPTS["vt"].format(context=context, query=value, count=len(names))
         return Sample(problem, tuple(names))
 
     def finish(self, draw: Draw, sample: Sample) -> Sample:

@@ -12,25 +12,12 @@ from torch import Tensor
 
 from ropepp.checksums import check_files, listed
 from ropepp.errors import InputError
+from ropepp.model import positions as specs
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.tensors import read_tensors
 from ropepp.model.heads import turned_back
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, require_plain, understanding
-from ropepp.model.positions import (
-    PI,
-    ALiBi,
-    FoPE,
-    HeadSplit,
-    ImaginaryOnly,
-    Position,
-    Pythia,
-    RoPE,
-    RoPEppEC,
-    RoPEppEH,
-    Scaling,
-    YaRN,
-)
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 from ropepp.records import SETTINGS, read_object
@@ -50,14 +37,14 @@ FIXED = {
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), None),
     **dict.fromkeys(("attention_multiplier", "clip_qkv", "num_local_experts"), None),
 }
-SPECS = "ropepp.model.positions"
+SPECS = specs.__name__
 
-IMAGINARY_MODES: dict[str, Callable[..., RoPE]] = {
-    "imag1": RoPEppEH,
-    "imag2": RoPEppEC,
-    "imagh": HeadSplit,
-    "imago": ImaginaryOnly,
-    "imagx": lambda **kwargs: HeadSplit(interleaved=True, **kwargs),
+IMAGINARY_MODES: dict[str, Callable[..., specs.RoPE]] = {
+    "imag1": specs.RoPEppEH,
+    "imag2": specs.RoPEppEC,
+    "imagh": specs.HeadSplit,
+    "imago": specs.ImaginaryOnly,
+    "imagx": lambda **kwargs: specs.HeadSplit(interleaved=True, **kwargs),
 }
 FOURIER_SETTINGS = {
     "fourier_ignore_zero": True,
@@ -108,7 +95,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
 
 
 def unfilled(
-    config: ModelConfig, spec: Position, name: Path, ignore_index: int = IGNORE_INDEX
+    config: ModelConfig, spec: specs.Position, name: Path, ignore_index: int = IGNORE_INDEX
 ) -> Transformer:
     """A model on the meta device, made from what the file ``name`` says; an `InputError` if that
     makes none."""
@@ -143,7 +130,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def architecture(settings: dict[str, Any], path: Path) -> tuple[ModelConfig, Position]:
+def architecture(settings: dict[str, Any], path: Path) -> tuple[ModelConfig, specs.Position]:
     """Sizes and position encoding that a ``config.json`` describes, published, Llama's or ours; an
     `InputError` if something is missing or unknown."""
     with understanding(path):  # a class's own message names its argument
@@ -156,10 +143,10 @@ def architecture(settings: dict[str, Any], path: Path) -> tuple[ModelConfig, Pos
         return model_config(settings), position(settings)
 
 
-def own_position(plain: dict[str, Any]) -> Position:
+def own_position(plain: dict[str, Any]) -> specs.Position:
     """A position encoding from plain values that anybody may have written."""
     found = from_plain(plain, SPECS)
-    if not isinstance(found, Position):
+    if not isinstance(found, specs.Position):
         raise InputError(f"class_path is {plain['class_path']!r}, which is no position encoding")
     return found
 
@@ -184,24 +171,24 @@ def model_config(settings: dict[str, Any]) -> ModelConfig:
     )
 
 
-def position(settings: dict[str, Any]) -> Position:
+def position(settings: dict[str, Any]) -> specs.Position:
     """The position encoding that a published or a Llama's ``config.json`` describes."""
     rope = settings.get("rope_config") or {}
     llama = rope_parameters(settings)
     theta = llama["rope_theta"]
     if settings.get("use_alibi"):
-        return ALiBi()
+        return specs.ALiBi()
     if settings.get("fourier"):
         return fourier(settings, theta)
     if settings.get("partial_rotary_factor", 1.0) != 1.0:
-        return Pythia(theta=theta, rotary_share=settings["partial_rotary_factor"])
+        return specs.Pythia(theta=theta, rotary_share=settings["partial_rotary_factor"])
     scaling = llama_scaling(llama)
     if (factor := rope.get("factor")) is not None:
         # YaRN's original length is 4096 in this format.
-        scaling = YaRN(factor=factor) if rope.get("yarn") else PI(factor=factor)
+        scaling = specs.YaRN(factor=factor) if rope.get("yarn") else specs.PI(factor=factor)
     given = {"theta": theta, "scaling": scaling}
     if not rope.get("imag"):
-        return RoPE(**given)
+        return specs.RoPE(**given)
     mode = rope.get("imag_mode")
     if mode not in IMAGINARY_MODES:
         raise InputError(f"imag_mode is {mode!r}; allowed: {', '.join(IMAGINARY_MODES)}")
@@ -221,7 +208,7 @@ def rope_parameters(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def llama_scaling(rope: dict[str, Any]) -> Scaling | None:
+def llama_scaling(rope: dict[str, Any]) -> specs.Scaling | None:
     """Context extension of a Llama in transformers.
 
     Its "llama3" blends frequencies by the turns that they make within the original length, which is
@@ -231,9 +218,9 @@ def llama_scaling(rope: dict[str, Any]) -> Scaling | None:
         case "default":
             return None
         case "linear":
-            return PI(factor=rope["factor"])
+            return specs.PI(factor=rope["factor"])
         case "llama3":
-            return YaRN(
+            return specs.YaRN(
                 factor=rope["factor"],
                 original_length=rope["original_max_position_embeddings"],
                 slow=rope["low_freq_factor"],
@@ -242,23 +229,23 @@ def llama_scaling(rope: dict[str, Any]) -> Scaling | None:
     raise InputError(f"rope_type is {rope['rope_type']!r}; allowed: default, linear, llama3")
 
 
-def query_key_factors(settings: dict[str, Any], spec: Position) -> dict[str, float]:
+def query_key_factors(settings: dict[str, Any], spec: specs.Position) -> dict[str, float]:
     """What the query and key projections, or the norms behind them, are multiplied by, so that a
     Llama's "llama3" scaling, which has no magnitude, becomes YaRN with one."""
     if settings["model_type"] == OWN_TYPE or rope_parameters(settings)["rope_type"] != "llama3":
         return {}
-    assert isinstance(spec, RoPE)
+    assert isinstance(spec, specs.RoPE)
     assert spec.scaling is not None
     last = "norm" if settings["model_type"] == "qwen3" else "proj"
     return dict.fromkeys((f"q_{last}", f"k_{last}"), 1.0 / spec.scaling.magnitude)
 
 
-def fourier(settings: dict[str, Any], theta: float) -> FoPE:
+def fourier(settings: dict[str, Any], theta: float) -> specs.FoPE:
     """FoPE from its many fields, of which one combination is published."""
     for key, allowed in FOURIER_SETTINGS.items():
         if settings.get(key, allowed) != allowed:
             raise InputError(f"{key} is {settings[key]!r}; only {allowed!r} can be loaded")
-    return FoPE(
+    return specs.FoPE(
         theta=theta,
         max_length=settings["max_position_embeddings"],
         basis_size=settings.get("fourier_dim", 128),
@@ -273,7 +260,7 @@ def ignore_index(settings: dict[str, Any]) -> int:
 
 
 def take_projections(
-    tensors: dict[str, Tensor], config: ModelConfig, spec: Position, folder: Path
+    tensors: dict[str, Tensor], config: ModelConfig, spec: specs.Position, folder: Path
 ) -> bool:
     """Gives an ordinary Llama back the query projections that it was made of, see
     `ropepp.model.heads.turned`; False, with a warning, if it was trained as a Llama since."""
