@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ropepp.model.kernels import BACKENDS, Backend, Request, attention
-from ropepp.model.kernels.backend import Result, never
+from ropepp.model.kernels.backend import Result
 
 
 def served(request: Request) -> torch.Tensor:
@@ -37,7 +37,7 @@ def imaginary_without(name: str) -> Backend:
         outs = served(replace(request, q=real)), served(replace(request, **own))
         return torch.stack(outs, dim=-2).flatten(-3, -2), None
 
-    return Backend(f"imaginary_not_into_{name}", never, forward)
+    return Backend(f"imaginary_not_into_{name}", lambda request: None, forward)
 
 
 BACKENDS.update({backend.name: backend for backend in map(imaginary_without, "qkv")})

@@ -19,7 +19,7 @@ from ropepp.runs.config import AnyText, FitFiles, FitKeys, RunsConfig, read_conf
 from ropepp.runs.process import RunProcess, StopRequest
 from ropepp.runs.records import DIVERGED, RESULT, read_result
 from ropepp.runs.settings import read_yaml
-from ropepp.runs.status import LOG, duration
+from ropepp.runs.status import LOG, duration, progress_of
 from ropepp.runs.survival import lasting_output
 from ropepp.runs.table import number, read_rows, table
 
@@ -155,7 +155,7 @@ def _run_stage(
     run = process.adopt(directory, claimed)  # of a driver that was killed
     if run is not None:
         print(f"{name} goes on without its driver: adopted", flush=True)
-        _watch(run, stop)
+        _watch(run, name, stop)
     elif result := read_result(directory):
         print(f"{name}: done before", flush=True)
         return _refuse_diverged(name, result)
@@ -165,7 +165,7 @@ def _run_stage(
         run = process.start(pipeline.launch(args, python=sys.executable), directory, claimed)
         if run is None:
             raise InputError(f"{name}: processes of an earlier attempt still write to {LOG}")
-        _watch(run, stop)
+        _watch(run, name, stop)
     if run is None:
         raise Preempted("ended on request between two stages")
     state, reason = run.outcome()
@@ -187,12 +187,17 @@ def _refuse_diverged(name: str, result: Mapping[str, Any]) -> None:
         raise Diverged(f"{name} diverged: {result[DIVERGED]}; lower the learning rate")
 
 
-def _watch(run: RunProcess, stop: StopRequest) -> None:
+def _watch(run: RunProcess, name: str, stop: StopRequest) -> None:
     """Waits for a run to end, and makes it if that is asked for."""
     while not run.has_ended():
         if stop.made:
             return process.end_all([run], GRACE)
         time.sleep(process.POLL)
+        if sys.stdout.isatty():
+            now = progress_of(run.directory, name)
+            left = "" if now.seconds_left is None else f", {duration(now.seconds_left)} left"
+            loss = "" if now.train_loss is None else f", loss {now.train_loss:.3f}"
+            print(f"\r{name}: step {now.step:,}{loss}{left}    ", end="\r", flush=True)
     return None
 
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from ropepp.errors import InputError, Preempted
 from ropepp.runs import process
@@ -57,6 +58,7 @@ class Driver:
         self.finished: dict[str, str] = {}  # by trial: complete, failed or pruned
         self.all_drawn = not self.config.search
         self.kills: Counter[str] = Counter()
+        self.seconds: list[float] = []  # of runs that finished here
         self.stop = StopRequest()
         self.broken: InputError | None = None  # why no more runs can be started
         self.held_by_others: set[str] = set()  # runs
@@ -222,7 +224,8 @@ class Driver:
                 state, reason = "failed", f"{reason}, {MOST_KILLS} times without a new checkpoint"
         run.process.release(state, reason)
         if state == "finished":
-            took, value = duration(time.monotonic() - run.process.began), self.value(run.spec)
+            self.seconds.append(time.monotonic() - run.process.began)
+            took, value = duration(self.seconds[-1]), self.value(run.spec)
             self.say(f"{name} finished: {self.config.metric} {value:.4f} in {took}")
         elif state == "preempted":
             self.say(f"{name} ended, newest checkpoint at step {step}: {reason}; it can go on")
@@ -258,12 +261,18 @@ class Driver:
         raise Preempted("asked to end; the same command goes on")
 
     def say(self, text: str) -> None:
-        """A line with the time and how much is done."""
+        """A line with the time, how much is done, and how long the rest may take."""
         runs = [spec for trial in self.trials for spec in trial.runs]
-        done = sum(bool(read_result(self.study.directory(spec))) for spec in runs)
-        missing = 0
-        if not self.all_drawn:
-            drawn = sum(bool(trial.params) for trial in self.trials)
-            missing = max(0, self.config.trials * len(self.config.rows) - drawn)
-        total = len(runs) + missing * len(self.config.seeds)
-        print(f"{time.strftime('%H:%M:%S')} [{done}/{total}] {text}", flush=True)
+        done = {spec.run for spec in runs if read_result(self.study.directory(spec))}
+        drawn = sum(bool(trial.params) for trial in self.trials)
+        missing = self.config.trials * len(self.config.rows) - drawn
+        missing = 0 if self.all_drawn else max(0, missing) * len(self.config.seeds)
+        left = ""
+        if self.seconds:
+            each, now = fmean(self.seconds), time.monotonic()
+            begun = sum(min(each, now - run.process.began) for run in self.running)
+            rest = [s.run for t in self.trials if t.name not in self.finished for s in t.runs]
+            seconds = (each * (missing + len({*rest} - done)) - begun) / len(self.gpus)
+            left = f"; about {duration(seconds)} left" if seconds > 0 else ""
+        clock, total = time.strftime("%H:%M:%S"), len(runs) + missing
+        print(f"{clock} [{len(done)}/{total}] {text}{left}", flush=True)
