@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-import study_backends
 import study_measures
 import warm
 from helpers.small_models import CONFIG
 from ropepp.interop.saved import SavedModel
+from ropepp.model import kernels
 from ropepp.model.kernels import attention
 from ropepp.model.positions import FoPE, RoPE, RoPEppEC, RoPEppEH
 from ropepp.model.transformer import Transformer
+
+SCRIPTS = Path(warm.__file__).parent
 
 
 def trained(model: Transformer, data: str, **arguments: Any) -> SavedModel:
@@ -96,7 +98,7 @@ def test_heads_that_are_taken_out(of_text: SavedModel) -> None:
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v"])
-def test_imaginary_heads_that_teach_less(name: str) -> None:
+def test_imaginary_heads_that_teach_less(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients are those of the whole, and where they stop those of the real heads alone."""
     B, T, H, K, D = 2, 5, 8, 2, 4
     q, k, v = (torch.randn(B, T, n, D, requires_grad=True) for n in (H, K, K))
@@ -105,8 +107,10 @@ def test_imaginary_heads_that_teach_less(name: str) -> None:
     def gradients(out: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad((out * weight).sum(), (q, k, v)))
 
+    monkeypatch.setattr(kernels, "BACKENDS", dict(kernels.BACKENDS))  # to which it adds its own
+    script = runpy.run_path(str(SCRIPTS / "study_backends.py"))
     plain = attention(q, k, v)
-    backend = study_backends.BACKENDS[f"imaginary_not_into_{name}"]
+    backend = script["BACKENDS"][f"imaginary_not_into_{name}"]
     out = attention(q, k, v, backend=backend)
     torch.testing.assert_close(out, plain)
     real = torch.tensor([1.0, 0.0]).repeat(H // 2)[:, None]
@@ -122,9 +126,8 @@ def test_a_run_begins_with_the_weights_of_its_seed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(warm, "run", lambda *arguments: given.append(arguments) or 3)
     argv = ["study_begin.py", "socket", "logs/base/rope", "--run=a", "--seed_everything=12"]
     monkeypatch.setattr(sys, "argv", argv)
-    file = Path(study_backends.__file__).with_name("study_begin.py")
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(file), run_name="__main__")
+        runpy.run_path(str(SCRIPTS / "study_begin.py"), run_name="__main__")
     assert end.value.code == 3
     init = "--init_from=logs/base/rope/seed-12"
     assert given == [

@@ -130,7 +130,8 @@ def test_sizes_in_projections() -> None:
     lines = [line.strip("# ").split() for line in file.read_text().splitlines()]
     for row in config.rows:
         flat = config.flat(row)
-        sizes = {k.rpartition(".")[2]: v for k, v in flat.items() if k.startswith("model.network.")}
+        named = {k.removeprefix("model.network."): v for k, v in flat.items()}
+        sizes = {k: v for k, v in named.items() if "." not in k and f"model.network.{k}" in flat}
         kind = getattr(variants, flat["model.position"])
         with torch.device("meta"):
             model = Transformer(ModelConfig(**sizes), kind())

@@ -190,6 +190,9 @@ def _given(data: Path | None) -> Path:
 def _check(options: Namespace) -> None:
     """Completes options and refuses what cannot be."""
     options.models = list(dict.fromkeys(str(local_path(path)) for path in options.models))
+    for path in options.models:
+        if not Path(path).exists():
+            raise InputError(f"model {path} does not exist")
     for path in options.text:
         if not path.is_file():
             raise InputError(f"{path} is missing; --text takes texts, or .jsonl lines with 'text'")

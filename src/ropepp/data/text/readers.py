@@ -1,5 +1,6 @@
 """Documents of files, one by one, with whatever is wrong in them named."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ class Skipped:
             self.reports.append("\t".join((file, line, " ".join(reason.split()))))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reader:
     """Reads documents; those of white space alone are left out."""
 
@@ -77,6 +78,7 @@ class Reader:
     skipped: Skipped = field(default_factory=Skipped)  # counts what is left out
     progress: Progress = lambda _: None
     seen: list[Seen] = field(default_factory=list, init=False)  # read to their end, in order
+    _digest: Any = field(default=None, init=False)  # of a file of lines, as far as it was read
 
     def texts(self, inputs: tuple[Input, ...]) -> Iterator[Text]:
         """The documents of the inputs, in order.
@@ -96,12 +98,14 @@ class Reader:
         with read_errors(item.path):
             try:
                 _require_unchanged(item)
+                self._digest = None
                 yield from kinds.get(item.path.suffix.lower(), self._lines)(item)
-            except InputError:
+                # Lines are not read once more for their sum.
+                sha256 = self._digest.hexdigest() if self._digest else file_sha256(item.path)
+            except (InputError, FileNotFoundError):
                 # A file that was cut or exchanged looks damaged; say what really happened.
                 _require_unchanged(item)
                 raise
-            sha256 = file_sha256(item.path)
         _require_unchanged(item)
         self.seen.append(Seen(item.label, item.size, item.mtime_ns, sha256))
 
@@ -142,8 +146,10 @@ class Reader:
                 yield text
 
     def _blocks(self, path: Path) -> Iterator[bytes]:
+        self._digest = hashlib.sha256()
         with path.open("rb") as stream:
             while block := stream.read(BLOCK):
+                self._digest.update(block)
                 self.progress(len(block))
                 yield block
 

@@ -61,7 +61,7 @@ class Source:
     def shards(self) -> list[Shard]:
         """Every file is a shard; up to 64 MB of .txt files in a row share one."""
         groups: list[list[Input]] = []
-        room = 0
+        room = -1  # of the last shard; none takes in more unless it is of small texts
         for item in self.inputs:
             small = item.path.suffix.lower() == ".txt"
             if small and item.size <= room:
@@ -69,7 +69,7 @@ class Source:
                 room -= item.size
             else:
                 groups.append([item])
-                room = TOGETHER - item.size if small else 0
+                room = TOGETHER - item.size if small else -1
         return [Shard(_shard_name(group[0]), tuple(group)) for group in groups]
 
 
