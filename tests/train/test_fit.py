@@ -1,6 +1,7 @@
 """Runs through the command line, start to end."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -172,3 +173,11 @@ def test_gpu_memory_unless_it_was_chosen(
     for name in ("GOMP_SPINCOUNT", "ROPEPP_PARENT"):
         environment.pop(name)
     assert environment == given | found
+
+
+def test_a_run_leaves_no_place_among_processes_behind(corpus: Path, tmp_path: Path) -> None:
+    """With one in the environment, two processes that are started from here would never meet."""
+    before = set(os.environ)
+    fit(corpus, tmp_path, "sharded", trainer__strategy="fsdp2")
+    places = {"LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"}
+    assert not places & (set(os.environ) - before)

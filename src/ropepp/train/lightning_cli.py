@@ -60,6 +60,8 @@ FIXED = dict(  # noqa: C408
 )  # fmt: skip
 CHILDREN_SECONDS = 60.0  # that the other processes of this machine may take to end
 
+PLACE = ("MASTER_ADDR", "NODE_RANK", "LOCAL_RANK")  # of a process among those of a run
+
 
 def run_options(
     seed_everything: int = 0,
@@ -357,6 +359,7 @@ def main(args: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")
+    own = [name for name in PLACE if name not in os.environ]
     try:
         with lasting_output(), own_process():
             RopeppCLI(args)
@@ -366,3 +369,7 @@ def main(args: list[str]) -> None:
         if is_child_process() and "TORCHELASTIC_RUN_ID" not in os.environ:
             return
         raise
+    finally:
+        # With these a run that is started from here on would wait for processes of another.
+        for name in own:
+            os.environ.pop(name, None)
