@@ -1,6 +1,6 @@
 """Runs a study of configs/study: many sweeps in order, their results kept in docs/results, a page.
 
-A study's YAML names what all runs share (``base``, ``set``), short names of keys (``keys``), the
+A study's YAML names what all runs share (``base``), short names of keys (``keys``), the
 variants, and ``parts``, each of which becomes a sweep of that many seeds:
 
 * ``cells`` or ``grid``: settings that every variant of the part is trained with; ``recipe: NAME``
@@ -8,7 +8,7 @@ variants, and ``parts``, each of which becomes a sweep of that many seeds:
 * ``best: {of: [PARTS], keep: K}``: begins with the K settings with which each variant (or the one
   named by ``variant``) had the lowest mean loss in earlier parts; ``cells`` or ``best_cells`` are
   laid over them;
-* ``base``, ``set``: instead of the study's;
+* ``base``: instead of the study's; ``set``: settings of all runs of the part;
 * ``measure``: what of ``study_measures`` is measured of every run;
 * ``begin: PART/ROW``: begins with the weights of an earlier run, of the same seed of this row.
 
@@ -164,8 +164,11 @@ class Study:
         sweep = {
             "name": part,
             "question": f"Part {part} of the study {self.name}.",
-            "base": [str((self.file.parent / how.get("base", self.content["base"])).resolve())],
-            "set": how.get("set", self.content["set"]),
+            "base": [
+                str((self.file.parent / file).resolve())
+                for file in how.get("base", self.content["base"])
+            ],
+            "set": how.get("set", {}),
             "variants": variants,
             "seeds": how["seeds"],
             "launcher": launcher,

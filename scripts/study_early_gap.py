@@ -11,13 +11,16 @@ from study_page import (
     COLORS,
     Contrast,
     Results,
+    Row,
     cells,
     comparisons,
+    cost_table,
     draw_paired,
     figure,
     mean_text,
     paired,
     signed,
+    table,
 )
 
 PRIMARY = [
@@ -82,25 +85,13 @@ EXPLORATORY = [
         ("unclipped", "ec", "smaller-clipped"),
     ),
 ]
-DOSES = (1.4142, 1.0, 0.7071, 0.5, 0.3536, 0.25, 0.125, 0.0)
-
-
-def primary(results: Results) -> str:
-    return comparisons(results, PRIMARY)
-
-
-def exploratory(results: Results) -> str:
-    return comparisons(results, EXPLORATORY)
 
 
 def recipes(results: Results) -> str:
     """The best six cells of each variant, mean over the seeds that they have."""
     study = results.study
     keys = {long: short for short, long in study.content["keys"].items()}
-    lines = [
-        "| variant | deviation | step | learning rate | seeds | validation loss |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    lines = []
     for variant in results.variants("search"):
         found: dict[str, list[float]] = {}
         settings: dict[str, dict[str, Any]] = {}
@@ -112,40 +103,26 @@ def recipes(results: Results) -> str:
                 settings[cell] = {keys[key]: own[key] for key in own if key in keys}
         ranked = sorted(found, key=lambda cell: (-len(found[cell]), np.mean(found[cell])))
         for cell in ranked[:6]:
-            own = settings[cell]
-            lines.append(
-                f"| {results.titles[variant]} | {own['std']:g} | {own['step']:g} | {own['lr']:g} | "
-                f"{len(found[cell])} | {mean_text(found[cell])} |"
-            )
-    return "\n".join(lines) + "\n"
+            asked = [f"{settings[cell][key]:g}" for key in ("std", "step", "lr")]
+            seeds = [str(len(found[cell])), mean_text(found[cell])]
+            lines.append([results.titles[variant], *asked, *seeds])
+    head = ["variant", "deviation", "step", "learning rate", "seeds", "validation loss"]
+    return table(head, lines)
 
 
 def costs(results: Results) -> str:
     """What equal tokens leaves unequal."""
-    lines = [
-        "| variant | parameters | training FLOPs/token | loss today | loss at its best |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for variant in ("rope", "ec", "eh", "twice"):
-        records = results.records("today", variant, "today")
-        if records:
-            result = records[0]["result"]
-            best = results.losses("final", variant, "best").values()
-            today = results.losses("today", variant, "today").values()
-            lines.append(
-                f"| {results.titles[variant]} | {result['parameters']:,} | "
-                f"{result['training_flops_per_token']:,.0f} | {mean_text(today)} | "
-                f"{mean_text(best)} |"
-            )
-    return "\n".join(lines) + "\n"
+    rows: dict[str, Row] = {
+        f"{results.titles[variant]}, {cell}": (part, variant, cell)
+        for variant in ("rope", "ec", "eh", "twice")
+        for part, cell in (("today", "today"), ("final", "best"))
+    }
+    return cost_table(results, rows, ("parameters", "training FLOPs/token"))
 
 
 def longer(results: Results) -> str:
     """Losses after 0.3, 1, 3 and 10 million tokens, and the gap to RoPE at the same recipe."""
-    lines = [
-        "| tokens | recipe | seeds | RoPE | EC | EH | EC - RoPE | EH - RoPE |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | --- | --- |",
-    ]
+    lines = []
     for size in ("0.3M", "1M", "3M", "10M"):
         part = "longest" if size == "10M" else "longer"
         for recipe in ("today", "best"):
@@ -163,17 +140,14 @@ def longer(results: Results) -> str:
                     text += f" ({signed(low)} to {signed(high)})"
                 gaps.append(text)
             means = [mean_text(own.values()) for own in found.values()]
-            row = [size, recipe, str(len(found["rope"])), *means, *gaps]
-            lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append([recipe, size, str(len(found["rope"])), *means, *gaps])
+    head = ["recipe", "tokens", "seeds", "RoPE", "EC", "EH", "EC - RoPE", "EH - RoPE"]
+    return table(head, lines)
 
 
 def clipping(results: Results) -> str:
     """By how much clipping to norm 1 shortened gradients, mean over logged steps and seeds."""
-    lines = [
-        "| variant, recipe | clipped share of steps | mean factor | smallest |",
-        "| --- | ---: | ---: | ---: |",
-    ]
+    lines = []
     for part, cell in (("today", "today"), ("final", "best")):
         for variant in ("rope", "ec", "eh"):
             norms = [
@@ -184,11 +158,10 @@ def clipping(results: Results) -> str:
             ]
             if norms:
                 factors = np.minimum(1.0, 1.0 / np.array(norms))
-                lines.append(
-                    f"| {results.titles[variant]}, {cell} | {np.mean(factors < 1):.0%} | "
-                    f"{factors.mean():.3f} | {factors.min():.3f} |"
-                )
-    return "\n".join(lines) + "\n"
+                shown = [f"{np.mean(factors < 1):.0%}", f"{factors.mean():.3f}"]
+                title = f"{results.titles[variant]}, {cell}"
+                lines.append([title, *shown, f"{factors.min():.3f}"])
+    return table(["variant, recipe", "clipped share of steps", "mean factor", "smallest"], lines)
 
 
 def draw_doses(results: Results) -> Any:
@@ -249,8 +222,8 @@ def draw_differences(results: Results) -> Any:
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
-    "primary": primary,
-    "exploratory": exploratory,
+    "primary": lambda results: comparisons(results, PRIMARY),
+    "exploratory": lambda results: comparisons(results, EXPLORATORY),
     "recipes": recipes,
     "costs": costs,
     "deviation": cells("table", "std"),

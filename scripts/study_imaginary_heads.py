@@ -15,6 +15,7 @@ from study_page import (
     draw_paired,
     figure,
     mean_text,
+    table,
 )
 
 KINDS = ("real", "imaginary")
@@ -80,15 +81,14 @@ def inside(results: Results) -> str:
         "same_token": "own token",
     }  # fmt: skip
     lines = [
-        "| model, heads | " + " | ".join(columns.values()) + " |",
-        "| --- |" + " ---: |" * len(columns),
+        [
+            f"{results.titles[row[1]]}, {kind}",
+            *(mean_text(results.losses(*row, what=of(kind, name)).values()) for name in columns),
+        ]
+        for row in (EC, ("others", "eh", "best"))
+        for kind in KINDS
     ]
-    for row in (EC, ("others", "eh", "best")):
-        for kind in KINDS:
-            values = [results.losses(*row, what=of(kind, name)).values() for name in columns]
-            title = f"{results.titles[row[1]]}, {kind}"
-            lines.append("| " + " | ".join([title, *map(mean_text, values)]) + " |")
-    return "\n".join(lines) + "\n"
+    return table(["model, heads", *columns.values()], lines)
 
 
 def draw_kinds(results: Results) -> Any:

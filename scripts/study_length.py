@@ -16,6 +16,7 @@ from study_page import (
     figure,
     loss_table,
     mean_text,
+    table,
 )
 
 MULTIPLES = ("1x", "2x", "4x", "8x")
@@ -110,28 +111,22 @@ def recall_rows(results: Results) -> dict[str, Row]:
 
 def recall_table(results: Results, rows: dict[str, Row]) -> str:
     """Accuracy with 4 pairs in longer rows, and how many seeds solved the task at 1x."""
-    lines = [
-        "| model | seeds | solved 1x | " + " | ".join(MULTIPLES) + " |",
-        "| --- | ---: | ---: |" + " ---: |" * len(MULTIPLES),
-    ]
+    lines = []
     for title, row in rows.items():
         own = [list(results.losses(*row, what=accuracy(m)).values()) for m in MULTIPLES]
         solved = sum(value >= SOLVED for value in own[0])
-        cells = [title, str(len(own[0])), str(solved), *map(mean_text, own)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([title, str(len(own[0])), str(solved), *map(mean_text, own)])
+    return table(["model", "seeds", "solved 1x", *MULTIPLES], lines)
 
 
 def recall_pairs(results: Results) -> str:
     """Accuracy at 1x and 4x with fewer and more pairs than the 4 of training."""
-    heads = [f"{n} pairs, {m}" for m in ("1x", "4x") for n in PAIRS]
-    lines = ["| encoding | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
-    for title, row in recall_rows(results).items():
-        own = [
-            results.losses(*row, what=accuracy(m, n)).values() for m in ("1x", "4x") for n in PAIRS
-        ]
-        lines.append("| " + " | ".join([title, *map(mean_text, own)]) + " |")
-    return "\n".join(lines) + "\n"
+    asked = {f"{n} pairs, {m}": accuracy(m, n) for m in ("1x", "4x") for n in PAIRS}
+    lines = [
+        [title, *(mean_text(results.losses(*row, what=what).values()) for what in asked.values())]
+        for title, row in recall_rows(results).items()
+    ]
+    return table(["encoding", *asked], lines)
 
 
 def stretched(what: Callable[[str], Quantity], part: str, cell: str) -> Callable[[Results], str]:
@@ -140,13 +135,10 @@ def stretched(what: Callable[[str], Quantity], part: str, cell: str) -> Callable
     def block(results: Results) -> str:
         variants = ("rope", "ec", "eh")
         lines = [
-            "| method | " + " | ".join(results.titles[v] for v in variants) + " |",
-            "| --- |" + " ---: |" * len(variants),
+            [words, *(mean_text(results.losses(part, v, cell, what(m)).values()) for v in variants)]
+            for m, words in METHODS.items()
         ]
-        for method, words in METHODS.items():
-            own = [results.losses(part, v, cell, what(method)).values() for v in variants]
-            lines.append("| " + " | ".join([words, *map(mean_text, own)]) + " |")
-        return "\n".join(lines) + "\n"
+        return table(["method", *(results.titles[v] for v in variants)], lines)
 
     return block
 

@@ -7,8 +7,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ropepp.files import write_text
+from ropepp.runs.table import markdown_table
 from ropepp.statistics import holm, sample_sd, sign_flip_p, t_interval
 
 if TYPE_CHECKING:
@@ -151,47 +153,43 @@ def verdict(p_holm: float, mean: float, sd: float, n: int, margin: float = LOSS.
     return "not seen" if low > -margin and high < margin else "undecided"
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A block of Markdown; the first ``left`` columns are words."""
+    columns = {title: itemgetter(number) for number, title in enumerate(head)}
+    return markdown_table(list(rows), columns, left) + "\n"
+
+
 def comparisons(results: Results, contrasts: Iterable[Contrast]) -> str:
     """A table of paired differences; Holm's correction over its rows."""
     found = [(contrast, contrast.differences(results)) for contrast in contrasts]
     rows = [(contrast, differences) for contrast, differences in found if len(differences) > 2]
     adjusted = holm([p_value(differences, contrast.what) for contrast, differences in rows])
-    lines = [
-        "| comparison | pairs | mean difference | 95% interval | 90% interval | p (Holm) "
-        "| p (sign flips) | verdict |",
-        "| --- | ---: | ---: | --- | --- | ---: | ---: | --- |",
-    ]
+    cells = []
     for (contrast, differences), p in zip(rows, adjusted, strict=True):
         n, mean, sd = len(differences), float(np.mean(differences)), sample_sd(differences)
         assert sd is not None
         wide, narrow = t_interval(mean, sd, n), t_interval(mean, sd, n, 0.10)
         flips = sign_flip_p(differences)
-        cells = [
-            contrast.title, str(n), signed(mean), f"{signed(wide[0])} to {signed(wide[1])}",
-            f"{signed(narrow[0])} to {signed(narrow[1])}", f"{p:.2g}",
-            "" if flips is None else f"{flips:.2g}", verdict(p, mean, sd, n, contrast.what.margin),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        ends = [f"{signed(low)} to {signed(high)}" for low, high in (wide, narrow)]
+        tests = [f"{p:.2g}", "" if flips is None else f"{flips:.2g}"]
+        word = verdict(p, mean, sd, n, contrast.what.margin)
+        cells.append([contrast.title, word, str(n), signed(mean), *ends, *tests])
+    head = ["comparison", "verdict", "pairs", "mean difference", "95% interval", "90% interval"]
+    return table([*head, "p (Holm)", "p (sign flips)"], cells, left=2)
 
 
 def loss_table(
     results: Results, part: str, cells: list[str] | None = None, what: Quantity = LOSS
 ) -> str:
     """Cells down, variants across, mean and deviation over seeds."""
-    variants = results.variants(part)
-    chosen = cells or results.cells(part)
-    head = ["cell", "seeds", *(results.titles[v] for v in variants)]
-    lines = ["| " + " | ".join(head) + " |", "| --- | ---: |" + " ---: |" * len(variants)]
-    for cell in chosen:
+    variants, rows = results.variants(part), []
+    for cell in cells or results.cells(part):
         found = [results.losses(part, variant, cell, what) for variant in variants]
-        if not any(found):
-            continue
-        n = sorted({len(own) for own in found})
-        seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
-        row = [cell, seeds, *(mean_text(own.values()) for own in found)]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+        if any(found):
+            n = sorted({len(own) for own in found})
+            seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+            rows.append([cell, seeds, *(mean_text(own.values()) for own in found)])
+    return table(["cell", "seeds", *(results.titles[v] for v in variants)], rows)
 
 
 COSTS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -204,17 +202,15 @@ COSTS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def cost_table(results: Results, rows: dict[str, Row], columns: Iterable[str]) -> str:
+def cost_table(results: Results, rows: dict[str, Row], columns: Sequence[str]) -> str:
     """Rows by title: their seeds, what they cost, and the loss."""
-    head = ["model", "seeds", *columns, "validation loss"]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    lines = []
     for title, row in rows.items():
-        own = results.records(*row)
-        if own:
-            found = [COSTS[name](own[0]["result"]) for name in columns]
+        if own := results.records(*row):
+            costs = [COSTS[name](own[0]["result"]) for name in columns]
             loss = mean_text(results.losses(*row).values())
-            lines.append("| " + " | ".join([title, str(len(own)), *found, loss]) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append([title, str(len(own)), *costs, loss])
+    return table(["model", "seeds", *columns, "validation loss"], lines)
 
 
 def cells(part: str, prefix: str = "", what: Quantity = LOSS) -> Callable[[Results], str]:

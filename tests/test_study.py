@@ -21,8 +21,7 @@ STUDIES = sorted((Path(study_script.__file__).parents[1] / "configs" / "study").
 CONTENT: dict[str, Any] = {
     "name": "toy",
     "prepare": ["sotu", "--out", "data/toy"],
-    "base": "base.yaml",
-    "set": {"trainer.max_steps": 4},
+    "base": ["base.yaml"],
     "keys": {"std": "model.network.o_proj.std.gain", "lr": "model.optimizer.lr"},
     "variants": {
         "rope": {"display": "RoPE", "model.position": {"class_path": "RoPE"}},
@@ -173,7 +172,7 @@ def test_runs_are_measured_once(toy: Study, monkeypatch: pytest.MonkeyPatch) -> 
 def test_parts_with_a_base_and_a_beginning_of_their_own(toy: Study, tmp_path: Path) -> None:
     toy.logs.mkdir(parents=True)
     toy.parts["on"] = {
-        "base": "other.yaml", "set": {"a": 1}, "begin": "base/rope_today",
+        "base": ["other.yaml"], "set": {"a": 1}, "begin": "base/rope_today",
         "variants": ["ec"], "seeds": [3],
     }  # fmt: skip
     content = yaml.safe_load(toy.write_sweep("on").read_text())
@@ -229,7 +228,7 @@ def test_a_complete_part_starts_nothing(toy: Study, monkeypatch: pytest.MonkeyPa
 
 def test_the_sweep_that_is_written_is_one(toy: Study, tmp_path: Path) -> None:
     (tmp_path / "configs" / "base.yaml").write_text("trainer: {max_steps: 9}\n")
-    toy.content["base"] = "../base.yaml"
+    toy.content["base"] = ["../base.yaml"]
     toy.logs.mkdir(parents=True)
     content = yaml.safe_load(toy.write_sweep("search").read_text())
     assert set(content["variants"]) == set(LOSSES)

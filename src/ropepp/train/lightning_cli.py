@@ -60,7 +60,8 @@ FIXED = dict(  # noqa: C408
 )  # fmt: skip
 CHILDREN_SECONDS = 60.0  # that the other processes of this machine may take to end
 
-PLACE = ("MASTER_ADDR", "NODE_RANK", "LOCAL_RANK")  # of a process among those of a run
+# Of a process among those of a run.
+PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK")
 
 
 def run_options(
@@ -370,6 +371,7 @@ def main(args: list[str]) -> None:
             return
         raise
     finally:
-        # With these a run that is started from here on would wait for processes of another.
+        # With these a run that is started from here on would wait for another's processes, or meet
+        # them at their port.
         for name in own:
             os.environ.pop(name, None)

@@ -38,22 +38,13 @@ class OneMachine(LightningEnvironment):
     the system lends, above these, Lightning returns and uses seconds later, when another program's
     connection may end there."""
 
-    _chosen = False
-
     @property
     def main_port(self) -> int:
         """``MASTER_PORT`` where it is set, else a free one between 20000 and 32767."""
         if self._main_port == -1 and not {"MASTER_PORT", "STANDALONE_PORT"} & set(os.environ):
             ports = random.SystemRandom().sample(range(20_000, 32_768), 1_000)
             self._main_port = next(filter(_is_free, ports), -1)
-            self._chosen = self._main_port != -1
         return super().main_port
-
-    def teardown(self) -> None:
-        """Leaves no port in the environment, which what is started from here on would take too."""
-        super().teardown()
-        if self._chosen:
-            os.environ.pop("MASTER_PORT", None)
 
 
 def _is_free(port: int) -> bool:

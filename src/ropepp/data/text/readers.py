@@ -78,7 +78,7 @@ class Reader:
     skipped: Skipped = field(default_factory=Skipped)  # counts what is left out
     progress: Progress = lambda _: None
     seen: list[Seen] = field(default_factory=list, init=False)  # read to their end, in order
-    _digest: Any = field(default=None, init=False)  # of a file of lines, as far as it was read
+    _digest: Any = field(default=None, init=False)  # of a file's blocks, as far as they were read
 
     def texts(self, inputs: tuple[Input, ...]) -> Iterator[Text]:
         """The documents of the inputs, in order.
@@ -100,7 +100,7 @@ class Reader:
                 _require_unchanged(item)
                 self._digest = None
                 yield from kinds.get(item.path.suffix.lower(), self._lines)(item)
-                # Lines are not read once more for their sum.
+                # What was read in blocks is not read once more for its sum.
                 sha256 = self._digest.hexdigest() if self._digest else file_sha256(item.path)
             except (InputError, FileNotFoundError):
                 # A file that was cut or exchanged looks damaged; say what really happened.
@@ -111,10 +111,13 @@ class Reader:
 
     def _txt(self, item: Input) -> Iterator[Text]:
         try:
-            yield scan(item.path) if item.size > IN_MEMORY else read_text(item.path)
+            if item.size > IN_MEMORY:
+                self.progress(item.size)
+                yield scan(item.path)
+            else:
+                yield _decoded(b"".join(self._blocks(item.path)), str(item.path))
         except InputError as error:
             self._bad(error, str(item.path), item.label, "-")
-        self.progress(item.size)
 
     def _table(self, item: Input) -> Iterator[Text]:
         for number, value in read_table(item.path, self.key, self.progress):
@@ -162,7 +165,11 @@ class Reader:
 def read_text(path: Path) -> str:
     """A text file as it is, whatever its lines end with, without a byte order mark. Raises an
     `InputError` if it is not UTF-8, or cannot be read."""
-    return decode(_bytes(path), printable(path)).removeprefix(BOM)
+    return _decoded(_bytes(path), printable(path))
+
+
+def _decoded(content: bytes, place: str) -> str:
+    return decode(content, place).removeprefix(BOM)
 
 
 def read_column(path: Path, key: str) -> list[str]:

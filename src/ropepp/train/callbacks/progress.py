@@ -1,4 +1,4 @@
-"""One progress bar over the optimizer steps of a run."""
+"""One progress bar over the optimizer steps of a run, and on a terminal one for each validation."""
 
 import sys
 from typing import Any
@@ -45,8 +45,22 @@ class StepProgress(StepCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.close()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        shown = trainer.is_global_zero and sys.stderr.isatty()
+        total = sum(trainer.num_val_batches)
+        self.validation = tqdm(
+            desc="validate", total=total, leave=False, disable=not shown, dynamic_ncols=True
+        )
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.validation.update()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validation.close()
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
+        for bar in (getattr(self, name, None) for name in ("validation", "bar")):
+            if bar is not None:
+                bar.close()
