@@ -2,9 +2,8 @@
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import ceil, inf
 from pathlib import Path
 from random import Random
@@ -15,7 +14,6 @@ from ropepp.data.text.readers import read_text
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.errors import InputError
 from ropepp.eval.babilong.scoring import scores
-from ropepp.eval.babilong.stories import STORIES, Story
 from ropepp.eval.ruler.background import given, sentences, speech_files
 from ropepp.eval.tasks import FULL, Sample, Task
 from ropepp.generate.text import document_ids
@@ -24,14 +22,24 @@ from ropepp.records import read_json
 # What stands before the context, by task.
 PROMPTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
 STORIES_FILE, PART = "tasks_1-20_v1-2.zip", "en-10k"
+STAND_IN = Path(__file__).with_name("stories.zip")  # of scripts/simulate_babi.py
 BOOKS = "pg19"
 MIN_WORDS = 8  # of a sentence of the background; the original has 10 tokens of GPT-2
 # Share of a simulated task's most frequent answer; of 20,000 stories where it is no fraction.
 SHARES = (1 / 6, 1 / 6, 1 / 6, 1 / 6, 0.19, 1 / 2, 0.50, 0.45, 1 / 2, 1 / 3)
-BASELINES = dict(zip(STORIES, SHARES, strict=True))
+BASELINES = {f"qa{number}": share for number, share in enumerate(SHARES, start=1)}
 AIM = 0.995  # share of the length that the search for a prompt tries
 MIN_SLOPE = 1e-3
 ATTEMPTS = 50  # drawings of a sample whose smallest prompt is too long
+
+
+@dataclass(frozen=True)
+class Story:
+    """Facts in their order, a question about them and its answer."""
+
+    facts: tuple[str, ...]
+    question: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class FactQuestions(BabilongTask):
     A size is the background's number of words.
     """
 
-    story: Callable[[Random], Story]
+    stories: tuple[Story, ...]
     books: tuple[Path, ...]
     official: bool
 
@@ -100,7 +108,7 @@ class FactQuestions(BabilongTask):
     def draft(self, rng: Random, size: int) -> Sample:
         """A sample of a size from 0 on, the same for equal states of `rng`; longer for greater
         sizes."""
-        story = self.story(rng)
+        story = rng.choice(self.stories)
         pieces = self._background(rng, size)
         places = sorted(rng.choices(range(len(pieces) + 1), k=len(story.facts)))
         for place, fact in reversed(list(zip(places, story.facts, strict=True))):
@@ -149,17 +157,14 @@ def babilong_tasks(data: Path | None) -> list[Task]:
     original, folder = given(data, STORIES_FILE), given(data, BOOKS)
     official = original is not None and folder is not None
     tasks: list[Task] = []
-    for name, simulate in STORIES.items():
+    for name, baseline in BASELINES.items():
         if (samples := given(data, name)) is not None:
-            tasks.append(PublishedQuestions(name, BASELINES[name], samples))
+            tasks.append(PublishedQuestions(name, baseline, samples))
             continue
-        story, baseline = simulate, BASELINES[name]
-        if original is not None:
-            stories = read_stories(original, name)
-            answers = Counter(story.answer for story in stories)
-            story = partial(Random.choice, seq=stories)
-            baseline = max(answers.values()) / len(stories)
-        tasks.append(FactQuestions(name, baseline, story, _books(folder), official))
+        stories = tuple(read_stories(original or STAND_IN, name))
+        often = max(Counter(story.answer for story in stories).values())
+        share = often / len(stories)
+        tasks.append(FactQuestions(name, share, stories, _books(folder), official))
     return tasks
 
 
