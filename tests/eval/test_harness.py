@@ -55,7 +55,13 @@ class Pair:
     reference: Any
 
 
-@pytest.fixture(scope="module", params=[RoPE(), RoPEppEC()], ids=["RoPE", "EC"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(RoPE(), id="RoPE", marks=pytest.mark.extra),
+        pytest.param(RoPEppEC(), id="EC"),
+    ],
+)
 def pair(request: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     from lm_eval.models.huggingface import HFLM
 

@@ -35,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 
 @BY_NAME
-@pytest.mark.parametrize("length", [4096, 8192, 32768])
+@pytest.mark.parametrize("length", [4096, 8192, pytest.param(32768, marks=pytest.mark.extra)])
 def test_prompts_fill_their_length(task: Task, length: int, tokenizer: Tokenizer) -> None:
     # Those of RULER may be some steps shorter, see test_ruler_structure.
     least = 0.97 if task.suite == "babilong" else 0.5
@@ -193,6 +193,7 @@ class Narrow(BytesTokenizer):
         return [[0] * len(text.split()) for text in texts]
 
 
+@pytest.mark.extra
 def test_common_words_say_how_far_they_reach() -> None:
     length = 120_000
     with pytest.raises(InputError, match=r"length is 120000; ruler cwe reaches \d+ tokens"):

@@ -121,6 +121,7 @@ def test_bad_use_is_refused_in_words() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 def test_compiled_blocks_see_the_same_shapes_at_every_token() -> None:
     model, ids = Transformer(CONFIG, RoPEppEC()).eval(), torch.arange(20)[None]
     want = model(ids)

@@ -123,8 +123,17 @@ def near(got: list[Tensor], want: list[Tensor], tolerance: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("position", "dtype"),
-    [(RoPEppEC(), None), (RoPEppEH(), torch.bfloat16), (FoPE(), None), (ALiBi(), torch.bfloat16)],
-    ids=["EC", "EH", "FoPE", "ALiBi"],
+    [
+        pytest.param(RoPEppEC(), None, id="EC"),
+        *(
+            pytest.param(position, dtype, id=type(position).__name__, marks=pytest.mark.extra)
+            for position, dtype in (
+                (RoPEppEH(), torch.bfloat16),
+                (FoPE(), None),
+                (ALiBi(), torch.bfloat16),
+            )
+        ),
+    ],
 )
 def test_one_graph_a_block_for_all_packings(
     position: Position, dtype: torch.dtype | None, calls: list[str]

@@ -279,7 +279,7 @@ def check_hybrid() -> None:
     [
         check_gradients,
         check_clipping,
-        check_recomputation_and_compilation,
+        pytest.param(check_recomputation_and_compilation, marks=pytest.mark.extra),
         check_bfloat16,
         check_gathered_in,
         check_tied,
