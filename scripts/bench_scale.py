@@ -63,7 +63,8 @@ def bench_compile() -> list[str]:
         sides = {"plain": training_step(RoPE(), dtype)}
         sides["compiled"] = training_step(RoPE(), dtype, compiled=True)
         start = time.perf_counter()
-        # What a run waits for that finds nothing compiled before.
+        # What a run waits for that finds nothing compiled before, in this process either.
+        torch.compiler.reset()
         uncached = torch.compiler.config.patch(force_disable_caches=True)
         with warnings.catch_warnings(action="ignore"), uncached:
             sides["compiled"]()

@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = os.cpu_count() or 1
     add("--jobs", type=int, default=cores, help=f"tries at a time ({cores})")
     add("--work", type=Path, default=ROOT / "logs" / "faults", help="folder (logs/faults)")
-    add("--out", type=Path, default=ROOT / "docs" / "faults.md", help="the page (docs/faults.md)")
+    add("--out", type=Path, help="the page (docs/faults.md, or of a part faults.md in the folder)")
     add("--again", metavar="FAULT", help="repeat this try and show it")
     add("--list", action="store_true", help="show the rows")
     options = parser.parse_args(argv)
@@ -247,7 +247,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seed": options.seed,
     }
     done.sort(key=lambda one: (one["fault"], one["index"]))
-    print(faults_page.write(options.out, done, faults, about))
+    part = options.only or options.each
+    out = options.out or (options.work if part else ROOT / "docs") / "faults.md"
+    print(faults_page.write(out, done, faults, about))
     return int(any({*one["said"]} & {*BAD} for one in done))
 
 

@@ -184,8 +184,10 @@ class Study:
 
     def run(self, part: str, jobs: int) -> None:
         """Runs what is left of a part, collecting results as they come."""
-        wanted = {(part, row.name, seed) for row in self.rows(part) for seed in self.seeds(part)}
-        if wanted <= self.records.keys():
+        lost = self.lost(part)
+        for key in lost:
+            del self.records[key]
+        if self.wanted(part) <= self.records.keys():
             return
         self.restore(part)
         environment = os.environ | {"OMP_NUM_THREADS": "1"} if jobs > 1 else dict(os.environ)
@@ -206,6 +208,33 @@ class Study:
 
     def seeds(self, part: str) -> list[int]:
         return list(self.parts[part]["seeds"])
+
+    def wanted(self, part: str) -> set[tuple[str, str, int]]:
+        """All runs of a part."""
+        return {(part, row.name, seed) for row in self.rows(part) for seed in self.seeds(part)}
+
+    def lost(self, part: str) -> list[tuple[str, str, int]]:
+        """Runs that another clone has made, with whose weights a part begins that is not complete:
+        they are made again, since weights are not kept with results."""
+        heirs = [
+            how["begin"].partition("/")[2]
+            for name, how in self.parts.items()
+            if how.get("begin", "").startswith(f"{part}/") and not self.is_complete(name)
+        ]
+        folders = {key: self.logs / part / key[1] / f"seed-{key[2]}" for key in self.wanted(part)}
+        return [
+            key
+            for key, folder in folders.items()
+            if key[1] in heirs
+            and key in self.records
+            and not any(folder.glob("checkpoints/step-*"))
+        ]
+
+    def is_complete(self, part: str) -> bool:
+        try:
+            return self.wanted(part) <= self.records.keys()
+        except InputError:  # it needs the best of another one
+            return False
 
     def restore(self, part: str) -> None:
         """Lets the sweep know what an earlier clone has run."""

@@ -51,12 +51,12 @@ EXPLORATORY = [
         ("today", "ec", "today"),
     ),
     Contrast(
-        "EC, RoPE's best recipe by fan-in, and EC's own best",
+        "EC, RoPE's best recipe by heads per projection, and EC's own best",
         ("rule", "ec", "fan-in"),
         ("final", "ec", "best"),
     ),
     Contrast(
-        "EH, RoPE's best recipe by fan-in, and EH's own best",
+        "EH, RoPE's best recipe by heads per projection, and EH's own best",
         ("rule", "eh", "fan-in"),
         ("final", "eh", "best"),
     ),
@@ -65,7 +65,16 @@ EXPLORATORY = [
         ("rule", "ec", "as-it-is"),
         ("final", "ec", "best"),
     ),
-    Contrast("EC by fan-in, RoPE at its best", ("rule", "ec", "fan-in"), ("final", "rope", "best")),
+    Contrast(
+        "EC by heads per projection, RoPE at its best",
+        ("rule", "ec", "fan-in"),
+        ("final", "rope", "best"),
+    ),
+    Contrast(
+        "EH by heads per projection, RoPE at its best",
+        ("rule", "eh", "fan-in"),
+        ("final", "rope", "best"),
+    ),
     Contrast(
         "RoPE unclipped and clipped, today",
         ("unclipped", "rope", "today"),

@@ -44,11 +44,12 @@ def with_rope(title: str, part: str, variant: str, cell: str, what: Quantity) ->
 
 
 PRIMARY = [
-    with_rope("L1: recall at 4x, EC", "recall", "ec", "fan-in", FAR),
-    with_rope("L2: recall at 4x, EH", "recall", "eh", "fan-in", FAR),
+    with_rope("L1: recall at 4x, EC", "recall", "ec", "scaled", FAR),
+    with_rope("L2: recall at 4x, EH", "recall", "eh", "scaled", FAR),
     with_rope("L3: loss of text beyond 1x, EC", "text", "ec", "best", BEYOND),
 ]
-OTHERS = {"fope": "FoPE", "alibi": "ALiBi", "nope": "NoPE", "pythia": "Pythia"}
+OTHERS = {"alibi": "ALiBi", "nope": "NoPE", "pythia": "Pythia"}
+OTHERS_OF = {"recall": {"fope-64": "FoPE"} | OTHERS, "text": {"fope": "FoPE"} | OTHERS}
 
 
 def exploratory(results: Results, task: str, own: str, what: Quantity) -> list[Contrast]:
@@ -68,17 +69,17 @@ def exploratory(results: Results, task: str, own: str, what: Quantity) -> list[C
     ]
     return found + [
         Contrast(f"{name} and RoPE", (f"{task}-others", v, own), (task, "rope", own), what)
-        for v, name in OTHERS.items()
+        for v, name in OTHERS_OF[task].items()
     ]
 
 
 def exploratory_recall(results: Results) -> str:
-    rope = ("recall", "rope", "fan-in")
+    rope = ("recall", "rope", "scaled")
     found = [
         Contrast(f"{name}, today, and RoPE", ("recall-today", v, "today"), rope, FAR)
         for v, name in (("ec", "EC"), ("eh", "EH"))
     ]
-    return comparisons(results, found + exploratory(results, "recall", "fan-in", FAR))
+    return comparisons(results, found + exploratory(results, "recall", "scaled", FAR))
 
 
 def exploratory_text(results: Results) -> str:
@@ -101,7 +102,7 @@ def recall_rows(results: Results) -> dict[str, Row]:
     rows = {
         f"{results.titles[variant]}{words}": (part, variant, cell)
         for part, cell, words in (
-            ("recall", "fan-in", ""), ("recall-others", "fan-in", ""),
+            ("recall", "scaled", ""), ("recall-others", "scaled", ""),
             ("recall-theta", "theta-100", ", theta 100"), ("recall-today", "today", ", today"),
         )
         for variant in results.variants(part)
@@ -189,7 +190,7 @@ def draw_text(results: Results) -> Any:
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
     x = [1.41 * float(octave) for octave in OCTAVES]
     shown = [("text", v, "best", results.titles[v]) for v in results.variants("text")]
-    shown += [("text-others", v, "best", name) for v, name in OTHERS.items()]
+    shown += [("text-others", v, "best", name) for v, name in OTHERS_OF["text"].items()]
     for number, (part, variant, cell, name) in enumerate(shown):
         if results.records(part, variant, cell):
             y = [mean(results, (part, variant, cell), text_loss(octave)) for octave in OCTAVES]
@@ -221,7 +222,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "exploratory_text": exploratory_text,
     "recall_lengths": lambda results: recall_table(results, recall_rows(results)),
     "recall_pairs": recall_pairs,
-    "recall_stretched": stretched(lambda method: accuracy("4x", "4", method), "recall", "fan-in"),
+    "recall_stretched": stretched(lambda method: accuracy("4x", "4", method), "recall", "scaled"),
     "text_stretched": stretched(lambda method: text_loss("beyond", method), "text", "best"),
     "text": text_table("text"),
     "text_others": text_table("text-others"),

@@ -229,6 +229,7 @@ def figure(draw: Callable[[Results], Any], name: str, words: str) -> Callable[[R
     def block(results: Results) -> str:
         fig = draw(results)
         folder: Path = results.study.store.parent
+        folder.mkdir(exist_ok=True)
         fig.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
         plt.close(fig)
         return f"![{words}]({folder.name}/{name}.svg)\n"

@@ -115,6 +115,9 @@ SIZES = {"vocab_size": 257, "hidden_size": 32, "num_layers": 1, "ffn_size": 16}
         ({"trainer__max_steps": 0}, "max_steps is 0"),
         ({"trainer__precision": "bf16-mixed"}, "choose model.compute_dtype"),
         ({"trainer__max_stepz": 3}, "max_stepz"),
+        ({"trainer__accelerator": "gppu"}, "trainer: You selected an invalid accelerator name"),
+        ({"trainer__strategy": "fsdp3"}, "fsdp3"),
+        ({"trainer__gradient_clip_val": -1.0}, "trainer.gradient_clip_val is -1.0"),
         ({"data__sequence_length": 10**6}, "1000000"),
         ({"data__micro_batch_size": 3}, "global_batch_size is 8"),
         ({"data__corpus": "no/such/folder"}, "no/such/folder"),
@@ -219,3 +222,22 @@ def test_shipped_configurations_are_copied(
     assert files == {p.relative_to(REPOSITORY) for p in (REPOSITORY / "configs").rglob("*.yaml")}
     assert main(["configs"]) == 2
     assert "configs exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["configs", "a", "b"], "configs: unrecognized arguments: b"),
+        (["checkpoint", "inspect"], "checkpoint inspect: the following arguments are required"),
+        (["analyze", "noise", "m", "--seed", "-1"], "noise: argument --seed: it is -1; allowed"),
+        (["generate", "--seed", str(2**64)], "it is 18446744073709551616; allowed: whole numbers"),
+        (["probe", "now"], "probe: unrecognized arguments: now"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    args: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert words in line

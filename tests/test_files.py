@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from ropepp.files import (
     require_free,
     require_results,
     resuming_folder,
+    write_text,
 )
 
 
@@ -74,3 +76,12 @@ def test_results_are_not_put_among_others(holds: str, is_one: str, tmp_path: Pat
     (tmp_path / holds).mkdir()
     with pytest.raises(InputError, match=f"is {is_one}; results go to another folder"):
         require_results(tmp_path)
+
+
+def test_many_write_one_file(tmp_path: Path) -> None:
+    """The last one wins, each is whole, and nothing is left beside it."""
+    texts = [str(number) * 1000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: write_text(tmp_path / "a.txt", text), texts * 20))
+    assert (tmp_path / "a.txt").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

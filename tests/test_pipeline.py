@@ -18,7 +18,7 @@ from helpers.fit_runs import curve
 from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.errors import InputError
-from ropepp.pipeline import load, write_table
+from ropepp.pipeline import load, run, write_table
 
 PIPELINES = REPOSITORY / "configs" / "pipeline"
 # PAPER's table: tokens a step, last step, schedule, where it is at the end.
@@ -251,3 +251,12 @@ def test_dry_prints_commands_that_parse(tmp_path: Path, capsys: pytest.CaptureFi
         cli = DryCLI(["fit", *words, f"--logs={tmp_path}"])
         assert type(cli.model.network.position).__name__ == "RoPEppEH"
     assert os.listdir(tmp_path) == []
+
+
+def test_a_launcher_that_is_no_program_is_refused(corpus: Path, tmp_path: Path) -> None:
+    file = write_pipeline(tmp_path, corpus, tmp_path)
+    file.write_text(f"{file.read_text()}launcher: nonesuch-program {{args}}\n")
+    pipeline = load(file)
+    with pytest.raises(InputError, match="'nonesuch-program', which is no program here"):
+        run(pipeline, list(pipeline.variants))
+    assert not pipeline.folder.exists()

@@ -220,6 +220,22 @@ def test_a_clone_takes_over_what_was_run(toy: Study, tmp_path: Path) -> None:
     assert clone.store.read_text() == stored
 
 
+def test_weights_that_another_part_begins_with_are_made_again(toy: Study, tmp_path: Path) -> None:
+    """Where a clone has the results alone."""
+    toy.parts["long"] = {"variants": ["rope"], "cells": {"on": {}}, "seeds": [0, 1]}
+    toy.parts["long"]["begin"] = "short/rope_today"
+    toy.parts["short"] = {"variants": ["rope", "ec"], "seeds": [0, 1]}
+    for row, seed in (("rope_today", 0), ("rope_today", 1), ("ec_today", 0), ("ec_today", 1)):
+        toy.records["short", row, seed] = {}
+    kept = toy.logs / "short" / "rope_today" / "seed-1" / "checkpoints" / "step-0000001.ckpt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert toy.lost("short") == [("short", "rope_today", 0)]
+    for seed in (0, 1):
+        toy.records["long", "rope_on", seed] = {}
+    assert toy.lost("short") == []
+
+
 def test_a_complete_part_starts_nothing(toy: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     search(toy, LOSSES)
     monkeypatch.setattr(study_script.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))

@@ -121,15 +121,21 @@ def test_imaginary_heads_that_teach_less(name: str, monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(found, part if letter == name else full)
 
 
-def test_a_run_begins_with_the_weights_of_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_begins_with_the_weights_of_its_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[Any] = []
+    saved = tmp_path / "seed-12" / "checkpoints"
+    saved.mkdir(parents=True)
+    for step in (99, 150):
+        (saved / f"step-{step:07d}.ckpt").touch()
     monkeypatch.setattr(warm, "run", lambda *arguments: given.append(arguments) or 3)
-    argv = ["study_begin.py", "socket", "logs/base/rope", "--run=a", "--seed_everything=12"]
+    argv = ["study_begin.py", "socket", str(tmp_path), "--run=a", "--seed_everything=12"]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(SCRIPTS / "study_begin.py"), run_name="__main__")
     assert end.value.code == 3
-    init = "--init_from=logs/base/rope/seed-12"
+    init = f"--init_from={saved}/step-0000150.ckpt"
     assert given == [
         ("socket", ["-m", "ropepp.cli", "fit", "--run=a", "--seed_everything=12", init])
     ]

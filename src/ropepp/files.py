@@ -29,12 +29,9 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes under a temporary name, waits until the disk has it, and renames, so that the file is
     complete or absent; missing parents are made."""
-    temporary = path.with_name(path.name + ".tmp")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), replacing_file(path) as file:
         # A name of a file may be no Unicode text.
-        write_synced(temporary, text.encode(errors="backslashreplace"), path)
-        os.replace(temporary, path)
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def check_name(name: str, key: str) -> None:
@@ -107,12 +104,14 @@ def _beside(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         make(work)
         with suppress(FileNotFoundError):  # somebody took it for left
             handle = os.open(work, os.O_RDONLY)
+            taken = False
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:  # where there are no locks nothing is taken for left
-                if isinstance(error, BlockingIOError):
-                    os.close(handle)
-                    handle = None
+                taken = isinstance(error, BlockingIOError)
+            if taken or not work.exists():
+                os.close(handle)
+                handle = None
     try:
         yield work
     except BaseException:

@@ -104,6 +104,8 @@ class Pipeline(RunsConfig):
 
         folder = self.directory(variant, stage.after) / "checkpoints"
         found = newest_complete(folder)
+        if found is None and newest_complete(self.directory(variant, stage.name) / "checkpoints"):
+            return []  # it goes on from its own
         if found is None:
             raise InputError(f"{folder} holds no complete checkpoint for stage {stage.name!r}")
         if stage.take in ("everything", "progress"):
@@ -133,6 +135,7 @@ def load(file: Path) -> Pipeline:
 def run(pipeline: Pipeline, variants: list[str]) -> None:
     """Runs what is missing of all stages of these variants, and writes the table after each. An
     `InputError` if a stage failed; `Preempted` if, asked to end, it has saved and can go on."""
+    pipeline.require_launcher()
     with lasting_output(), StopRequest() as stop:
         for variant in variants:
             for stage in pipeline.stages_of(variant):

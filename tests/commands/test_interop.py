@@ -13,6 +13,7 @@ from helpers.fit_runs import arguments, fit, metrics
 from ropepp.cli import main
 from ropepp.commands import export_model, import_model
 from ropepp.errors import InputError
+from ropepp.interop.export import export
 from ropepp.interop.saved import import_checkpoint, open_model
 from ropepp.runs.checkpoints import describe
 from ropepp.train.module import LanguageModel
@@ -201,3 +202,17 @@ def test_devices_that_are_none(
 ) -> None:
     assert main(["generate", "--ckpt", str(folder), "--prompt", "a", "--device", device]) == 2
     assert f"--device is '{device}'" in capsys.readouterr().err
+
+
+def test_what_a_run_knows_outlives_a_conversion(run: Path, tmp_path: Path) -> None:
+    """Also beside a configuration of somebody else's."""
+    (tmp_path / "config.yaml").write_text("data: {init_args: [1]}\n")
+    import_model.main([str(run), str(tmp_path / "m.ckpt")])
+    export_model.main([str(tmp_path / "m.ckpt"), str(tmp_path / "out"), "--tokenizer", "bytes"])
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings["max_position_embeddings"] == 32
+    assert open_model(tmp_path / "m.ckpt").run is None
+    plain = tmp_path / "plain"
+    export(open_model(tmp_path / "m.ckpt"), plain, "hf")
+    known = open_model(run).tokenizers
+    assert open_model(plain).tokenizers == known != ()

@@ -70,6 +70,14 @@ def test_a_cache_goes_on_where_it_was_left() -> None:
     )
 
 
+def test_padding_behind_what_a_cache_holds_is_refused() -> None:
+    model, ids = Transformer(CONFIG, RoPEppEC()).eval(), torch.randint(50, (1, 9))
+    cache = KVCache(CONFIG.num_layers)
+    generate(model, ids, 2, document_ids=torch.zeros_like(ids), cache=cache)
+    with pytest.raises(InputError, match="need an empty cache"):
+        generate(model, ids, 2, document_ids=torch.zeros_like(ids), cache=cache)
+
+
 def test_draws_repeat_with_their_seed() -> None:
     model, ids = Transformer(CONFIG, RoPEppEC()).eval(), torch.randint(50, (4, 3))
     draws = [

@@ -28,7 +28,7 @@ from ropepp.model.positions import (
 )
 from ropepp.train.module import LanguageModel
 from ropepp.train.optim import AdamW, Muon, OptimizerSpec
-from ropepp.train.weights import load_optimizer_from, load_weights
+from ropepp.train.weights import load_optimizer_from, load_weights, places_of
 
 CONFIG = ModelConfig(50, 32, 2, 4, 2, 48, init_std=0.2)
 SCALED = YaRN(4.0, 16)
@@ -89,7 +89,7 @@ def test_the_function_stays(
     for name, tensor in saved.items():
         if not name.endswith("o_proj.weight"):
             assert torch.equal(found[name], tensor), name
-    places = new.layout.places_of(old.layout)
+    places = places_of(new.layout, old.layout)
     assert [new.layout.heads[p].projection for p in places] == [
         h.projection for h in old.layout.heads
     ]
@@ -239,7 +239,7 @@ def test_models_that_begin_as_rope(position: type[Any]) -> None:
     total.backward()
     for a, b in zip(model.blocks(), plain.blocks(), strict=True):
         weight = a.self_attn.o_proj.weight
-        places = model.layout.places_of(plain.layout)
+        places = places_of(model.layout, plain.layout)
         assert torch.equal(
             weight.unflatten(1, (-1, 8))[:, places].flatten(1), b.self_attn.o_proj.weight
         )
@@ -263,3 +263,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"written to {file}: for --init_from" in out
     with pytest.raises(InputError, match="exists"):
         command.main([str(source), str(file), "--position", str(position)])
+
+
+def test_other_phases_are_said(tmp_path: Path) -> None:
+    network = Transformer(CONFIG, HeadSplit())
+    with pytest.warns(UserWarning, match="another function in HeadSplit"):
+        load_weights(network, checkpoint(RoPE(), tmp_path))
+
+
+def test_the_rope_of_a_seed_is_in_the_real_heads() -> None:
+    rope = Transformer(CONFIG, RoPE())
+    for phases in ((0.0, -90.0), (-90.0, 360.0)):
+        spec = Phases(phases=phases, start_as_rope=True)
+        torch.testing.assert_close(Transformer(CONFIG, spec)(ids()), rope(ids()))
+    with pytest.raises(InputError, match="needs a phase of 0"):
+        Transformer(CONFIG, Phases(phases=(-90.0, 45.0), start_as_rope=True))

@@ -254,3 +254,20 @@ def test_transformers_generates_in_every_way(position: Position, tmp_path: Path)
     beams = {"num_beams": 3, "max_new_tokens": 9}
     plain = decode(there, ids, mask, use_cache=False, **beams)
     assert decode(there, ids, mask, **beams).tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rope_theta", 5e5), ("rms_norm_eps", 1e-3), ("rope_scaling", None)]
+)
+def test_what_was_changed_elsewhere_is_not_undone(key: str, value: Any, tmp_path: Path) -> None:
+    exported(small(RoPEppEC(scaling=YaRN(4.0, 16))), tmp_path / "out", "llama")
+    (tmp_path / "out" / "checksums.json").unlink()
+    file = tmp_path / "out" / "config.json"
+    settings = json.loads(file.read_text())
+    assert isinstance(load_pretrained(file.parent).position, RoPEppEC)
+    file.write_text(json.dumps({**settings, key: value}))
+    with pytest.warns(UserWarning, match="were changed; read as a Llama"):
+        changed = load_pretrained(file.parent)
+    assert type(changed.position) is RoPE
+    found = {"rope_theta": changed.position.theta, "rms_norm_eps": changed.config.norm_eps}
+    assert {**found, "rope_scaling": changed.position.scaling}[key] == value

@@ -127,3 +127,21 @@ def test_the_pipeline_writes_what_the_model_does(position: Position, tmp_path: P
         ids = open_model(out).tokenizer().encode_batch([prompt])
         tokens = generate(network, torch.tensor(ids), 8, stop_ids=[ours.eot_id])
         assert found[0]["generated_text"] == ours.decode(tokens[0].tolist())
+
+
+def test_a_tokenizer_without_bos_stays_without(tmp_path: Path) -> None:
+    train_bpe(TEXTS * 3, 300).save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["added_tokens"][0] |= {"id": 0}
+    special = {**content["added_tokens"][0], "id": len(content["model"]["vocab"]), "content": "<s>"}
+    content["added_tokens"].append(special)
+    content["model"]["vocab"]["<s>"] = special["id"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    ours = load_tokenizer(tmp_path / "tokenizer.json", bos="")
+    assert ours.bos_id is None
+    assert load_tokenizer(tmp_path / "tokenizer.json").bos_id is not None
+    (tmp_path / "named").mkdir()
+    ours.save(tmp_path / "named")
+    out = exported(model(RoPE()), tmp_path / "out", tokenizer=tmp_path / "named")
+    back = load_tokenizer(out)
+    assert (back.bos_id, back.eot_id) == (None, ours.eot_id)

@@ -69,7 +69,7 @@ def test_status_and_results(data: st.DataObject, tmp_path: Path) -> None:
             text = table(folder, status(folder))
             assert "ec" in text  # the run that nothing happened to
         with accepted_or_refused():
-            assert "| seed-0 |" in results([str(folder)])
+            assert "/seed-0 |" in results([str(folder)])
 
 
 @given(data=st.data())

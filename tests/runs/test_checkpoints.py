@@ -13,8 +13,10 @@ from helpers.processes import spawn
 from ropepp.cli import main
 from ropepp.errors import InputError
 from ropepp.interop import load_pretrained
+from ropepp.interop.saved import write_checkpoint
 from ropepp.model import ModelConfig, Transformer
-from ropepp.model.positions import RoPE, RoPEppEC
+from ropepp.model.flops import num_parameters
+from ropepp.model.positions import FoPE, Position, RoPE, RoPEppEC
 from ropepp.runs.checkpoints import describe, newest_complete, torn
 from ropepp.train.optim import AdamW, Muon
 from ropepp.train.weights import load_optimizer_from, load_weights
@@ -280,3 +282,10 @@ def test_moments_from_shards(tmp_path: Path) -> None:
     assert {state["step"].item() for state in optimizer.state.values()} == {1}
     with pytest.raises(InputError, match="does not fit"):
         load_optimizer_from(model, Muon().build(model), folder)
+
+
+@pytest.mark.parametrize("spec", [RoPE(), FoPE()], ids=["tied", "FoPE"])
+def test_what_is_there_twice_or_constant_is_no_parameter(spec: Position, tmp_path: Path) -> None:
+    model = Transformer(ModelConfig(50, 32, 2, 4, 2, 48, tied_embeddings=True), spec)
+    write_checkpoint(tmp_path / "m.ckpt", model, (), {})
+    assert describe(tmp_path / "m.ckpt")["parameters"] == num_parameters(model)

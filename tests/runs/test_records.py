@@ -69,7 +69,7 @@ def test_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["results", str(folder)]) == 0
     shown = capsys.readouterr()
     assert "rope/seed-1/result.json is damaged" in shown.err
-    assert shown.out.count("| seed-") == 5
+    assert shown.out.count("/seed-") == 5
     (directory / "result.json").unlink()
     (directory / "result.json").mkdir()
     assert state_of(directory) == "waiting"

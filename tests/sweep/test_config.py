@@ -157,7 +157,7 @@ def test_rows_of_axes(sweeps: Sweeps) -> None:
     assert len(names) == 8
     plan = config.plan()
     assert plan.baseline == "ec-lr=0.001-scaling=null"
-    assert plan.controls == names[:4]
+    assert plan.controls == names[:1]  # that with the baseline's values
     assert plan.display["ec-lr=0.02-scaling=yarn"] == "ec, lr 0.02, scaling yarn"
     assert not plan.shared_learning_rate
     assert config.rows[1].asked[scaling] == {"class_path": "YaRN", "init_args": {"factor": 2.0}}
@@ -170,6 +170,17 @@ def test_rows_of_axes(sweeps: Sweeps) -> None:
     assert run.spec.overrides[scaling] == {"class_path": "YaRN", "init_args": yarn}
     line = f"--{scaling}=" + json.dumps(run.spec.overrides[scaling])
     assert line in config.arguments(run.spec)
+
+
+def test_a_class_does_not_undo_what_is_said_of_its_arguments(sweeps: Sweeps) -> None:
+    theta = "model.position.theta"
+    position = {"class_path": "RoPEppEC", "init_args": {"theta": 10000.0}}
+    variants = {"a": {"model.position": position}, "b": {theta: 7.0, "model.position": position}}
+    config = load(sweeps.write(variants=variants, set={theta: 500.0}, baseline="a", controls=[]))
+    for row, wanted in zip(config.rows, (500.0, 7.0), strict=True):
+        assert config.flat(row)[theta] == wanted
+        flags = config.flags(config.fixed["set"] | row.asked)
+        assert flags[-1] == f"--{theta}={wanted}"
 
 
 def test_classes_are_complete(sweeps: Sweeps) -> None:
@@ -269,7 +280,7 @@ def test_command(sweeps: Sweeps) -> None:
         *["torchrun", "--nproc-per-node=8", "-m", "--", "ropepp.cli", "fit"],
         f"--config={sweeps.folder}/base.yaml", "--experiment=try", "--run=ec/seed-3",
         f"--logs={sweeps.logs}", "--resume=auto", "--model.compile=true",
-        "--model.optimizer.lr=1e-05", "--model.x=null", "--seed_everything=3",
+        "--model.x=null", "--model.optimizer.lr=1e-05", "--seed_everything=3",
     ]  # fmt: skip
     config = load(sweeps.write(launcher="env X={gpus} {python} {args}"))
     command = config.launch(config.arguments(spec), python="python", gpus="0,1")

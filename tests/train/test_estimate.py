@@ -16,6 +16,7 @@ from helpers.fit_runs import arguments
 from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.data.tokens.corpus import Corpus
+from ropepp.errors import InputError
 from ropepp.model.loss import cross_entropy_sum
 from ropepp.model.transformer import Transformer
 from ropepp.train.estimate import (
@@ -131,6 +132,22 @@ def test_muon_keeps_one_moment_of_the_matrices_in_blocks() -> None:
 def test_checkpoints(args: list[str], written: int, kept: int) -> None:
     found = published("--model.schedule.warmup_steps=0", *args)["checkpoints"]
     assert (found["written"], found["kept"]) == (written, kept)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.max_epochs", 3),
+        ("trainer.limit_train_batches", 10),
+        ("trainer.gradient_clip_val", -1.0),
+        ("metrics.every_n_steps", 0),
+        ("guard.stop_after", 0),
+        ("suite.rows", 0),
+    ],
+)
+def test_refuses_what_fit_refuses(key: str, value: float, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{key} is {value}"):
+        plan_run([*small(corpus, tmp_path), f"--{key}={value}"])
 
 
 def small(corpus: Path, tmp_path: Path, **changes: Any) -> list[str]:

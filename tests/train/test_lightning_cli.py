@@ -157,6 +157,20 @@ def test_a_directory_in_use_is_refused(
     assert "default/run is in use by process " in capfd.readouterr().err
 
 
+def test_what_is_refused_leaves_the_configuration_of_the_run(
+    corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Sharded checkpoints too, which are restored when all else is done."""
+    begun = {"trainer__max_steps": 1, "trainer__strategy": "fsdp2", "model__position": "RoPE"}
+    run = fit(corpus, tmp_path, "run", **begun)
+    (run / "result.json").unlink()
+    before = (run / "config.yaml").read_bytes()
+    changes = {**begun, "trainer__max_steps": 2, "model__position": "RoPEppEC", "resume": "auto"}
+    assert main(arguments(corpus, tmp_path, "run", **changes)) == 2
+    assert "o_proj.weight' is (32, 32); expected (32, 64)" in capfd.readouterr().err
+    assert (run / "config.yaml").read_bytes() == before
+
+
 def test_what_a_resume_may_not_change(
     corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,7 +167,14 @@ def test_without_gradient_untouched() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"momentum": 1.0}, "momentum"), ({"ns_steps": 0}, "ns_steps"), ({"lr": -1.0}, "lr")],
+    [
+        ({"momentum": 1.0}, "momentum"),
+        ({"ns_steps": 0}, "ns_steps"),
+        ({"lr": -1.0}, "lr"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"adam_betas": (0.9, 1.0)}, "betas"),
+        ({"adam_eps": -1e-8}, "eps"),
+    ],
 )
 def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message} is "):

@@ -1,6 +1,6 @@
 """``ropepp analyze``: looks into models and position encodings; imports what a command needs."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from ropepp.errors import optional
 from ropepp.eval import PROTOCOLS
 from ropepp.files import require_results
-from ropepp.options import positive
+from ropepp.options import Parser, positive, seed
 
 DESCRIPTION = """\
 What do real and imaginary heads do? Each command prints a table and writes it with figures and
@@ -21,7 +21,7 @@ Add = Callable[..., Any]  # a parser's add_argument
 
 def main(args: list[str]) -> None:
     """Runs a command; ``args`` are those after ``ropepp analyze``."""
-    parser = ArgumentParser("ropepp analyze", description=DESCRIPTION)
+    parser = Parser("ropepp analyze", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     add = _with_model(commands, "noise", "noise on real or imaginary queries: which matter more?")
     _add_text(add)
@@ -73,7 +73,7 @@ def _command(commands: Any, name: str, text: str) -> Add:
 def _with_model(commands: Any, name: str, text: str) -> Add:
     add = _command(commands, name, text)
     add("model", help="a run, a checkpoint, a folder with config.json, or hub:NAME[@REVISION]")
-    add("--seed", type=int, default=0, help="seed of all that is drawn")
+    add("--seed", type=seed, default=0, help="seed of all that is drawn")
     add("--device", help="cpu, cuda, ...; a GPU if there is one unless given")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights")
     return add

@@ -1,12 +1,14 @@
 """``ropepp checkpoint``."""
 
-from argparse import ArgumentParser
 from pathlib import Path
+
+from ropepp.files import require_free, require_writable
+from ropepp.options import Parser
 
 
 def main(args: list[str]) -> None:
     """Runs a command; ``args`` are those after ``ropepp checkpoint``."""
-    parser = ArgumentParser("ropepp checkpoint", description="Looks at or converts checkpoints.")
+    parser = Parser("ropepp checkpoint", description="Looks at or converts checkpoints.")
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="step, tokens, variant, sizes, complete or torn")
     inspect.add_argument("path", type=Path, help="a checkpoint, or a folder of them")
@@ -20,5 +22,7 @@ def main(args: list[str]) -> None:
     if options.command == "inspect":
         print(checkpoints.inspect(options.path, as_json=options.json))
     else:
+        require_free(options.file)
+        require_writable(options.file)
         checkpoints.consolidate(options.directory, options.file)
         print(f"written to {options.file}")

@@ -1,12 +1,11 @@
 """``ropepp configs``."""
 
 import shutil
-from argparse import ArgumentParser
 from pathlib import Path
 
 import ropepp
-from ropepp.errors import InputError
-from ropepp.files import disk_errors, replacing_folder
+from ropepp.files import disk_errors, replacing_folder, require_free
+from ropepp.options import Parser
 
 PACKAGE = Path(ropepp.__file__).parent
 # Where an installed package has them, and a checkout.
@@ -15,11 +14,10 @@ PLACES = (PACKAGE / "configs", PACKAGE.parents[1] / "configs")
 
 def main(args: list[str]) -> None:
     """Copies the shipped configurations; ``args`` are those after ``ropepp configs``."""
-    parser = ArgumentParser("ropepp configs", description="Copies the shipped configurations.")
+    parser = Parser("ropepp configs", description="Copies the shipped configurations.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("configs"), help="a new one")
     target = parser.parse_args(args).folder
-    if target.exists():
-        raise InputError(f"{target} exists; give the name of a new folder")
+    require_free(target)
     source = next(place for place in PLACES if place.is_dir())
     with disk_errors(target), replacing_folder(target) as new:
         for file in sorted(source.rglob("*.yaml")):

@@ -1,14 +1,14 @@
 """``ropepp convert``."""
 
-from argparse import ArgumentParser
 from pathlib import Path
 
 from ropepp.files import require_free, require_writable
+from ropepp.options import Parser
 
 
 def main(args: list[str]) -> None:
     """Makes a checkpoint; ``args`` are those after ``ropepp convert``."""
-    parser = ArgumentParser(
+    parser = Parser(
         "ropepp convert",
         description="Makes a checkpoint with more attention heads and the same function: from RoPE "
         "to EC, partial doubling or more phases. What is new begins as zero and can be trained.",

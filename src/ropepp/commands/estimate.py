@@ -2,23 +2,16 @@
 
 import json
 import sys
-from argparse import ArgumentParser
 from itertools import takewhile
-from typing import NoReturn
 
-from ropepp.errors import InputError
-
-
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
+from ropepp.options import Parser
 
 
 def main(args: list[str]) -> None:
     """Prints what a run needs; ``args`` are those after ``ropepp estimate``."""
     from ropepp.train.estimate import PEAK, estimate, plan_run, table
 
-    parser = _Parser(
+    parser = Parser(
         "ropepp estimate",
         usage="%(prog)s CONFIG [CONFIG ...] [--KEY VALUE, as for fit] [options]",
         description="Memory, hours and disk of a training run. Needs neither GPU nor data.",

@@ -1,15 +1,14 @@
 """``ropepp evaluate``: models and benchmarks in, one table out; see docs/evaluate.md."""
 
-from argparse import ArgumentParser
 from pathlib import Path
 
 from ropepp.eval import PROTOCOLS, SUITES
-from ropepp.options import positive
+from ropepp.options import Parser, positive, seed
 
 
 def main(args: list[str]) -> None:
     """Runs the command; ``args`` are those after ``ropepp evaluate``."""
-    parser = ArgumentParser(
+    parser = Parser(
         "ropepp evaluate",
         description="Perplexity, short benchmarks, RULER and BABILong of any number of models, in "
         "one table. The same command goes on after an interruption. docs/evaluate.md describes "
@@ -30,7 +29,7 @@ def main(args: list[str]) -> None:
         help="samples of a generated task (100), questions of a short one (all)")  # fmt: skip
     add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0],
         help="of ruler and babilong: the benchmarks' own (official), or the paper's")  # fmt: skip
-    add("--seed", type=int, default=0, help="of the generated samples (0)")
+    add("--seed", type=seed, default=0, help="of the generated samples (0)")
     add("--tokenizer", help="file, folder or 'bytes'; the model's own unless given")
     add("--device", help="cuda if there is one, else cpu")
     add("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on cuda, else float32")

@@ -1,14 +1,14 @@
 """``ropepp export``."""
 
-from argparse import ArgumentParser
 from pathlib import Path
 
 from ropepp.files import require_free, require_writable
+from ropepp.options import Parser
 
 
 def main(args: list[str]) -> None:
     """Makes a folder; ``args`` are those after ``ropepp export``."""
-    parser = ArgumentParser(
+    parser = Parser(
         "ropepp export",
         description="Makes a folder of a model, for transformers or in the published format.",
     )

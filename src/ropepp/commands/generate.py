@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from ropepp.data.text.readers import read_column, read_text, require_text
 from ropepp.errors import InputError
 from ropepp.files import DiskError, disk_errors, replacing_file, require_free, require_writable
 from ropepp.generate.sampling import Sampling
-from ropepp.options import positive
+from ropepp.options import Parser, positive, seed
 
 
 def main(args: list[str]) -> None:
@@ -78,8 +78,8 @@ def _prompts(options: Namespace) -> list[str]:
     return prompts
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         "ropepp generate",
         description="Continues prompts. One prompt is shown as it grows; several give a JSON line "
         "each.",
@@ -93,7 +93,7 @@ def _parser() -> ArgumentParser:
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     add("--top_k", type=int, help="draw among the k likeliest tokens")
     add("--top_p", type=float, help="draw among the likeliest that reach this probability")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
     add("--stop", action="append", default=[], help="text that ends; may be repeated")
     add("--batch_size", type=positive, default=8, help="prompts of a file at a time")
     add("--tokenizer", help="file, folder or 'bytes'; otherwise the model's own")

@@ -1,14 +1,14 @@
 """``ropepp import``."""
 
-from argparse import ArgumentParser
 from pathlib import Path
 
 from ropepp.files import require_free, require_writable
+from ropepp.options import Parser
 
 
 def main(args: list[str]) -> None:
     """Makes a checkpoint; ``args`` are those after ``ropepp import``."""
-    parser = ArgumentParser(
+    parser = Parser(
         "ropepp import",
         description="Makes a checkpoint of a folder with config.json and safetensors: a published "
         "RoPE++ model, a plain Llama, or an export. Prints what a run that takes it must say.",

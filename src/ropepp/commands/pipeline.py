@@ -1,22 +1,23 @@
 """``ropepp pipeline``."""
 
 import shlex
-from argparse import ArgumentParser
 from pathlib import Path
 
 from ropepp import pipeline as pipelines
 from ropepp.errors import InputError
+from ropepp.options import Parser
 
 
 def main(args: list[str]) -> None:
     """Runs the stages; ``args`` are those after ``ropepp pipeline``."""
-    parser = ArgumentParser("ropepp pipeline", description=pipelines.__doc__)
+    parser = Parser("ropepp pipeline", description=pipelines.__doc__)
     parser.add_argument("file", type=Path, help="the pipeline's YAML")
     parser.add_argument("--variants", help="only these, separated by commas")
     parser.add_argument("--dry", action="store_true", help="print the arguments of each fit")
     options = parser.parse_args(args)
     pipeline = pipelines.load(options.file)
-    variants = options.variants.split(",") if options.variants else list(pipeline.variants)
+    given = options.variants
+    variants = list(pipeline.variants) if given is None else given.split(",")
     for name in variants:
         if name not in pipeline.variants:
             raise InputError(f"--variants has {name!r}; allowed: {', '.join(pipeline.variants)}")

@@ -1,11 +1,11 @@
 """``ropepp results``."""
 
-from argparse import ArgumentParser
+from ropepp.options import Parser
 
 
 def main(args: list[str]) -> None:
     """Prints the table; ``args`` are those after ``ropepp results``."""
-    parser = ArgumentParser("ropepp results", description="Prints a table of finished runs.")
+    parser = Parser("ropepp results", description="Prints a table of finished runs.")
     add = parser.add_argument
     add("directories", nargs="*", default=["logs"], help="run folders, or folders of runs")
     add("--format", choices=("md", "csv", "json"), default="md",

@@ -1,14 +1,12 @@
 """``ropepp sweep``: sets up, runs, watches and reports sweeps; imports what a command needs."""
 
 import os
-import shlex
-import shutil
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
-from ropepp.errors import InputError
-from ropepp.options import positive
+from ropepp.errors import InputError, optional
+from ropepp.options import Parser, positive
 from ropepp.runs.survival import lasting_output
 
 DESCRIPTION = """\
@@ -20,7 +18,7 @@ Examples are in configs/sweep, how to use them in docs/sweeps.md.
 def main(args: list[str]) -> None:
     """Runs a command; ``args`` are those after ``ropepp sweep``. Raises what the commands raise,
     and a SystemExit with code 1 if runs have failed."""
-    parser = ArgumentParser("ropepp sweep", description=DESCRIPTION)
+    parser = Parser("ropepp sweep", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("init", help="check everything and list what is to be run")
     one.add_argument("file", type=Path, help="a sweep's YAML")
@@ -58,27 +56,23 @@ def _init(options: Namespace) -> None:
 def _run(options: Namespace) -> None:
     from ropepp.sweep.config import load
     from ropepp.sweep.runner import Driver
-    from ropepp.sweep.study import exclusive, open_sweep
+    from ropepp.sweep.study import open_sweep
 
     config = load(options.file)
     gpus = slots(options.jobs, options.gpus)
-    program = shlex.split(config.launcher)[0]
-    if program != "{python}" and shutil.which(program) is None:
-        raise InputError(
-            f"{config.file}: launcher begins with {program!r}, which is no program here"
-        )
+    config.require_launcher()
+    for module in ("matplotlib", "scipy"):  # of the report at the end
+        optional(module)
     driver = Driver(open_sweep(config), gpus, options.retry_failed, options.limit, options.grace)
     if driver.threads:
         print(f"{len(gpus)} at a time, each with {driver.threads} threads (OMP_NUM_THREADS)")
     with lasting_output():
         driver.run()
+    states = list(driver.finished.values())
     if not driver.is_complete:
         print(f"{config.folder}: not complete; the same command goes on")
-        return
-    states = list(driver.finished.values())
-    if "complete" in states:
-        with exclusive(config.folder):
-            _write_report(config.folder)
+    elif "complete" in states:
+        _write_report(config.folder)
     if "failed" in states:
         print(f"{states.count('failed')} failed; see `ropepp sweep status {config.folder}`")
         sys.exit(1)
@@ -123,9 +117,13 @@ def _folder(path: Path) -> Path:
 
 
 def _write_report(folder: Path) -> None:
+    from ropepp.runs.records import read_plan
     from ropepp.sweep.boards import write_boards
     from ropepp.sweep.report import write_report
+    from ropepp.sweep.study import exclusive
 
-    for file in write_report(folder):
-        print(file)
-    print(write_boards(folder))
+    read_plan(folder)  # before anything is made in it
+    with exclusive(folder):
+        for file in write_report(folder):
+            print(file)
+        print(write_boards(folder))

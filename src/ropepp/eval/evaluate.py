@@ -124,7 +124,8 @@ def find_work(options: Namespace) -> Workload:
         known |= {task.name for task in work.generated}
         if unknown := set(wanted) - known - set(work.left_out):
             allowed = ", ".join(sorted(known))
-            raise InputError(f"--tasks has {', '.join(unknown)}; allowed: {allowed}")
+            why = "".join(f"; {what} is left out: {x}" for what, x in work.left_out.items())
+            raise InputError(f"--tasks has {', '.join(unknown)}; allowed: {allowed}{why}")
         work.texts = [text for text in work.texts if text.name in wanted]
         work.harness = [name for name in work.harness if name in wanted]
         work.generated = [task for task in work.generated if task.name in wanted]

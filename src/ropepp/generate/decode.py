@@ -63,6 +63,8 @@ def stream(
             f"max_new_tokens is {max_new_tokens}, the prompt has {input_ids.shape[1]} tokens; these"
             " must be at least 0 and 1"
         )
+    if document_ids is not None and cache is not None and cache.length:
+        raise InputError("document_ids need an empty cache: positions of what it holds are unknown")
     if document_ids is not None and bool((document_ids[:, -1] < 0).any()):
         raise InputError("a prompt ends with padding (document id -1): pad on the left")
     positions = None

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ropepp.errors import InputError, at_least
 
+COLDEST = 1e-6  # below it quotients may be no numbers
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -26,7 +28,7 @@ class Sampling:
 
     def probabilities(self, logits_BV: Tensor) -> Tensor:
         """(B, V) float32, from which tokens are drawn; the temperature is above 0."""
-        logits = logits_BV.float() / self.temperature
+        logits = logits_BV.float() / max(self.temperature, COLDEST)
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)

@@ -11,7 +11,7 @@ from ropepp.model.plain import understanding
 from ropepp.model.positions import Position, RoPE
 from ropepp.model.transformer import Transformer
 from ropepp.runs.settings import read_settings
-from ropepp.train.weights import load_weights
+from ropepp.train.weights import load_weights, places_of
 
 
 def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel, Transformer]:
@@ -23,7 +23,7 @@ def convert(source: str | Path, file: Path, position: Path) -> tuple[SavedModel,
     spec = wanted_position(position, saved)
     with understanding(position):
         network = Transformer(saved.model.config, spec, ignore_index=saved.model.ignore_index)
-        network.layout.places_of(saved.model.layout)
+        places_of(network.layout, saved.model.layout)
     load_weights(network, saved.path)
     write_checkpoint(file, network, saved.tokenizers, saved.text)
     return saved, network

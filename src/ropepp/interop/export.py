@@ -13,19 +13,17 @@ from ropepp.checksums import write_checksums
 from ropepp.data.tokenizer import load_tokenizer
 from ropepp.files import replacing_folder, write_json, write_text
 from ropepp.interop.saved import SavedModel
-from ropepp.interop.settings import Form, outer_name, settings_of
+from ropepp.interop.settings import MODELING, Form, outer_name, settings_of
 from ropepp.interop.text import write_tokenizer
 from ropepp.model.flops import kv_cache_bytes_per_token, num_parameters
 from ropepp.model.folders.published import OWN_TYPE
-from ropepp.model.folders.tensors import SHARD_BYTES, write_tensors
-from ropepp.model.heads import turned
+from ropepp.model.folders.tensors import SHARD_BYTES, turned, write_tensors
 from ropepp.model.positions import ALiBi
 from ropepp.model.positions.alibi import slopes_of
 from ropepp.model.transformer import Transformer
 from ropepp.runs.checkpoints import TOKENIZERS
 from ropepp.runs.records import DIVERGED, read_result
 
-MODELING = Path(__file__).with_name("modeling_ropepp.py")
 CARDS = Path(__file__).with_name("cards")  # card.md, and how a folder of each kind is loaded
 DEFAULT_LENGTH = 4096  # where nothing tells how long rows were
 
@@ -55,12 +53,12 @@ def export(
     model = saved.model
     found = saved.tokenizer(tokenizer) if tokenizer or saved.tokenizer_place() else None
     # What the model was made for, without a tokenizer's word; see `ropepp.interop.settings`.
+    text: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
     length = saved.data_arguments.get("sequence_length", DEFAULT_LENGTH)
-    text = {"max_position_embeddings": length, "bos_token_id": None, "eos_token_id": None}
-    text |= saved.text
+    text |= {"max_position_embeddings": length} | saved.text
     if found is not None:
         text |= {"bos_token_id": found.bos_id, "eos_token_id": found.eot_id}
-    settings = settings_of(model, text, form)
+    settings, prints = settings_of(model, text, form), saved.tokenizers
     kind = form if form == "reference" else str(settings["model_type"])
     settings["torch_dtype"] = str(dtype).removeprefix("torch.")
     with replacing_folder(Path(folder)) as work:
@@ -69,6 +67,7 @@ def export(
             write_tokenizer(found, work, settings["max_position_embeddings"])
             # Of what it was made from, and of the file that lies here.
             prints = (found.fingerprint, load_tokenizer(work).fingerprint)
+        if prints:
             settings[TOKENIZERS] = list(dict.fromkeys(prints))
         settings = dict(sorted(settings.items()))
         write_json(work / "config.json", settings)

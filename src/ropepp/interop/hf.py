@@ -18,14 +18,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama as llama
 
-from ropepp.interop.settings import FORMS, outer_name, own_settings, sizes
+from ropepp.interop.settings import FORMS, MODELING, outer_name, own_settings, sizes
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import OWN_TYPE, architecture
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.positions import Position
 from ropepp.model.transformer import Transformer
 
-MODELING = Path(__file__).with_name("modeling_ropepp.py")
 # Named past_key_values before transformers 5.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 

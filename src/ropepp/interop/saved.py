@@ -4,7 +4,7 @@ a checkpoint, of the form that runs have, of a folder."""
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,8 @@ def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.
     if not re.fullmatch(r"(cpu|cuda)(:\d+)?", device):
         raise InputError(f"--device is {device!r}; allowed: cpu, cuda, cuda:0, cuda:1, ...")
     on_gpu = device.startswith("cuda")
-    if on_gpu and not torch.cuda.is_available():
-        raise InputError(f"--device is {device}; there is no CUDA device here")
+    if on_gpu and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device is {device}; there are {torch.cuda.device_count()} here")
     return device, getattr(torch, dtype or ("bfloat16" if on_gpu else "float32"))
 
 
@@ -165,15 +165,14 @@ def open_model(
         path, model, content = checkpoints.first_whole(found, _from_checkpoint)
     else:
         path, model, content = _from_checkpoint(path)
-    run = next((p for p in path.resolve().parents if (p / "config.yaml").is_file()), None)
+    run = path.resolve().parent.parent if path.resolve().parent.name == "checkpoints" else None
+    run = run if run and (run / "config.yaml").is_file() else None
     config = read_yaml(run / "config.yaml") if run else {}
-    if not isinstance(config, dict) or not isinstance(config.get("data", {}), dict):
-        raise InputError(
-            f"{run}/config.yaml is no configuration of a run: it has no keys, or no data"
-        )
     step, known = content.get("global_step"), checkpoints.tokenizers(path, content)
-    text = _text_of(content.get("text"))
-    return SavedModel(_placed(model, dtype, device), path, run, step, config, known, text)
+    saved = SavedModel(_placed(model, dtype, device), path, run, step, config, known)
+    with understanding(f"{run}/config.yaml"):
+        length = {"max_position_embeddings": saved.data_arguments.get("sequence_length")}
+    return replace(saved, text=_text_of(length) | _text_of(content.get("text")))
 
 
 def _text_of(content: Any) -> dict[str, int]:

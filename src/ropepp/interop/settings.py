@@ -21,6 +21,7 @@ from ropepp.model.positions.ropepp import Repeating
 from ropepp.model.transformer import Transformer
 
 Form = Literal["hf", "llama", "ropepp", "reference"]
+MODELING = Path(__file__).with_name("modeling_ropepp.py")
 # How config.json begins by kind: of a Llama; of a Mistral, the same arithmetic for any number of
 # heads (with the version, or its tokenizer is suspected of an old fault), and a Qwen3, with an
 # RMSNorm of queries and keys, what is different; of our own; and what published FoPE models state
@@ -81,7 +82,7 @@ def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
 
 def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of an ordinary Llama that computes what the model does, with a query matrix
-    for each attention head (see `ropepp.model.heads.turned`).
+    for each attention head (see `ropepp.model.folders.tensors.turned`).
 
     A Mistral where transformers refuses a Llama's number of heads, a Qwen3 for ``qk_norm``: the
     same arithmetic. YaRN becomes "llama3", whose weights need its magnitude folded in. An

@@ -45,8 +45,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
             )
         backend.save(str(file))
     eos = backend.id_to_token(tokenizer.eot_id)
-    settings: dict[str, Any] = {
+    settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,  # null too: a reader would take one with a usual name
         "eos_token": eos,
         "pad_token": eos,
         "padding_side": "left",
@@ -54,8 +55,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
-    if bos is not None:
-        settings["bos_token"] = bos
     write_json(folder / "tokenizer_config.json", settings)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Self
 
-import torch
 from torch import Tensor
 
 from ropepp.errors import InputError
@@ -81,29 +80,6 @@ class HeadLayout:
         """Attention heads (H): the output projection reads ``H * D`` values."""
         return len(self.heads)
 
-    def places_of(self, other: "HeadLayout") -> list[int]:
-        """Which head here is each of another layout's: of the same projection, phase and kv head.
-        An `InputError` if one is not here, or here are more projections or kv heads."""
-        free = [(head.projection, head.phase % 360, head.kv_head) for head in self.heads]
-        places: list[int] = []
-        for head in other.heads:
-            key = (head.projection, head.phase % 360, head.kv_head)
-            if key not in free:
-                raise InputError(
-                    f"of {other.num_heads} attention heads not all are among the new "
-                    f"{self.num_heads}, so what they add would be lost: the first has projection "
-                    f"{head.projection}, phase {head.phase:g} degrees, kv head {head.kv_head}"
-                )
-            places.append(free.index(key))
-            free[places[-1]] = (-1, 0.0, -1)
-        counts = [(x.num_projections, x.num_kv_heads) for x in (other, self)]
-        if counts[0] != counts[1]:
-            raise InputError(
-                f"there are {counts[0][0]} query projections and {counts[0][1]} kv heads, and "
-                f"{counts[1][0]} and {counts[1][1]} are needed: only heads can be added"
-            )
-        return places
-
     @cached_property
     def num_projections(self) -> int:
         """Query projections (P)."""
@@ -149,27 +125,3 @@ def turn(a: Tensor, b: Tensor, phase: float) -> tuple[Tensor, Tensor]:
             return b, -a
     cos, sin = math.cos(math.radians(phase)), math.sin(math.radians(phase))
     return cos * a - sin * b, cos * b + sin * a
-
-
-def turned(weight: Tensor, layout: HeadLayout) -> Tensor:
-    """A query matrix (H D, M), float64, in which every head has rows of its own, from one of
-    projections (P D, M).
-
-    A turn of a query commutes with its rotation, so a head with phase p is one with phase 0 whose
-    rows of halves [a, b] are ``cos(p) [a, b] + sin(p) [-b, a]`` (see `turn`).
-    """
-    a, b = weight.double().unflatten(0, (layout.num_projections, 2, -1)).unbind(1)
-    return torch.cat([x for p, phase, _ in layout.heads for x in turn(a[p], b[p], phase)])
-
-
-def turned_back(weight: Tensor, layout: HeadLayout) -> Tensor | None:
-    """What `turned` has made ``weight`` of; None if its heads are no turned copies."""
-    a, b = weight.double().unflatten(0, (layout.num_heads, 2, -1)).unbind(1)
-    # Of each projection a head that is an exact copy, if there is one.
-    order = sorted(range(layout.num_heads), key=lambda i: layout.heads[i].phase % 90 == 0)
-    of = {layout.heads[i].projection: i for i in order}
-    chosen = [of[p] for p in range(layout.num_projections)]
-    found = torch.cat([x for i in chosen for x in turn(a[i], b[i], -layout.heads[i].phase)])
-    exact = all(head.phase % 90 == 0 for head in layout.heads)
-    bound = 0.0 if exact else 2 * torch.finfo(weight.dtype).eps * weight.abs().max().item()
-    return found if torch.allclose(turned(found, layout), weight.double(), 0.0, bound) else None

@@ -17,9 +17,10 @@ class ScaleRule:
     """A factor that follows from the head layout and the depth.
 
     ``gain * (H / P) ** -heads * (2 L) ** -depth`` for H attention heads, P query projections and L
-    blocks, each of which adds to the residual stream twice. Scaling a matrix by its fan-in, as
-    maximal-update parametrisation does (arXiv 2203.03466), is heads 0.5 for a deviation and 1 for a
-    step; GPT-2's residual layers have depth 0.5 for the deviation.
+    blocks, each of which adds to the residual stream twice. With heads 0.5 for a deviation and 1
+    for a step EC's matrix is scaled by its fan-in, as by maximal-update parametrisation (arXiv
+    2203.03466), and EH's, of RoPE's fan-in, alike: its heads agree in pairs, too. GPT-2's residual
+    layers have depth 0.5 for the deviation.
 
     Args:
         gain: Factor besides the two powers.

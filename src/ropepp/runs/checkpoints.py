@@ -184,13 +184,21 @@ def describe(path: Path) -> dict[str, Any]:
                 "step": metadata.get("global_step"),
                 "tokens": metadata.get("callbacks", {}).get("Metrics", {}).get("tokens"),
                 "variant": settings.get("position", {}).get("class_path", "").rpartition(".")[2],
-                "parameters": sum(map(math.prod, shapes(path, metadata).values())),
+                "parameters": _num_parameters(settings, shapes(path, metadata)),
                 "settings": settings,
                 "complete": True,
             }
     except InputError as error:
         content["torn"] = str(error)
     return content
+
+
+def _num_parameters(settings: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> int:
+    """Without constants; a tied output layer is the embedding."""
+    tied = settings.get("network", {}).get("tied_embeddings", False)
+    left_out = ("lm_head.weight",) if tied else ()
+    names = (name for name in found if name.endswith(".weight") and name not in left_out)
+    return sum(math.prod(found[name]) for name in names)
 
 
 def inspect(path: Path, as_json: bool = False) -> str:

@@ -5,13 +5,14 @@ A key's type stands with words for what is allowed, such as `FitKeys`; jsonargpa
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from ropepp.errors import InputError
-from ropepp.runs.settings import as_flag, named_files, names_file
+from ropepp.runs.settings import as_flag, named_files, names_file, parents_first
 
 OWN = ("config", "experiment", "run", "logs", "resume", "seed_everything", "ckpt_path")
 FIT_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -69,7 +70,7 @@ class RunsConfig:
         """Keys of ``fit`` as its arguments."""
         return [
             as_flag(key, str(self.path(value)) if names_file(value) else value)
-            for key, value in given.items()
+            for key, value in parents_first(given).items()
         ]
 
     def launch(self, args: list[str], **values: str) -> list[str]:
@@ -80,6 +81,12 @@ class RunsConfig:
                 word = word.replace(f"{{{name}}}", value)  # noqa: PLW2901
             words += args if word == "{args}" else [word]
         return words
+
+    def require_launcher(self) -> None:
+        """Refuses a launcher that is no program here."""
+        program = shlex.split(self.launcher)[0]
+        if program != "{python}" and shutil.which(program) is None:
+            self.refuse(f"launcher begins with {program!r}, which is no program here")
 
     def refuse(self, message: str) -> NoReturn:
         raise InputError(f"{self.file}: {message}")

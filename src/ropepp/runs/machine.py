@@ -1,5 +1,6 @@
 """What this machine is and can do, probed rather than assumed."""
 
+import json
 import os
 import platform
 import subprocess
@@ -42,21 +43,7 @@ def device_name(device: torch.device) -> str:
 
 # Dense bfloat16 products with float32 accumulation, in TFLOP/s, from the makers' data sheets; the
 # first name that occurs in the device's counts.
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "B100": 1800.0,
-    "GH200": 989.4,
-    "H200": 989.4,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.5,
-    "H100": 989.4,
-    "H800": 989.4,
-    "A100": 312.0,
-    "A800": 312.0,
-    "L40S": 362.1,
-    "RTX 4090": 165.2,
-    "MI300X": 1307.4,
-}
+PEAK_TFLOPS: dict[str, float] = json.loads(Path(__file__).with_name("peaks.json").read_bytes())
 
 
 def peak_flops(device: torch.device) -> float | None:

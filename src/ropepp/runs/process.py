@@ -142,8 +142,10 @@ def claim(directory: Path) -> int | None:
 
 
 def adopt(directory: Path, claimed: int) -> RunProcess | None:
-    """A claimed run that goes on without the driver that started it; None if it does not."""
-    if not is_locked(directory / LOG):
+    """A claimed run that goes on here without the driver that started it; None if it does not, or
+    on another machine."""
+    here = socket.gethostname()
+    if not is_locked(directory / LOG) or starter(directory).get("host", here) != here:
         return None
     return RunProcess(directory, claimed, None, newest_step(directory))
 

@@ -156,6 +156,11 @@ def canonical(key: str) -> str:
     return ".".join(part for part in key.split(".") if part != "init_args")
 
 
+def parents_first(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same keys in an order in which a class does not undo what is said of its arguments."""
+    return dict(sorted(given.items(), key=lambda pair: canonical(pair[0]).count(".")))
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as canonical keys and values; a class is the value of its own key."""
     flat: dict[str, Any] = {}

@@ -18,12 +18,14 @@ T = TypeVar("T")
 def results(directories: Sequence[str], form: str = "md") -> str:
     """A table, of one of `FORMS`, of the finished runs in run folders, or in folders of runs such
     as logs/EXPERIMENT, in order of finishing; an `InputError` if there is no folder or no run."""
-    found: list[Path] = []
-    for directory in directories:
-        if not Path(directory).is_dir():
+    found: dict[Path, str] = {}
+    for directory in map(Path, directories):
+        if not directory.is_dir():
             raise InputError(f"{directory} is no folder; give run folders or folders of runs")
-        found += sorted(Path(directory).rglob(RESULT), key=lambda path: path.lstat().st_mtime)
-    rows = read_rows((path.parent.name, path) for path in dict.fromkeys(found))
+        for path in sorted(directory.rglob(RESULT), key=lambda path: path.lstat().st_mtime):
+            name = path.parent.relative_to(directory)
+            found.setdefault(path, str(name) if name.parts else path.parent.name)
+    rows = read_rows((name, path) for path, name in found.items())
     if not rows:
         raise InputError(f"no finished run (result.json of fit) in {', '.join(directories)}")
     return FORMS[form](rows)

@@ -121,23 +121,27 @@ class SweepConfig(RunsConfig):
 
     def flat(self, row: SweepRow) -> dict[str, Any]:
         """All settings of a row that the YAML or the base configuration gives."""
-        return settings.overlay([*self.fixed["base"], self.fixed["set"], row.asked])
+        own = settings.parents_first(self.fixed["set"] | row.asked)
+        return settings.overlay([*self.fixed["base"], own])
 
     def plan(self, drawn: Sequence[SweepRow] = ()) -> SweepPlan:
         """The content of ``sweep.json``."""
         rates = {self.flat(row).get(LEARNING_RATE) for row in self.rows}
         searched = any(settings.canonical(key) == LEARNING_RATE for key in self.search)
         rows = [*self.rows, *drawn]
-        baseline = self.baseline or rows[0].variant
+        wanted = self.baseline or rows[0].variant
+        baseline = next(row for row in rows if wanted in (row.name, row.variant))
+        axes = baseline.name.removeprefix(baseline.variant)
         return SweepPlan(
             name=self.name,
             question=self.question,
-            baseline=next(r.name for r in rows if baseline in (r.name, r.variant)),
+            baseline=baseline.name,
             metric=self.metric,
             shared_learning_rate=len(rates) == 1 and not searched,
             variants=[row.name for row in rows],
             display={row.name: row.display for row in rows},
-            controls=[row.name for row in self.rows if row.variant in self.controls],
+            # At other values of the axes they are no controls of the baseline.
+            controls=[row.name for row in rows if row.name in {v + axes for v in self.controls}],
         )
 
     def arguments(self, spec: RunSpec) -> list[str]:

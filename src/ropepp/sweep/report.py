@@ -23,6 +23,7 @@ from ropepp.sweep.results import SweepResults, VariantResults, interval, load, n
 UNITS = {"validation_loss": " (nats per token)"}
 PARAMETERS, CACHE = "parameters", "kv_cache_bytes_per_token"
 FLOPS = "training_flops_per_token"
+_STYLE = Path(__file__).with_name("report.css")
 EQUAL = ("steps", "tokens", "sequence_length", "commit", "device", "world_size", "torch")
 
 
@@ -291,21 +292,7 @@ def _page(text: str, sweep: SweepResults, plots: Sequence[Figure]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(sweep.plan.name)}</title><style>{_CSS}</style></head><body><main>\n"
+        f"<title>{html.escape(sweep.plan.name)}</title><style>"
+        f"\n{_STYLE.read_text()}</style></head><body><main>\n"
         f"{body}\n</main></body></html>\n"
     )
-
-
-_CSS = """
-body { background: #fff; color: #1c1c1c; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; }
-h2 { margin-top: 2rem; } h3 { margin: 0; }
-p, ul { max-width: 46rem; } code { overflow-wrap: anywhere; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .9rem; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; }
-i { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
-figure { display: inline-block; width: 30rem; max-width: 100%; margin: 1rem 1rem 1rem 0;
-  vertical-align: top; }
-img { width: 100%; } figcaption { font-size: .85rem; color: #555; }
-"""

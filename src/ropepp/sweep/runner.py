@@ -204,7 +204,8 @@ class Driver:
         corpus = overlay([*self.config.fixed["base"], spec.overrides]).get(CORPUS)
         # With a launcher of one's own it may be where only the run can see it.
         here = self.config.launcher == RunsConfig.launcher
-        if here and isinstance(corpus, str) and not Path(corpus).exists():
+        plain = corpus if isinstance(corpus, str) and "${" not in corpus else "."
+        if here and not Path(plain).exists():
             raise InputError(
                 f"data.corpus is {corpus} in {spec.variant}, which does not exist: make it with "
                 "`ropepp prepare`"

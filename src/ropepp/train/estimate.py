@@ -86,9 +86,10 @@ class EstimateCLI(RopeppCLI):
         """Touches neither the run's folder nor checkpoints."""
 
     def instantiate_classes(self) -> None:
-        keys = ("model", "data", "checkpoint")
+        # The last ones for what they refuse.
+        keys = ("model", "data", "checkpoint", "metrics", "guard", "profile", "suite")
         made = self._parser("fit").instantiate(Namespace({key: self.options[key] for key in keys}))
-        self.model, self.datamodule, self.checkpoint = (made[key] for key in keys)
+        self.model, self.datamodule, self.checkpoint = (made[key] for key in keys[:3])
 
     @property
     def data_is_there(self) -> bool:
@@ -96,7 +97,8 @@ class EstimateCLI(RopeppCLI):
         return not isinstance(data, CorpusDataModule) or all(Path(f).exists() for f in data.folders)
 
     def check(self) -> None:
-        """Raises what ``fit`` would of the module, without devices."""
+        """Raises what ``fit`` would of module and trainer, without devices."""
+        self._check_trainer()
         trainer = self.options.trainer
         precision = "32-true" if trainer.precision in (None, 32, "32") else trainer.precision
         data_vocab = self.datamodule.vocab_size if self.data_is_there else None

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
 from ropepp.data.loading.datamodule import RowsDataModule
-from ropepp.errors import Diverged, InputError, Stopped
+from ropepp.errors import Diverged, InputError, Stopped, at_least
 from ropepp.files import held, require_writable, run_folder, write_json
 from ropepp.model.folders.hub import local_path
 from ropepp.runs.checkpoints import list_checkpoints, newest_complete, torn
@@ -200,6 +200,7 @@ class RopeppCLI(LightningCLI):
 
     def _check_trainer(self) -> None:
         """Refuses keys of the trainer that would have no effect, or spoil the mean of a step."""
+        at_least(0, "trainer.", gradient_clip_val=self.options.trainer.get("gradient_clip_val"))
         for key, allowed in FIXED.items():
             value = self.options.trainer.get(key)
             if value is not None and str(value) not in allowed.split():
@@ -292,7 +293,12 @@ class RopeppCLI(LightningCLI):
             callbacks.append(run_files.RunFiles(self.directory, text, ckpt_path, begun_from))
         self.metrics = metrics
         trainer["plugins"] = [*_listed(trainer.get("plugins")), CheckpointFiles(self.fall_back)]
-        made = self._instantiate_trainer(trainer, callbacks)
+        try:
+            made = self._instantiate_trainer(trainer, callbacks)
+        except InputError:
+            raise
+        except (ValueError, TypeError) as error:  # of Lightning, in words
+            raise InputError(f"trainer: {error}") from error
         # Lightning's own handlers exchange messages inside the handler, which deadlocks processes
         # that are at different places. Until it trains, a signal ends a run at once.
         made._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

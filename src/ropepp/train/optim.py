@@ -44,6 +44,12 @@ class AdamW(OptimizerSpec):
     decay_norms: bool = False
     decay_embeddings: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, eps=self.eps, weight_decay=self.weight_decay)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas is {self.betas}; each must be at least 0 and less than 1")
+
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         return self.over(model, model.named_parameters())
 
@@ -110,6 +116,10 @@ class Muon(OptimizerSpec):
             raise InputError(f"momentum is {self.momentum}; it must be at least 0 and less than 1")
         if not 1 <= self.ns_steps < 100:
             raise InputError(f"ns_steps is {self.ns_steps}; it must be from 1 to 99")
+        self._adamw()  # which checks what is its own
+
+    def _adamw(self) -> AdamW:
+        return AdamW(self.lr, self.adam_betas, self.adam_eps, self.weight_decay)
 
     def build(self, model: nn.Module) -> "MuonWithAdamW":
         named = dict(model.named_parameters())
@@ -122,8 +132,7 @@ class Muon(OptimizerSpec):
             ns_steps=self.ns_steps,
             adjust_lr_fn="match_rms_adamw",
         )
-        adamw = AdamW(self.lr, self.adam_betas, self.adam_eps, self.weight_decay)
-        return MuonWithAdamW(muon, adamw.over(model, rest.items()))
+        return MuonWithAdamW(muon, self._adamw().over(model, rest.items()))
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

@@ -50,6 +50,10 @@ class Cosine(Schedule):
 
     final: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, final=self.final)
+
     def after_warmup(self, step: int, total_steps: int) -> float:
         progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
         return self.final + (1 - self.final) * half_cosine(progress)

@@ -1,5 +1,6 @@
 """Weights to begin a stage with, from whatever form they are in, and optimizers' states."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.distributed.checkpoint import state_dict as dcp
 from ropepp.errors import InputError
 from ropepp.model.config import ModelConfig
 from ropepp.model.folders.published import check_shapes, load_pretrained
+from ropepp.model.heads import HeadLayout
 from ropepp.model.init import as_sharded
 from ropepp.model.plain import from_plain, understanding
 from ropepp.model.transformer import Transformer
@@ -67,8 +69,38 @@ def added_heads(network: Transformer, path: Path, saved: Any) -> list[int] | Non
     with understanding(f"{path} is of {spec}"):
         layout = spec.layout(config.num_heads, config.num_kv_heads)
         if layout.num_heads == network.layout.num_heads or sizes[0] != sizes[1]:
+            if sizes[0] == sizes[1] and layout.heads != network.layout.heads:
+                warnings.warn(
+                    f"{path} is of {spec}: its weights compute another function in"
+                    f" {network.position}",
+                    stacklevel=2,
+                )
             return None
-        return network.layout.places_of(layout)
+        return places_of(network.layout, layout)
+
+
+def places_of(layout: HeadLayout, other: HeadLayout) -> list[int]:
+    """Which of a layout's heads each of another's is: of the same projection, phase and kv head.
+    An `InputError` if one is not there, or there are more projections or kv heads."""
+    free = [(head.projection, head.phase % 360, head.kv_head) for head in layout.heads]
+    places: list[int] = []
+    for head in other.heads:
+        key = (head.projection, head.phase % 360, head.kv_head)
+        if key not in free:
+            raise InputError(
+                f"of {other.num_heads} attention heads not all are among the new "
+                f"{layout.num_heads}, so what they add would be lost: the first has projection "
+                f"{head.projection}, phase {head.phase:g} degrees, kv head {head.kv_head}"
+            )
+        places.append(free.index(key))
+        free[places[-1]] = (-1, 0.0, -1)
+    counts = [(x.num_projections, x.num_kv_heads) for x in (other, layout)]
+    if counts[0] != counts[1]:
+        raise InputError(
+            f"there are {counts[0][0]} query projections and {counts[0][1]} kv heads, and "
+            f"{counts[1][0]} and {counts[1][1]} are needed: only heads can be added"
+        )
+    return places
 
 
 @torch.no_grad()

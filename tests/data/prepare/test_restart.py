@@ -16,6 +16,7 @@ from helpers.corpora import run, snapshot, texts_of
 from helpers.make_tree import make_tree
 from helpers.raw_text import TEXTS, json_lines
 from ropepp.data.prepare import encode as shards
+from ropepp.data.prepare.inspect import verify
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
 
@@ -366,3 +367,8 @@ def test_the_same_command_again(
     (tree / "more.jsonl").write_bytes(json_lines(TEXTS))
     with pytest.raises(InputError, match="out exists; choose another name or pass --overwrite"):
         run(tree, out, tokenizer, **options)
+    # Killed before it had its name: other options make no use of what was joined.
+    os.rename(out, tmp_path / ".out.partial")
+    run(tree, out, tokenizer, validation_fraction=0, **options)
+    assert not (out / "validation").exists()
+    verify(out)

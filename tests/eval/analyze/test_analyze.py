@@ -132,6 +132,11 @@ def test_recall(recall_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "chance 0.048" in capsys.readouterr().out
 
 
+def test_recall_has_as_many_rows_as_asked(recall_run: Path) -> None:
+    text = read_rows(open_model(recall_run), 300, 48)
+    assert text.inputs.shape == (300, 48)
+
+
 def test_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--theta", "1e4", "5e5", "--scaling", "PI:8", "--head_dim", "16", "--length", "600"]
     main(["curves", *args, "--trained_length", "64", "--out", str(tmp_path)])
@@ -195,5 +200,5 @@ def test_bad_input(run: Path, recall_run: Path, corpus: Path, tmp_path: Path) ->
             main([*args, *out])
     assert not (tmp_path / "out").exists()
     for args in (["noise", str(run), "--rows", "0"], ["noise"]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(InputError, match="noise: "):
             main(args)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from helpers.golden_data import ROOT, expected, tensor
 from ropepp.errors import InputError
 from ropepp.interop import load_pretrained
+from ropepp.model.positions import PI, Pythia
 
 
 @pytest.fixture
@@ -78,3 +79,22 @@ def test_dtype_is_float32_unless_asked() -> None:
     assert not exact.training
     error = (rounded(ids).float() - exact(ids)).norm() / exact(ids).norm()
     assert error < 0.05
+
+
+def test_a_plain_llama_leaves_no_target_out(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    for key in ("ignore_index", "rope_config", "use_alibi", "fourier", "partial_rotary_factor"):
+        settings.pop(key, None)
+    settings["eos_token_id"] = 2
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert load_pretrained(folder).ignore_index == -100
+    change(folder, rope_config={"imag": False})
+    assert load_pretrained(folder).ignore_index == 2
+
+
+def test_scaling_beside_other_encodings(folder: Path) -> None:
+    change(folder, rope_scaling={"rope_type": "linear", "factor": 8.0}, partial_rotary_factor=0.5)
+    assert load_pretrained(folder).position == Pythia(rotary_share=0.5, scaling=PI(8.0))
+    change(folder, use_alibi=True)
+    with pytest.raises(InputError, match="allowed is none beside use_alibi"):
+        load_pretrained(folder)

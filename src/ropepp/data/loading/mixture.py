@@ -144,7 +144,7 @@ class MixtureOrder:
 def _whole_numbers(weights: Sequence[float]) -> tuple[int, ...]:
     """Samples of each corpus in a period, without a common divisor."""
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise InputError(f"the weights are {list(weights)}; each must be a number above 0")
+        raise InputError(f"data.corpus has weights {list(weights)}; allowed: numbers above 0")
     exact = [Fraction(str(weight)) for weight in weights]
     shares = [weight / sum(exact) for weight in exact]
     period = min(math.lcm(*(share.denominator for share in shares)), MAX_PERIOD)
@@ -155,7 +155,7 @@ def _whole_numbers(weights: Sequence[float]) -> tuple[int, ...]:
         counts[i] += 1
     if 0 in counts:
         raise InputError(
-            f"the weights are {list(weights)}; each must be at least 1/{MAX_PERIOD} of their sum"
+            f"data.corpus has weights {list(weights)}; each must be 1/{MAX_PERIOD} of their sum"
         )
     divisor = math.gcd(*counts)
     return tuple(count // divisor for count in counts)

@@ -115,7 +115,7 @@ def prepare(
     trains = tokenizer == "bpe" and bos is None and eot is None
     given = None if trains else load_tokenizer(tokenizer, bos, eot)
     found = find_source(source)
-    target = Path(out) if out else Path("data") / found.name
+    target = Path(out) if out is not None else Path("data") / found.name
     clear_leftovers(target.resolve())
     if not (target / TRAIN / META_FILE).is_file() or overwrite:
         _check_target(target, overwrite, found)
@@ -135,7 +135,8 @@ def prepare(
         run = replace(here, folder=folder)
         try:
             used = make()
-            run.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE)  # of another one
+            # What a killed run has left of another tokenizer, or of other splits.
+            run.clear(BPE_FILE, TIKTOKEN_FILE, CONFIG_FILE, BAD_LINES_FILE, TRAIN, VALIDATION)
             used.save(folder)
             metas = run.encode(used, target)
             corpus = run.join(metas, used)

@@ -19,13 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ropepp.data.recall.accuracy import STREAM
-from ropepp.data.recall.task import RecallRows
 from ropepp.data.tokenizer import decode_behind
 from ropepp.errors import InputError
 from ropepp.eval.analyze.heads import kinds_of
 from ropepp.eval.analyze.output import COLORS, canvas, draw_intervals, save
-from ropepp.eval.analyze.rows import BATCH_TOKENS, LENGTH, RECALL_UNIT, read_rows, recall_data
+from ropepp.eval.analyze.rows import BATCH_TOKENS, LENGTH, RECALL_UNIT, read_rows, recall_batch
 from ropepp.eval.generated import encoded_samples, tasks_of
 from ropepp.eval.likelihood import score_continuations
 from ropepp.generate.decode import complete
@@ -43,6 +41,7 @@ ENDS = {
     "imaginary": ("imaginary_low", "imaginary_high"),
     "difference": ("low", "high"),
 }
+NO_END = -1  # no token
 NAMES = ("loss", "perplexity", "accuracy")
 Measure = Callable[[], Mapping[str, float]]
 Values = dict[tuple[str, float], dict[int, float]]  # by kind, standard deviation and draw
@@ -160,12 +159,10 @@ def text_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[s
 
 def recall_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
     """Accuracy and loss of the answers of associative recall, in rows of the trained length."""
-    data = recall_data(saved)
-    length = options.length or data.sequence_length
-    rows = RecallRows(length, data.pairs, data.vocab_size, options.rows, None, options.seed, STREAM)
-    batch = rows.batch(range(options.rows))
+    batch = recall_batch(saved, options.rows, options.length, options.seed)
+    rows, length = batch["input_ids"].shape
     measure = partial(mean_loss, saved.model, *model_inputs(batch)[:2], ("accuracy", "loss"))
-    return measure, {"text": "associative recall", "rows": options.rows, "length": length}
+    return measure, {"text": "associative recall", "rows": rows, "length": length}
 
 
 def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
@@ -188,7 +185,9 @@ def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[
         losses, scores = 0.0, 0.0
         for task, (sample, prompt, answers, _) in samples:
             losses += sum(score_continuations(saved.model, prompt, answers, BATCH_TOKENS))
-            said = complete(saved.model, [prompt], task.max_new_tokens, tokenizer.eot_id)[0]
+            # To the last token, or the next sample's noise would depend on where this one ends.
+            said = complete(saved.model, [prompt], task.max_new_tokens, NO_END)[0]
+            said = said[: [*said, tokenizer.eot_id].index(tokenizer.eot_id)]
             scores += task.score(decode_behind(tokenizer, prompt, said), sample)["score"]
         return {"loss": losses / count, "score": scores / len(samples)}
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ropepp.data.recall.accuracy import STREAM
 from ropepp.data.tokenizer import Tokenizer
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError
@@ -60,7 +61,7 @@ def read_rows(
         saved.require_tokenizer(meta.tokenizer_fingerprint, saved.corpora[0])
         return beginnings(saved.corpora[0], rows, wanted, exact=length is not None)
     if name == "RecallDataModule":
-        batch = recall_data(saved).evaluation_sets()[""].batch(np.arange(rows))
+        batch = recall_batch(saved, rows, length)
         ids = torch.nn.functional.pad(batch["input_ids"], (0, 1))
         return TextRows(ids, "associative recall", RECALL_UNIT)
     found = f"the data of {saved.path} is {name}" if name else f"{saved.path} names no data"
@@ -78,6 +79,17 @@ def recall_data(saved: SavedModel) -> "RecallDataModule":
     from ropepp.data.recall.task import RecallDataModule
 
     return RecallDataModule(**saved.data_arguments)
+
+
+def recall_batch(
+    saved: SavedModel, rows: int, length: int | None, seed: int = 0
+) -> dict[str, Tensor]:
+    """Rows of recall that were seen in no training, of the trained length unless given."""
+    from ropepp.data.recall.task import RecallRows
+
+    data = recall_data(saved)
+    sizes = (length or data.sequence_length, data.pairs, data.vocab_size, rows)
+    return RecallRows(*sizes, None, seed, STREAM).batch(range(rows))
 
 
 def beginnings(folder: str, rows: int, length: int, exact: bool = True) -> TextRows:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import ceil, inf
 from pathlib import Path
 from random import Random
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 from ropepp.data.text.documents import BOM, decode
 from ropepp.data.text.readers import read_text
@@ -17,6 +17,7 @@ from ropepp.eval.babilong.scoring import scores
 from ropepp.eval.ruler.background import given, sentences, speech_files
 from ropepp.eval.tasks import FULL, Sample, Task
 from ropepp.generate.text import document_ids
+from ropepp.model.plain import understanding
 from ropepp.records import read_json
 
 # What stands before the context, by task.
@@ -25,9 +26,6 @@ STORIES_FILE, PART = "tasks_1-20_v1-2.zip", "en-10k"
 STAND_IN = Path(__file__).with_name("stories.zip")  # of scripts/simulate_babi.py
 BOOKS = "pg19"
 MIN_WORDS = 8  # of a sentence of the background; the original has 10 tokens of GPT-2
-# Share of a simulated task's most frequent answer; of 20,000 stories where it is no fraction.
-SHARES = (1 / 6, 1 / 6, 1 / 6, 1 / 6, 0.19, 1 / 2, 0.50, 0.45, 1 / 2, 1 / 3)
-BASELINES = {f"qa{number}": share for number, share in enumerate(SHARES, start=1)}
 AIM = 0.995  # share of the length that the search for a prompt tries
 MIN_SLOPE = 1e-3
 ATTEMPTS = 50  # drawings of a sample whose smallest prompt is too long
@@ -157,14 +155,13 @@ def babilong_tasks(data: Path | None) -> list[Task]:
     original, folder = given(data, STORIES_FILE), given(data, BOOKS)
     official = original is not None and folder is not None
     tasks: list[Task] = []
-    for name, baseline in BASELINES.items():
+    for name in PROMPTS:
+        stories = tuple(read_stories(original or STAND_IN, name))
+        baseline = max(Counter(one.answer for one in stories).values()) / len(stories)
         if (samples := given(data, name)) is not None:
             tasks.append(PublishedQuestions(name, baseline, samples))
-            continue
-        stories = tuple(read_stories(original or STAND_IN, name))
-        often = max(Counter(story.answer for story in stories).values())
-        share = often / len(stories)
-        tasks.append(FactQuestions(name, share, stories, _books(folder), official))
+        else:
+            tasks.append(FactQuestions(name, baseline, stories, _books(folder), official))
     return tasks
 
 
@@ -172,15 +169,12 @@ def read_stories(path: Path, task: str) -> list[Story]:
     """The test stories of a task ("qa1", ...), one for each question, in `tasks_1-20_v1-2.zip`; an
     `InputError` if its file is missing or has another form."""
     pattern = f"{PART}/{task}_*_test.txt"
-    try:
-        with ZipFile(path) as archive:
-            found = [name for name in archive.namelist() if Path(name).match(f"*/{pattern}")]
-            if not found:
-                raise InputError(f"{path} has no file {pattern}")
-            name = f"{path}/{found[0]}"
-            text = decode(archive.read(found[0]), name).removeprefix(BOM)
-    except BadZipFile as error:
-        raise InputError(f"{path} is no zip file") from error
+    with understanding(path), ZipFile(path) as archive:
+        found = [name for name in archive.namelist() if Path(name).match(f"*/{pattern}")]
+        if not found:
+            raise InputError(f"{path} has no file {pattern}")
+        name = f"{path}/{found[0]}"
+        text = decode(archive.read(found[0]), name).removeprefix(BOM)
     stories: list[Story] = []
     facts: list[str] = []
     for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):

@@ -4,6 +4,7 @@ has their arithmetic (SmolLM2, Mistral without a window, Qwen3), and this projec
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from ropepp.checksums import check_files, listed
 from ropepp.errors import InputError
 from ropepp.model import positions as specs
 from ropepp.model.config import ModelConfig
-from ropepp.model.folders.tensors import read_tensors
-from ropepp.model.heads import turned_back
+from ropepp.model.folders.tensors import read_tensors, turned_back
 from ropepp.model.loss import IGNORE_INDEX
 from ropepp.model.plain import from_plain, require_plain, understanding
 from ropepp.model.positions.alibi import slopes_of
@@ -74,9 +74,12 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
         if not name.endswith("rotary_emb.inv_freq"):  # of older Llamas: it follows from settings
             tensors[name.replace(".self_attn.pos_emb.", ".self_attn.position.")] = tensor
     if OWN_TYPE in settings:
-        of_it = {**settings, **settings[OWN_TYPE], "model_type": OWN_TYPE}
+        with understanding(folder / "config.json"):
+            of_it = {**settings, **settings[OWN_TYPE], "model_type": OWN_TYPE}
         made_of = architecture(of_it, folder / "config.json")
-        config, spec = made_of if take_projections(tensors, *made_of, folder) else (config, spec)
+        if _turns_alike((config, spec), made_of, folder):
+            made = take_projections(tensors, *made_of, folder)
+            config, spec = made_of if made else (config, spec)
     model = unfilled(config, spec, folder / "config.json", ignore_index(settings))
     take_slopes(model, tensors, folder)
     if config.tied_embeddings:
@@ -154,14 +157,14 @@ def own_position(plain: dict[str, Any]) -> specs.Position:
 def model_config(settings: dict[str, Any]) -> ModelConfig:
     """Sizes from a published or a Llama's ``config.json``; defaults are those of transformers."""
     qwen = settings["model_type"] == "qwen3"
-    hidden, heads = (settings.get(key) for key in ("hidden_size", "num_attention_heads"))
+    hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
     head_dim = settings.get("head_dim", 128 if qwen else None)
     return ModelConfig(
         vocab_size=settings["vocab_size"],
-        hidden_size=settings["hidden_size"],
+        hidden_size=hidden,
         num_layers=settings["num_hidden_layers"],
-        num_heads=settings["num_attention_heads"],
-        num_kv_heads=settings.get("num_key_value_heads") or settings["num_attention_heads"],
+        num_heads=heads,
+        num_kv_heads=settings.get("num_key_value_heads") or heads,
         ffn_size=settings["intermediate_size"],
         head_size=None if head_dim and head_dim * heads == hidden else head_dim,
         norm_eps=settings.get("rms_norm_eps", 1e-6),
@@ -176,13 +179,14 @@ def position(settings: dict[str, Any]) -> specs.Position:
     rope = settings.get("rope_config") or {}
     llama = rope_parameters(settings)
     theta = llama["rope_theta"]
-    if settings.get("use_alibi"):
-        return specs.ALiBi()
-    if settings.get("fourier"):
-        return fourier(settings, theta)
-    if settings.get("partial_rotary_factor", 1.0) != 1.0:
-        return specs.Pythia(theta=theta, rotary_share=settings["partial_rotary_factor"])
     scaling = llama_scaling(llama)
+    alibi, fope = settings.get("use_alibi"), settings.get("fourier")
+    if scaling is not None and (alibi or fope):
+        raise InputError(f"rope_scaling is {llama}; allowed is none beside use_alibi and fourier")
+    if alibi or fope:
+        return specs.ALiBi() if alibi else fourier(settings, theta)
+    if (share := settings.get("partial_rotary_factor", 1.0)) != 1.0:
+        return specs.Pythia(theta=theta, scaling=scaling, rotary_share=share)
     if (factor := rope.get("factor")) is not None:
         # YaRN's original length is 4096 in this format.
         scaling = specs.YaRN(factor=factor) if rope.get("yarn") else specs.PI(factor=factor)
@@ -254,16 +258,30 @@ def fourier(settings: dict[str, Any], theta: float) -> specs.FoPE:
 
 
 def ignore_index(settings: dict[str, Any]) -> int:
-    """The target that published models leave out of their loss: end-of-text unless stated."""
-    stated = settings.get("ignore_index", settings.get("eos_token_id"))
+    """The target that a model leaves out of its loss: of a published one end-of-text unless stated,
+    of a Llama none."""
+    published = settings.keys() & {"rope_config", "use_alibi", "fourier", "partial_rotary_factor"}
+    usual = settings.get("eos_token_id") if published else None
+    stated = settings.get("ignore_index", usual)
     return stated if isinstance(stated, int) else IGNORE_INDEX
+
+
+def _turns_alike(llama: tuple[Any, Any], made_of: tuple[Any, Any], folder: Path) -> bool:
+    """Whether an exported Llama norms and rotates as what it was made of, with a warning if not."""
+    places, pairs = torch.arange(0, 4096, 512)[None], (llama, made_of)
+    (turns, others), eps = (spec.table(places, config) for config, spec in pairs), llama[0].norm_eps
+    near = all(map(partial(torch.allclose, atol=1e-4), turns, others))
+    if near and eps == made_of[0].norm_eps:
+        return True
+    warnings.warn(f"{folder}: theta, scaling or norms were changed; read as a Llama", stacklevel=3)
+    return False
 
 
 def take_projections(
     tensors: dict[str, Tensor], config: ModelConfig, spec: specs.Position, folder: Path
 ) -> bool:
-    """Gives an ordinary Llama back the query projections that it was made of, see
-    `ropepp.model.heads.turned`; False, with a warning, if it was trained as a Llama since."""
+    """Gives an ordinary Llama back the query projections that it was made of, see `turned` in
+    `ropepp.model.folders.tensors`; False, with a warning, if it was trained as a Llama since."""
     layout, found = spec.layout(config.num_heads, config.num_kv_heads), {}
     for name, tensor in tensors.items():
         if name.endswith("q_proj.weight"):

@@ -1,9 +1,10 @@
 """Named tensors in a folder: one file, or several with an index, as Hugging Face folders have
-them. Nothing is ever unpickled."""
+them, and the query matrices of Llamas there. Nothing is ever unpickled."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from ropepp.checksums import check_files
 from ropepp.errors import InputError
 from ropepp.files import DiskError, write_json
+from ropepp.model.heads import HeadLayout, turn
 from ropepp.model.plain import understanding
 from ropepp.records import SETTINGS, read_object
 
@@ -89,3 +91,27 @@ def _read(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         except SafetensorError as error:
             raise InputError(f"{file} is no complete safetensors file: {error}") from error
+
+
+def turned(weight: Tensor, layout: HeadLayout) -> Tensor:
+    """A query matrix (H D, M), float64, in which every head has rows of its own, from one of
+    projections (P D, M).
+
+    A turn of a query commutes with its rotation, so a head with phase p is one with phase 0 whose
+    rows of halves [a, b] are ``cos(p) [a, b] + sin(p) [-b, a]`` (see `turn`).
+    """
+    a, b = weight.double().unflatten(0, (layout.num_projections, 2, -1)).unbind(1)
+    return torch.cat([x for p, phase, _ in layout.heads for x in turn(a[p], b[p], phase)])
+
+
+def turned_back(weight: Tensor, layout: HeadLayout) -> Tensor | None:
+    """What `turned` has made ``weight`` of; None if its heads are no turned copies."""
+    a, b = weight.double().unflatten(0, (layout.num_heads, 2, -1)).unbind(1)
+    # Of each projection a head that is an exact copy, if there is one.
+    order = sorted(range(layout.num_heads), key=lambda i: layout.heads[i].phase % 90 == 0)
+    of = {layout.heads[i].projection: i for i in order}
+    chosen = [of[p] for p in range(layout.num_projections)]
+    found = torch.cat([x for i in chosen for x in turn(a[i], b[i], -layout.heads[i].phase)])
+    exact = all(head.phase % 90 == 0 for head in layout.heads)
+    bound = 0.0 if exact else 2 * torch.finfo(weight.dtype).eps * weight.abs().max().item()
+    return found if torch.allclose(turned(found, layout), weight.double(), 0.0, bound) else None

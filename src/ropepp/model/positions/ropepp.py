@@ -14,14 +14,19 @@ class Repeating(RoPE):
 
     Args:
         start_as_rope: Whether the output projection's columns are zero at first but for those of
-            each projection's first head, so that the model begins as the RoPE of its seed.
+            each projection's first real head, so that the model begins as the RoPE of its seed.
     """
 
     start_as_rope: bool = False
 
     def drawn(self, layout: HeadLayout) -> list[int]:
-        first = {head.projection: i for i, head in reversed([*enumerate(layout.heads)])}
-        return sorted(first.values()) if self.start_as_rope else super().drawn(layout)
+        if not self.start_as_rope:
+            return super().drawn(layout)
+        heads = reversed([*enumerate(layout.heads)])
+        real = {head.projection: i for i, head in heads if head.phase % 360 == REAL}
+        if len(real) < layout.num_projections:
+            raise InputError(f"start_as_rope needs a phase of 0 in every projection, not {self}")
+        return sorted(real.values())
 
 
 @dataclass(frozen=True)

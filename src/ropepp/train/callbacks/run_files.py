@@ -31,7 +31,8 @@ class RunFiles(Callback):
     ckpt_path: str | None
     begun_from: str | None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        # Not sooner: sharded checkpoints are restored, or refused, behind all that prepares a fit.
         if not trainer.is_global_zero:
             return
         network, root_device = pl_module.network, trainer.strategy.root_device
@@ -65,6 +66,10 @@ class RunFiles(Callback):
         write_text(self.directory / "config.yaml", text)
         for logger in trainer.loggers:  # of the user's own; ours leaves it to config.yaml
             logger.log_hyperparams(content)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not (self.directory / "config.yaml").exists():  # no step was left
+            self.on_train_start(trainer, pl_module)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -13,6 +13,7 @@ from ropepp.data.loading.loader import EvalLoader, Rows
 from ropepp.data.packing.concat import Concat
 from ropepp.data.tokens.corpus import Corpus
 from ropepp.errors import InputError, at_least
+from ropepp.model.sequence import check_length
 from ropepp.train.callbacks.metrics import Metrics
 from ropepp.train.callbacks.step import StepCallback
 from ropepp.train.evaluation import Evaluation, on_the_way
@@ -67,6 +68,8 @@ class SuiteEvaluation(StepCallback):
                 f"suite.corpus is {self.corpus}, made with tokenizer {found[:12]}; the training"
                 f" data's is {here[:12]}: prepare the text with that one"
             )
+        for T in self.lengths:
+            check_length(T, getattr(trainer.strategy, "context_parallel_size", 1))
         masked = getattr(data, "mask_documents", True)
         self._texts = {T: Concat().rows(opened, T, masked) for T in self.lengths}
 
