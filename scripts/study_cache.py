@@ -15,8 +15,8 @@ PRIMARY = [
     ),
     Contrast(
         "C3: EH and RoPE with EH's cache, recall at 4x",
-        ("recall", "eh", "scaled"),
-        ("recall", "half-kv", "scaled"),
+        ("recall", "eh", "fan-in"),
+        ("recall", "half-kv", "fan-in"),
         FAR,
     ),
 ]
@@ -27,8 +27,8 @@ EXPLORATORY = [
     Contrast("EH and RoPE with twice the cache, loss", EH, ("text", "rope", "best")),
     Contrast(
         "EH and RoPE with twice the cache, recall at 4x",
-        ("recall", "eh", "scaled"),
-        ("recall", "rope", "scaled"),
+        ("recall", "eh", "fan-in"),
+        ("recall", "rope", "fan-in"),
         FAR,
     ),
 ]
@@ -45,7 +45,7 @@ def losses(results: Results) -> str:
 
 def recall(results: Results) -> str:
     names = results.variants("recall")
-    return recall_table(results, {results.titles[v]: ("recall", v, "scaled") for v in names})
+    return recall_table(results, {results.titles[v]: ("recall", v, "fan-in") for v in names})
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {

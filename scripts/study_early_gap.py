@@ -51,7 +51,7 @@ EXPLORATORY = [
         ("today", "ec", "today"),
     ),
     Contrast(
-        "EC, RoPE's best recipe by heads per projection, and EC's own best",
+        "EC, RoPE's best recipe by fan-in, and EC's own best",
         ("rule", "ec", "fan-in"),
         ("final", "ec", "best"),
     ),
@@ -66,7 +66,7 @@ EXPLORATORY = [
         ("final", "ec", "best"),
     ),
     Contrast(
-        "EC by heads per projection, RoPE at its best",
+        "EC by fan-in, RoPE at its best",
         ("rule", "ec", "fan-in"),
         ("final", "rope", "best"),
     ),

@@ -44,8 +44,8 @@ def with_rope(title: str, part: str, variant: str, cell: str, what: Quantity) ->
 
 
 PRIMARY = [
-    with_rope("L1: recall at 4x, EC", "recall", "ec", "scaled", FAR),
-    with_rope("L2: recall at 4x, EH", "recall", "eh", "scaled", FAR),
+    with_rope("L1: recall at 4x, EC", "recall", "ec", "fan-in", FAR),
+    with_rope("L2: recall at 4x, EH", "recall", "eh", "fan-in", FAR),
     with_rope("L3: loss of text beyond 1x, EC", "text", "ec", "best", BEYOND),
 ]
 OTHERS = {"alibi": "ALiBi", "nope": "NoPE", "pythia": "Pythia"}
@@ -74,12 +74,9 @@ def exploratory(results: Results, task: str, own: str, what: Quantity) -> list[C
 
 
 def exploratory_recall(results: Results) -> str:
-    rope = ("recall", "rope", "scaled")
-    found = [
-        Contrast(f"{name}, today, and RoPE", ("recall-today", v, "today"), rope, FAR)
-        for v, name in (("ec", "EC"), ("eh", "EH"))
-    ]
-    return comparisons(results, found + exploratory(results, "recall", "scaled", FAR))
+    rope = ("recall", "rope", "fan-in")
+    found = [Contrast("EC, today, and RoPE", ("recall-today", "ec", "today"), rope, FAR)]
+    return comparisons(results, found + exploratory(results, "recall", "fan-in", FAR))
 
 
 def exploratory_text(results: Results) -> str:
@@ -102,7 +99,7 @@ def recall_rows(results: Results) -> dict[str, Row]:
     rows = {
         f"{results.titles[variant]}{words}": (part, variant, cell)
         for part, cell, words in (
-            ("recall", "scaled", ""), ("recall-others", "scaled", ""),
+            ("recall", "fan-in", ""), ("recall-others", "fan-in", ""),
             ("recall-theta", "theta-100", ", theta 100"), ("recall-today", "today", ", today"),
         )
         for variant in results.variants(part)
@@ -222,7 +219,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "exploratory_text": exploratory_text,
     "recall_lengths": lambda results: recall_table(results, recall_rows(results)),
     "recall_pairs": recall_pairs,
-    "recall_stretched": stretched(lambda method: accuracy("4x", "4", method), "recall", "scaled"),
+    "recall_stretched": stretched(lambda method: accuracy("4x", "4", method), "recall", "fan-in"),
     "text_stretched": stretched(lambda method: text_loss("beyond", method), "text", "best"),
     "text": text_table("text"),
     "text_others": text_table("text-others"),

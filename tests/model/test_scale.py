@@ -17,7 +17,7 @@ from ropepp.model.scale import MatrixScale, ScaleRule
 from ropepp.train.optim import AdamW, Muon, OptimizerSpec
 
 PLAIN = ModelConfig(61, 32, 3, 4, 2, 48)
-FAN_IN = MatrixScale(std=ScaleRule(heads=0.5), step=ScaleRule(heads=1.0))
+FAN_IN = MatrixScale(std=ScaleRule(fan_in=0.5), step=ScaleRule(fan_in=1.0))
 
 
 def scaled(o_proj: MatrixScale, down_proj: MatrixScale | None = None) -> ModelConfig:
@@ -55,11 +55,20 @@ def test_off_is_the_plain_model_to_the_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     groups = AdamW().build(two).param_groups
     assert [len(group["params"]) for group in groups] == [23, 7]  # as ever: matrices, norms
-    # Without doubled heads the rule by heads changes nothing.
-    rope, ruled = (Transformer(config, RoPE()) for config in (PLAIN, scaled(FAN_IN)))
-    assert all(
-        torch.equal(a, b) for a, b in zip(rope.parameters(), ruled.parameters(), strict=True)
-    )
+    # Where heads read as much as the model is wide, the rule by fan-in changes nothing.
+    for position in (RoPE(), RoPEppEH()):
+        plain, ruled = (Transformer(config, position) for config in (PLAIN, scaled(FAN_IN)))
+        pairs = zip(plain.parameters(), ruled.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_fan_in_is_what_a_matrix_reads() -> None:
+    """EC, and RoPE with twice the heads; the feed-forward layer's own."""
+    wide = replace(scaled(FAN_IN, FAN_IN), num_heads=8, num_kv_heads=4, head_size=8)
+    for config, position in ((scaled(FAN_IN, FAN_IN), RoPEppEC()), (wide, RoPE())):
+        block = Transformer(config, position).blocks()[0]
+        assert (block.self_attn.o_proj.step, block.self_attn.o_proj.std) == (0.5, 0.5**0.5)
+        assert block.mlp.down_proj.step == pytest.approx(32 / 48)
 
 
 @pytest.mark.parametrize("kind", [AdamW, Muon])

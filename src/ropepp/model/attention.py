@@ -85,10 +85,13 @@ class Attention(nn.Module):
         self.q_proj = Linear(M, layout.num_projections * D)
         self.k_proj = Linear(M, layout.num_kv_heads * D)
         self.v_proj = Linear(M, layout.num_kv_heads * D)
-        drawn, rules, L = position.drawn(layout), config.o_proj, config.num_layers
+        drawn = position.drawn(layout)
         # What adds to the residual stream at first is the heads that are drawn.
-        std = rules.std.factor(len(drawn) / layout.num_projections, L)
-        step = rules.step.factor(layout.num_heads / layout.num_projections, L)
+        heads = ((config.o_proj.std, len(drawn)), (config.o_proj.step, layout.num_heads))
+        std, step = (
+            rule.factor(H / layout.num_projections, H * D / M, config.num_layers)
+            for rule, H in heads
+        )
         self.o_proj = Linear(layout.num_heads * D, M, std, step)
         self.o_proj.drawn = [h * D + i for h in drawn for i in range(D)]
         self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()

@@ -25,8 +25,8 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_proj = Linear(config.hidden_size, config.ffn_size)
         self.up_proj = Linear(config.hidden_size, config.ffn_size)
-        rules = (config.down_proj.std, config.down_proj.step)
-        std, step = (rule.factor(1, config.num_layers) for rule in rules)
+        rules, fan_in = config.down_proj, config.ffn_size / config.hidden_size
+        std, step = (r.factor(1, fan_in, config.num_layers) for r in (rules.std, rules.step))
         self.down_proj = Linear(config.ffn_size, config.hidden_size, std, step)
 
     def forward(self, x_BTM: Tensor) -> Tensor:
