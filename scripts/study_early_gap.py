@@ -1,6 +1,7 @@
 """Blocks of docs/results/early-gap.md."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -196,10 +197,13 @@ def draw_doses(results: Results) -> Any:
                               label=results.titles[variant])  # fmt: skip
         axis.set_xscale("log", base=2)
         axis.set_xlabel(f"{label}, relative")
-        axis.xaxis.set_major_formatter(lambda v, _: "0" if v < 0.05 else f"{v:g}")
+        places = (
+            (0.04, 0.125, 0.25, 0.5, 1, 2) if kind == "std" else (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2)
+        )
+        axis.set_xticks(places, ["0" if x == 0.04 else f"{Fraction(x)}" for x in places])
     axes[0].set_ylabel("validation loss (nats per token)")
-    if axes[0].lines:
-        axes[0].legend(fontsize=8)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=6, fontsize=9,
+               bbox_to_anchor=(0.5, 1.02), frameon=False)  # fmt: skip
     return fig
 
 
