@@ -52,7 +52,7 @@ def test_gradients_are_the_outputs_differences(
 
 
 @pytest.mark.parametrize("alibi", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.extra), True])
 def test_torchs_own_checks_of_the_operator(alibi: bool, packed: bool) -> None:
     q, k, v = (torch.randn(2, 5, h, 8, requires_grad=True) for h in (4, 2, 2))
     own = Documents(torch.tensor([0, 2, 5, 10]))

@@ -126,6 +126,7 @@ def test_every_key_arrives(corpus: Path, tmp_path: Path) -> None:
         assert getattr(cli.datamodule, key) == value, key
 
 
+@pytest.mark.extra
 def test_values_that_would_not_act_are_refused(
     corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,7 +61,7 @@ def test_nohup(corpus: Path, tmp_path: Path, run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "ends", ["pty", *(pytest.param(x, marks=pytest.mark.extra) for x in ("hangup", "pipe"))]
+    "ends", ["hangup", *(pytest.param(x, marks=pytest.mark.extra) for x in ("pty", "pipe"))]
 )
 def test_a_terminal_that_is_gone(corpus: Path, tmp_path: Path, run: Path, ends: str) -> None:
     """A closed pseudo-terminal, as when tmux ends, hangs up and refuses output; a closed pipe does

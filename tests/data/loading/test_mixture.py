@@ -105,7 +105,9 @@ def test_weights_are_taken_as_they_are_written() -> None:
     "weights", [[], [0.5, 0.0], [1, -1], [float("nan")], [1, float("inf")], [1, 1e-9]]
 )
 def test_what_is_no_weight(weights: list[float]) -> None:
-    with pytest.raises(InputError, match=r"the weights are \[.*; each must be"):
+    with pytest.raises(
+        InputError, match=r"data.corpus has weights \[.*; (allowed: numbers above|each must be)"
+    ):
         MixtureSchedule.of(weights)
 
 
@@ -337,8 +339,8 @@ def test_what_a_checkpoint_says_of_the_data(corpora: dict[str, float], tmp_path:
 @pytest.mark.parametrize(
     ("corpora", "changes", "message"),
     [
-        ({}, {}, r"the weights are \[\]; each must be a number above 0"),
-        ({"a": -1.0}, {}, r"the weights are \[-1.0\]"),
+        ({}, {}, r"data.corpus has weights \[\]; allowed: numbers above 0"),
+        ({"a": -1.0}, {}, r"data.corpus has weights \[-1.0\]"),
         ({"x/a": 1.0, "y/a": 1.0}, {}, "the last parts of the paths name the validation sets"),
         (
             {"x/2x": 1.0, "a": 1.0},
