@@ -131,7 +131,7 @@ def placement(device: str | None, dtype: str | None = None) -> tuple[str, torch.
         raise InputError(f"--device is {device!r}; allowed: cpu, cuda, cuda:0, cuda:1, ...")
     on_gpu = device.startswith("cuda")
     if on_gpu and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device is {device}; there are {torch.cuda.device_count()} here")
+        raise InputError(f"--device is {device}; CUDA devices here: {torch.cuda.device_count()}")
     return device, getattr(torch, dtype or ("bfloat16" if on_gpu else "float32"))
 
 
@@ -165,8 +165,8 @@ def open_model(
         path, model, content = checkpoints.first_whole(found, _from_checkpoint)
     else:
         path, model, content = _from_checkpoint(path)
-    run = path.resolve().parent.parent if path.resolve().parent.name == "checkpoints" else None
-    run = run if run and (run / "config.yaml").is_file() else None
+    has = ("config.yaml", "checkpoints")  # a run's folder; others may have a file of the first name
+    run = next((p for p in path.resolve().parents if all((p / x).exists() for x in has)), None)
     config = read_yaml(run / "config.yaml") if run else {}
     step, known = content.get("global_step"), checkpoints.tokenizers(path, content)
     saved = SavedModel(_placed(model, dtype, device), path, run, step, config, known)
