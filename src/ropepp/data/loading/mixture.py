@@ -155,7 +155,7 @@ def _whole_numbers(weights: Sequence[float]) -> tuple[int, ...]:
         counts[i] += 1
     if 0 in counts:
         raise InputError(
-            f"data.corpus has weights {list(weights)}; each must be 1/{MAX_PERIOD} of their sum"
+            f"data.corpus has weights {list(weights)}; each must be at least 1/{MAX_PERIOD} of all"
         )
     divisor = math.gcd(*counts)
     return tuple(count // divisor for count in counts)
