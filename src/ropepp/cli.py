@@ -36,13 +36,9 @@ COMMANDS = {
     "estimate": "memory, hours and disk of a training run before it starts",
     "probe": "what this machine can do: device, bfloat16, compiler",
 }
-MODULES = {  # of `ropepp.commands`, where they have other names
-    "validate": "fit",
-    "test": "fit",
-    "predict": "fit",
-    "import": "import_model",
-    "export": "export_model",
-}
+# Of `ropepp.commands`, where they have other names.
+MODULES = dict.fromkeys(("validate", "test", "predict"), "fit")
+MODULES |= {"import": "import_model", "export": "export_model"}
 USAGE = """\
 usage: ropepp COMMAND ...
 

@@ -6,11 +6,13 @@ import os
 import statistics
 import time
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.image import imread, imsave
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -345,13 +347,13 @@ def test_no_sweep(tmp_path: Path) -> None:
 def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn once, anew after a newer checkpoint, and shown with the means."""
     drawn: list[str] = []
-    png = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + bytes([0, 0, 0, 7, 0, 0, 0, 5])
+    pixels = np.random.default_rng(0).random((5, 7, 3))
 
     def fake(run: Any) -> str | None:
         if run.spec.variant == "eh":
             return "it has no complete checkpoint"
         drawn.append(run.spec.run)
-        (run.directory / "attention.png").write_bytes(png)
+        imsave(run.directory / "attention.png", pixels)
         (run.directory / "attention.json").write_text("{}")
         return None
 
@@ -362,7 +364,9 @@ def test_maps_of_the_first_finished_seed(folder: Path, monkeypatch: pytest.Monke
     assert text.endswith("\nno attention maps of eh: it has no complete checkpoint")
     (image,) = load(folder).Tensors("rope/mean", "attention/real_and_imaginary")
     assert image.step == 100
-    assert image.tensor_proto.string_val[:3] == [b"7", b"5", png]
+    width, height, png = image.tensor_proto.string_val
+    assert (width, height) == (b"7", b"5")
+    np.testing.assert_allclose(imread(BytesIO(png))[..., :3], pixels, atol=1 / 255)
     write_boards(folder)
     assert len(drawn) == 2
     checkpoint = folder / "ec/seed-0/checkpoints/step-0000100.ckpt"

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ropepp.errors import InputError
+from ropepp.errors import InputError, optional
 from ropepp.eval.evaluated_model import EvaluatedModel, digest
 from ropepp.eval.local_data import GROUPS, TASKS
 from ropepp.eval.scores import Score, average, mean_of
@@ -30,13 +30,8 @@ METRICS = ("acc", "acc_norm", "f1", "em")
 
 def require_harness() -> None:
     """Raises an `InputError` that names the extra if lm-eval or what it needs is missing."""
-    try:
-        import lm_eval.evaluator  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"the suite short needs lm-eval and transformers ({error}): pip install 'ropepp[eval]'"
-        ) from error
+    for module in ("lm_eval.evaluator", "transformers"):
+        optional(module, "eval", "the suite short")
 
 
 def evaluate_harness(

@@ -8,7 +8,6 @@ each run that has begun (settings, outcome) and into ``VARIANT/mean`` (curves).
 import json
 import math
 import statistics
-import struct
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -19,7 +18,7 @@ from urllib.parse import quote
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
-from torch.utils.tensorboard.summary import custom_scalars, scalar
+from torch.utils.tensorboard.summary import custom_scalars, image, scalar
 
 from ropepp.runs.events import EVENTS, Step, write_events
 from ropepp.runs.records import METRICS, TRIAL, Run, SweepPlan, read_plan, read_runs
@@ -228,13 +227,10 @@ def _image(run: Run) -> list[Step]:
     file = run.directory / IMAGE
     if not file.exists():
         return []
-    content = file.read_bytes()
-    width, height = struct.unpack(">II", content[16:24])  # of the PNG's header
-    image = summary_pb2.Summary.Image(
-        width=width, height=height, colorspace=4, encoded_image_string=content
-    )
-    value = summary_pb2.Summary.Value(tag=ATTENTION_TAG, image=image)
-    return [(int(run.result.get("steps", 0)), summary_pb2.Summary(value=[value]))]
+    from matplotlib.image import imread
+
+    drawn = image(ATTENTION_TAG, imread(file), dataformats="HWC")
+    return [(int(run.result.get("steps", 0)), drawn)]
 
 
 def _write(directory: Path, summaries: Iterable[Step]) -> None:

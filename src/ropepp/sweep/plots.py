@@ -7,10 +7,10 @@ difference to the baseline of the same seed, in which variants come apart that l
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,7 @@ WIDTH = 5.4  # inches: type of 9 points stays legible on a phone
 MOST_BANDS = 5  # variants; more bands on top of each other show nothing
 MOST_POINTS = 300
 SMOOTHING = 5  # logged points
+_LOOK = Path(__file__).with_name("plots.mplstyle")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def figures(sweep: SweepResults, metric: str) -> list[Figure]:
     """All plots for which there are data; ``metric`` is the metric's name with its unit. An
     `InputError` if matplotlib is missing."""
     looks = styles(sweep)
-    with _look():
+    with optional("matplotlib").rc_context(fname=_LOOK):
         found = [_dots(sweep, looks, metric)]
         if any(one.interval for one in sweep.comparisons):
             found.append(_differences(sweep, looks, metric))
@@ -291,26 +292,6 @@ def _canvas(height: float, panels: int = 1) -> "tuple[Canvas, list[Axes]]":
     canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
     axes = canvas.subplots(panels, sharex=True, squeeze=False)
     return canvas, [row[0] for row in axes]
-
-
-@contextmanager
-def _look() -> Iterator[None]:
-    settings: Any = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.formatter.useoffset": False,
-        "text.parse_math": False,
-        "grid.color": "#e8e8e8",
-        "axes.axisbelow": True,
-        "lines.linewidth": 1.5,
-        "lines.markersize": 4,
-        "legend.frameon": False,
-        "svg.hashsalt": "ropepp",  # the same plot is the same text
-    }
-    with optional("matplotlib").rc_context(settings):
-        yield
 
 
 def _svg(canvas: "Canvas") -> str:

@@ -8,6 +8,7 @@ import html
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from markdown import markdown  # type: ignore[import-untyped]
@@ -23,7 +24,7 @@ from ropepp.sweep.results import SweepResults, VariantResults, interval, load, n
 UNITS = {"validation_loss": " (nats per token)"}
 PARAMETERS, CACHE = "parameters", "kv_cache_bytes_per_token"
 FLOPS = "training_flops_per_token"
-_STYLE = Path(__file__).with_name("report.css")
+_PAGE, _STYLE = (Path(__file__).with_name(name) for name in ("report.html", "report.css"))
 EQUAL = ("steps", "tokens", "sequence_length", "commit", "device", "world_size", "torch")
 
 
@@ -289,10 +290,5 @@ def _page(text: str, sweep: SweepResults, plots: Sequence[Figure]) -> str:
             f'\n<figure><h3>{title}</h3><img alt="{title}" src="data:image/svg+xml;base64,{image}">'
             f"<figcaption>{html.escape(plot.caption)}</figcaption></figure>"
         )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(sweep.plan.name)}</title><style>"
-        f"\n{_STYLE.read_text()}</style></head><body><main>\n"
-        f"{body}\n</main></body></html>\n"
-    )
+    page = Template(_PAGE.read_text())
+    return page.substitute(title=html.escape(sweep.plan.name), style=_STYLE.read_text(), body=body)

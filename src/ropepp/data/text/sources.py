@@ -20,11 +20,8 @@ NAMED_FILES = 10  # of those that are not read, for each reason
 HUB = "hub:"
 TOGETHER = 64 << 20  # bytes of .txt files that share a shard
 # Packages that a kind of file needs: of which extra, by suffix.
-NEEDS = {
-    ".zst": ("zstandard", "data"),
-    ".parquet": ("pyarrow", "parquet"),
-    ".arrow": ("pyarrow", "parquet"),
-}
+NEEDS = dict.fromkeys((".parquet", ".arrow"), ("pyarrow", "parquet"))
+NEEDS[".zst"] = ("zstandard", "data")
 
 
 @dataclass(frozen=True)

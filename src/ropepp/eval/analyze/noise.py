@@ -36,11 +36,7 @@ from ropepp.train.evaluation import model_inputs
 NoiseSource = Callable[[str, int, torch.Size], Tensor]
 KINDS = ("real", "imaginary")
 # What lines of the table have for people, with the ends of its interval.
-ENDS = {
-    "real": ("real_low", "real_high"),
-    "imaginary": ("imaginary_low", "imaginary_high"),
-    "difference": ("low", "high"),
-}
+ENDS = {kind: (f"{kind}_low", f"{kind}_high") for kind in KINDS} | {"difference": ("low", "high")}
 NO_END = -1  # no token
 NAMES = ("loss", "perplexity", "accuracy")
 Measure = Callable[[], Mapping[str, float]]
@@ -233,14 +229,9 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
     table = effects(clean, values)
     kinds = kinds_of(saved.model.layout)
     heads = {kind: len(kinds[kind]) for kind in KINDS}
-    facts = {
-        "model": saved.name,
-        "step": saved.step,
-        **facts,
-        "seed": options.seed,
-        "disturbed_heads_of_a_layer": heads,
-        "equal_number_of_heads": heads["real"] == heads["imaginary"],
-    }
+    facts = {"model": saved.name, "step": saved.step, **facts, "seed": options.seed}
+    facts["disturbed_heads_of_a_layer"] = heads
+    facts["equal_number_of_heads"] = heads["real"] == heads["imaginary"]
     print("\n".join(summary(saved.name, table, facts)))
     scalars: dict[str, dict[int, float]] = {}
     for line in table:

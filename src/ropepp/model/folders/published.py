@@ -24,19 +24,9 @@ from ropepp.records import SETTINGS, read_object
 
 OWN_TYPE = "ropepp"  # model_type of our own exports
 TYPES = ("llama", "mistral", "qwen3", OWN_TYPE)
-# Keys that change what is computed: what stands there if they are missing, and may stand there.
-FIXED = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "hidden_act": "silu",
-    "rope_interleaved": False,
-    "use_sliding_window": False,
-    "quantization_config": None,
-    **dict.fromkeys(("logit_scale", "logits_scaling"), 1.0),
-    **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), 1.0),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), None),
-    **dict.fromkeys(("attention_multiplier", "clip_qkv", "num_local_experts"), None),
-}
+# Keys that change what is computed: what stands there if they are missing, and may stand there; of
+# all models, and of those with FoPE.
+FIXED, FOURIER_SETTINGS = json.loads(Path(__file__).with_name("fixed.json").read_bytes())
 SPECS = specs.__name__
 
 IMAGINARY_MODES: dict[str, Callable[..., specs.RoPE]] = {
@@ -45,15 +35,6 @@ IMAGINARY_MODES: dict[str, Callable[..., specs.RoPE]] = {
     "imagh": specs.HeadSplit,
     "imago": specs.ImaginaryOnly,
     "imagx": lambda **kwargs: specs.HeadSplit(interleaved=True, **kwargs),
-}
-FOURIER_SETTINGS = {
-    "fourier_ignore_zero": True,
-    "fourier_learnable": False,
-    "fourier_norm": False,
-    "fourier_separate_basis": True,
-    "fourier_separate_head": True,
-    "rope_clamp_floor_freq": True,
-    "rope_clamp_floor_to_zero": True,
 }
 
 
