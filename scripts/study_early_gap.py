@@ -130,6 +130,18 @@ def costs(results: Results) -> str:
     return cost_table(results, rows, ("parameters", "training FLOPs/token"))
 
 
+def gap(one: dict[int, float], other: dict[int, float]) -> str:
+    """Mean difference at the seeds of both, with its 95% interval from two seeds on."""
+    differences = paired(one, other)
+    if not differences:
+        return ""
+    mean, sd = float(np.mean(differences)), sample_sd(differences)
+    if not sd:
+        return signed(mean)
+    low, high = t_interval(mean, sd, len(differences))
+    return f"{signed(mean)} ({signed(low)} to {signed(high)})"
+
+
 def longer(results: Results) -> str:
     """Losses after 0.3, 1, 3 and 10 million tokens, and the gap to RoPE at the same recipe."""
     lines = []
@@ -140,19 +152,30 @@ def longer(results: Results) -> str:
             found = {v: results.losses(part, v, cell) for v in ("rope", "ec", "eh")}
             if not found["rope"]:
                 continue
-            gaps = []
-            for variant in ("ec", "eh"):
-                differences = paired(found[variant], found["rope"])
-                sd = sample_sd(differences)
-                text = signed(float(np.mean(differences))) if differences else ""
-                if sd:
-                    low, high = t_interval(float(np.mean(differences)), sd, len(differences))
-                    text += f" ({signed(low)} to {signed(high)})"
-                gaps.append(text)
+            gaps = [gap(found[variant], found["rope"]) for variant in ("ec", "eh")]
             means = [mean_text(own.values()) for own in found.values()]
             lines.append([recipe, size, str(len(found["rope"])), *means, *gaps])
     head = ["recipe", "tokens", "seeds", "RoPE", "EC", "EH", "EC - RoPE", "EH - RoPE"]
     return table(head, lines)
+
+
+def unclipped(results: Results) -> str:
+    """The gap with and without clipping at the same seeds."""
+    lines = []
+    for recipe, cell, part in (
+        ("today", "today", "unclipped"),
+        ("today, clipped", "today", "today"),
+        ("smaller", "smaller", "unclipped"),
+        ("smaller, clipped", "smaller-clipped", "unclipped"),
+    ):
+        seeds = results.losses("unclipped", "rope", "today")
+        rope, ec = (
+            {seed: x for seed, x in results.losses(part, variant, cell).items() if seed in seeds}
+            for variant in ("rope", "ec")
+        )
+        means = [mean_text(rope.values()), mean_text(ec.values())]
+        lines.append([recipe, str(len(rope)), *means, gap(ec, rope)])
+    return table(["recipe", "seeds", "RoPE", "EC", "EC - RoPE"], lines)
 
 
 def clipping(results: Results) -> str:
@@ -246,6 +269,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "rule": cells("rule"),
     "longer": longer,
     "clipping": clipping,
+    "unclipped": unclipped,
     "differences": figure(draw_differences, "differences", "Paired differences by seed"),
     "curves": figure(draw_curves, "curves", "Training loss over steps"),
     "doses": figure(draw_doses, "doses", "Loss over start and step"),
