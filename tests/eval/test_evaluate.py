@@ -337,9 +337,9 @@ def test_the_short_suite_names_its_extra(
     monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
     command[command.index("ruler")] = "short"
     main([*command, "--out", str(tmp_path / "out")])
-    assert "left out: short: the suite short needs lm-eval and transformers" in (
-        capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "left out: short: the suite short needs lm_eval.evaluator, which is missing" in said
+    assert "pip install 'ropepp[eval]'" in said
 
 
 @pytest.mark.parametrize("scheme", ["always", "first"])
