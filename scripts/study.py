@@ -10,18 +10,21 @@ variants, and ``parts``, each of which becomes a sweep of that many seeds:
   laid over them;
 * ``base``: instead of the study's; ``set``: settings of all runs of the part;
 * ``measure``: what of ``study_measures`` is measured of every run;
-* ``begin: PART/ROW``: begins with the weights of an earlier run, of the same seed of this row.
+* ``begin: PART/ROW``: begins with the weights of an earlier run, of the same seed of this row;
+* ``same: STUDY/PART``: runs that are another study's, of the same rows and seeds, are copied from
+  its folder where this machine has them, and run where it does not.
 
 ``trust`` names modules of this folder that the study's runs import.
 
 Everything goes on after any kill. Results are written to docs/results/NAME/runs.jsonl as they come,
-and a clone that has this file does not run them again.
+and a clone that has this file does not run them again. Runs that fail twice are listed at the end.
 """
 
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,9 +193,17 @@ class Study:
         if self.wanted(part) <= self.records.keys():
             return
         self.restore(part)
+        self.copy(part)
+        sweep = ["sweep", "run", str(self.write_sweep(part)), "--jobs", str(jobs)]
+        for options in ((), ("--retry-failed",)):
+            self.drive(part, [sys.executable, "-m", "ropepp.cli", *sweep, *options], jobs)
+            if self.wanted(part) <= self.records.keys():
+                return
+
+    def drive(self, part: str, command: list[str], jobs: int) -> None:
+        """Runs a part's sweep to its end, collecting results as they come."""
         environment = os.environ | {"OMP_NUM_THREADS": "1"} if jobs > 1 else dict(os.environ)
-        command = [sys.executable, "-m", "ropepp.cli", "sweep", "run", str(self.write_sweep(part))]
-        driver = subprocess.Popen([*command, "--jobs", str(jobs)], cwd=ROOT, env=environment)
+        driver = subprocess.Popen(command, cwd=ROOT, env=environment)
         try:
             while driver.poll() is None:
                 time.sleep(POLL)
@@ -203,7 +214,7 @@ class Study:
             raise
         finally:
             self.collect(part)
-        if driver.returncode:
+        if driver.returncode not in (0, 1):  # 1: a run failed
             sys.exit(driver.returncode)
 
     def seeds(self, part: str) -> list[int]:
@@ -221,13 +232,11 @@ class Study:
             for name, how in self.parts.items()
             if how.get("begin", "").startswith(f"{part}/") and not self.is_complete(name)
         ]
-        folders = {key: self.logs / part / key[1] / f"seed-{key[2]}" for key in self.wanted(part)}
         return [
-            key
-            for key, folder in folders.items()
-            if key[1] in heirs
-            and key in self.records
-            and not any(folder.glob("checkpoints/step-*"))
+            (part, row, seed)
+            for _, row, seed in sorted(self.records.keys() & self.wanted(part))
+            if row in heirs
+            and not any((self.logs / part / row / f"seed-{seed}").glob("checkpoints/step-*"))
         ]
 
     def is_complete(self, part: str) -> bool:
@@ -247,6 +256,27 @@ class Study:
                 write_text(folder / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
                 write_json(folder / "result.json", record["result"])
 
+    def copy(self, part: str) -> None:
+        """Takes the finished runs of another study that are this part's too."""
+        if "same" not in self.parts[part]:
+            return
+        source = self.logs.parent / self.parts[part]["same"]
+        for row in self.rows(part):
+            for seed in self.seeds(part):
+                own = Path(row.name, f"seed-{seed}")
+                there, here = source / own, self.logs / part / own
+                if here.exists() or not (there / "result.json").exists():
+                    continue
+                coming = here.with_name(f".{here.name}")
+                shutil.rmtree(coming, ignore_errors=True)
+                shutil.copytree(there, coming, ignore=shutil.ignore_patterns("measures.json"))
+                coming.rename(here)
+
+    def missing(self) -> list[str]:
+        """Runs without a result, of all parts."""
+        found = set().union(*map(self.wanted, self.parts)) - self.records.keys()
+        return [f"{part}/{row}/seed-{seed}" for part, row, seed in sorted(found)]
+
     def collect(self, part: str) -> None:
         """Takes finished runs into the store."""
         new = False
@@ -264,6 +294,8 @@ class Study:
             }
             if "measure" in self.parts[part]:
                 record["measures"] = self.measure(part, file.parent)
+                if record["measures"] is None:  # tried again when there is another result
+                    continue
             self.records[part, row, seed] = record
             new = True
         if new:
@@ -271,16 +303,19 @@ class Study:
             lines = [json.dumps(self.records[key], separators=(",", ":")) for key in keys]
             write_text(self.store, "\n".join(lines) + "\n")
 
-    def measure(self, part: str, run: Path) -> dict[str, Any]:
-        """What a part asks for of a finished run, kept beside it."""
-        out = run / "measures.json"
-        if not out.exists():
+    def measure(self, part: str, run: Path) -> dict[str, Any] | None:
+        """What a part asks for of a finished run, kept beside it; None if it cannot be had."""
+        name, out = self.parts[part]["measure"], run / "measures.json"
+        found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+        if found.get("measure") != name:
             command = [sys.executable, "-S", "scripts/warm.py", "python", str(self.socket)]
-            command += ["scripts/study_measures.py", self.parts[part]["measure"], str(run)]
+            command += ["scripts/study_measures.py", name, str(run)]
             one = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run(command, cwd=ROOT, env=one, check=True)
-        measures: dict[str, Any] = json.loads(out.read_text())
-        return measures
+            if subprocess.call(command, cwd=ROOT, env=one):
+                print(f"{name} of {run} could not be measured", flush=True)
+                return None
+            found = json.loads(out.read_text())
+        return found
 
 
 def curve(file: Path) -> dict[str, list[Any]]:
@@ -324,18 +359,16 @@ def main() -> None:
     from study_page import write_page
 
     print(write_page(study))
-
-
-def importable() -> str:
-    """``PYTHONPATH`` with this folder."""
-    return os.pathsep.join([str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    if not options.page and not options.until and (missing := study.missing()):
+        sys.exit("error: these runs failed, see their folders: " + ", ".join(missing))
 
 
 def run(study: Study, jobs: int, until: str | None) -> None:
     """All parts, in order."""
     study.logs.mkdir(parents=True, exist_ok=True)
     if trusted := study.content.get("trust"):
-        os.environ |= {"ROPEPP_TRUST": ",".join(trusted), "PYTHONPATH": importable()}
+        path = [str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ |= {"ROPEPP_TRUST": ",".join(trusted), "PYTHONPATH": os.pathsep.join(path)}
     prepare = study.content["prepare"]
     if not Path(ROOT, prepare[-1]).exists():
         command = [sys.executable, "-m", "ropepp.cli", "prepare", *prepare]

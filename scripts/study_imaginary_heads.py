@@ -18,9 +18,9 @@ from study_page import (
     table,
 )
 
+RULE = ("rule", "ec", "rule")
 KINDS = ("real", "imaginary")
-EC = ("primary", "ec", "best")
-ROPE = ("others", "rope", "best")
+EC, EH, ROPE = ("ec", "ec", "best"), ("eh", "eh", "best"), ("rope", "rope", "best")
 
 
 def of(kind: str, what: str) -> Quantity:
@@ -29,20 +29,48 @@ def of(kind: str, what: str) -> Quantity:
 
 def kinds(title: str, what: str, variant: str = "ec") -> Contrast:
     """Imaginary less real heads of the same models."""
-    row = EC if variant == "ec" else ("others", variant, "best")
+    row = {"ec": EC, "eh": EH, "rule": RULE}[variant]
     return Contrast(title, row, row, of("imaginary", what), of("real", what))
 
 
 PRIMARY = [
-    Contrast("M1: EC and RoPE with 2H query heads", EC, ("primary", "wide", "best")),
+    Contrast(
+        "M1: EC and RoPE with 2H query heads, EC's parameters and FLOPs",
+        EC,
+        ("primary", "wide", "best"),
+    ),
     Contrast("M2: EC and RoPE with EC's parameters", EC, ("primary", "parameters", "best")),
     kinds("M3: EC, loss by noise of 2 on imaginary and on real heads", "noise_2"),
 ]
 LOSSES = [
     Contrast("EC and RoPE", EC, ROPE),
     Contrast("EC and RoPE with EC's FLOPs", EC, ("others", "flops", "best")),
-    Contrast("half of the projections doubled and RoPE", ("others", "half", "best"), ROPE),
-    Contrast("half of the projections doubled and EC", ("others", "half", "best"), EC),
+    Contrast(
+        "half of the projections doubled and none, at EC's parameters",
+        ("others", "half-parameters", "best"),
+        ("primary", "parameters", "best"),
+    ),
+    Contrast(
+        "half of the projections doubled and none, at EC's FLOPs",
+        ("others", "half-flops", "best"),
+        ("others", "flops", "best"),
+    ),
+    Contrast(
+        "half of the projections doubled and all, at EC's parameters",
+        ("others", "half-parameters", "best"),
+        EC,
+    ),
+    Contrast(
+        "half of the projections doubled and all, at EC's FLOPs",
+        ("others", "half-flops", "best"),
+        EC,
+    ),
+    Contrast("EC by RoPE's recipe and its fan-in, and RoPE", RULE, ROPE),
+    Contrast(
+        "EC by RoPE's recipe and its fan-in, and RoPE with 2H query heads (M1)",
+        RULE,
+        ("primary", "wide", "best"),
+    ),
     Contrast("half of the heads imaginary and RoPE (a null)", ("others", "split", "best"), ROPE),
     Contrast("imaginary heads only and RoPE (a null)", ("others", "imaginary", "best"), ROPE),
     Contrast("EC, imaginary scores not into q, and EC", ("others", "not-into-q", "best"), EC),
@@ -52,6 +80,8 @@ LOSSES = [
 INSIDE = [
     kinds("EC, loss by noise of 1", "noise_1"),
     kinds("EC, loss by taking heads out", "removed"),
+    kinds("EC by RoPE's recipe and its fan-in, loss by noise of 2", "noise_2", "rule"),
+    kinds("EC by RoPE's recipe and its fan-in, loss by taking heads out", "removed", "rule"),
     kinds("EH, loss by noise of 2", "noise_2", "eh"),
     kinds("EH, loss by taking heads out", "removed", "eh"),
 ]
@@ -67,9 +97,10 @@ def losses(results: Results) -> str:
     """Every model, with what equal tokens leaves unequal."""
     rows = {
         results.titles[variant]: (part, variant, "best")
-        for part in ("primary", "others")
+        for part in ("rope", "ec", "eh", "primary", "others")
         for variant in results.variants(part)
     }
+    rows["RoPE++ EC by RoPE's recipe and its fan-in"] = RULE
     return cost_table(results, rows, ("parameters", "training FLOPs/token"))
 
 
@@ -85,7 +116,7 @@ def inside(results: Results) -> str:
             f"{results.titles[row[1]]}, {kind}",
             *(mean_text(results.losses(*row, what=of(kind, name)).values()) for name in columns),
         ]
-        for row in (EC, ("others", "eh", "best"))
+        for row in (EC, EH)
         for kind in KINDS
     ]
     return table(["model, heads", *columns.values()], lines)
@@ -100,7 +131,7 @@ def draw_kinds(results: Results) -> Any:
         .items(),
         strict=True,
     ):  # fmt: skip
-        for row in (EC, ("others", "eh", "best")):
+        for row in (EC, EH):
             x, y = (list(results.losses(*row, what=of(kind, what)).values()) for kind in KINDS)
             axis.plot(x, y, "o", ms=4, color=COLORS[row[1]], label=results.titles[row[1]])
         axis.axline((0, 0), slope=1, color="#808080", ls="--", lw=1)

@@ -20,7 +20,7 @@ from study_page import (
 )
 
 MULTIPLES = ("1x", "2x", "4x", "8x")
-PAIRS = ("2", "4", "8")
+OTHER_PAIRS = {f"{n} pairs, {m}": (n, m) for m in ("1x", "4x") for n in ("2", "4", "8")}
 METHODS = {"plain": "as trained", "pi": "PI", "ntk": "NTK", "yarn": "YaRN"}
 OCTAVES = ("16", "32", "64", "128", "256", "512", "1024")
 SOLVED = 0.95
@@ -35,8 +35,13 @@ def text_loss(span: str, method: str = "plain") -> Quantity:
     return Quantity(("measures", "loss", method, span))
 
 
-FAR = accuracy("4x")
-BEYOND = text_loss("beyond")
+def far(method: str = "plain") -> Quantity:
+    """Accuracy of the questions that are further from their pair than any of training."""
+    return Quantity(("measures", "far", method), margin=0.05, by_flips=True)
+
+
+FAR = far()
+BEYOND, EXCESS = text_loss("beyond"), text_loss("excess")
 
 
 def with_rope(title: str, part: str, variant: str, cell: str, what: Quantity) -> Contrast:
@@ -44,21 +49,21 @@ def with_rope(title: str, part: str, variant: str, cell: str, what: Quantity) ->
 
 
 PRIMARY = [
-    with_rope("L1: recall at 4x, EC", "recall", "ec", "fan-in", FAR),
-    with_rope("L2: recall at 4x, EH", "recall", "eh", "fan-in", FAR),
-    with_rope("L3: loss of text beyond 1x, EC", "text", "ec", "best", BEYOND),
+    with_rope("L1: far recall at 4x, EC", "recall", "ec", "fan-in", FAR),
+    with_rope("L2: far recall at 4x, EH", "recall", "eh", "fan-in", FAR),
+    with_rope("L3: excess of text beyond 1x, EC", "text", "ec", "best", EXCESS),
 ]
 OTHERS = {"alibi": "ALiBi", "nope": "NoPE", "pythia": "Pythia"}
 OTHERS_OF = {"recall": {"fope-64": "FoPE"} | OTHERS, "text": {"fope": "FoPE"} | OTHERS}
 
 
-def exploratory(results: Results, task: str, own: str, what: Quantity) -> list[Contrast]:
-    """A smaller theta and other encodings; ``own`` is the cell of the task's first part."""
+def theta(results: Results, task: str, own: str, what: Quantity) -> list[Contrast]:
+    """With theta 100; ``own`` is the cell of the task's first part."""
     found = [
         with_rope(f"{name}, theta 100", f"{task}-theta", variant, "theta-100", what)
         for variant, name in (("ec", "EC"), ("eh", "EH"))
     ]
-    found += [
+    return found + [
         Contrast(
             f"{results.titles[variant]}, theta 100 and 10,000",
             (f"{task}-theta", variant, "theta-100"),
@@ -67,31 +72,49 @@ def exploratory(results: Results, task: str, own: str, what: Quantity) -> list[C
         )
         for variant in ("rope", "ec", "eh")
     ]
-    return found + [
+
+
+def others(results: Results, task: str, own: str, what: Quantity) -> list[Contrast]:
+    """Other encodings."""
+    return [
         Contrast(f"{name} and RoPE", (f"{task}-others", v, own), (task, "rope", own), what)
         for v, name in OTHERS_OF[task].items()
     ]
 
 
-def exploratory_recall(results: Results) -> str:
+def theta_recall(results: Results) -> str:
+    return comparisons(results, theta(results, "recall", "fan-in", FAR))
+
+
+def others_recall(results: Results) -> str:
     rope = ("recall", "rope", "fan-in")
     found = [Contrast("EC, today, and RoPE", ("recall-today", "ec", "today"), rope, FAR)]
-    return comparisons(results, found + exploratory(results, "recall", "fan-in", FAR))
+    return comparisons(results, found + others(results, "recall", "fan-in", FAR))
 
 
 def exploratory_text(results: Results) -> str:
-    found = [
-        with_rope("EH", "text", "eh", "best", BEYOND),
-        with_rope("EC, today", "text-today", "ec", "today", BEYOND),
-        with_rope("EH, today", "text-today", "eh", "today", BEYOND),
-        *exploratory(results, "text", "best", BEYOND),
+    """Three families: the variants, theta, other encodings."""
+    rope, rule = ("text", "rope", "best"), ("text-rule", "ec", "rule")
+    own = [
+        with_rope("EH, excess", "text", "eh", "best", EXCESS),
+        Contrast("EC by RoPE's recipe and its fan-in, and RoPE, excess", rule, rope, EXCESS),
+        with_rope("EC, loss", "text", "ec", "best", BEYOND),
+        with_rope("EH, loss", "text", "eh", "best", BEYOND),
+        Contrast("EC by RoPE's recipe and its fan-in, and RoPE, loss", rule, rope, BEYOND),
+        with_rope("EC, today, excess", "text-today", "ec", "today", EXCESS),
+        with_rope("EH, today, excess", "text-today", "eh", "today", EXCESS),
     ]
-    found += [
-        with_rope(f"{name}, {METHODS[method]}", "text", v, "best", text_loss("beyond", method))
-        for method in ("pi", "ntk", "yarn")
+    own += [
+        with_rope(f"{name}, {METHODS[method]}, excess", "text", v, "best", what)
+        for method, what in ((m, text_loss("excess", m)) for m in ("pi", "ntk", "yarn"))
         for v, name in (("ec", "EC"), ("eh", "EH"))
     ]
-    return comparisons(results, found)
+    families = {
+        "The variants:": own,
+        "Theta, excess:": theta(results, "text", "best", EXCESS),
+        "Other encodings, excess:": others(results, "text", "best", EXCESS),
+    }
+    return "\n".join(f"{title}\n\n{comparisons(results, x)}" for title, x in families.items())
 
 
 def recall_rows(results: Results) -> dict[str, Row]:
@@ -113,18 +136,38 @@ def recall_table(results: Results, rows: dict[str, Row]) -> str:
     for title, row in rows.items():
         own = [list(results.losses(*row, what=accuracy(m)).values()) for m in MULTIPLES]
         solved = sum(value >= SOLVED for value in own[0])
+        own.append(list(results.losses(*row, what=FAR).values()))
         lines.append([title, str(len(own[0])), str(solved), *map(mean_text, own)])
-    return table(["model", "seeds", "solved 1x", *MULTIPLES], lines)
+    return table(["model", "seeds", "solved 1x", *MULTIPLES, "far at 4x"], lines)
 
 
 def recall_pairs(results: Results) -> str:
     """Accuracy at 1x and 4x with fewer and more pairs than the 4 of training."""
-    asked = {f"{n} pairs, {m}": accuracy(m, n) for m in ("1x", "4x") for n in PAIRS}
+    asked = {title: accuracy(m, n) for title, (n, m) in OTHER_PAIRS.items()}
     lines = [
         [title, *(mean_text(results.losses(*row, what=what).values()) for what in asked.values())]
         for title, row in recall_rows(results).items()
     ]
     return table(["encoding", *asked], lines)
+
+
+def by_distance(results: Results, row: Row, multiple: str = "4x") -> dict[int, list[float]]:
+    """Accuracy of each run, by the first distance of an octave in which something was asked."""
+    found: dict[int, list[float]] = {}
+    for record in results.records(*row):
+        for low, (right, asked) in record["measures"]["octaves"][multiple].items():
+            if asked:
+                found.setdefault(int(low), []).append(right / asked)
+    return dict(sorted(found.items()))
+
+
+def recall_distances(results: Results) -> str:
+    """Accuracy at 4x by distance, mean over seeds."""
+    rows = {title: by_distance(results, row) for title, row in recall_rows(results).items()}
+    lows = next(iter(rows.values()), {})
+    head = [f"{low} to {2 * low - 1}" for low in lows]
+    lines = [[title, *(f"{np.mean(own[low]):.3f}" for low in lows)] for title, own in rows.items()]
+    return table(["encoding", *head], lines)
 
 
 def stretched(what: Callable[[str], Quantity], part: str, cell: str) -> Callable[[Results], str]:
@@ -145,9 +188,14 @@ def text_table(part: str) -> Callable[[Results], str]:
     """Loss within and beyond the trained length."""
 
     def block(results: Results) -> str:
+        spans = {
+            "Within 256 tokens": text_loss("within"),
+            "Beyond": BEYOND,
+            "Beyond, in windows of 256": Quantity(("measures", "window")),
+            "Excess": EXCESS,
+        }
         tables = [
-            f"{span.capitalize()} 256 tokens:\n\n" + loss_table(results, part, what=text_loss(span))
-            for span in ("within", "beyond")
+            f"{title}:\n\n" + loss_table(results, part, what=what) for title, what in spans.items()
         ]
         return "\n".join(tables)
 
@@ -179,6 +227,25 @@ def draw_recall(results: Results) -> Any:
         axis.set_title(title)
         axis.legend(fontsize=7)
     axes[0].set_ylabel("right answers")
+    return fig
+
+
+def draw_distances(results: Results) -> Any:
+    """Accuracy over the distance at 4 times the trained length: a line a seed, a thick one for the
+    mean; a panel a model, so that those that did not solve the task are seen."""
+    shown = [("recall", v, "fan-in") for v in ("rope", "ec", "eh")]
+    fig, axes = plt.subplots(1, len(shown), figsize=(11, 3.8), sharey=True)
+    for axis, row in zip(axes, shown, strict=True):
+        found = by_distance(results, row)
+        x, y = [1.41 * low for low in found], np.array(list(found.values()))
+        if found:
+            axis.plot(x, y, color=COLORS[row[1]], lw=0.6, alpha=0.6)
+            axis.plot(x, y.mean(1), "o-", color=COLORS[row[1]], lw=2.5)
+        axis.set_xscale("log", base=2)
+        axis.axvline(64, color="#808080", ls="--", lw=1)
+        axis.set_title(results.titles[row[1]])
+        axis.set_xlabel("distance to the pair (tokens)")
+    axes[0].set_ylabel("right answers in rows of 256")
     return fig
 
 
@@ -215,14 +282,17 @@ def mean(results: Results, row: tuple[str, str, str], what: Quantity) -> float:
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "primary": lambda results: comparisons(results, PRIMARY),
-    "exploratory_recall": exploratory_recall,
+    "theta_recall": theta_recall,
+    "others_recall": others_recall,
     "exploratory_text": exploratory_text,
     "recall_lengths": lambda results: recall_table(results, recall_rows(results)),
     "recall_pairs": recall_pairs,
-    "recall_stretched": stretched(lambda method: accuracy("4x", "4", method), "recall", "fan-in"),
-    "text_stretched": stretched(lambda method: text_loss("beyond", method), "text", "best"),
+    "recall_distances": recall_distances,
+    "recall_stretched": stretched(far, "recall", "fan-in"),
+    "text_stretched": stretched(lambda method: text_loss("excess", method), "text", "best"),
     "text": text_table("text"),
     "text_others": text_table("text-others"),
+    "distances_figure": figure(draw_distances, "distances", "Accuracy of recall over distance"),
     "recall_figure": figure(draw_recall, "recall", "Accuracy of recall over length"),
     "text_figure": figure(draw_text, "text", "Loss of text by position"),
 }

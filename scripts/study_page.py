@@ -138,18 +138,24 @@ def t_test_p(differences: list[float]) -> float:
     """Two-sided p of the paired t-test."""
     from scipy.stats import t
 
-    sd = sample_sd(differences)
-    assert sd
-    statistic = np.mean(differences) / (sd / math.sqrt(len(differences)))
+    sd, mean = sample_sd(differences), float(np.mean(differences))
+    if not sd:  # all equal
+        return 0.0 if mean else 1.0
+    statistic = mean / (sd / math.sqrt(len(differences)))
     return float(2 * t.sf(abs(statistic), len(differences) - 1))
+
+
+def interval(mean: float, sd: float, n: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Student's; the mean alone where all values are equal."""
+    return t_interval(mean, sd, n, alpha) if sd else (mean, mean)
 
 
 def verdict(p_holm: float, mean: float, sd: float, n: int, margin: float = LOSS.margin) -> str:
     """The page's words, by its rules."""
-    low, high = t_interval(mean, sd, n)
+    low, high = interval(mean, sd, n)
     if p_holm < 0.05 and not low <= 0 <= high:
         return "shown: " + ("lower" if mean < 0 else "higher")
-    low, high = t_interval(mean, sd, n, 0.10)
+    low, high = interval(mean, sd, n, 0.10)
     return "not seen" if low > -margin and high < margin else "undecided"
 
 
@@ -168,7 +174,7 @@ def comparisons(results: Results, contrasts: Iterable[Contrast]) -> str:
     for (contrast, differences), p in zip(rows, adjusted, strict=True):
         n, mean, sd = len(differences), float(np.mean(differences)), sample_sd(differences)
         assert sd is not None
-        wide, narrow = t_interval(mean, sd, n), t_interval(mean, sd, n, 0.10)
+        wide, narrow = interval(mean, sd, n), interval(mean, sd, n, 0.10)
         flips = sign_flip_p(differences)
         ends = [f"{signed(low)} to {signed(high)}" for low, high in (wide, narrow)]
         tests = [f"{p:.2g}", "" if flips is None else f"{flips:.2g}"]
@@ -251,7 +257,7 @@ def draw_paired(
         mean, sd = float(np.mean(differences)), sample_sd(differences)
         assert sd is not None
         axis.plot(differences, [y - 0.18] * len(differences), "|", color="#888888", ms=7)
-        low, high = t_interval(mean, sd, len(differences))
+        low, high = interval(mean, sd, len(differences))
         axis.plot([low, high], [y, y], color="#0072b2", lw=2.5)
         axis.plot([mean], [y], "o", color="#0072b2")
     axis.set_yticks(range(len(contrasts)), [own.title for own in reversed(contrasts)])

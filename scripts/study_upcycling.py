@@ -6,7 +6,18 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from study_page import COLORS, Contrast, Results, comparisons, cost_table, draw_paired, figure
+from study_page import (
+    COLORS,
+    Contrast,
+    Quantity,
+    Results,
+    comparisons,
+    cost_table,
+    draw_paired,
+    figure,
+    mean_text,
+    table,
+)
 
 ROPE, EC = ("long", "rope", "tokens"), ("long", "ec", "tokens")
 LONGER = ("long-flops", "rope", "flops")
@@ -14,7 +25,17 @@ PRIMARY = [
     Contrast("U1: as EC and as RoPE, equal tokens", EC, ROPE),
     Contrast("U2: as EC and as RoPE, equal FLOPs", EC, LONGER),
 ]
-ROWS = {"as RoPE": ROPE, "as EC": EC, "as RoPE, EC's FLOPs": LONGER}
+SAME_STEP = ("long-step", "ec", "as-rope")
+EXPLORATORY = [
+    Contrast("as EC with RoPE's step and as RoPE, equal tokens", SAME_STEP, ROPE),
+    Contrast("as EC with RoPE's step and as EC, equal tokens", SAME_STEP, EC),
+]
+ROWS = {
+    "as RoPE": ROPE,
+    "as EC": EC,
+    "as RoPE, EC's FLOPs": LONGER,
+    "as EC, RoPE's step": SAME_STEP,
+}
 
 
 def losses(results: Results) -> str:
@@ -22,10 +43,23 @@ def losses(results: Results) -> str:
     return cost_table(results, ROWS, ("steps", "tokens", "parameters", "training FLOPs"))
 
 
+def start(results: Results) -> str:
+    """What they begin with, in rows of 1,024 tokens."""
+    short = ("short", "rope", "best")
+    lines = [
+        [
+            title,
+            mean_text(results.losses(*short, what=Quantity(("measures", "loss", key))).values()),
+        ]
+        for title, key in (("10,000, as trained", "10000"), ("100,000", "100000"))
+    ]
+    return table(["theta", "validation loss in rows of 1,024 tokens"], lines)
+
+
 def draw_curves(results: Results) -> Any:
     """Training loss of the continuations, mean over seeds."""
     fig, axis = plt.subplots(figsize=(7, 4))
-    for (title, row), style in zip(ROWS.items(), ("-", "-", "--"), strict=True):
+    for (title, row), style in zip(ROWS.items(), ("-", "-", "--", ":"), strict=True):
         curves = [record["curve"] for record in results.records(*row)]
         if curves:
             losses = np.array([curve["train/loss"] for curve in curves], dtype=float)
@@ -38,9 +72,13 @@ def draw_curves(results: Results) -> Any:
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "primary": lambda results: comparisons(results, PRIMARY),
+    "exploratory": lambda results: comparisons(results, EXPLORATORY),
+    "start": start,
     "losses": losses,
     "curves": figure(draw_curves, "curves", "Training loss of the continuations"),
     "differences": figure(
-        lambda results: draw_paired(results, PRIMARY), "differences", "Paired differences by seed"
+        lambda results: draw_paired(results, PRIMARY + EXPLORATORY),
+        "differences",
+        "Paired differences by seed",
     ),
 }

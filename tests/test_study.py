@@ -150,13 +150,17 @@ def test_a_recipe_is_the_variants_own(toy: Study) -> None:
 def test_runs_are_measured_once(toy: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
 
-    def measured(command: list[str], **_: Any) -> None:
+    def measured(command: list[str], **_: Any) -> int:
         calls.append(command[-3:])
-        (Path(command[-1]) / "measures.json").write_text('{"far": 0.75}')
+        (Path(command[-1]) / "measures.json").write_text('{"measure": "recall", "far": 0.75}')
+        return 0
 
-    monkeypatch.setattr(study_script.subprocess, "run", measured)
+    monkeypatch.setattr(study_script.subprocess, "call", lambda *_, **__: 1)
     toy.parts["search"]["measure"] = "recall"
     search(toy, {"rope_std-1_lr-0.001": 5.0})
+    assert not toy.records  # tried again later
+    monkeypatch.setattr(study_script.subprocess, "call", measured)
+    toy.collect("search")
     toy.collect("search")
     run = toy.logs / "search" / "rope_std-1_lr-0.001" / "seed-100"
     assert calls == [["scripts/study_measures.py", "recall", str(run)]]
@@ -164,9 +168,38 @@ def test_runs_are_measured_once(toy: Study, monkeypatch: pytest.MonkeyPatch) -> 
     assert Results(toy).losses("search", "rope", "std-1_lr-0.001", far) == {100: 0.75}
     toy.records = {}
     toy.collect("search")
-    assert len(calls) == 1
+    assert len(calls) == 1  # it is kept beside the run
+    (run / "measures.json").write_text('{"measure": "text", "far": 0.5}')  # another one
+    toy.records = {}
+    toy.collect("search")
+    assert len(calls) == 2
     lost = study_page.Quantity(("measures", "near"))
     assert Results(toy).losses("search", "rope", "std-1_lr-0.001", lost) == {}
+
+
+def test_runs_of_another_study_are_copied(toy: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(toy, "final", "rope_best", 0, 4.0)
+    finish(toy, "final", "rope_best", 1, 4.5)
+    there = toy.logs / "final" / "rope_best" / "seed-0"
+    (there / "measures.json").write_text("{}")
+    (toy.logs / "final" / "rope_best" / "seed-1" / "result.json").unlink()  # not finished
+    toy.parts["copies"] = {
+        "variants": ["rope"], "cells": {"best": {}}, "seeds": [0, 1, 2], "same": "toy/final",
+    }  # fmt: skip
+    commands: list[list[str]] = []
+    monkeypatch.setattr(toy, "drive", lambda part, command, jobs: commands.append(command))
+    monkeypatch.setattr(study_script, "POLL", 0.0)
+    toy.run("copies", 1)
+    toy.collect("copies")
+    here = toy.logs / "copies" / "rope_best" / "seed-0"
+    names = {"trial.json", "result.json", "metrics.jsonl"}
+    assert {path.name for path in here.iterdir()} == names
+    assert all((here / name).read_bytes() == (there / name).read_bytes() for name in names)
+    assert toy.records.keys() == {("copies", "rope_best", 0)}
+    # What is left was tried twice, failed runs the second time, and is listed.
+    assert ["--retry-failed" in command for command in commands] == [False, True]
+    toy.content["parts"] = toy.parts = {"copies": toy.parts["copies"]}
+    assert toy.missing() == ["copies/rope_best/seed-1", "copies/rope_best/seed-2"]
 
 
 def test_parts_with_a_base_and_a_beginning_of_their_own(toy: Study, tmp_path: Path) -> None:
@@ -272,6 +305,13 @@ def test_statistics_by_scipy(toy: Study) -> None:
         (DIFFERENCES,), np.sum, permutation_type="samples", n_resamples=math.inf
     )
     assert f"| {flips.pvalue:.2g} |" in table
+
+
+def test_differences_that_are_all_equal() -> None:
+    assert study_page.t_test_p([0.0] * 4) == 1
+    assert study_page.t_test_p([0.5] * 4) == 0
+    assert verdict(1.0, 0.0, 0.0, 4) == "not seen"
+    assert verdict(0.0, 0.5, 0.0, 4) == "shown: higher"
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import torch
 import study_measures
 import warm
 from helpers.small_models import CONFIG
+from ropepp.data.loading.datamodule import CorpusDataModule
 from ropepp.interop.saved import SavedModel
 from ropepp.model import kernels
 from ropepp.model.kernels import attention
 from ropepp.model.positions import FoPE, RoPE, RoPEppEC, RoPEppEH
 from ropepp.model.transformer import Transformer
+from ropepp.train.evaluation import model_inputs
 
 SCRIPTS = Path(warm.__file__).parent
 
@@ -38,7 +40,7 @@ def test_text_by_position(of_text: SavedModel) -> None:
     assert of_text.model.position == position
     assert set(found["loss"]) == {"plain", "pi", "ntk", "yarn"}
     own = found["loss"]["plain"]
-    assert list(own) == ["0", "16", "32", "64", "128", "within", "beyond"]
+    assert list(own) == ["0", "16", "32", "64", "128", "within", "beyond", "excess"]
     # Octaves weighted by their sizes are the whole.
     assert (own["0"] + own["16"]) / 2 == pytest.approx(own["within"], abs=2e-5)
     beyond = (32 * own["32"] + 64 * own["64"] + 128 * own["128"]) / 224
@@ -47,6 +49,15 @@ def test_text_by_position(of_text: SavedModel) -> None:
     ids = study_measures.beginnings(of_text.corpora[0], 32, 256).ids
     losses = [of_text.model.evaluate(row[None, :32], row[None, 1:33])[0] for row in ids]
     assert torch.stack(losses).mean().item() == pytest.approx(own["within"], abs=2e-5)
+    # A token at a time: each target behind the window that has it in its second half.
+    alone = []
+    for at in range(32, 256):
+        start = 16 * ((at - 16) // 16)
+        window = ids[:, start : at + 1]
+        alone.append(of_text.model.evaluate(window, ids[:, start + 1 : at + 2])[0][:, -1])
+    assert found["window"] == pytest.approx(torch.stack(alone).mean().item(), abs=2e-5)
+    for name, spans in found["loss"].items():
+        assert spans["excess"] == pytest.approx(spans["beyond"] - found["window"], abs=2e-5), name
 
 
 def test_ways_to_stretch() -> None:
@@ -69,11 +80,39 @@ def test_recall_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     found = study_measures.recall(saved)
     assert found["chance"] == 1 / 21
-    for own in found["accuracy"].values():
-        assert list(own) == ["2", "4", "8"]
-        assert all(list(x) == ["1x", "2x", "4x", "8x"] for x in own.values())
-    answers = 8 * 4
-    assert (found["accuracy"]["plain"]["4"]["1x"] * answers) % 1 == pytest.approx(0, abs=1e-3)
+    plain = found["accuracy"].pop("plain")
+    assert {n: list(own) for n, own in plain.items()} == {
+        "4": ["1x", "2x", "4x", "8x"], "2": ["1x", "4x"], "8": ["1x", "4x"],
+    }  # fmt: skip
+    assert [list(own) for own in found["accuracy"].values()] == 3 * [["4"]]
+    # By other means: every question by itself.
+    rows = study_measures.RecallRows(128, 4, 64, 8, None, 0, study_measures.STREAM)
+    batch = rows.batch(range(8))
+    counts: dict[bool, list[bool]] = {False: [], True: []}
+    for ids, targets in zip(batch["input_ids"], batch["targets"], strict=True):
+        likeliest = model.forward(ids[None]).argmax(-1)[0]
+        for at in (targets >= 0).nonzero().flatten().tolist():
+            far = at - ids.tolist().index(int(ids[at])) >= 32
+            counts[far].append(bool(likeliest[at] == targets[at]))
+    right = {far: sum(own) / len(own) for far, own in counts.items()}
+    assert found["far"]["plain"] == pytest.approx(right[True], abs=1e-5)
+    own = found["octaves"]["4x"]
+    near = [own[low] for low in ("1", "2", "4", "8", "16")]
+    assert [sum(x) for x in zip(*near, strict=True)] == [sum(counts[False]), len(counts[False])]
+    assert sum(asked for _, asked in own.values()) == 8 * 4
+
+
+def test_what_a_continuation_begins_with(of_text: SavedModel) -> None:
+    config = of_text.config["data"]["init_args"] | {"global_batch_size": 1, "micro_batch_size": 1}
+    saved = trained(of_text.model, "CorpusDataModule", **config)
+    found = study_measures.longer(saved)
+    assert list(found["loss"]) == ["10000", "100000"]
+    rows = CorpusDataModule(**(config | {"sequence_length": 128})).open("validation")
+    batch = rows.batch(range(len(rows)))
+    nll, _ = saved.model.evaluate(*model_inputs(batch))
+    mean = nll.double().sum() / (batch["targets"] != -100).sum()
+    assert found["loss"]["10000"] == pytest.approx(mean.item(), abs=2e-5)
+    assert found["loss"]["100000"] != found["loss"]["10000"]
 
 
 def test_heads_that_are_taken_out(of_text: SavedModel) -> None:
