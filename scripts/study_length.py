@@ -41,6 +41,7 @@ def far(method: str = "plain") -> Quantity:
 
 
 FAR = far()
+LOST = Quantity(FAR.path, margin=0.05, by_flips=True, less=accuracy("1x").path)
 BEYOND, EXCESS = text_loss("beyond"), text_loss("excess")
 
 
@@ -80,6 +81,19 @@ def others(results: Results, task: str, own: str, what: Quantity) -> list[Contra
         Contrast(f"{name} and RoPE", (f"{task}-others", v, own), (task, "rope", own), what)
         for v, name in OTHERS_OF[task].items()
     ]
+
+
+def lost_recall(results: Results) -> str:
+    found = [
+        with_rope(f"{name}, far at 4x less 1x", "recall", v, "fan-in", LOST)
+        for v, name in (("ec", "EC"), ("eh", "EH"))
+    ]
+    found += [
+        with_rope(f"{name}, all at {m}", "recall", v, "fan-in", accuracy(m))
+        for m in ("1x", "4x")
+        for v, name in (("ec", "EC"), ("eh", "EH"))
+    ]
+    return comparisons(results, found)
 
 
 def theta_recall(results: Results) -> str:
@@ -282,6 +296,7 @@ def mean(results: Results, row: tuple[str, str, str], what: Quantity) -> float:
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "primary": lambda results: comparisons(results, PRIMARY),
+    "lost_recall": lost_recall,
     "theta_recall": theta_recall,
     "others_recall": others_recall,
     "exploratory_text": exploratory_text,

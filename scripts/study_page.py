@@ -42,18 +42,25 @@ class Quantity:
         path: Where a run's record has it.
         margin: "Not seen" asks for a 90% interval between minus and plus this.
         by_flips: Whether sign flips decide: values are bimodal, and a t test is not to be trusted.
+        less: Where a run's record has what is to be subtracted, if anything is.
     """
 
     path: tuple[str, ...] = ("result", "validation_loss")
     margin: float = 0.02
     by_flips: bool = False
+    less: tuple[str, ...] | None = None
 
     def of(self, record: dict[str, Any]) -> float:
         """A run's value; infinity where there is none."""
-        value: Any = record
-        for key in self.path:
-            value = value.get(key) if isinstance(value, dict) else None
-        return math.inf if value is None or not math.isfinite(value) else float(value)
+        value = found(record, self.path)
+        return value - found(record, self.less) if self.less else value
+
+
+def found(record: Any, path: Sequence[str]) -> float:
+    """The number at a path of a record; infinity if there is no finite one."""
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None
+    return math.inf if record is None or not math.isfinite(record) else float(record)
 
 
 LOSS = Quantity()
@@ -161,8 +168,8 @@ def verdict(p_holm: float, mean: float, sd: float, n: int, margin: float = LOSS.
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """A block of Markdown; the first ``left`` columns are words."""
-    columns = {title: itemgetter(number) for number, title in enumerate(head)}
-    return markdown_table(list(rows), columns, left) + "\n"
+    columns, lines = {title: itemgetter(n) for n, title in enumerate(head)}, list(rows)
+    return (markdown_table(lines, columns, left) if lines else "No results yet.") + "\n"
 
 
 def comparisons(results: Results, contrasts: Iterable[Contrast]) -> str:
