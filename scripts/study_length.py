@@ -264,7 +264,7 @@ def draw_distances(results: Results) -> Any:
 
 
 def draw_text(results: Results) -> Any:
-    """Loss by position, as trained and stretched."""
+    """Loss by position, and what is lost by reading on, as trained and stretched."""
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
     x = [1.41 * float(octave) for octave in OCTAVES]
     shown = [("text", v, "best", results.titles[v]) for v in results.variants("text")]
@@ -273,20 +273,22 @@ def draw_text(results: Results) -> Any:
         if results.records(part, variant, cell):
             y = [mean(results, (part, variant, cell), text_loss(octave)) for octave in OCTAVES]
             axes[0].plot(x, y, "o-", ms=3, color=COLORS.get(variant, f"C{number}"), label=name)
-    for variant in results.variants("text"):
-        for method, style in zip(METHODS, ("-", "--", ":", "-."), strict=True):
-            if results.records("text", variant, "best"):
-                row = ("text", variant, "best")
-                y = [mean(results, row, text_loss(octave, method)) for octave in OCTAVES]
-                label = f"{results.titles[variant]}, {METHODS[method]}"
-                axes[1].plot(x, y, style, color=COLORS[variant], label=label)
-    for axis, title in zip(axes, ("as trained", "stretched without training"), strict=True):
-        axis.set_xscale("log", base=2)
-        axis.axvline(256, color="#808080", ls="--", lw=1)
-        axis.set_xlabel("position in the document (tokens)")
-        axis.set_title(title)
-        axis.legend(fontsize=7)
+    axes[0].set_xscale("log", base=2)
+    axes[0].axvline(256, color="#808080", ls="--", lw=1)
+    axes[0].set_xlabel("position in the document (tokens)")
     axes[0].set_ylabel("loss (nats per token)")
+    for number, variant in enumerate(results.variants("text")):
+        for at, method in enumerate(METHODS):
+            own = results.losses("text", variant, "best", text_loss("excess", method)).values()
+            place = at + 0.2 * (number - 1)
+            color, label = COLORS[variant], results.titles[variant] if at == 0 else None
+            axes[1].plot([place] * len(own), list(own), ".", color=color, ms=4, alpha=0.5)
+            axes[1].plot(place, np.mean(list(own)), "_", color=color, ms=14, mew=3, label=label)
+    axes[1].set_xticks(range(len(METHODS)), METHODS.values())
+    axes[1].axhline(0, color="black", lw=1)
+    axes[1].set_ylabel("excess by reading on beyond 256 tokens (nats)")
+    for axis in axes:
+        axis.legend(fontsize=7)
     return fig
 
 
