@@ -104,7 +104,11 @@ class Results:
 
     def records(self, part: str, variant: str, cell: str) -> list[dict[str, Any]]:
         row = f"{variant}_{cell}"
-        return [r for (p, name, _), r in self.study.records.items() if (p, name) == (part, row)]
+        return [
+            r
+            for (p, name, _), r in sorted(self.study.records.items(), key=itemgetter(0))
+            if (p, name) == (part, row)
+        ]
 
     def cells(self, part: str) -> list[str]:
         """Names of a part's cells, in the YAML's order, as far as there are results."""
