@@ -259,12 +259,11 @@ def draw_paired(
     contrasts: list[Contrast],
     label: str = "difference in validation loss (nats per token), first minus second",
 ) -> Any:
-    """Every seed's difference, the mean and its 95% interval; a line a comparison."""
+    """Every seed's difference, the mean and its 95% interval; a line a comparison that has any."""
+    contrasts = [own for own in contrasts if len(own.differences(results)) > 1]
     fig, axis = plt.subplots(figsize=(9, 0.7 + 0.5 * len(contrasts)))
     for y, contrast in enumerate(reversed(contrasts)):
         differences = contrast.differences(results)
-        if len(differences) < 2:
-            continue
         mean, sd = float(np.mean(differences)), sample_sd(differences)
         assert sd is not None
         axis.plot(differences, [y - 0.18] * len(differences), "|", color="#888888", ms=7)
