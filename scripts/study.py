@@ -269,7 +269,7 @@ class Study:
                     continue
                 coming = here.with_name(f".{here.name}")
                 shutil.rmtree(coming, ignore_errors=True)
-                shutil.copytree(there, coming, ignore=shutil.ignore_patterns("measures.json"))
+                shutil.copytree(there, coming)
                 coming.rename(here)
 
     def missing(self) -> list[str]:

@@ -192,7 +192,7 @@ def test_runs_of_another_study_are_copied(toy: Study, monkeypatch: pytest.Monkey
     toy.run("copies", 1)
     toy.collect("copies")
     here = toy.logs / "copies" / "rope_best" / "seed-0"
-    names = {"trial.json", "result.json", "metrics.jsonl"}
+    names = {"trial.json", "result.json", "metrics.jsonl", "measures.json"}
     assert {path.name for path in here.iterdir()} == names
     assert all((here / name).read_bytes() == (there / name).read_bytes() for name in names)
     assert toy.records.keys() == {("copies", "rope_best", 0)}
