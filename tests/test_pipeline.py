@@ -242,6 +242,33 @@ def test_what_earlier_stages_have_left(
         load(file).directory("EC", "decay")
 
 
+def test_a_stage_that_is_done_tells_what_was_changed_since(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not run again, neither by itself nor silently with what it had before."""
+    file = write_pipeline(tmp_path, corpus, tmp_path / "logs")
+    done = tmp_path / "logs/tiny/EC/pretrain/result.json"
+    fit = tmp_path / "fit.py"
+    fit.write_text(f"open({str(done)!r}, 'x').write('{{\"validation_loss\": 1.0}}')")
+    content = yaml.safe_load(file.read_text())
+    content |= {"launcher": f"{{python}} {fit} {{args}}", "stages": content["stages"][:1]}
+
+    def said(stages: list[dict[str, Any]]) -> str:
+        file.write_text(yaml.safe_dump(content | {"stages": stages}))
+        run(load(file), ["EC"])
+        return capsys.readouterr().out
+
+    assert "EC/pretrain: begins" in said(content["stages"])
+    assert said(content["stages"]) == "EC/pretrain: done before\n"
+    base = tmp_path / "base.yaml"
+    base.write_text(base.read_text().replace("lr: 0.01", "lr: 0.02"))
+    assert "optimizer.init_args.lr was 0.01 and is 0.02); to run" in said(content["stages"])
+    set_ = {"trainer.max_steps": 60}
+    out = said([{**content["stages"][0], "set": set_, "variants": ["EC"]}])
+    assert "stage.set.trainer.max_steps was 30 and is 60); to run it anew, delete" in out
+    assert "variants" not in out
+
+
 def test_dry_prints_commands_that_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pipeline", str(PIPELINES / "small.yaml"), "--dry", "--variants", "EH"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from ropepp.errors import Diverged, InputError, Preempted
-from ropepp.files import run_folder, write_text
+from ropepp.files import run_folder, write_json, write_text
 from ropepp.runs import process
 from ropepp.runs.config import AnyText, FitFiles, FitKeys, RunsConfig, read_config
 from ropepp.runs.process import RunProcess, StopRequest
-from ropepp.runs.records import DIVERGED, RESULT, read_result
-from ropepp.runs.settings import read_yaml
+from ropepp.runs.records import DIVERGED, RESULT, read_json, read_result
+from ropepp.runs.settings import differences, read_files, read_yaml
 from ropepp.runs.status import LOG, duration, progress_of
 from ropepp.runs.survival import lasting_output
 from ropepp.runs.table import number, read_rows, table
 
 Take = Literal["everything", "progress", "weights", "moments"]
+ASKED = "asked.json"  # in a stage's folder
 GRACE = 600.0  # seconds for a fit that is asked to end, before it is killed
 
 
@@ -81,6 +82,12 @@ class Pipeline(RunsConfig):
     def stages_of(self, variant: str) -> list[Stage]:
         """The stages that a variant has."""
         return [s for s in self.stages if s.variants is None or variant in s.variants]
+
+    def asked(self, variant: str, stage: Stage) -> dict[str, Any]:
+        """What the YAML and the files that it names say of a stage, as they are now."""
+        own = {"base": self.base, "set": self.set, "variant": self.variants[variant]}
+        keys = {key: value for key, value in vars(stage).items() if key != "variants"}
+        return read_files(own | {"seed": self.seed, "stage": keys}, self.file.parent)
 
     def arguments(self, variant: str, stage: Stage) -> list[str]:
         """Arguments of ``fit``, without the checkpoint to begin with."""
@@ -160,11 +167,15 @@ def _run_stage(
         print(f"{name} goes on without its driver: adopted", flush=True)
         _watch(run, name, stop)
     elif result := read_result(directory):
-        print(f"{name}: done before", flush=True)
+        known = read_json(directory / ASKED)
+        words = "; ".join(differences(known, pipeline.asked(variant, stage)) if known else ())
+        other = f", with other settings ({words}); to run it anew, delete {directory}"
+        print(f"{name}: done before{other if words else ''}", flush=True)
         return _refuse_diverged(name, result)
     if not read_result(directory) and not stop.made:
         print(f"{name}: begins, see {directory / LOG}", flush=True)
         args = pipeline.arguments(variant, stage) + pipeline.beginning(variant, stage)
+        write_json(directory / ASKED, pipeline.asked(variant, stage))
         run = process.start(pipeline.launch(args, python=sys.executable), directory, claimed)
         if run is None:
             raise InputError(f"{name}: processes of an earlier attempt still write to {LOG}")

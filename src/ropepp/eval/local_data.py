@@ -28,8 +28,7 @@ class Benchmark(NamedTuple):
         return data / self.folder / f"{self.split}.jsonl"
 
     def rows(self, data: Path) -> list[dict[str, Any]]:
-        """Its lines; an `InputError` if it is missing, a line is no JSON object, or lacks a
-        column."""
+        """Its lines; an `InputError` if it is missing, or a line is no object with the columns."""
         path = self.file(data)
         if not path.is_file():
             raise InputError(

@@ -111,8 +111,7 @@ def read(
     positions: Tensor | None = None,
     document_ids: Tensor | None = None,
 ) -> Tensor:
-    """Adds tokens to the cache in chunks; returns the hidden states of the last chunk, (B, n,
-    M)."""
+    """Adds tokens to the cache in chunks; returns the last chunk's hidden states, (B, n, M)."""
     for start in range(0, input_ids.shape[1], PREFILL):
         part = slice(start, start + PREFILL)
         own, documents = (x if x is None else x[:, part] for x in (positions, document_ids))

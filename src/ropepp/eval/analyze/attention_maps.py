@@ -128,8 +128,7 @@ def _weights(q_tHD: Tensor, k_SKD: Tensor, start: int, slopes_H: Tensor | None) 
 
 
 def _visible_pairs(T: int, width: int) -> Tensor:
-    """How many pairs of a query and a key not after it there are in each pair of bins, (n, n);
-    NaN instead of 0."""
+    """Number of pairs of a query and a key not after it in each pair of bins, (n, n); NaN for 0."""
     n = -(-T // width)
     query = torch.arange(T)
     keys = (query[:, None] + 1 - width * torch.arange(n)).clamp(0, width).double()

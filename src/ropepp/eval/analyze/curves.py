@@ -40,8 +40,7 @@ NAMES = {
 
 
 def characteristic(frequencies: Floats, distances: Floats) -> tuple[Floats, Floats]:
-    """c_re and c_im, each (N,), at distances (N,) in tokens; frequencies are (R/2,) angles per
-    token."""
+    """c_re and c_im, each (N,), at distances (N,) in tokens; frequencies: (R/2,) angles a token."""
     angles = np.outer(distances, frequencies)
     return np.cos(angles).mean(1), np.sin(angles).mean(1)
 

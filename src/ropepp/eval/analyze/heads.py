@@ -1,5 +1,4 @@
-"""Kinds of attention heads: "real" is phase 0, "imaginary" -90 degrees, others are named by their
-phase."""
+"""Kinds of attention heads: "real" is phase 0, "imaginary" -90 degrees, others go by phase."""
 
 from ropepp.model.heads import HeadLayout
 

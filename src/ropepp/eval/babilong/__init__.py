@@ -81,8 +81,7 @@ class FactQuestions(BabilongTask):
     def _sample(
         self, tokenizer: Tokenizer, length: int, key: str, start: int, slope: float
     ) -> tuple[int, int, Sample]:
-        """Size, tokens and sample of a prompt of `FULL` to 1 times the length, or of the greatest
-        size that fits."""
+        """Size, tokens, sample of a prompt of `FULL` to 1 times the length, or the largest."""
         for attempt in range(ATTEMPTS):
             low, high, size, found = -1, inf, start, None
             while low + 1 < high:

@@ -143,8 +143,7 @@ def _times_said() -> Counter[str]:
 def _quotes(
     excerpt: list[str], query: str, answer: str, needed: tuple[int, ...], near: tuple[int, ...]
 ) -> list[Question]:
-    """A question on the excerpt's longest sentence that can be quoted and is said nowhere else, or
-    none."""
+    """A question on the excerpt's longest quotable sentence that is said nowhere else, or none."""
     times = _times_said()
     can = [s for s in excerpt if len(s.split()) in QUOTED and '"' not in s and times[s] == 1]
     if not can:
