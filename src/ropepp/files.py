@@ -80,8 +80,7 @@ def replacing_folder(target: Path, overwrite: bool = False, clear: bool = True) 
 
 @contextmanager
 def replacing_file(target: Path) -> Iterator[BinaryIO]:
-    """Yields a new file that takes the target's name when the block ends well, and is removed
-    otherwise; missing parents are made."""
+    """A new file that takes the target's name if the block ends well, or goes; makes parents."""
     clear_leftovers(target)
     with _beside(target, Path.touch) as work:
         with work.open("wb") as file:

@@ -1,5 +1,4 @@
-"""JSON files that anybody may have written, and a kill or a disk may have torn; needs Python's
-standard library alone."""
+"""JSON files that anybody may have written, or a kill torn; needs the standard library alone."""
 
 import json
 import zlib

@@ -1,6 +1,6 @@
 """Comparing variants with a baseline over the seeds that both were trained with.
 
-The scheme of a sweep, in which every variant is compared with one baseline:
+The scheme of a sweep, in which every variant is compared with a baseline:
 
 * Runs are paired by seed; the differences, variant minus baseline, are taken as normal.
 * Each comparison gets the paired t-test's two-sided p and the plain 95% t interval.
@@ -89,11 +89,16 @@ class Comparison:
         )
 
 
-def compare(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, Comparison]:
-    """Every other variant against the baseline, in the order of ``values``: finite ones of the
-    metric by variant and seed. An `InputError` if scipy is missing."""
-    reference = values.get(baseline, {})
-    found = [_paired(name, own, reference) for name, own in values.items() if name != baseline]
+def compare(
+    values: Mapping[str, Mapping[int, float]], baseline: str, own: Mapping[str, str] | None = None
+) -> dict[str, Comparison]:
+    """Every other variant against the baseline, or its ``own``, in the order of ``values``: finite
+    ones of the metric by variant and seed. An `InputError` if scipy is missing."""
+    found = [
+        _paired(name, given, values.get((own or {}).get(name, baseline), {}))
+        for name, given in values.items()
+        if name != baseline
+    ]
     tested = [one for one in found if one.p is not None]
     adjusted = holm([one.p for one in tested if one.p is not None])
     for one, p in zip(tested, adjusted, strict=True):
@@ -111,8 +116,7 @@ def t_interval(mean: float, sd: float, n: int, alpha: float = ALPHA) -> Interval
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: of the k-th smallest of m, the largest (m - i + 1) p_(i) over
-    i <= k, at most 1."""
+    """Holm's adjusted p: of the k-th smallest of m, the largest (m - i + 1) p_(i), i <= k, or 1."""
     m = len(p_values)
     adjusted, largest = [0.0] * m, 0.0
     for rank, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,17 @@ def test_rows_of_axes(sweeps: Sweeps) -> None:
     assert len(names) == 8
     plan = config.plan()
     assert plan.baseline == "ec-lr=0.001-scaling=null"
-    assert plan.controls == names[:1]  # that with the baseline's values
+    assert plan.controls == names[:4]  # each of the baseline at its own values
+    # What differs from the baseline in the variant alone is compared with it; its own rows at other
+    # values are compared with its first.
+    assert [plan.baseline_of(name) for name in names] == [*names[4:], *[names[4]] * 4]
+    fixed = replace(config, baseline=names[2]).plan()
+    assert {fixed.baseline_of(name) for name in names} == {names[2]}
+    assert fixed.controls == [names[2]]
+    drawn = [row.with_values({"model.z_loss": 0.1}, {"model.z_loss": 0.1}) for row in config.rows]
+    others = [config.plan(drawn).baseline_of(row.name) for row in drawn]
+    assert others == [*names[4:], *names[4:]]  # as it stands, at the same values of the axes
+    assert config.plan(drawn).controls == plan.controls
     assert plan.display["ec-lr=0.02-scaling=yarn"] == "ec, lr 0.02, scaling yarn"
     assert not plan.shared_learning_rate
     assert config.rows[1].asked[scaling] == {"class_path": "YaRN", "init_args": {"factor": 2.0}}

@@ -106,6 +106,41 @@ def test_csv_has_the_inputs(tmp_path: Path) -> None:
     assert (found["alibi"]["verdict"], float(found["alibi"]["p_holm"])) == ("identical", 1)
 
 
+def test_each_is_compared_with_the_baseline_of_its_own_values(tmp_path: Path) -> None:
+    """Deep models among each other: what depth does is no part of a variant's difference."""
+    losses = {
+        **LOSSES,
+        "rope-deep": shifted(-0.5, *[0.0] * 5),
+        "ec-deep": shifted(-0.46, *[0.0] * 5),
+    }
+    losses["ec-deep"][0] += 0.005
+    plan = {"display": {"rope-deep": "RoPE, deep", "ec-deep": "EC, deep"}}
+    folder = write_sweep(tmp_path / "a", losses, baselines={"ec-deep": "rope-deep"}, **plan)
+    text = report(folder)
+    assert "Baseline: rope, or its row of the same values of the axes." in text
+    found = rows(text, "Results")
+    assert found["rope"]["compared to"] == ""
+    assert found["ec"]["compared to"] == found["RoPE, deep"]["compared to"] == "rope"
+    assert found["EC, deep"]["compared to"] == "RoPE, deep"
+    numbers = table(folder)
+    assert numbers["ec-deep"]["baseline"] == "rope-deep"
+    assert float(numbers["ec-deep"]["difference"]) == pytest.approx(0.041)
+    assert float(numbers["rope-deep"]["difference"]) == pytest.approx(-0.5)
+    # As if each had been a sweep of its own, but for what is corrected.
+    alone = {"rope": losses["rope-deep"], "ec": losses["ec-deep"]}
+    write_report(write_sweep(tmp_path / "b", alone))
+    for key in ("difference", "low_95", "high_95", "p", "p_sign_flip"):
+        assert numbers["ec-deep"][key] == table(tmp_path / "b")["ec"][key]
+    html = (folder / "report.html").read_bytes()
+    assert b"minus baseline" in base64.b64decode(re.findall(rb"base64,([^\"]+)", html)[2])
+    assert "Without any run" not in text
+
+    left = {name: own for name, own in losses.items() if name != "rope-deep"}
+    text = report(write_sweep(tmp_path / "c", left, baselines={"ec-deep": "rope-deep"}, **plan))
+    assert "The baseline RoPE, deep has no result: no comparison." in text
+    assert rows(text, "Results")["EC, deep"]["verdict"] == "no pairs"
+
+
 def test_costs_are_compared_with_the_baseline(tmp_path: Path) -> None:
     changes = {
         ("ec", seed): {"parameters": 8_184_000, "training_flops_per_token": 3.534e7}

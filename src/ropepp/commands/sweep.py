@@ -79,8 +79,7 @@ def _run(options: Namespace) -> None:
 
 
 def slots(jobs: int | None, gpus: str | None) -> list[str | None]:
-    """The device of each run that may run at the same time, None for any; an `InputError` if
-    ``gpus`` names none."""
+    """The device of each of the runs at a time, None for any; an `InputError` if there is none."""
     if gpus is None:
         return [None] * (jobs or 1)
     devices = visible_gpus() if gpus == "auto" else gpus.split(",")

@@ -59,8 +59,7 @@ class Workload:
 
 
 def run(options: Namespace) -> None:
-    """The command; see ``ropepp evaluate --help``. An `InputError` if an option, a model or all of
-    the data is not as it must be."""
+    """The command, see ``ropepp evaluate --help``; an `InputError` if not all is as it must be."""
     _check(options)
     work = find_work(options)
     for what, reason in work.left_out.items():

@@ -99,8 +99,7 @@ class EvaluatedModel:
 
 
 def identify(saved: SavedModel) -> str:
-    """A digest of what decides a model's numbers: its files (name, size, time of change) and how it
-    computes."""
+    """A digest of what decides a model's numbers: files (name, size, time), how it computes."""
     path = saved.path.resolve()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

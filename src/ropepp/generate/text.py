@@ -84,8 +84,7 @@ def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the beginning of a document; an `InputError` if it is empty, and the tokenizer
-    has no token that begins one."""
+    """A prompt as a document's beginning; an `InputError` if it and what begins one are empty."""
     ids = document_ids(tokenizer, prompt)
     if not ids:
         raise InputError("a prompt is empty, and the tokenizer has no begin-of-text token")

@@ -250,8 +250,7 @@ class RoPEppForCausalLM(RoPEppPreTrainedModel, llama.LlamaForCausalLM):
 
 
 def wrapped(model: Transformer, max_length: int) -> RoPEppForCausalLM:
-    """A model as transformers sees it, with the same tensors, in evaluation mode; ``max_length`` is
-    that of a row in tokens."""
+    """The same tensors for transformers, in evaluation mode; ``max_length``: a row's in tokens."""
     text = {"max_position_embeddings": max_length, "bos_token_id": None, "eos_token_id": None}
     config = RoPEppConfig.from_dict(own_settings(model, text))
     with torch.device("meta"):

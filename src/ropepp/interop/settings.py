@@ -51,8 +51,7 @@ def outer_name(name: str) -> str:
 
 
 def settings_of(model: Transformer, text: dict[str, Any], form: Form) -> dict[str, Any]:
-    """``config.json`` in a form, see `ropepp.interop.export.export`; an `InputError` if that cannot
-    express the model."""
+    """``config.json`` in a form of `ropepp.interop.export`; an `InputError` if it cannot be."""
     if form == "reference":
         return reference_settings(model, text)
     length, scaling = text["max_position_embeddings"], getattr(model.position, "scaling", None)

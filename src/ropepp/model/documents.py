@@ -66,8 +66,7 @@ class Documents:
 
     @classmethod
     def from_ids(cls, document_ids_BT: Tensor) -> Self | None:
-        """The documents of each row, of which padding (-1) is one; None if one is interrupted by
-        another. This waits for a GPU."""
+        """The documents of each row, padding (-1) too; None if one is split. Waits for a GPU."""
         starts = _starts(document_ids_BT)
         if starts.sum() != _starts(document_ids_BT.sort(dim=1).values).sum():
             return None

@@ -45,8 +45,7 @@ def read_archive(file: Path | BytesIO, name: Path, mapped: bool = True) -> tuple
 
 
 def check_tensors(tensors: Iterable[tuple[str, Tensor]], sums: Sums, file: Path) -> None:
-    """Compares the bytes of tensors that `read_archive` gave with their checksums; `Damaged` names
-    one that is not what was written."""
+    """Compares tensors of `read_archive` with their checksums; `Damaged` names one that differs."""
     storages = {x.untyped_storage().data_ptr(): (name, x) for name, x in tensors}
     pairs = [
         (name, torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()).numpy().data)

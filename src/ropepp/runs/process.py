@@ -142,8 +142,7 @@ def claim(directory: Path) -> int | None:
 
 
 def adopt(directory: Path, claimed: int) -> RunProcess | None:
-    """A claimed run that goes on here without the driver that started it; None if it does not, or
-    on another machine."""
+    """A claimed run that goes on here without the driver that started it; None if none does."""
     here = socket.gethostname()
     if not is_locked(directory / LOG) or starter(directory).get("host", here) != here:
         return None

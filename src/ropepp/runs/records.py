@@ -123,6 +123,12 @@ class SweepPlan:
     display: dict[str, str] = field(default_factory=dict)  # their names for people
     # They equal the baseline by construction: what they differ by is noise.
     controls: list[str] = field(default_factory=list)
+    # Of variants that have one of their own: the baseline at the same values of the axes.
+    baselines: dict[str, str] = field(default_factory=dict)
+
+    def baseline_of(self, variant: str) -> str:
+        """The variant that this one is compared to."""
+        return self.baselines.get(variant, self.baseline)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,11 @@ class SweepRow:
     display: str
 
     @property
+    def values(self) -> str:
+        """The end of its name, which says the values of the axes and of a sampler."""
+        return self.name.removeprefix(self.variant)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What tells it from other rows, short names to plain values."""
         flat = settings.flatten(self.asked)
@@ -130,8 +135,10 @@ class SweepConfig(RunsConfig):
         searched = any(settings.canonical(key) == LEARNING_RATE for key in self.search)
         rows = [*self.rows, *drawn]
         wanted = self.baseline or rows[0].variant
-        baseline = next(row for row in rows if wanted in (row.name, row.variant))
-        axes = baseline.name.removeprefix(baseline.variant)
+        own = {r.name.removeprefix(wanted): r for r in self.rows if wanted in (r.name, r.variant)}
+        baseline = next(iter(own.values()))
+        # The baseline at the same values of the axes, behind which stand those that were drawn.
+        pairs = [(row, own[max(filter(row.values.startswith, own), key=len)]) for row in rows]
         return SweepPlan(
             name=self.name,
             question=self.question,
@@ -140,8 +147,11 @@ class SweepConfig(RunsConfig):
             shared_learning_rate=len(rates) == 1 and not searched,
             variants=[row.name for row in rows],
             display={row.name: row.display for row in rows},
-            # At other values of the axes they are no controls of the baseline.
-            controls=[row.name for row in rows if row.name in {v + axes for v in self.controls}],
+            # At other values than the baseline's they are no controls.
+            controls=[
+                a.name for a, b in pairs if a.variant in self.controls and a.values == b.values
+            ],
+            baselines={a.name: b.name for a, b in pairs if b not in (a, baseline)},
         )
 
     def arguments(self, spec: RunSpec) -> list[str]:

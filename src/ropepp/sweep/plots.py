@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropepp.errors import optional
-from ropepp.runs.records import Run
+from ropepp.runs.records import Run, SweepPlan
 from ropepp.sweep.results import SweepResults
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def figures(sweep: SweepResults, metric: str) -> list[Figure]:
         if any(one.interval for one in sweep.comparisons):
             found.append(_differences(sweep, looks, metric))
         courses = (course for course in _courses(sweep.done) if course[1])
-        found += [_lines(course, looks, sweep.plan.baseline) for course in courses]
+        found += [_lines(course, looks, sweep.plan) for course in courses]
     return found
 
 
@@ -181,12 +181,14 @@ def _paired(own: Seeds, reference: Seeds) -> Seeds:
     return found
 
 
-def _lines(course: Course, looks: Mapping[str, Style], baseline: str) -> Figure:
+def _lines(course: Course, looks: Mapping[str, Style], plan: SweepPlan) -> Figure:
     title, curves, axis, ylabel, note = course
     curves = {name: curves[name] for name in looks if name in curves}
-    reference = curves.get(baseline, {})
-    gaps = {name: _paired(own, reference) for name, own in curves.items() if name != baseline}
-    gaps = {name: own for name, own in gaps.items() if own}
+    gaps = {
+        name: gap
+        for name, own in curves.items()
+        if name != plan.baseline and (gap := _paired(own, curves.get(plan.baseline_of(name), {})))
+    }
     panels = 2 if gaps else 1
     longest = max(len(looks[name].name) for name in curves)
     rows = -(-len(curves) // max(1, min(4, 76 // (longest + 10))))  # 76 characters in a line
@@ -198,7 +200,7 @@ def _lines(course: Course, looks: Mapping[str, Style], baseline: str) -> Figure:
     if gaps:
         axes[1].axhline(0, color=BASELINE, linewidth=1)
         _panel(axes[1], gaps, looks, axis, bands)
-        axes[1].set_ylabel(f"minus {looks[baseline].name}")
+        axes[1].set_ylabel(f"minus {'baseline' if plan.baselines else looks[plan.baseline].name}")
     axes[-1].set_xlabel(axis.label)
     caption = (
         "Means over seeds." if repeated else "One seed.",

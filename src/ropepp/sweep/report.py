@@ -75,8 +75,9 @@ def _listing(items: Sequence[str]) -> str:
 def _facts(sweep: SweepResults, metric: str) -> list[str]:
     done = sweep.done
     finished = sorted(str(run.result.get("finished"))[:16].replace("T", " ") for run in done)
+    own = ", or its row of the same values of the axes" if sweep.plan.baselines else ""
     return [
-        f"Baseline: {sweep.name(sweep.plan.baseline)}. Metric: {metric}.",
+        f"Baseline: {sweep.name(sweep.plan.baseline)}{own}. Metric: {metric}.",
         f"Runs: {len(done)} finished, {len(sweep.unfinished)} not. Tokens a run: "
         f"{_listed(done, 'tokens')}. Optimizer steps: {_listed(done, 'steps')}. Tokens in a row: "
         f"{_listed(done, 'sequence_length')}.",
@@ -99,8 +100,9 @@ def _warnings(sweep: SweepResults) -> list[str]:
     out = [_unequal(sweep.done, key) for key in EQUAL]
     if any(str(run.result.get("commit")).endswith("+") for run in sweep.done):
         out.append("Some runs had uncommitted changes (+): their code cannot be had again.")
-    if sweep.baseline is None or not sweep.baseline.values:
-        out.append(f"The baseline {sweep.name(sweep.plan.baseline)} has no result: no comparison.")
+    for name in dict.fromkeys((sweep.plan.baseline, *sweep.plan.baselines.values())):
+        if (found := sweep.row(name)) is None or not found.values:
+            out.append(f"The baseline {sweep.name(name)} has no result: no comparison.")
     for fewest, most, text in (
         (1, 1, "one seed is a smoke test; its difference may be noise alone."),
         (2, 2, "two pairs leave one degree of freedom; such an interval is hardly informative, and "
@@ -145,7 +147,8 @@ def _unequal(done: Sequence[Run], key: str) -> str:
 
 
 def _missing(sweep: SweepResults, row: VariantResults) -> str:
-    own, reference = set(row.values), set(sweep.baseline.values if sweep.baseline else ())
+    baseline = sweep.baseline(row)
+    own, reference = set(row.values), set(baseline.values if baseline else ())
     if not own or not reference or own == reference:
         return ""
     alone = [
@@ -168,10 +171,15 @@ def _results(sweep: SweepResults) -> str:
     pooled = stats.pooled_sd(groups)
     value = next((group[0] for group in groups if group), 0.0)
     digits = decimals(pooled[0] if pooled else None, value)
+
+    def baseline(row: VariantResults) -> str:
+        return sweep.name(sweep.plan.baseline_of(row.variant)) if row.comparison else ""
+
     return _table(sweep.rows, {
         "seeds": lambda row: str(len(row.group)),
         "mean": lambda row: number(row.mean, digits),
         "sd": lambda row: number(stats.sample_sd(row.group), digits),
+        **({"compared to": baseline} if sweep.plan.baselines else {}),
         "difference [95%]": lambda row: _difference(row.comparison, digits),
         "Holm p": lambda row: p_value(row.compared.p_holm),
         "verdict": lambda row: row.verdict,
@@ -232,7 +240,8 @@ def _difference(one: Comparison | None, digits: int) -> str:
 
 
 def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
-    own, other = row.fact(key), sweep.baseline.fact(key) if sweep.baseline else None
+    baseline = sweep.baseline(row)
+    own, other = row.fact(key), baseline.fact(key) if baseline else None
     if row.comparison is None or own is None or not other:
         return ""
     return f"{number(100 * (own / other - 1), 1, '+')}%"
@@ -265,6 +274,7 @@ def _csv(sweep: SweepResults) -> str:
             "seeds": len(row.group),
             "mean": row.mean,
             "sd": stats.sample_sd(row.group),
+            "baseline": sweep.plan.baseline_of(row.variant) if row.comparison else None,
             "pairs": one.n,
             "difference": one.mean,
             "sd_of_differences": one.sd,

@@ -59,9 +59,12 @@ class SweepResults:
     diverged: list[Run]
     unmeasured: list[Run]
 
-    @property
-    def baseline(self) -> VariantResults | None:
-        return next((row for row in self.rows if row.variant == self.plan.baseline), None)
+    def row(self, variant: str) -> VariantResults | None:
+        return next((row for row in self.rows if row.variant == variant), None)
+
+    def baseline(self, row: VariantResults) -> VariantResults | None:
+        """The row that another is compared to."""
+        return self.row(self.plan.baseline_of(row.variant))
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -89,7 +92,7 @@ def load(folder: Path) -> SweepResults:
             known = {**run.result.get("evaluation", {}), **run.result}
             never_logged = known[plan.metric] is None and DIVERGED not in run.result
             (unmeasured if never_logged else diverged).append(run)
-    compared = compare(values, plan.baseline)
+    compared = compare(values, plan.baseline, plan.baselines)
     rows = [
         VariantResults(
             variant,

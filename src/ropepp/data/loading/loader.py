@@ -23,8 +23,7 @@ from torch import Tensor
 from ropepp.data.packing.concat import IGNORE_INDEX, PADDING_DOCUMENT
 from ropepp.errors import InputError
 
-# What a row that is there for its shape alone holds; a row of padding has no target and is seen by
-# nobody.
+# What a row that is there for its shape alone holds: padding has no target, nobody sees it.
 FILLER = {"input_ids": 0, "targets": IGNORE_INDEX, "document_ids": PADDING_DOCUMENT, "positions": 0}
 
 

@@ -8,15 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ropepp.data.text.documents import (
-    BLOCK,
-    BOM,
-    IN_MEMORY,
-    Text,
-    decode,
-    is_blank,
-    scan,
-)
+from ropepp.data.text.documents import BLOCK, BOM, IN_MEMORY, Text, decode, is_blank, scan
 from ropepp.data.text.tables import read_table
 from ropepp.errors import InputError
 from ropepp.files import file_sha256, printable, read_errors

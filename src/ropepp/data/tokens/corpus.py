@@ -265,8 +265,7 @@ def read_shards(folder: Path, meta: CorpusMeta) -> list[ShardEntry]:
 
 
 def read_meta(path: Path) -> CorpusMeta:
-    """The content of a split's `meta.json`. Raises an `InputError` if it is missing, damaged, of
-    another format, or not as described."""
+    """A split's `meta.json`; an `InputError` if it is missing, damaged, or not as described."""
     meta = read_record(path, CorpusMeta, FORMAT_VERSION)
     token_type(meta.vocab_size)
     if meta.split != path.parent.name or max(meta.bos_id or 0, meta.eot_id) >= meta.vocab_size:

@@ -124,8 +124,7 @@ def analyze(saved: SavedModel, options: Namespace) -> None:
 
 
 def summary(table: list[dict[str, Any]]) -> list[str]:
-    """The means over all layers, for people; a difference is marked where the wide interval leaves
-    zero out."""
+    """The means over all layers, for people, marked where the wide interval leaves zero out."""
     lines = ["", f"{'mean over layers':<40} {'measure':<12} {'mean':>10}  95% interval"]
     for line in table:
         if line["layer"] == "all":

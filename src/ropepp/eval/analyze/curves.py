@@ -68,8 +68,7 @@ def covered(ranges: Sequence[Range]) -> float:
 
 def ranges_met(angle: float) -> ValueRanges:
     """Values by which a_n and b_n are multiplied at angles from 0 to ``angle`` >= 0: by a real head
-    alone ("real a", "real b"), and by a real and an imaginary head that share the query ("both a",
-    "both b")."""
+    alone ("real a", "real b"), and by both heads that share the query ("both a", "both b")."""
     cos, sin = cos_range(angle), sin_range(angle)
     negative = (-cos[1], -cos[0])
     return {"real a": [cos], "real b": [sin], "both a": [cos, sin], "both b": [sin, negative]}

@@ -97,8 +97,7 @@ def noise_study(
     in units of the rotated queries, on each kind of head; returns the metrics without noise, and
     for each metric its values. ``measure`` makes the same forward passes in the same order every
     time, or the draws are not paired. An `InputError` if the model lacks a kind of head, a standard
-    deviation is negative or given twice, or there are fewer than 2 draws, of which no interval
-    follows."""
+    deviation is negative or given twice, or there are fewer than 2 draws."""
     if draws < 2:
         raise InputError(f"draws is {draws}; an interval needs at least 2")
     if not stds or not all(std >= 0 for std in stds) or len(set(stds)) < len(stds):
@@ -163,8 +162,7 @@ def recall_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict
 
 def ruler_measure(saved: SavedModel, options: Namespace) -> tuple[Measure, dict[str, Any]]:
     """Loss of the answers to RULER's tasks in nats per token, as `ropepp.eval.generated` has it,
-    and scores of greedy answers. An `InputError` if there is no such task, or it does not fit into
-    the length."""
+    and scores of greedy answers. An `InputError` if there is no such task, or it does not fit."""
     known = {task.name: task for task in tasks_of("ruler", options.data, options.protocol)}
     if missing := [name for name in options.tasks if name not in known]:
         raise InputError(f"--tasks has {missing[0]!r}; allowed: {', '.join(known)}")

@@ -1,5 +1,4 @@
-"""``ropepp analyze recall``: how often a model recalls, by distance and number of pairs, see
-`ropepp.data.recall`."""
+"""``ropepp analyze recall``: recall by distance and number of pairs, see `ropepp.data.recall`."""
 
 from argparse import Namespace
 from collections.abc import Sequence

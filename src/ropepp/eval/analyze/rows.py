@@ -69,8 +69,7 @@ def read_rows(
 
 
 def recall_data(saved: SavedModel) -> "RecallDataModule":
-    """The data of a model that was trained on associative recall; an `InputError` if it was trained
-    on something else."""
+    """The data of a model that was trained on associative recall; of another an `InputError`."""
     if saved.data_class != "RecallDataModule":
         raise InputError(
             f"the data of {saved.path} is {saved.data_class or 'unknown'}: recall is for models"

@@ -103,8 +103,7 @@ class FactQuestions(BabilongTask):
         raise self.too_short(length)
 
     def draft(self, rng: Random, size: int) -> Sample:
-        """A sample of a size from 0 on, the same for equal states of `rng`; longer for greater
-        sizes."""
+        """A sample of a size from 0 on, the same for equal states of `rng`; it grows with that."""
         story = rng.choice(self.stories)
         pieces = self._background(rng, size)
         places = sorted(rng.choices(range(len(pieces) + 1), k=len(story.facts)))

@@ -49,8 +49,7 @@ def speeches() -> tuple[str, ...]:
 
 @cache
 def essay_words(path: Path | None) -> tuple[str, ...]:
-    """The words of the essays' file, or of the speeches; an `InputError` if the file is not
-    `{"text": "..."}`."""
+    """Words of the essays' file, or of the speeches; an `InputError` without `{"text": "..."}`."""
     if path is None:
         return tuple(word for text in speeches() for word in text.split())
     content = read_json(path)

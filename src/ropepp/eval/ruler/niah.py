@@ -83,8 +83,7 @@ class Needles(RulerTask):
         return "\n".join(pieces)
 
     def _essay(self, rng: Random, size: int, needles: list[str]) -> str:
-        """Between two needles at one place, and before one at the beginning, stands a second
-        space, as in the original."""
+        """Before a needle at the beginning or another's place is a second space, as published."""
         pieces = _pieces(self.essay, size, self.edition)
         cuts = [int(len(pieces) * (depth / 100)) for depth in rng.sample(DEPTHS, len(needles))]
         ends = [*sorted(cuts), len(pieces)]

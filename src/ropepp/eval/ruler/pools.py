@@ -39,8 +39,7 @@ class Pool:
 
 @cache
 def read_squad(path: Path) -> Pool:
-    """The development set of SQuAD 2.0; questions without an answer are left out. An `InputError`
-    if the file has another form."""
+    """SQuAD 2.0's answerable development set; an `InputError` if the file has another form."""
     try:
         articles = [article["paragraphs"] for article in read_json(path)["data"]]
         documents, number_of = _numbered(p["context"] for a in articles for p in a)
@@ -62,8 +61,7 @@ def read_squad(path: Path) -> Pool:
 
 @cache
 def read_hotpot(path: Path) -> Pool:
-    """The development set of HotpotQA with distractors; an `InputError` if the file has another
-    form."""
+    """The development set of HotpotQA with distractors; an `InputError` if it has another form."""
     try:
         rows = read_json(path)
         told = [[f"{title}\n{''.join(text)}" for title, text in row["context"]] for row in rows]

@@ -81,8 +81,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> T
 def unfilled(
     config: ModelConfig, spec: specs.Position, name: Path, ignore_index: int = IGNORE_INDEX
 ) -> Transformer:
-    """A model on the meta device, made from what the file ``name`` says; an `InputError` if that
-    makes none."""
+    """A model on the meta device, as the file ``name`` says; an `InputError` if that makes none."""
     with understanding(name):
         if type(ignore_index) is not int:
             raise InputError(f"ignore_index is {ignore_index!r}; it must be a whole number")
@@ -239,8 +238,7 @@ def fourier(settings: dict[str, Any], theta: float) -> specs.FoPE:
 
 
 def ignore_index(settings: dict[str, Any]) -> int:
-    """The target that a model leaves out of its loss: of a published one end-of-text unless stated,
-    of a Llama none."""
+    """The target left out of the loss: of a published model end-of-text unless stated."""
     published = settings.keys() & {"rope_config", "use_alibi", "fourier", "partial_rotary_factor"}
     usual = settings.get("eos_token_id") if published else None
     stated = settings.get("ignore_index", usual)
