@@ -21,6 +21,7 @@ from study_page import (
 RULE = ("rule", "ec", "rule")
 KINDS = ("real", "imaginary")
 EC, EH, ROPE = ("ec", "ec", "best"), ("eh", "eh", "best"), ("rope", "rope", "best")
+MEASURED = {"RoPE++ EC": EC, "RoPE++ EC by RoPE's recipe and its fan-in": RULE, "RoPE++ EH": EH}
 
 
 def of(kind: str, what: str) -> Quantity:
@@ -72,6 +73,11 @@ LOSSES = [
         RULE,
         ("primary", "wide", "best"),
     ),
+    Contrast(
+        "EC by RoPE's recipe and its fan-in, and RoPE with EC's parameters (M2)",
+        RULE,
+        ("primary", "parameters", "best"),
+    ),
     Contrast("half of the heads imaginary and RoPE (a null)", ("others", "split", "best"), ROPE),
     Contrast("imaginary heads only and RoPE (a null)", ("others", "imaginary", "best"), ROPE),
     Contrast("EC, imaginary scores not into q, and EC", ("others", "not-into-q", "best"), EC),
@@ -91,6 +97,8 @@ LOOKS = [
     kinds("EC, entropy (nats)", "entropy"),
     kinds("EC, share on the first token", "first_token"),
     kinds("EC, share on the query's own token", "same_token"),
+    kinds("EC by RoPE's recipe and its fan-in, distance (tokens)", "distance", "rule"),
+    kinds("EC by RoPE's recipe and its fan-in, entropy (nats)", "entropy", "rule"),
 ]
 
 
@@ -101,7 +109,7 @@ def losses(results: Results) -> str:
         for part in ("rope", "ec", "eh", "primary", "others")
         for variant in results.variants(part)
     }
-    rows["RoPE++ EC by RoPE's recipe and its fan-in"] = RULE
+    rows |= {title: row for title, row in MEASURED.items() if row == RULE}
     return cost_table(results, rows, ("parameters", "training FLOPs/token"))
 
 
@@ -114,10 +122,10 @@ def inside(results: Results) -> str:
     }  # fmt: skip
     lines = [
         [
-            f"{results.titles[row[1]]}, {kind}",
+            f"{title}, {kind}",
             *(mean_text(results.losses(*row, what=of(kind, name)).values()) for name in columns),
         ]
-        for row in (EC, EH)
+        for title, row in MEASURED.items()
         for kind in KINDS
     ]
     return table(["model, heads", *columns.values()], lines)
@@ -125,21 +133,24 @@ def inside(results: Results) -> str:
 
 def draw_kinds(results: Results) -> Any:
     """Real against imaginary heads of the same model, a point a seed."""
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3.8))
-    for axis, (what, title) in zip(
-        axes,
-        {"noise_2": "loss by noise of 2", "removed": "loss by taking out", "distance": "distance"}
-        .items(),
-        strict=True,
-    ):  # fmt: skip
-        for row in (EC, EH):
+    fig, axes = plt.subplots(1, 3, figsize=(11, 4.1), layout="constrained")
+    colors = dict(zip(MEASURED, (COLORS["ec"], COLORS["rope-half"], COLORS["eh"]), strict=True))
+    titles = {
+        "noise_2": "loss by noise of 2 (nats)", "removed": "loss by taking out (nats)",
+        "distance": "distance (tokens)",
+    }  # fmt: skip
+    for axis, (what, title) in zip(axes, titles.items(), strict=True):
+        ends = []
+        for name, row in MEASURED.items():
             x, y = (list(results.losses(*row, what=of(kind, what)).values()) for kind in KINDS)
-            axis.plot(x, y, "o", ms=4, color=COLORS[row[1]], label=results.titles[row[1]])
-        axis.axline((0, 0), slope=1, color="#808080", ls="--", lw=1)
-        axis.set_xlabel("real heads")
-        axis.set_title(title)
-        axis.legend(fontsize=8)
+            axis.plot(x, y, "o", ms=4, color=colors[name], label=name)
+            ends += x + y
+        low, high = min(ends), max(ends)
+        ends = [low - 0.05 * (high - low), high + 0.05 * (high - low)]
+        axis.plot(ends, ends, "--", color="#808080", lw=1)
+        axis.set(xlim=ends, ylim=ends, aspect="equal", xlabel="real heads", title=title)
     axes[0].set_ylabel("imaginary heads")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 
