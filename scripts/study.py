@@ -225,25 +225,30 @@ class Study:
         return {(part, row.name, seed) for row in self.rows(part) for seed in self.seeds(part)}
 
     def lost(self, part: str) -> list[tuple[str, str, int]]:
-        """Runs that another clone has made, with whose weights a part begins that is not complete:
-        they are made again, since weights are not kept with results."""
-        heirs = [
-            how["begin"].partition("/")[2]
+        """Runs that another clone has made, with whose weights a missing one begins: they are made
+        again, since weights are not kept with results."""
+        parents = {
+            (how["begin"].partition("/")[2], seed)
             for name, how in self.parts.items()
-            if how.get("begin", "").startswith(f"{part}/") and not self.is_complete(name)
-        ]
+            if how.get("begin", "").startswith(f"{part}/")
+            for seed in self.lacks(name)
+        }
         return [
             (part, row, seed)
             for _, row, seed in sorted(self.records.keys() & self.wanted(part))
-            if row in heirs
+            if (row, seed) in parents
             and not any((self.logs / part / row / f"seed-{seed}").glob("checkpoints/step-*"))
         ]
 
-    def is_complete(self, part: str) -> bool:
+    def lacks(self, part: str) -> set[int]:
+        """Seeds of which a part lacks a run."""
         try:
-            return self.wanted(part) <= self.records.keys()
+            return {seed for *_, seed in self.wanted(part) - self.records.keys()}
         except InputError:  # it needs the best of another one
-            return False
+            return set(self.seeds(part))
+
+    def is_complete(self, part: str) -> bool:
+        return not self.lacks(part)
 
     def restore(self, part: str) -> None:
         """Lets the sweep know what an earlier clone has run."""

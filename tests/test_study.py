@@ -264,8 +264,10 @@ def test_weights_that_another_part_begins_with_are_made_again(toy: Study, tmp_pa
     kept.parent.mkdir(parents=True)
     kept.touch()
     assert toy.lost("short") == [("short", "rope_today", 0)]
-    for seed in (0, 1):
-        toy.records["long", "rope_on", seed] = {}
+    kept.unlink()
+    toy.records["long", "rope_on", 0] = {}
+    assert toy.lost("short") == [("short", "rope_today", 1)]  # of seeds that are missing alone
+    toy.records["long", "rope_on", 1] = {}
     assert toy.lost("short") == []
 
 
