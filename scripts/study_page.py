@@ -187,10 +187,13 @@ def comparisons(results: Results, contrasts: Iterable[Contrast]) -> str:
         assert sd is not None
         wide, narrow = interval(mean, sd, n), interval(mean, sd, n, 0.10)
         flips = sign_flip_p(differences)
-        ends = [f"{signed(low)} to {signed(high)}" for low, high in (wide, narrow)]
+        digits = 3 if max(map(abs, wide)) > 0.005 else 4
+        spans = [[signed(end, digits) for end in ends] for ends in (wide, narrow)]
         tests = [f"{p:.2g}", "" if flips is None else f"{flips:.2g}"]
         word = verdict(p, mean, sd, n, contrast.what.margin)
-        cells.append([contrast.title, word, str(n), signed(mean), *ends, *tests])
+        cells.append(
+            [contrast.title, word, str(n), signed(mean, digits), *map(" to ".join, spans), *tests]
+        )
     head = ["comparison", "verdict", "pairs", "mean difference", "95% interval", "90% interval"]
     return table([*head, "p (Holm)", "p (sign flips)"], cells, left=2)
 
