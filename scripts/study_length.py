@@ -239,7 +239,7 @@ def draw_recall(results: Results) -> Any:
         axis.set_xticks(range(len(MULTIPLES)), MULTIPLES)
         axis.set_xlabel("row length over the trained length")
         axis.set_title(title)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     axes[0].set_ylabel("right answers")
     return fig
 
