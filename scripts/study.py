@@ -79,11 +79,7 @@ class Study:
     # What there is to run
 
     def rows(self, part: str) -> list[Row]:
-        """The rows of a part.
-
-        Raises:
-            InputError: It begins with the best of parts that are not complete.
-        """
+        """The rows of a part; an `InputError` if it needs the best of parts that lack runs."""
         how = self.parts[part]
         found = [
             Row(variant, cell, self.with_recipe(variant, settings))
@@ -241,14 +237,11 @@ class Study:
         ]
 
     def lacks(self, part: str) -> set[int]:
-        """Seeds of which a part lacks a run."""
+        """Seeds of which a part lacks a run; all if it needs the best of a part that lacks some."""
         try:
             return {seed for *_, seed in self.wanted(part) - self.records.keys()}
-        except InputError:  # it needs the best of another one
+        except InputError:
             return set(self.seeds(part))
-
-    def is_complete(self, part: str) -> bool:
-        return not self.lacks(part)
 
     def restore(self, part: str) -> None:
         """Lets the sweep know what an earlier clone has run."""

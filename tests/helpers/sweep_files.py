@@ -1,5 +1,6 @@
 """Sweep folders with made-up runs for tests."""
 
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -105,3 +106,16 @@ def write_sweep(
     for variant, seed in unfinished:
         write_run(folder, variant, seed)
     return folder
+
+
+def report_rows(text: str, heading: str) -> dict[str, dict[str, str]]:
+    """The table below a heading, by the name in its first column."""
+    lines = [line for line in text.split(f"## {heading}")[1].split("\n## ")[0].splitlines() if line]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
+
+
+def report_table(folder: Path) -> dict[str, dict[str, str]]:
+    """``report.csv`` by variant."""
+    with (folder / "report.csv").open() as file:
+        return {row["variant"]: row for row in csv.DictReader(file)}

@@ -1,7 +1,6 @@
 """Reports of made-up sweeps: what they claim, what they warn of, and that the files stand alone."""
 
 import base64
-import csv
 import json
 import math
 import re
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 
 from helpers.sweep_files import LENGTH, STEPS, TOKENS_PER_STEP, result, write_run, write_sweep
+from helpers.sweep_files import report_rows as rows
+from helpers.sweep_files import report_table as table
 from ropepp.errors import InputError
 from ropepp.runs.records import read_runs
 from ropepp.sweep import plots
@@ -40,18 +41,6 @@ LOSSES = {
 def report(folder: Path) -> str:
     write_report(folder)
     return (folder / "report.md").read_text()
-
-
-def rows(text: str, heading: str) -> dict[str, dict[str, str]]:
-    """The table below a heading, by the name in its first column."""
-    lines = [line for line in text.split(f"## {heading}")[1].split("\n## ")[0].splitlines() if line]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
-    return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
-
-
-def table(folder: Path) -> dict[str, dict[str, str]]:
-    with (folder / "report.csv").open() as file:
-        return {row["variant"]: row for row in csv.DictReader(file)}
 
 
 def test_files_and_verdicts(tmp_path: Path) -> None:
