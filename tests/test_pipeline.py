@@ -252,6 +252,7 @@ def test_a_stage_that_is_done_tells_what_was_changed_since(
     fit.write_text(f"open({str(done)!r}, 'x').write('{{\"validation_loss\": 1.0}}')")
     content = yaml.safe_load(file.read_text())
     content |= {"launcher": f"{{python}} {fit} {{args}}", "stages": content["stages"][:1]}
+    content["set"] = {"trainer.logger": {1: 2}}  # which is '1' in JSON
 
     def said(stages: list[dict[str, Any]]) -> str:
         file.write_text(yaml.safe_dump(content | {"stages": stages}))

@@ -80,7 +80,7 @@ def replacing_folder(target: Path, overwrite: bool = False, clear: bool = True) 
 
 @contextmanager
 def replacing_file(target: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the target's name if the block ends well, or goes; makes parents."""
+    """A new file: the target once the block ends well, or else removed; makes missing parents."""
     clear_leftovers(target)
     with _beside(target, Path.touch) as work:
         with work.open("wb") as file:

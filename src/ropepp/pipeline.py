@@ -4,6 +4,7 @@ A pipeline's YAML names variants and stages, through which every variant runs. A
 ``LOGS/NAME/VARIANT/STAGE/`` and is done when its ``result.json`` is there.
 """
 
+import json
 import os
 import sys
 import time
@@ -84,10 +85,10 @@ class Pipeline(RunsConfig):
         return [s for s in self.stages if s.variants is None or variant in s.variants]
 
     def asked(self, variant: str, stage: Stage) -> dict[str, Any]:
-        """What the YAML and the files that it names say of a stage, as they are now."""
-        own = {"base": self.base, "set": self.set, "variant": self.variants[variant]}
-        keys = {key: value for key, value in vars(stage).items() if key != "variants"}
-        return read_files(own | {"seed": self.seed, "stage": keys}, self.file.parent)
+        """What the YAML and the files that it names say of a stage now, as JSON has it."""
+        told: dict[str, Any] = {"base": self.base, "set": self.set, "seed": self.seed}
+        told |= {"variant": self.variants[variant], "stage": vars(stage) | {"variants": None}}
+        return dict(json.loads(json.dumps(read_files(told, self.file.parent))))
 
     def arguments(self, variant: str, stage: Stage) -> list[str]:
         """Arguments of ``fit``, without the checkpoint to begin with."""

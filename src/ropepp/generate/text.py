@@ -84,7 +84,7 @@ def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as a document's beginning; an `InputError` if it and what begins one are empty."""
+    """A prompt as a document's beginning; an `InputError` if that has no token."""
     ids = document_ids(tokenizer, prompt)
     if not ids:
         raise InputError("a prompt is empty, and the tokenizer has no begin-of-text token")

@@ -240,8 +240,7 @@ def _difference(one: Comparison | None, digits: int) -> str:
 
 
 def _percent(sweep: SweepResults, row: VariantResults, key: str) -> str:
-    baseline = sweep.baseline(row)
-    own, other = row.fact(key), baseline.fact(key) if baseline else None
+    own, other = (one.fact(key) if one else None for one in (row, sweep.baseline(row)))
     if row.comparison is None or own is None or not other:
         return ""
     return f"{number(100 * (own / other - 1), 1, '+')}%"
