@@ -39,10 +39,10 @@ import yaml
 
 from ropepp.errors import InputError
 from ropepp.files import write_json, write_text
+from study_records import agree, curve, curve_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 METRIC = "validation_loss"
-KEPT = ("train/loss", "train/grad_norm")  # of the curve
 DROPPED = ("hyper_parameters", "loss_by_position", "evaluation")  # trial has what matters
 POLL = 20.0
 
@@ -188,8 +188,8 @@ class Study:
             del self.records[key]
         if self.wanted(part) <= self.records.keys():
             return
-        self.restore(part)
         self.copy(part)
+        self.restore(part)
         sweep = ["sweep", "run", str(self.write_sweep(part)), "--jobs", str(jobs)]
         for options in ((), ("--retry-failed",)):
             self.drive(part, [sys.executable, "-m", "ropepp.cli", *sweep, *options], jobs)
@@ -244,15 +244,36 @@ class Study:
             return set(self.seeds(part))
 
     def restore(self, part: str) -> None:
-        """Lets the sweep know what an earlier clone has run."""
-        for (own, row, seed), record in self.records.items():
-            folder = self.logs / part / row / f"seed-{seed}"
-            if own == part and not (folder / "result.json").exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / "trial.json", record["trial"])
-                lines = curve_lines(record["curve"])
-                write_text(folder / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
-                write_json(folder / "result.json", record["result"])
+        """Lets the sweep know what an earlier clone has run, as what it would plan today: since
+        then keys may have got other names or defaults. An `InputError` if the study asks for
+        another value now."""
+        rows = {row.name: row for row in self.rows(part)}
+        coming = {}
+        for own, name, seed in self.records.keys() & self.wanted(part):
+            folder = self.logs / own / name / f"seed-{seed}"
+            if not (folder / "result.json").exists():
+                coming[folder] = self.records[own, name, seed]
+                self.check(rows[name], coming[folder]["trial"])
+        if not coming:
+            return
+        command = [sys.executable, "-m", "ropepp.cli", "sweep", "init", str(self.write_sweep(part))]
+        if code := subprocess.call(command, cwd=ROOT, stdout=subprocess.DEVNULL):
+            sys.exit(code)
+        for folder, record in coming.items():
+            lines = curve_lines(record["curve"])
+            write_text(folder / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+            write_json(folder / "result.json", record["result"])
+
+    def check(self, row: Row, trial: dict[str, Any]) -> None:
+        """Refuses a run that was made with another value of a row's settings."""
+        asked = self.content["variants"][row.variant] | row.settings
+        for key, value in asked.items():
+            known = trial["overrides"].get(key)
+            if key in trial["overrides"] and not agree(known, value):
+                raise InputError(
+                    f"{self.file}: {row.name}: {key} is {value}, but {self.store} has seed "
+                    f"{trial['seed']} with {known}: give the cell or the variant another name"
+                )
 
     def copy(self, part: str) -> None:
         """Takes the finished runs of another study that are this part's too."""
@@ -314,28 +335,6 @@ class Study:
                 return None
             found = json.loads(out.read_text())
         return found
-
-
-def curve(file: Path) -> dict[str, list[Any]]:
-    """Steps and values of a run, compact."""
-    out: dict[str, list[Any]] = {"step": [], **{key: [] for key in KEPT}, "validation": []}
-    for line in map(json.loads, file.read_text().splitlines()):
-        if KEPT[0] in line:
-            out["step"].append(line["step"])
-            for key in KEPT:
-                value = line.get(key)
-                out[key].append(None if value is None else float(f"{value:.6g}"))
-        if "validation/loss" in line:
-            out["validation"].append([line["step"], line["validation/loss"]])
-    return out
-
-
-def curve_lines(found: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """The inverse of `curve`, as far as it goes."""
-    for number, step in enumerate(found["step"]):
-        yield {"step": step} | {key: found[key][number] for key in KEPT}
-    for step, loss in found["validation"]:
-        yield {"step": step, "validation/loss": loss}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from study_page import Contrast, Results, Row, comparisons, cost_table, draw_pai
 
 EH, HALF_KV = ("text-eh", "eh", "best"), ("recall", "half-kv", "fan-in")
 RECALL_EH, RECALL_ROPE = ("recall-eh", "eh", "fan-in"), ("recall-eh", "rope", "fan-in")
+ROPE = ("text-eh", "rope", "best")
 PRIMARY = [
     Contrast("C1: EH and RoPE with EH's cache, loss", EH, ("text", "one-kv", "best")),
     Contrast(
@@ -25,7 +26,13 @@ EXPLORATORY = [
     Contrast(
         "EH and RoPE with EH's projections, cache and FLOPs, loss", EH, ("half", "half", "best")
     ),
-    Contrast("EH and RoPE with twice the cache, loss", EH, ("text-eh", "rope", "best")),
+    Contrast("EH and RoPE with twice the cache, loss", EH, ROPE),
+    Contrast("RoPE with EH's cache and with twice as much, loss", ("text", "one-kv", "best"), ROPE),
+    Contrast(
+        "RoPE with EH's cache, parameters and FLOPs, and RoPE with twice the cache, loss",
+        ("text", "one-kv-narrow", "best"),
+        ROPE,
+    ),
     Contrast("EH and RoPE with twice the cache, far recall at 4x", RECALL_EH, RECALL_ROPE, FAR),
 ]
 
@@ -52,7 +59,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "losses": losses,
     "recall": recall,
     "differences": figure(
-        lambda results: draw_paired(results, [*PRIMARY[:2], *EXPLORATORY[:2]]),
+        lambda results: draw_paired(results, [*PRIMARY[:2], *EXPLORATORY[:4]]),
         "differences",
         "Paired differences by seed",
     ),

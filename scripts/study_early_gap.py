@@ -159,6 +159,20 @@ def longer(results: Results) -> str:
     return table(head, lines)
 
 
+def longest(results: Results) -> str:
+    """Against RoPE at the better of its two recipes, which after 3 million tokens is today's."""
+    found = [
+        Contrast(f"{name}, and RoPE today, after {size} tokens", (part, variant, cell), rope)
+        for name, variant, cell, part, size in (
+            ("EC at its best", "ec", "best-3M", "longer", "3M"),
+            ("EH today", "eh", "today-3M", "longer", "3M"),
+            ("EC at its best", "ec", "best-10M", "longest", "10M"),
+        )
+        for rope in [(part, "rope", f"today-{size}")]
+    ]
+    return comparisons(results, found)
+
+
 def unclipped(results: Results) -> str:
     """The gap with and without clipping at the same seeds."""
     lines = []
@@ -268,6 +282,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "rules": cells("rules"),
     "rule": cells("rule"),
     "longer": longer,
+    "longest": longest,
     "clipping": clipping,
     "unclipped": unclipped,
     "differences": figure(draw_differences, "differences", "Paired differences by seed"),

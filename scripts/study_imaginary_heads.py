@@ -10,6 +10,7 @@ from study_page import (
     Contrast,
     Quantity,
     Results,
+    Row,
     comparisons,
     cost_table,
     draw_paired,
@@ -21,7 +22,7 @@ from study_page import (
 RULE = ("rule", "ec", "rule")
 KINDS = ("real", "imaginary")
 EC, EH, ROPE = ("ec", "ec", "best"), ("eh", "eh", "best"), ("rope", "rope", "best")
-MEASURED = {"RoPE++ EC": EC, "RoPE++ EC by RoPE's recipe and its fan-in": RULE, "RoPE++ EH": EH}
+MEASURED = {"RoPE++ EC": EC, "RoPE++ EC by fan-in": RULE, "RoPE++ EH": EH}
 
 
 def of(kind: str, what: str) -> Quantity:
@@ -44,62 +45,58 @@ PRIMARY = [
     Contrast("M2: EC and RoPE with EC's parameters", EC, ("primary", "parameters", "best")),
     kinds("M3: EC, loss by noise of 2 on imaginary and on real heads", "noise_2"),
 ]
+PARAMETERS, FLOPS = ("primary", "parameters", "best"), ("others", "flops", "best")
+WIDE = ("primary", "wide", "best")
 LOSSES = [
     Contrast("EC and RoPE", EC, ROPE),
-    Contrast("EC and RoPE with EC's FLOPs", EC, ("others", "flops", "best")),
-    Contrast(
-        "half of the projections doubled and none, at EC's parameters",
-        ("others", "half-parameters", "best"),
-        ("primary", "parameters", "best"),
-    ),
-    Contrast(
-        "half of the projections doubled and none, at EC's FLOPs",
-        ("others", "half-flops", "best"),
-        ("others", "flops", "best"),
-    ),
-    Contrast(
-        "half of the projections doubled and all, at EC's parameters",
-        ("others", "half-parameters", "best"),
-        EC,
-    ),
-    Contrast(
-        "half of the projections doubled and all, at EC's FLOPs",
-        ("others", "half-flops", "best"),
-        EC,
-    ),
-    Contrast("EC by RoPE's recipe and its fan-in, and RoPE", RULE, ROPE),
-    Contrast(
-        "EC by RoPE's recipe and its fan-in, and RoPE with 2H query heads (M1)",
-        RULE,
-        ("primary", "wide", "best"),
-    ),
-    Contrast(
-        "EC by RoPE's recipe and its fan-in, and RoPE with EC's parameters (M2)",
-        RULE,
-        ("primary", "parameters", "best"),
-    ),
+    Contrast("EC and RoPE with EC's FLOPs", EC, FLOPS),
     Contrast("half of the heads imaginary and RoPE (a null)", ("others", "split", "best"), ROPE),
     Contrast("imaginary heads only and RoPE (a null)", ("others", "imaginary", "best"), ROPE),
     Contrast("EC, imaginary scores not into q, and EC", ("others", "not-into-q", "best"), EC),
     Contrast("EC, imaginary scores not into k, and EC", ("others", "not-into-k", "best"), EC),
     Contrast("EC, imaginary outputs not into v, and EC", ("others", "not-into-v", "best"), EC),
 ]
-INSIDE = [
-    kinds("EC, loss by noise of 1", "noise_1"),
-    kinds("EC, loss by taking heads out", "removed"),
-    kinds("EC by RoPE's recipe and its fan-in, loss by noise of 2", "noise_2", "rule"),
-    kinds("EC by RoPE's recipe and its fan-in, loss by taking heads out", "removed", "rule"),
-    kinds("EH, loss by noise of 2", "noise_2", "eh"),
-    kinds("EH, loss by taking heads out", "removed", "eh"),
+BY_FAN_IN = [
+    Contrast("EC by fan-in and EC", RULE, EC),
+    Contrast("EC by fan-in and RoPE", RULE, ROPE),
+    Contrast("EC by fan-in and RoPE with 2H query heads, EC's parameters and FLOPs", RULE, WIDE),
+    Contrast("EC by fan-in and RoPE with EC's parameters", RULE, PARAMETERS),
+    Contrast("EC by fan-in and RoPE with EC's FLOPs", RULE, FLOPS),
 ]
-LOOKS = [
-    kinds("EC, distance (tokens)", "distance"),
-    kinds("EC, entropy (nats)", "entropy"),
-    kinds("EC, share on the first token", "first_token"),
-    kinds("EC, share on the query's own token", "same_token"),
-    kinds("EC by RoPE's recipe and its fan-in, distance (tokens)", "distance", "rule"),
-    kinds("EC by RoPE's recipe and its fan-in, entropy (nats)", "entropy", "rule"),
-]
+
+
+def shares(part: str, cell: str, every: Row) -> list[Contrast]:
+    """Half of the projections doubled against none, which has RoPE's recipe, and all of them."""
+    return [
+        Contrast(
+            f"half of the projections doubled and {word}, at EC's {what}",
+            (part, f"half-{what.lower()}", cell),
+            other,
+        )
+        for word, others in (("none", (PARAMETERS, FLOPS)), ("all", (every, every)))
+        for what, other in zip(("parameters", "FLOPs"), others, strict=True)
+    ]
+
+
+INSIDE, LOOKS = (
+    [
+        kinds(f"{name}, {title}", what, row)
+        for row, name in (("ec", "EC"), ("rule", "EC by fan-in"), ("eh", "EH"))
+        for what, title in asked.items()
+        if (row, what) != ("ec", "noise_2")  # M3
+    ]
+    for asked in (
+        {
+            "noise_1": "loss by noise of 1", "noise_2": "loss by noise of 2",
+            "removed": "loss by taking heads out",
+        },
+        {
+            "distance": "distance (tokens)", "entropy": "entropy (nats)",
+            "first_token": "share on the first token",
+            "same_token": "share on the query's own token",
+        },
+    )
+)  # fmt: skip
 
 
 def losses(results: Results) -> str:
@@ -109,7 +106,11 @@ def losses(results: Results) -> str:
         for part in ("rope", "ec", "eh", "primary", "others")
         for variant in results.variants(part)
     }
-    rows |= {title: row for title, row in MEASURED.items() if row == RULE}
+    rows["RoPE++ EC by fan-in"] = RULE
+    rows |= {
+        f"{results.titles[variant]}, by fan-in": ("others-rule", variant, "rule")
+        for variant in results.variants("others-rule")
+    }
     return cost_table(results, rows, ("parameters", "training FLOPs/token"))
 
 
@@ -157,13 +158,16 @@ def draw_kinds(results: Results) -> Any:
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "primary": lambda results: comparisons(results, PRIMARY),
     "exploratory": lambda results: comparisons(results, LOSSES),
+    "by_fan_in": lambda results: comparisons(results, BY_FAN_IN),
+    "shares": lambda results: comparisons(results, shares("others-rule", "rule", RULE)),
+    "shares_searched": lambda results: comparisons(results, shares("others", "best", EC)),
     "kinds": lambda results: comparisons(results, INSIDE),
     "looks": lambda results: comparisons(results, LOOKS),
     "losses": losses,
     "inside": inside,
     "kinds_figure": figure(draw_kinds, "kinds", "Real and imaginary heads of each model"),
     "differences": figure(
-        lambda results: draw_paired(results, [*PRIMARY[:2], *LOSSES]),
+        lambda results: draw_paired(results, [*PRIMARY[:2], *LOSSES, *BY_FAN_IN]),
         "differences",
         "Paired differences by seed",
     ),

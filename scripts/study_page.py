@@ -140,9 +140,11 @@ def paired(one: dict[int, float], other: dict[int, float]) -> list[float]:
 
 
 def p_value(differences: list[float], what: Quantity) -> float:
-    """Of the test that decides."""
-    flips = sign_flip_p(differences) if what.by_flips else None
-    return t_test_p(differences) if flips is None else flips
+    """Of the test that decides; 1 where it is that of sign flips and there are too few pairs."""
+    if what.by_flips:
+        flips = sign_flip_p(differences)
+        return 1.0 if flips is None else flips
+    return t_test_p(differences)
 
 
 def t_test_p(differences: list[float]) -> float:
@@ -284,26 +286,29 @@ def write_page(study: "Study") -> Path:
     import importlib
 
     page = study.store.parent.with_suffix(".md")
-    blocks: dict[str, Callable[[Results], str]] = importlib.import_module(
-        f"study_{study.name.replace('-', '_')}"
-    ).BLOCKS
+    module = importlib.import_module(f"study_{study.name.replace('-', '_')}")
+    blocks: dict[str, Callable[[Results], str]] = module.BLOCKS
     results = Results(study)
 
     def made(match: re.Match[str]) -> str:
         return match[1] + blocks[match[2]](results) + match[3]
 
     write_text(page, MARKS.sub(made, page.read_text()))
-    write_text(study.store.with_suffix(".csv"), runs_csv(study))
+    write_text(study.store.with_suffix(".csv"), runs_csv(study, module.PRIMARY))
     return page
 
 
-def runs_csv(study: "Study") -> str:
-    """One line a run."""
+def runs_csv(study: "Study", primary: Iterable[Contrast]) -> str:
+    """One line a run, with what the primary comparisons are about."""
+    asked = {x for one in primary for x in (one.what, one.against) if x and x != LOSS}
+    paths = sorted({path for x in asked for path in (x.path, x.less) if path})
     keys = ("validation_loss", "train_loss", "steps", "tokens", "parameters",
             "training_flops_per_token", "seconds", "commit", "device", "torch")  # fmt: skip
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("part", "row", "seed", *keys))
+    writer.writerow(("part", "row", "seed", *keys, *map("/".join, paths)))
     for (part, row, seed), record in study.records.items():
-        writer.writerow((part, row, seed, *(record["result"].get(key) for key in keys)))
+        values = [found(record, path) for path in paths]
+        measured = [value if math.isfinite(value) else "" for value in values]
+        writer.writerow((part, row, seed, *(record["result"].get(x) for x in keys), *measured))
     return out.getvalue()

@@ -57,15 +57,26 @@ def start(results: Results) -> str:
 
 
 def draw_curves(results: Results) -> Any:
-    """Training loss of the continuations, mean over seeds."""
-    fig, axis = plt.subplots(figsize=(7, 4))
-    for (title, row), style in zip(ROWS.items(), ("-", "-", "--", ":"), strict=True):
-        curves = [record["curve"] for record in results.records(*row)]
-        if curves:
-            losses = np.array([curve["train/loss"] for curve in curves], dtype=float)
-            axis.plot(curves[0]["step"], losses.mean(0), style, color=COLORS[row[1]], label=title)
-    axis.set_xlabel("optimizer step in rows of 1024 tokens")
-    axis.set_ylabel("training loss (nats per token)")
+    """Training loss of the continuations less that as RoPE, over steps of the same rows."""
+    fig, axis = plt.subplots(figsize=(7, 3.5))
+    curves = {
+        title: [record["curve"] for record in results.records(*row)] for title, row in ROWS.items()
+    }
+    losses = {
+        title: np.array([curve["train/loss"] for curve in own], dtype=float)
+        for title, own in curves.items()
+    }
+    base, *others = ROWS
+    for title in others:
+        row, steps = ROWS[title], curves[base][0]["step"]
+        gaps = losses[title][:, : len(steps)] - losses[base]
+        mean, sd = gaps.mean(0), gaps.std(0, ddof=1)
+        style = ":" if title.endswith("step") else "-"
+        axis.plot(steps, mean, style, color=COLORS[row[1]], label=title)
+        axis.fill_between(steps, mean - sd, mean + sd, color=COLORS[row[1]], alpha=0.15, lw=0)
+    axis.axhline(0, color="black", lw=1)
+    axis.set_xlabel("optimizer step in rows of 1,024 tokens")
+    axis.set_ylabel("training loss less that as RoPE (nats)")
     axis.legend()
     return fig
 
@@ -75,7 +86,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "exploratory": lambda results: comparisons(results, EXPLORATORY),
     "start": start,
     "losses": losses,
-    "curves": figure(draw_curves, "curves", "Training loss of the continuations"),
+    "curves": figure(draw_curves, "curves", "Training loss of the continuations less that as RoPE"),
     "differences": figure(
         lambda results: draw_paired(results, PRIMARY + EXPLORATORY),
         "differences",
