@@ -20,9 +20,7 @@ Everything goes on after any kill. Results are written to docs/results/NAME/runs
 and a clone that has this file does not run them again. Runs that fail twice are listed at the end.
 """
 
-import itertools
 import json
-import math
 import os
 import shutil
 import signal
@@ -30,119 +28,27 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ropepp.errors import InputError
-from ropepp.files import write_json, write_text
-from study_records import agree, curve, curve_lines
+from ropepp.files import held, write_json, write_text
+from ropepp.runs.records import read_result
+from study_plan import METRIC, Key, Plan, read_study
+from study_records import curve, curve_lines
 
-ROOT = Path(__file__).resolve().parent.parent
-METRIC = "validation_loss"
 DROPPED = ("hyper_parameters", "loss_by_position", "evaluation")  # trial has what matters
 POLL = 20.0
 
 
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ in their seed alone: a variant with a cell's settings."""
-
-    variant: str
-    cell: str
-    settings: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant}_{self.cell}"
-
-
-class Study:
-    """A study's YAML and what has been run of it."""
+class Study(Plan):
+    """Runs what is left of a study, and keeps what has been run."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
-        self.content = yaml.safe_load(file.read_text())
-        self.name: str = self.content["name"]
-        self.parts: dict[str, dict[str, Any]] = self.content["parts"]
-        self.logs = ROOT / "logs" / "study" / self.name
-        self.store = ROOT / "docs" / "results" / self.name / "runs.jsonl"
-        self.records: dict[tuple[str, str, int], dict[str, Any]] = {}
-        if self.store.is_file():
-            for line in self.store.read_text().splitlines():
-                record = json.loads(line)
-                self.records[record["part"], record["row"], record["trial"]["seed"]] = record
-
-    # What there is to run
-
-    def rows(self, part: str) -> list[Row]:
-        """The rows of a part; an `InputError` if it needs the best of parts that lack runs."""
-        how = self.parts[part]
-        found = [
-            Row(variant, cell, self.with_recipe(variant, settings))
-            for cell, settings in self.cells(how)
-            for variant in how["variants"]
-        ]
-        if "best" not in how:
-            return found
-        over = how.get("best_cells", how.get("cells", {"best": {}}))
-        found = found if "best_cells" in how else []
-        best = how["best"]
-        for variant in how["variants"]:
-            ranked = self.ranked(best.get("variant", variant), best["of"])
-            for cell, settings in ranked[: best["keep"]]:
-                if best["keep"] > 1:
-                    found.append(Row(variant, cell, settings))
-                    continue
-                found += [Row(variant, c, settings | self.long(own)) for c, own in over.items()]
-        return found
-
-    def cells(self, how: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Names and settings that a part states itself."""
-        if "grid" in how:
-            for values in itertools.product(*how["grid"].values()):
-                pairs = list(zip(how["grid"], values, strict=True))
-                yield "_".join(f"{key}-{value:g}" for key, value in pairs), self.long(dict(pairs))
-        elif "cells" in how or "best" not in how:
-            for cell, own in how.get("cells", {"today": {}}).items():
-                yield cell, self.long(own)
-
-    def with_recipe(self, variant: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """A cell's settings, which come behind those of the recipe that it may name."""
-        if "recipe" not in settings:
-            return settings
-        rest = {key: value for key, value in settings.items() if key != "recipe"}
-        return self.long(self.content["recipes"][settings["recipe"]][variant]) | rest
-
-    def long(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings by the keys of ``fit``."""
-        return {self.content["keys"].get(key, key): value for key, value in settings.items()}
-
-    def ranked(self, variant: str, of: list[str]) -> list[tuple[str, dict[str, Any]]]:
-        """A variant's cells and settings by their mean loss, of those with the most seeds."""
-        losses: dict[str, list[float]] = {}
-        settings: dict[str, dict[str, Any]] = {}
-        for part in of:
-            for row in self.rows(part):
-                if row.variant != variant:
-                    continue
-                settings[row.cell] = row.settings
-                for seed in self.parts[part]["seeds"]:
-                    if (part, row.name, seed) not in self.records:
-                        raise InputError(f"{part} is not complete: {row.name}, seed {seed}")
-                    losses.setdefault(row.cell, []).append(self.loss(part, row.name, seed))
-        most = max(map(len, losses.values()))
-        means = {cell: sum(own) / most for cell, own in losses.items() if len(own) == most}
-        return [(cell, settings[cell]) for cell in sorted(means, key=means.__getitem__)]
-
-    def loss(self, part: str, row: str, seed: int) -> float:
-        value = self.records[part, row, seed]["result"][METRIC]
-        return math.inf if value is None or not math.isfinite(value) else float(value)
-
-    # Sweeps
+        super().__init__(file)
+        self.again: dict[Key, dict[str, Any]] = {}  # records of runs that are to be made again
 
     def write_sweep(self, part: str) -> Path:
         """The YAML of a part's sweep."""
@@ -171,7 +77,7 @@ class Study:
             "variants": variants,
             "seeds": how["seeds"],
             "launcher": launcher,
-            "logs": str(self.logs.relative_to(ROOT)),
+            "logs": str(self.logs.relative_to(self.root)),
         }
         file = self.logs / f"{part}.yaml"
         write_text(file, yaml.safe_dump(sweep, sort_keys=False))
@@ -183,9 +89,8 @@ class Study:
 
     def run(self, part: str, jobs: int) -> None:
         """Runs what is left of a part, collecting results as they come."""
-        lost = self.lost(part)
-        for key in lost:
-            del self.records[key]
+        for key in self.lost(part):
+            self.again[key] = self.records.pop(key)
         if self.wanted(part) <= self.records.keys():
             return
         self.copy(part)
@@ -199,7 +104,7 @@ class Study:
     def drive(self, part: str, command: list[str], jobs: int) -> None:
         """Runs a part's sweep to its end, collecting results as they come."""
         environment = os.environ | {"OMP_NUM_THREADS": "1"} if jobs > 1 else dict(os.environ)
-        driver = subprocess.Popen(command, cwd=ROOT, env=environment)
+        driver = subprocess.Popen(command, cwd=self.root, env=environment)
         try:
             while driver.poll() is None:
                 time.sleep(POLL)
@@ -212,13 +117,6 @@ class Study:
             self.collect(part)
         if driver.returncode not in (0, 1):  # 1: a run failed
             sys.exit(driver.returncode)
-
-    def seeds(self, part: str) -> list[int]:
-        return list(self.parts[part]["seeds"])
-
-    def wanted(self, part: str) -> set[tuple[str, str, int]]:
-        """All runs of a part."""
-        return {(part, row.name, seed) for row in self.rows(part) for seed in self.seeds(part)}
 
     def lost(self, part: str) -> list[tuple[str, str, int]]:
         """Runs that another clone has made, with whose weights a missing one begins: they are made
@@ -236,13 +134,6 @@ class Study:
             and not any((self.logs / part / row / f"seed-{seed}").glob("checkpoints/step-*"))
         ]
 
-    def lacks(self, part: str) -> set[int]:
-        """Seeds of which a part lacks a run; all if it needs the best of a part that lacks some."""
-        try:
-            return {seed for *_, seed in self.wanted(part) - self.records.keys()}
-        except InputError:
-            return set(self.seeds(part))
-
     def restore(self, part: str) -> None:
         """Lets the sweep know what an earlier clone has run, as what it would plan today: since
         then keys may have got other names or defaults. An `InputError` if the study asks for
@@ -257,39 +148,40 @@ class Study:
         if not coming:
             return
         command = [sys.executable, "-m", "ropepp.cli", "sweep", "init", str(self.write_sweep(part))]
-        if code := subprocess.call(command, cwd=ROOT, stdout=subprocess.DEVNULL):
+        if code := subprocess.call(command, cwd=self.root, stdout=subprocess.DEVNULL):
             sys.exit(code)
         for folder, record in coming.items():
             lines = curve_lines(record["curve"])
             write_text(folder / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
             write_json(folder / "result.json", record["result"])
 
-    def check(self, row: Row, trial: dict[str, Any]) -> None:
-        """Refuses a run that was made with another value of a row's settings."""
-        asked = self.content["variants"][row.variant] | row.settings
-        for key, value in asked.items():
-            known = trial["overrides"].get(key)
-            if key in trial["overrides"] and not agree(known, value):
-                raise InputError(
-                    f"{self.file}: {row.name}: {key} is {value}, but {self.store} has seed "
-                    f"{trial['seed']} with {known}: give the cell or the variant another name"
-                )
-
     def copy(self, part: str) -> None:
-        """Takes the finished runs of another study that are this part's too."""
+        """Takes the finished runs of another study that are this part's too; an `InputError` if
+        they were made with something else."""
         if "same" not in self.parts[part]:
             return
         source = self.logs.parent / self.parts[part]["same"]
+        name, _, there = self.parts[part]["same"].partition("/")
+        other = read_study(self.file.with_stem(name.replace("-", "_")))
+        if self.shared(self.content, part) != self.shared(other, there):
+            raise InputError(f"{self.file}: parts.{part} has another base or set than {source}")
         for row in self.rows(part):
             for seed in self.seeds(part):
                 own = Path(row.name, f"seed-{seed}")
                 there, here = source / own, self.logs / part / own
                 if here.exists() or not (there / "result.json").exists():
                     continue
+                self.check(row, json.loads((there / "trial.json").read_text()))
                 coming = here.with_name(f".{here.name}")
                 shutil.rmtree(coming, ignore_errors=True)
                 shutil.copytree(there, coming)
                 coming.rename(here)
+
+    @staticmethod
+    def shared(content: dict[str, Any], part: str) -> Any:
+        """What all runs of a part have in common."""
+        how = content["parts"][part]
+        return how.get("base", content["base"]), how.get("set", {})
 
     def missing(self) -> list[str]:
         """Runs without a result, of all parts."""
@@ -303,7 +195,9 @@ class Study:
             row, seed = file.parent.parent.name, int(file.parent.name.removeprefix("seed-"))
             if (part, row, seed) in self.records:
                 continue
-            result = json.loads(file.read_text())
+            result = read_result(file.parent)
+            if not result:  # damaged: the sweep makes it again
+                continue
             record = {
                 "part": part,
                 "row": row,
@@ -317,9 +211,14 @@ class Study:
                     continue
             self.records[part, row, seed] = record
             new = True
+            if known := self.again.pop((part, row, seed), None):
+                one, other = (own["result"].get(METRIC) for own in (known, record))
+                if one != other:
+                    print(f"{part}/{row}/seed-{seed} was {one}, and is {other} now", flush=True)
         if new:
-            keys = sorted(self.records, key=lambda key: (list(self.parts).index(key[0]), *key[1:]))
-            lines = [json.dumps(self.records[key], separators=(",", ":")) for key in keys]
+            kept = self.records | self.again
+            keys = sorted(kept, key=lambda key: (list(self.parts).index(key[0]), *key[1:]))
+            lines = [json.dumps(kept[key], separators=(",", ":")) for key in keys]
             write_text(self.store, "\n".join(lines) + "\n")
 
     def measure(self, part: str, run: Path) -> dict[str, Any] | None:
@@ -330,7 +229,7 @@ class Study:
             command = [sys.executable, "-S", "scripts/warm.py", "python", str(self.socket)]
             command += ["scripts/study_measures.py", name, str(run)]
             one = os.environ | {"OMP_NUM_THREADS": "1"}
-            if subprocess.call(command, cwd=ROOT, env=one):
+            if subprocess.call(command, cwd=self.root, env=one):
                 print(f"{name} of {run} could not be measured", flush=True)
                 return None
             found = json.loads(out.read_text())
@@ -344,17 +243,23 @@ def main() -> None:
     parser.add_argument("--until", help="the last part to run; all unless given")
     parser.add_argument("--page", action="store_true", help="run nothing, make the page anew")
     options = parser.parse_args()
-    file = ROOT / "configs" / "study" / f"{options.name}.yaml"
+    folder = Path(__file__).resolve().parent.parent / "configs" / "study"
+    file = folder / f"{options.name}.yaml"
     if not file.is_file():
-        known = ", ".join(path.stem for path in file.parent.glob("*.yaml"))
+        known = ", ".join(path.stem for path in folder.glob("*.yaml"))
         sys.exit(f"error: {options.name} is no study; allowed: {known}")
     study = Study(file)
-    if options.until and options.until not in study.parts:
+    if options.until is not None and options.until not in study.parts:
         sys.exit(f"error: --until is {options.until}; allowed: {', '.join(study.parts)}")
-    if not options.page:
-        run(study, options.jobs, options.until)
-    from study_page import write_page
+    study.check_records()
+    from study_page import read_page, write_page
 
+    read_page(study)  # before long work
+    if options.page and not study.records:
+        sys.exit(f"error: {study.store} has no runs to make a page of")
+    if not options.page:
+        with held(study.logs / "study.lock"):
+            run(study, options.jobs, options.until)
     print(write_page(study))
     if not options.page and not options.until and (missing := study.missing()):
         sys.exit("error: these runs failed, see their folders: " + ", ".join(missing))
@@ -362,17 +267,17 @@ def main() -> None:
 
 def run(study: Study, jobs: int, until: str | None) -> None:
     """All parts, in order."""
-    study.logs.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running
     if trusted := study.content.get("trust"):
-        path = [str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = [str(study.root / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ |= {"ROPEPP_TRUST": ",".join(trusted), "PYTHONPATH": os.pathsep.join(path)}
     prepare = study.content["prepare"]
-    if not Path(ROOT, prepare[-1]).exists():
+    if not Path(study.root, prepare[-1]).exists():
         command = [sys.executable, "-m", "ropepp.cli", "prepare", *prepare]
-        subprocess.run(command, cwd=ROOT, check=True)
+        subprocess.run(command, cwd=study.root, check=True)
     warm = [sys.executable, "scripts/warm.py", "serve", str(study.socket)]
     study.socket.unlink(missing_ok=True)
-    server = subprocess.Popen(warm, cwd=ROOT, start_new_session=True)
+    server = subprocess.Popen(warm, cwd=study.root, start_new_session=True)
     try:
         while not study.socket.exists():
             if server.poll() is not None:

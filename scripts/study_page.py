@@ -19,6 +19,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from ropepp.errors import InputError
 from ropepp.files import write_text
 from ropepp.runs.table import markdown_table
 from ropepp.statistics import holm, sample_sd, sign_flip_p, t_interval
@@ -281,19 +282,39 @@ def draw_paired(
     return fig
 
 
-def write_page(study: "Study") -> Path:
-    """Brings the page's tables and figures in step with the results."""
+def read_page(study: "Study") -> tuple[Path, str, Any]:
+    """A study's page and the module with its blocks; an `InputError` if they do not fit."""
     import importlib
 
-    page = study.store.parent.with_suffix(".md")
-    module = importlib.import_module(f"study_{study.name.replace('-', '_')}")
+    page, name = study.store.parent.with_suffix(".md"), f"study_{study.name.replace('-', '_')}"
+    if not page.is_file():
+        raise InputError(f"{page}, whose tables are to be made, is missing")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"scripts/{name}.py, with the blocks of {page}, is missing") from error
+    text = page.read_text()
+    begun = [mark[2] for mark in MARKS.finditer(text)]
+    counts = text.count("<!-- make"), text.count("<!-- end")
+    if sorted(begun) != sorted(module.BLOCKS) or counts != (len(begun), len(begun)):
+        known = ", ".join(module.BLOCKS)
+        raise InputError(
+            f"{page}: marks are {', '.join(begun)}, with {counts[0]} beginnings and {counts[1]} "
+            f"ends; wanted: {known}, each once, between <!-- make NAME --> and <!-- end -->"
+        )
+    return page, text, module
+
+
+def write_page(study: "Study") -> Path:
+    """Brings the page's tables and figures in step with the results."""
+    page, text, module = read_page(study)
     blocks: dict[str, Callable[[Results], str]] = module.BLOCKS
     results = Results(study)
 
     def made(match: re.Match[str]) -> str:
         return match[1] + blocks[match[2]](results) + match[3]
 
-    write_text(page, MARKS.sub(made, page.read_text()))
+    write_text(page, MARKS.sub(made, text))
     write_text(study.store.with_suffix(".csv"), runs_csv(study, module.PRIMARY))
     return page
 

@@ -1,106 +1,25 @@
-"""Studies: what is run follows from results, which a clone keeps; statistics by other means."""
+"""Studies: what is run follows from results, which a clone keeps."""
 
-import importlib
-import itertools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import scipy.stats
 import yaml
 
 import study as study_script
 import study_page
 from ropepp.errors import InputError
+from studies import CONTENT, LOSSES, finish, search, write
 from study import Study
-from study_page import Contrast, Results, comparisons, paired, verdict
+from study_page import Results
 
 STUDIES = sorted((Path(study_script.__file__).parents[1] / "configs" / "study").glob("*.yaml"))
-CONTENT: dict[str, Any] = {
-    "name": "toy",
-    "prepare": ["sotu", "--out", "data/toy"],
-    "base": ["base.yaml"],
-    "keys": {"std": "model.network.o_proj.std.gain", "lr": "model.optimizer.lr"},
-    "variants": {
-        "rope": {"display": "RoPE", "model.position": {"class_path": "RoPE"}},
-        "ec": {"model.position": {"class_path": "RoPEppEC"}},
-    },
-    "parts": {
-        "search": {
-            "variants": ["rope", "ec"],
-            "grid": {"std": [1.0, 0.5], "lr": [1e-3, 2e-3]},
-            "seeds": [100],
-        },
-        "again": {
-            "variants": ["rope", "ec"],
-            "best": {"of": ["search"], "keep": 2},
-            "seeds": [101, 102],
-        },
-        "final": {
-            "variants": ["rope", "ec"],
-            "best": {"of": ["search", "again"], "keep": 1},
-            "seeds": [0, 1, 2],
-        },
-        "rule": {
-            "variants": ["ec"],
-            "best": {"of": ["search", "again"], "keep": 1, "variant": "rope"},
-            "cells": {"as-it-is": {}, "smaller": {"std": 0.1}},
-            "seeds": [0],
-        },
-        "both": {
-            "variants": ["rope"],
-            "cells": {"today": {"lr": 7e-3}},
-            "best": {"of": ["search", "again"], "keep": 1},
-            "best_cells": {"best": {"trainer.max_steps": 9}},
-            "seeds": [0],
-        },
-    },
-}
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    monkeypatch.setattr(study_script, "ROOT", tmp_path)
+def toy(tmp_path: Path) -> Study:
     return write(tmp_path)
-
-
-def write(folder: Path) -> Study:
-    file = folder / "configs" / "study" / "toy.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(CONTENT, sort_keys=False))
-    return Study(file)
-
-
-def finish(study: Study, part: str, row: str, seed: int, loss: float | None) -> None:
-    """What a run leaves behind."""
-    folder = study.logs / part / row / f"seed-{seed}"
-    folder.mkdir(parents=True)
-    trial = {"variant": row, "seed": seed, "overrides": {"a": 1}, "settings": {}}
-    (folder / "trial.json").write_text(json.dumps(trial))
-    lines = [
-        {"step": 2, "train/loss": 3.25, "train/grad_norm": 0.5, "other": 1},
-        {"step": 4, "train/loss": 3.0, "train/grad_norm": None},
-        {"step": 4, "validation/loss": loss},
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = {"validation_loss": loss, "steps": 4, "hyper_parameters": {"much": 1}}
-    (folder / "result.json").write_text(json.dumps(result))
-
-
-def search(study: Study, losses: dict[str, float | None]) -> None:
-    for row, loss in losses.items():
-        finish(study, "search", row, 100, loss)
-    study.collect("search")
-
-
-LOSSES: dict[str, float | None] = {
-    "rope_std-1_lr-0.001": 5.0, "rope_std-1_lr-0.002": 4.0, "rope_std-0.5_lr-0.001": 4.5,
-    "rope_std-0.5_lr-0.002": None, "ec_std-1_lr-0.001": 4.3, "ec_std-1_lr-0.002": 4.1,
-    "ec_std-0.5_lr-0.001": 4.2, "ec_std-0.5_lr-0.002": 4.4,
-}  # fmt: skip
 
 
 def test_a_grid_is_all_cells_of_all_variants(toy: Study) -> None:
@@ -186,7 +105,16 @@ def test_runs_of_another_study_are_copied(toy: Study, monkeypatch: pytest.Monkey
     (toy.logs / "final" / "rope_best" / "seed-1" / "result.json").unlink()  # not finished
     toy.parts["copies"] = {
         "variants": ["rope"], "cells": {"best": {}}, "seeds": [0, 1, 2], "same": "toy/final",
+        "base": ["other.yaml"],
     }  # fmt: skip
+    with pytest.raises(InputError, match=r"copies has another base or set than .*final"):
+        toy.copy("copies")
+    del toy.parts["copies"]["base"]
+    toy.parts["copies"]["cells"] = {"best": {"a": 2}}  # they were made with 1
+    with pytest.raises(InputError, match=r"a is 2, but .*with 1"):
+        toy.copy("copies")
+    assert not (toy.logs / "copies").exists()
+    toy.parts["copies"]["cells"] = {"best": {}}
     commands: list[list[str]] = []
     monkeypatch.setattr(toy, "drive", lambda part, command, jobs: commands.append(command))
     monkeypatch.setattr(study_script, "POLL", 0.0)
@@ -223,10 +151,8 @@ def test_studies_that_are_here(name: str) -> None:
         if "best" not in how:
             assert study.rows(part)
         assert set(how["variants"]) <= study.content["variants"].keys()
-    page = study.store.parent.with_suffix(".md").read_text()
-    module = importlib.import_module(f"study_{study.name.replace('-', '_')}")
-    marks = [mark[2] for mark in study_page.MARKS.finditer(page)]
-    assert sorted(marks) == sorted(module.BLOCKS)
+    study.check_records()
+    _, _, module = study_page.read_page(study)
     fixed = {
         part: [row.name for row in study.rows(part)]
         for part in study.parts
@@ -235,10 +161,6 @@ def test_studies_that_are_here(name: str) -> None:
     for contrast in module.PRIMARY:
         for part, variant, cell in (contrast.one, contrast.other):
             assert part not in fixed or f"{variant}_{cell}" in fixed[part]
-    for part in study.parts:  # a clone takes over everything that was run
-        if not study.lacks(part):
-            for row, seed in itertools.product(study.rows(part), study.seeds(part)):
-                study.check(row, study.records[part, row.name, seed]["trial"])
 
 
 def test_a_clone_takes_over_what_was_run(toy: Study, tmp_path: Path) -> None:
@@ -295,6 +217,100 @@ def test_weights_that_another_part_begins_with_are_made_again(toy: Study, tmp_pa
     assert toy.lost("short") == []
 
 
+@pytest.mark.filterwarnings("ignore:.*damaged")
+def test_damaged_files_of_runs_end_nothing(toy: Study) -> None:
+    for row, loss in LOSSES.items():
+        finish(toy, "search", row, 100, loss)
+    torn, short = (toy.logs / "search" / row / "seed-100" for row in list(LOSSES)[:2])
+    (torn / "result.json").write_text('{"validation_loss": 4.')
+    (short / "metrics.jsonl").unlink()  # as a run that logs less often than it is long
+    toy.collect("search")
+    assert toy.records.keys() == {("search", row, 100) for row in list(LOSSES)[1:]}
+    assert Study(toy.file).records == toy.records
+
+
+def test_runs_that_are_to_be_made_again_stay_until_they_are(
+    toy: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(toy, LOSSES)
+    key = ("search", "ec_std-1_lr-0.001", 100)
+    toy.again[key] = toy.records.pop(key)
+    folder = toy.logs / key[0] / key[1] / "seed-100"
+    result = (folder / "result.json").read_text()
+    (folder / "result.json").unlink()
+    finish(toy, "search", "rope_more", 100, 3.0)
+    toy.collect("search")
+    assert key in Study(toy.file).records
+    (folder / "result.json").write_text(result.replace("4.3", "4.25"))
+    toy.collect("search")
+    assert toy.records[key]["result"]["validation_loss"] == 4.25
+    assert "was 4.3, and is 4.25 now" in capsys.readouterr().out
+
+
+BAD_STUDIES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key of a part": (
+        {"parts": {"a": {"cels": {}}}},
+        r"parts\.a has the key cels; allowed",
+    ),
+    "no seeds": ({"parts": {"a": {"seeds": None}}}, r"parts\.a needs seeds, variants"),
+    "unknown variant": (
+        {"parts": {"a": {"variants": ["eh"]}}},
+        "variants has eh; allowed: ec, rope",
+    ),
+    "unknown recipe": ({"parts": {"a": {"cells": {"x": {"recipe": "no"}}}}}, "no recipe no"),
+    "unknown key": ({"partz": {}}, "has the key partz; allowed"),
+    "another name": ({"name": "tox"}, "name is tox"),
+    "no base": ({"base": None}, "needs base"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STUDIES)
+def test_what_is_no_study_is_refused(toy: Study, name: str) -> None:
+    changes, words = BAD_STUDIES[name]
+    content = {**CONTENT, **changes}
+    if "parts" in changes:
+        part = {"variants": ["rope"], "seeds": [0]} | changes["parts"]["a"]
+        content["parts"] = {"a": {key: own for key, own in part.items() if own is not None}}
+    content = {key: own for key, own in content.items() if own is not None}
+    toy.file.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=words):
+        Study(toy.file)
+    toy.file.write_text("a: [")
+    with pytest.raises(InputError, match="is no YAML"):
+        Study(toy.file)
+
+
+def test_rows_of_one_name_are_refused(toy: Study) -> None:
+    toy.content["variants"] |= {"a": {}, "a_b": {}}
+    toy.parts["two"] = {"variants": ["a", "a_b"], "cells": {"b_c": {}, "c": {}}, "seeds": [0]}
+    with pytest.raises(InputError, match="two rows named a_b_c"):
+        toy.rows("two")
+
+
+def test_records_that_are_none_of_the_studys_are_refused(toy: Study) -> None:
+    search(toy, LOSSES)
+    toy.check_records()
+    lines = toy.store.read_text().splitlines()
+    for bad, words in (
+        (lines[0][:90], r"line 9 is no run"),
+        ("", r"line 9 is no run"),
+        ("{}", r"line 9 is no run \('part' is missing\)"),
+        (lines[0], "line 9 is search, .* once more"),
+    ):
+        toy.store.write_text("\n".join([*lines, bad, *lines[:0]]) + "\n")
+        with pytest.raises(InputError, match=words):
+            Study(toy.file)
+    for old, new, words in (
+        ('"seed":100', '"seed":77', "seed 77 is not in"),
+        ('"part":"search"', '"part":"sought"', "part sought is not in"),
+        ('"row":"', '"row":"x', "search, x.*is not in"),
+        ('"overrides":{', '"overrides":{"model.optimizer.lr":9,', r"lr is 0.00.*with 9"),
+    ):
+        toy.store.write_text("\n".join([lines[0].replace(old, new), *lines[1:]]) + "\n")
+        with pytest.raises(InputError, match=words):
+            Study(toy.file).check_records()
+
+
 def test_a_complete_part_starts_nothing(toy: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     search(toy, LOSSES)
     monkeypatch.setattr(study_script.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
@@ -308,63 +324,3 @@ def test_the_sweep_that_is_written_is_one(toy: Study, tmp_path: Path) -> None:
     content = yaml.safe_load(toy.write_sweep("search").read_text())
     assert set(content["variants"]) == set(LOSSES)
     assert content["seeds"] == [100]
-
-
-DIFFERENCES = [0.013, -0.02, 0.055, 0.031, 0.018, 0.042, 0.001, 0.027]
-
-
-def test_statistics_by_scipy(toy: Study) -> None:
-    for seed, difference in enumerate(DIFFERENCES):
-        for part, row, value in (("final", "rope_best", 4.0), ("final", "ec_best", 4 + difference)):
-            finish(toy, part, row, seed, value + 0.1 * seed)
-    toy.collect("final")
-    results = Results(toy)
-    found = paired(results.losses("final", "ec", "best"), results.losses("final", "rope", "best"))
-    assert found == pytest.approx(DIFFERENCES)
-    sides = ("final", "ec", "best"), ("final", "rope", "best")
-    table = comparisons(results, [Contrast("it", *sides)])
-    test = scipy.stats.ttest_1samp(DIFFERENCES, 0.0)
-    low, high = test.confidence_interval(0.95)
-    assert f"| 8 | {np.mean(DIFFERENCES):+.3f} | {low:+.3f} to {high:+.3f} |" in table
-    assert f"| {test.pvalue:.2g} |" in table
-    flips = scipy.stats.permutation_test(
-        (DIFFERENCES,), np.sum, permutation_type="samples", n_resamples=math.inf
-    )
-    assert f"| {flips.pvalue:.2g} |" in table
-
-
-def test_differences_that_are_all_equal() -> None:
-    assert study_page.t_test_p([0.0] * 4) == 1
-    assert study_page.t_test_p([0.5] * 4) == 0
-    assert verdict(1.0, 0.0, 0.0, 4) == "not seen"
-    assert verdict(0.0, 0.5, 0.0, 4) == "shown: higher"
-
-
-@pytest.mark.parametrize(
-    ("p", "mean", "sd", "words"),
-    [
-        (0.001, -0.05, 0.02, "shown: lower"),
-        (0.001, 0.05, 0.02, "shown: higher"),
-        (0.5, 0.001, 0.01, "not seen"),
-        (0.5, 0.001, 0.05, "undecided"),
-        (0.06, 0.05, 0.02, "undecided"),
-    ],
-)
-def test_words(p: float, mean: float, sd: float, words: str) -> None:
-    assert verdict(p, mean, sd, 12) == words
-
-
-def test_a_page_keeps_the_words_around_its_tables(
-    toy: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search(toy, LOSSES)
-    page = toy.store.parent.with_suffix(".md")
-    page.write_text("before\n\n<!-- make one -->\nold\n<!-- end -->\nafter\n")
-    module = type("Blocks", (), {"BLOCKS": {"one": lambda results: "new\n"}})
-    monkeypatch.setattr("importlib.import_module", lambda name: module)
-    study_page.write_page(toy)
-    wanted = "before\n\n<!-- make one -->\nnew\n<!-- end -->\nafter\n"
-    assert page.read_text() == wanted
-    study_page.write_page(toy)
-    assert page.read_text() == wanted
-    assert len(toy.store.with_suffix(".csv").read_text().splitlines()) == 1 + len(LOSSES)
