@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -294,13 +295,20 @@ def read_page(study: "Study") -> tuple[Path, str, Any]:
     except ModuleNotFoundError as error:
         raise InputError(f"scripts/{name}.py, with the blocks of {page}, is missing") from error
     text = page.read_text()
-    begun = [mark[2] for mark in MARKS.finditer(text)]
-    counts = text.count("<!-- make"), text.count("<!-- end")
-    if sorted(begun) != sorted(module.BLOCKS) or counts != (len(begun), len(begun)):
-        known = ", ".join(module.BLOCKS)
+    begun = Counter(mark[2] for mark in MARKS.finditer(text))
+    wrong = {
+        "missing": module.BLOCKS.keys() - begun.keys(),
+        "unknown": begun.keys() - module.BLOCKS.keys(),
+        "more than once": {name for name, times in begun.items() if times > 1},
+    }
+    words = [f"{what}: {', '.join(sorted(names))}" for what, names in wrong.items() if names]
+    for mark in ("<!-- make", "<!-- end"):
+        if (times := text.count(mark)) != begun.total():
+            words.append(f"{times} of {mark} for {begun.total()} blocks")
+    if words:
         raise InputError(
-            f"{page}: marks are {', '.join(begun)}, with {counts[0]} beginnings and {counts[1]} "
-            f"ends; wanted: {known}, each once, between <!-- make NAME --> and <!-- end -->"
+            f"{page}: marks do not fit scripts/{name}.py ({'; '.join(words)}); allowed is each of "
+            "its blocks once, between <!-- make NAME --> and <!-- end -->"
         )
     return page, text, module
 
