@@ -77,10 +77,10 @@ def theta(results: Results, task: str, own: str, what: Quantity) -> list[Contras
     ]
 
 
-def others(results: Results, task: str, own: str, what: Quantity) -> list[Contrast]:
+def others(task: str, own: str, what: Quantity, words: str = "") -> list[Contrast]:
     """Other encodings."""
     return [
-        Contrast(f"{name} and RoPE", (f"{task}-others", v, own), (task, "rope", own), what)
+        Contrast(f"{name} and RoPE{words}", (f"{task}-others", v, own), (task, "rope", own), what)
         for v, name in OTHERS_OF[task].items()
     ]
 
@@ -114,11 +114,11 @@ def theta_recall(results: Results) -> str:
 def others_recall(results: Results) -> str:
     rope = ("recall", "rope", "fan-in")
     found = [Contrast("EC, today, and RoPE", ("recall-today", "ec", "today"), rope, FAR)]
-    return comparisons(results, found + others(results, "recall", "fan-in", FAR))
+    return comparisons(results, found + others("recall", "fan-in", FAR))
 
 
 def exploratory_text(results: Results) -> str:
-    """Three families: the variants, theta, other encodings."""
+    """Families: the variants, theta, and other encodings, whose losses are apart too."""
     rope, rule = ("text", "rope", "best"), ("text-rule", "ec", "rule")
     own = [
         with_rope("EH, excess", "text", "eh", "best", EXCESS),
@@ -137,7 +137,8 @@ def exploratory_text(results: Results) -> str:
     families = {
         "The variants:": own,
         "Theta, excess:": theta(results, "text", "best", EXCESS),
-        "Other encodings, excess:": others(results, "text", "best", EXCESS),
+        "Other encodings, excess:": others("text", "best", EXCESS, ", excess"),
+        "Other encodings, loss:": others("text", "best", BEYOND, ", loss"),
     }
     return "\n".join(f"{title}\n\n{comparisons(results, x)}" for title, x in families.items())
 
