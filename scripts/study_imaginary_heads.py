@@ -149,6 +149,7 @@ def draw_kinds(results: Results) -> Any:
         low, high = min(ends), max(ends)
         ends = [low - 0.05 * (high - low), high + 0.05 * (high - low)]
         axis.plot(ends, ends, "--", color="#808080", lw=1)
+        axis.locator_params(nbins=5)
         axis.set(xlim=ends, ylim=ends, aspect="equal", xlabel="real heads", title=title)
     axes[0].set_ylabel("imaginary heads")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
