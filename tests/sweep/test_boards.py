@@ -339,6 +339,16 @@ def test_the_metric_of_an_evaluation(folder: Path) -> None:
     assert metrics_of(groups["eh"])["validation_2x_loss"] == pytest.approx(want, rel=1e-6)
 
 
+def test_what_the_plan_no_longer_asks_for_is_left_out(folder: Path) -> None:
+    write_boards(folder)
+    write_plan(folder, SweepPlan("demo", "?", "rope", variants=["rope", "ec"], seeds=[0, 1]))
+    write_boards(folder)
+    _, groups = hparams(folder)
+    assert set(groups) == {"rope", "ec"}
+    assert [session.name for session in groups["rope"].sessions] == ["rope/seed-0", "rope/seed-1"]
+    assert not list((folder / "eh/mean").iterdir())
+
+
 def test_no_sweep(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sweep\.json is missing"):
         write_boards(tmp_path)

@@ -22,6 +22,7 @@ SHIPPED = sorted((REPOSITORY / "configs" / "sweep").glob("*.yaml"))
 RANGE = {"model.optimizer.lr": {"low": 0.001, "high": 0.1, "log": True}}
 IGNORED = {"ropepp", "_yaml", "cython_runtime", "_cython_3_1_4"}
 DRAWN = {"sampler": "tpe", "trials": 2, "search": RANGE}
+RATES = [{"class_path": "AdamW", "init_args": {"lr": rate}} for rate in (0.001, 0.002)]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,27 @@ DRAWN = {"sampler": "tpe", "trials": 2, "search": RANGE}
         ({"set": {"model optimizer": 3}}, "set: 'model optimizer' is no key of fit"),
         ({"axes": {"model.z_loss": []}}, "axes.model.z_loss is []; allowed: a list of at least"),
         ({"axes": {"model.z_loss": [1, 1]}}, "two rows would have the name 'rope-z_loss=1'"),
-        ({"axes": {"model.position": ["x"]}}, "model.position is in variants.rope and in axes"),
+        ({"axes": {"model.position": ["x"]}},
+         "axes.model.position and variants.rope.model.position both set model.position: leave one"),
+        ({"axes": {"model.position.theta": [1]},
+          "variants": {"a": {"model.position.init_args.theta": 2}}},
+         "axes.model.position.theta and variants.a.model.position.init_args.theta both set"),
+        ({"axes": {"model.position.theta": [1]}, "variants": {"a": {"model.position": {
+            "class_path": "RoPE", "init_args": {"theta": 2}}}}},
+         "axes.model.position.theta and variants.a.model.position both set model.position.theta"),
+        ({"axes": {"model.optimizer": RATES}, "variants": {"a": {"model.optimizer.lr": 0.5}}},
+         "axes.model.optimizer and variants.a.model.optimizer.lr both set model.optimizer.lr"),
+        ({"axes": {"model.optimizer": RATES}, "set": {"model.optimizer.lr": 0.5}},
+         "axes.model.optimizer and set.model.optimizer.lr both set model.optimizer.lr"),
+        ({"axes": {"model.optimizer": RATES, "model.optimizer.lr": [0.5]}},
+         "axes.model.optimizer and axes.model.optimizer.lr both set model.optimizer.lr"),
+        ({"axes": {"model.optimizer.lr": [1], "model.optimizer.init_args.lr": [2]}},
+         "axes.model.optimizer.lr and axes.model.optimizer.init_args.lr both set"),
+        ({**DRAWN, "axes": {"model.optimizer.init_args.lr": [1]}},
+         "axes.model.optimizer.init_args.lr and search.model.optimizer.lr both set"),
+        ({**DRAWN, "variants": {"a": {"model.optimizer.init_args.lr": 1}}},
+         "search.model.optimizer.lr and variants.a.model.optimizer.init_args.lr both set"),
+        ({"axes": {"model.optimizer.lr": [None]}}, "lr of AdamW is null; it needs a value"),
         ({"seeds": []}, "seeds is []; allowed: a list of different whole numbers"),
         ({"seeds": [1, 1]}, "seeds is [1, 1]"),
         ({"seeds": 3}, "seeds is 3"),
@@ -172,7 +193,7 @@ def test_rows_of_axes(sweeps: Sweeps) -> None:
     assert plan.display["ec-lr=0.02-scaling=yarn"] == "ec, lr 0.02, scaling yarn"
     assert not plan.shared_learning_rate
     assert config.rows[1].asked[scaling] == {"class_path": "YaRN", "init_args": {"factor": 2.0}}
-    assert config.rows[1].settings == {
+    assert config.settings(config.rows[1]) == {
         "position": "RoPE", "lr": 1e-3, "scaling": "YaRN", "factor": 2.0
     }  # fmt: skip
     main(["init", str(file)])
@@ -192,6 +213,20 @@ def test_a_class_does_not_undo_what_is_said_of_its_arguments(sweeps: Sweeps) -> 
         assert config.flat(row)[theta] == wanted
         flags = config.flags(config.fixed["set"] | row.asked)
         assert flags[-1] == f"--{theta}={wanted}"
+        assert config.settings(row) == {"position": "RoPEppEC", "theta": wanted}
+
+
+def test_axes_may_change_what_no_row_is_named_after(sweeps: Sweeps) -> None:
+    """What is in a file, or set for all; and a rate may belong to the variant, not to the class."""
+    (sweeps.folder / "rope.yaml").write_text("class_path: RoPE\ninit_args: {theta: 2.0}\n")
+    variants = {"a": {"model.position": "rope.yaml", "model.optimizer.lr": 0.5}}
+    theta, classes = "model.position.theta", [{"class_path": "AdamW"}, {"class_path": "Muon"}]
+    axes = {"model.position.init_args.theta": [3.0], "model.optimizer": classes}
+    config = load(sweeps.write(variants=variants, axes=axes, set={theta: 4.0}, controls=[]))
+    for row, name in zip(config.rows, ("AdamW", "Muon"), strict=True):
+        assert row.name == f"a-theta=3-optimizer={name}"
+        known = {"position": "RoPE", "theta": 3.0, "optimizer": name, "lr": 0.5}
+        assert config.settings(row) == known
 
 
 def test_classes_are_complete(sweeps: Sweeps) -> None:

@@ -377,7 +377,7 @@ def test_refuses_what_is_no_sweep(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no sweep's folder: sweep.json is missing"):
         write_report(tmp_path)
     folder = write_sweep(tmp_path / "heads", {}, unfinished=[("rope", 0)])
-    with pytest.raises(InputError, match=r"no finished run; `ropepp sweep run` makes them"):
+    with pytest.raises(InputError, match=r"no finished run of its YAML; `ropepp sweep run` ma"):
         write_report(folder)
     write_run(folder, "rope", 0, result("rope", 0, 5.0))
     write_sweep(folder, {"rope": {0: 5.0}}, metric="bleu")

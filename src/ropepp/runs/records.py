@@ -125,6 +125,11 @@ class SweepPlan:
     controls: list[str] = field(default_factory=list)
     # Of variants that have one of their own: the baseline at the same values of the axes.
     baselines: dict[str, str] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)  # of each variant; empty: all that there are
+
+    def has(self, spec: RunSpec) -> bool:
+        """Whether it asks for this run; an earlier one of its folder may have asked for more."""
+        return spec.variant in self.variants and spec.seed in (self.seeds or (spec.seed,))
 
     def baseline_of(self, variant: str) -> str:
         """The variant that this one is compared to."""
@@ -174,7 +179,8 @@ def read_runs(folder: Path) -> list[Run]:
                 continue
             spec = RunSpec(name, int(seed), {})
         runs.append(Run(spec, file.parent, read_result(file.parent)))
-    return sorted(runs, key=lambda run: (order.get(run.spec.variant, len(order)), run.spec.seed))
+    runs.sort(key=lambda run: (run.spec.variant, run.spec.seed))
+    return sorted(runs, key=lambda run: order.get(run.spec.variant, len(order)))
 
 
 def read_spec(file: Path, folder: Path) -> RunSpec | None:

@@ -48,7 +48,8 @@ def write_boards(folder: Path) -> str:
     """Makes a sweep's folder, finished or not, a TensorBoard log directory, with attention maps of
     each variant's first finished seed; replaces what an earlier call wrote. Returns the command,
     links, and which variants have no maps and why. An `InputError` if it is no sweep's folder."""
-    plan, runs = read_plan(folder), read_runs(folder)
+    plan = read_plan(folder)
+    runs = [run for run in read_runs(folder) if plan.has(run.spec)]
     old = list(folder.rglob(f"*tfevents*{SUFFIX}"))
     notes = []
     means: dict[str, None] = {}  # tags, in order

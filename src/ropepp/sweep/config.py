@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -46,16 +46,6 @@ class SweepRow:
         """The end of its name, which says the values of the axes and of a sampler."""
         return self.name.removeprefix(self.variant)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What tells it from other rows, short names to plain values."""
-        flat = settings.flatten(self.asked)
-        names = settings.short_names(list(flat))
-        return {
-            names[key]: json.dumps(value) if isinstance(value, dict | list) else value
-            for key, value in flat.items()
-        }
-
     def with_values(self, values: Mapping[str, Any], raw: Mapping[str, Any]) -> "SweepRow":
         """The row that differs in some keys; ``raw`` has the values as they are to be named."""
         names = settings.short_names(list(values))
@@ -86,6 +76,7 @@ class SweepConfig(RunsConfig):
         super().__post_init__()
         self._check_values()
         self._check_keys()
+        self._check_overlaps()
         self._check_together()
 
     @property
@@ -129,6 +120,12 @@ class SweepConfig(RunsConfig):
         own = settings.parents_first(self.fixed["set"] | row.asked)
         return settings.overlay([*self.fixed["base"], own])
 
+    def settings(self, row: SweepRow) -> dict[str, Any]:
+        """What tells a row from others, short names to plain values, as its runs have them."""
+        flat, names = self.flat(row), settings.short_names(list(settings.flatten(row.asked)))
+        values = {name: flat[key] for key, name in names.items()}
+        return {k: json.dumps(v) if isinstance(v, list) else v for k, v in values.items()}
+
     def plan(self, drawn: Sequence[SweepRow] = ()) -> SweepPlan:
         """The content of ``sweep.json``."""
         rates = {self.flat(row).get(LEARNING_RATE) for row in self.rows}
@@ -152,6 +149,7 @@ class SweepConfig(RunsConfig):
                 a.name for a, b in pairs if a.variant in self.controls and a.values == b.values
             ],
             baselines={a.name: b.name for a, b in pairs if b not in (a, baseline)},
+            seeds=self.seeds,
         )
 
     def arguments(self, spec: RunSpec) -> list[str]:
@@ -179,19 +177,13 @@ class SweepConfig(RunsConfig):
 
     def _check_keys(self) -> None:
         """What names keys of ``fit``."""
-        both = {"axes": self.axes, "search": self.search}
-        for kind, given in both.items():
-            self.check_fit_keys(kind, given)
-            for name, own in self.variants.items():
-                for key in given.keys() & (own or {}).keys():
-                    self.refuse(f"{key} is in variants.{name} and in {kind}: leave one of them")
+        self.check_fit_keys("axes", self.axes)
+        self.check_fit_keys("search", self.search)
         for name, own in self.variants.items():
             if Path(name).suffix in OWN_FILES:
                 self.refuse(f"variants: {name!r} ends as a file of the sweep's own does")
             if not isinstance(display := (own or {}).get("display", ""), str):
                 self.refuse(f"variants.{name}.display is {display!r}; allowed: text")
-        for key in self.axes.keys() & self.search.keys():
-            self.refuse(f"{key} is in axes and in search: leave one of them")
         for key, values in self.axes.items():
             if not isinstance(values, list) or not values:
                 self.refuse(f"axes.{key} is {values!r}; allowed: a list of at least one value")
@@ -201,6 +193,20 @@ class SweepConfig(RunsConfig):
                     f"search.{key} is {how!r}; allowed: low and high, with log: true (low above 0) "
                     "or a step, or choices, a list of plain values"
                 )
+
+    def _check_overlaps(self) -> None:
+        """Refuses what axes or search and another part set: a row's name would say but one of it.
+        They may change what is in a file of a variant, and what is set for all runs."""
+        axes = {k: settings.read_files(values, self.file.parent) for k, values in self.axes.items()}
+        parts = {f"variants.{name}": own or {} for name, own in self.variants.items()}
+        inner = tuple(f"{settings.canonical(key)}." for key in axes)  # which set would change
+        parts["set"] = {k: self.set[k] for k in self.set if settings.canonical(k).startswith(inner)}
+        named = {f"axes.{key}": said(key, values) for key, values in axes.items()}
+        named |= {f"search.{key}": said(key, ()) for key in self.search}
+        others = {f"{at}.{k}": said(k, [v]) for at, own in parts.items() for k, v in own.items()}
+        for one, other in itertools.product(named, named | others):
+            if one != other and (twice := named[one] & (named | others)[other]):
+                self.refuse(f"{one} and {other} both set {min(twice)}: leave one of them")
 
     def _check_together(self) -> None:
         """What depends on several keys."""
@@ -233,6 +239,11 @@ def load(file: Path) -> SweepConfig:
     if not file.is_file():
         raise InputError(f"{file} is neither a sweep's YAML nor the folder of one")
     return read_config(SweepConfig, file, settings.read_yaml(file), file=file)
+
+
+def said(key: str, values: Iterable[Any]) -> set[str]:
+    """What ``key`` sets where it has one of the ``values``, as canonical keys."""
+    return {settings.canonical(key)}.union(*(settings.flatten({key: value}) for value in values))
 
 
 def rounded(value: Any, how: Mapping[str, Any]) -> Any:

@@ -124,6 +124,7 @@ def _warnings(sweep: SweepResults) -> list[str]:
         (sweep.unfinished, "Not finished, or failed, and left out"),
         (sweep.unmeasured, f"Without a value of {sweep.plan.metric}, which was never logged"),
         (sweep.diverged, "Diverged (no finite value), and left out, which flatters their variants"),
+        (sweep.gone, "Not in the YAML any more, and left out"),
     ):
         out.append(f"{text}: {', '.join(run.spec.run for run in runs)}." if runs else "")
     known = {run.spec.variant for run in [*sweep.done, *sweep.unfinished]}

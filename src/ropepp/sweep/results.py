@@ -49,7 +49,8 @@ class VariantResults:
 
 @dataclass(frozen=True)
 class SweepResults:
-    """All that a report is made of; ``diverged`` runs are done, but have no number to compare."""
+    """All that a report is made of; ``diverged`` runs are done, but have no number to compare, the
+    YAML no longer asks for those ``gone``."""
 
     folder: Path
     plan: SweepPlan
@@ -58,6 +59,7 @@ class SweepResults:
     unfinished: list[Run]
     diverged: list[Run]
     unmeasured: list[Run]
+    gone: list[Run]
 
     def row(self, variant: str) -> VariantResults | None:
         return next((row for row in self.rows if row.variant == variant), None)
@@ -76,36 +78,29 @@ class SweepResults:
 
 def load(folder: Path) -> SweepResults:
     """Reads a sweep's runs and compares its variants; raises as `write_report`."""
-    plan, runs = read_plan(folder), read_runs(folder)
+    plan, found = read_plan(folder), read_runs(folder)
+    runs, gone = ([run for run in found if plan.has(run.spec) == has] for has in (True, False))
     done = [run for run in runs if run.done]
     if not done:
-        raise InputError(f"{folder} holds no finished run; `ropepp sweep run` makes them")
+        raise InputError(f"{folder} has no finished run of its YAML; `ropepp sweep run` makes them")
     values: dict[str, dict[int, float]] = {name: {} for name in plan.variants}
-    diverged: list[Run] = []
-    unmeasured: list[Run] = []
+    diverged, unmeasured = list[Run](), list[Run]()
     for run in done:
         value = metric_value(run.result, plan.metric, run.spec.run)
-        own = values.setdefault(run.spec.variant, {})
         if math.isfinite(value):
-            own[run.spec.seed] = value
+            values[run.spec.variant][run.spec.seed] = value
         else:
             known = {**run.result.get("evaluation", {}), **run.result}
             never_logged = known[plan.metric] is None and DIVERGED not in run.result
             (unmeasured if never_logged else diverged).append(run)
     compared = compare(values, plan.baseline, plan.baselines)
-    rows = [
-        VariantResults(
-            variant,
-            plan.display.get(variant, variant),
-            [run for run in done if run.spec.variant == variant],
-            own,
-            compared.get(variant),
-        )
-        for variant, own in values.items()
-    ]
-    rows.sort(key=lambda row: row.variant != plan.baseline)  # the baseline first
+    rows = []
+    for variant in sorted(values, key=lambda name: name != plan.baseline):  # the baseline first
+        name, own = plan.display.get(variant, variant), values[variant]
+        finished = [run for run in done if run.spec.variant == variant]
+        rows.append(VariantResults(variant, name, finished, own, compared.get(variant)))
     unfinished = [run for run in runs if not run.done]
-    return SweepResults(folder, plan, rows, done, unfinished, diverged, unmeasured)
+    return SweepResults(folder, plan, rows, done, unfinished, diverged, unmeasured, gone)
 
 
 def number(value: float | None, digits: int, sign: str = "") -> str:

@@ -145,7 +145,8 @@ class SweepStudy:
         return known
 
     def _runs(self, row: SweepRow, overrides: dict[str, Any]) -> list[RunSpec]:
-        return [RunSpec(row.name, seed, overrides, row.settings) for seed in self.config.seeds]
+        settings = self.config.settings(row)
+        return [RunSpec(row.name, seed, overrides, settings) for seed in self.config.seeds]
 
     def _trial(self, row: SweepRow, params: dict[str, Any]) -> Trial:
         drawn = self.config.drawn(row, params)
@@ -173,11 +174,8 @@ class SweepStudy:
             write_json(directory / TRIAL, asdict(spec))
 
     def _write_plan(self) -> None:
-        rows = [
-            self.config.drawn(row, trial.params)
-            for row in self.config.rows
-            for trial in self.drawn(row)
-        ]
+        pairs = ((row, trial) for row in self.config.rows for trial in self.drawn(row))
+        rows = [self.config.drawn(row, trial.params) for row, trial in pairs]
         write_json(self.folder / records.PLAN, asdict(self.config.plan(rows)))
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ class OptimizerSpec:
     lr: float = 5e-4
 
     def __post_init__(self) -> None:
+        for one in fields(self):  # the parser lets null pass
+            if one.default is not None and getattr(self, one.name) is None:
+                raise InputError(f"{one.name} of {type(self).__name__} is null; it needs a value")
         at_least(0, lr=self.lr)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
