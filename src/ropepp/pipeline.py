@@ -20,12 +20,14 @@ from ropepp.runs.config import AnyText, FitFiles, FitKeys, RunsConfig, read_conf
 from ropepp.runs.process import RunProcess, StopRequest
 from ropepp.runs.records import DIVERGED, RESULT, read_json, read_result
 from ropepp.runs.settings import differences, read_files, read_yaml
-from ropepp.runs.status import LOG, duration, progress_of
+from ropepp.runs.status import LOG, duration, is_locked, list_checkpoints, progress_of
 from ropepp.runs.survival import lasting_output
 from ropepp.runs.table import number, read_rows, table
 
 Take = Literal["everything", "progress", "weights", "moments"]
+GOING_ON = ("everything", "progress")  # takes that the steps go on with
 ASKED = "asked.json"  # in a stage's folder
+KNOWN_BY = ("steps", "train_loss", "validation_loss")
 GRACE = 600.0  # seconds for a fit that is asked to end, before it is killed
 
 
@@ -61,19 +63,14 @@ class Pipeline(RunsConfig):
         if stage.after is not None and stage.after not in before:
             allowed = ", ".join(before) or "none, it is the first"
             self.refuse(f"{at}.after is {stage.after!r}; allowed: {allowed}")
-        source = None
-        if stage.after is not None:
-            source = before[stage.after].variants
-        elif stage.take != "weights":
+        if stage.after is None and stage.take != "weights":
             self.refuse(f"{at}.take is {stage.take!r}, but there is no stage that it is after")
         own = list(self.variants) if stage.variants is None else stage.variants
         if not own:
             self.refuse(f"{at}.variants is empty; leave it out for all")
+        self.check_variants(f"{at}.variants", own)
         for variant in own:
-            if variant not in self.variants:
-                allowed = ", ".join(self.variants)
-                self.refuse(f"{at}.variants has {variant!r}; allowed: {allowed}")
-            if source is not None and variant not in source:
+            if stage.after and before[stage.after] not in self.stages_of(variant):
                 self.refuse(f"{at}: {variant} has no stage {stage.after!r} to begin from")
 
     def directory(self, variant: str, stage: str) -> Path:
@@ -85,9 +82,14 @@ class Pipeline(RunsConfig):
         return [s for s in self.stages if s.variants is None or variant in s.variants]
 
     def asked(self, variant: str, stage: Stage) -> dict[str, Any]:
-        """What the YAML and the files that it names say of a stage now, as JSON has it."""
+        """What the YAML and the files that it names say of a stage now, as JSON has it, and what
+        came of all that it goes back to: one of these that is trained anew has other losses."""
         told: dict[str, Any] = {"base": self.base, "set": self.set, "seed": self.seed}
         told |= {"variant": self.variants[variant], "stage": vars(stage) | {"variants": None}}
+        while stage.after is not None:
+            result = read_result(self.directory(variant, stage.after))
+            told.setdefault("parents", {})[stage.after] = {key: result.get(key) for key in KNOWN_BY}
+            stage = next(one for one in self.stages if one.name == stage.after)
         return dict(json.loads(json.dumps(read_files(told, self.file.parent))))
 
     def arguments(self, variant: str, stage: Stage) -> list[str]:
@@ -110,13 +112,16 @@ class Pipeline(RunsConfig):
             return []
         from ropepp.runs.checkpoints import newest_complete
 
-        folder = self.directory(variant, stage.after) / "checkpoints"
-        found = newest_complete(folder)
-        if found is None and newest_complete(self.directory(variant, stage.name) / "checkpoints"):
-            return []  # it goes on from its own
-        if found is None:
-            raise InputError(f"{folder} holds no complete checkpoint for stage {stage.name!r}")
-        if stage.take in ("everything", "progress"):
+        parent, own = (self.directory(variant, name) for name in (stage.after, stage.name))
+        last, found = read_result(parent).get("steps"), newest_complete(parent / "checkpoints")
+        if found is None or int(found.stem.removeprefix("step-")) != last:
+            if newest_complete(own / "checkpoints"):
+                return []  # it goes on from its own
+            raise InputError(
+                f"{stage.name} begins with the last checkpoint of {stage.after}, of step {last}; "
+                f"the newest whole one is {found or 'none'}: restore the last, or delete {parent}"
+            )
+        if stage.take in GOING_ON:
             fresh = str(stage.take == "progress").lower()
             return [f"--ckpt_path={found}", f"--fresh_optimizer={fresh}"]
         return [f"--init_from={found}", f"--init_optimizer={str(stage.take == 'moments').lower()}"]
@@ -144,6 +149,7 @@ def run(pipeline: Pipeline, variants: list[str]) -> None:
     """Runs what is missing of all stages of these variants, and writes the table after each. An
     `InputError` if a stage failed; `Preempted` if, asked to end, it has saved and can go on."""
     pipeline.require_launcher()
+    check(pipeline, variants)
     with lasting_output(), StopRequest() as stop:
         for variant in variants:
             for stage in pipeline.stages_of(variant):
@@ -157,6 +163,28 @@ def run(pipeline: Pipeline, variants: list[str]) -> None:
                     _run_stage(pipeline, variant, stage, claimed, stop)
                 finally:
                     os.close(claimed)
+                if reason := read_result(directory).get(DIVERGED):  # its weights are no numbers
+                    raise Diverged(f"{directory} diverged: {reason}; lower the learning rate")
+
+
+def check(pipeline: Pipeline, variants: list[str]) -> None:
+    """Refuses what ``fit`` would of stages that are not done, and one that ends where it begins."""
+    for variant in variants:
+        ends: dict[str | None, int] = {}  # last steps, by stage
+        for stage in pipeline.stages_of(variant):
+            if result := read_result(pipeline.directory(variant, stage.name)):
+                ends[stage.name] = result.get("steps", 0)
+                continue
+            from ropepp.sweep.check import EstimateCLI, refused_at  # imports Lightning
+
+            at = f"stages.{stage.name} ({variant})"
+            with refused_at(pipeline.file, at):
+                cli = EstimateCLI(["fit", *pipeline.arguments(variant, stage)])
+                cli.check()
+            last = ends[stage.name] = cli.options.trainer.max_steps
+            if stage.take in GOING_ON and last <= ends[stage.after]:
+                more = f"more than {ends[stage.after]}, at which {stage.after} ends"
+                pipeline.refuse(f"{at}: trainer.max_steps is {last}; allowed: {more}")
 
 
 def _run_stage(
@@ -164,25 +192,30 @@ def _run_stage(
 ) -> None:
     directory, name = pipeline.directory(variant, stage.name), f"{variant}/{stage.name}"
     run = process.adopt(directory, claimed)  # of a driver that was killed
+    asked, known = pipeline.asked(variant, stage), read_json(directory / ASKED)
+    words = "; ".join(differences(known, asked)) if known else f"{ASKED} is missing or damaged"
+    other = f"with {'other' if known else 'unknown'} settings or parents ({words})"
+    if run is None and read_result(directory):
+        more = f", {other}; to run it anew, delete {directory}" if words else ""
+        print(f"{name}: done before{more}", flush=True)
+        return
+    begun = is_locked(directory / LOG) or bool(list_checkpoints(directory / "checkpoints"))
+    if begun and words:
+        if known:
+            pipeline.refuse(f"{name} was begun {other}: choose another name, or delete {directory}")
+        print(f"{name} was begun {other}", flush=True)
     if run is not None:
         print(f"{name} goes on without its driver: adopted", flush=True)
         _watch(run, name, stop)
-    elif result := read_result(directory):
-        known = read_json(directory / ASKED)
-        words = "; ".join(differences(known, pipeline.asked(variant, stage)) if known else ())
-        other = f", with other settings ({words}); to run it anew, delete {directory}"
-        print(f"{name}: done before{other if words else ''}", flush=True)
-        return _refuse_diverged(name, result)
-    if not read_result(directory) and not stop.made:
+    if run is None or not (read_result(directory) or stop.made):
         print(f"{name}: begins, see {directory / LOG}", flush=True)
         args = pipeline.arguments(variant, stage) + pipeline.beginning(variant, stage)
-        write_json(directory / ASKED, pipeline.asked(variant, stage))
+        if not begun:
+            write_json(directory / ASKED, asked)
         run = process.start(pipeline.launch(args, python=sys.executable), directory, claimed)
         if run is None:
             raise InputError(f"{name}: processes of an earlier attempt still write to {LOG}")
         _watch(run, name, stop)
-    if run is None:
-        raise Preempted("ended on request between two stages")
     state, reason = run.outcome()
     if state != "finished":
         process.write_outcome(directory, state, reason)
@@ -190,30 +223,21 @@ def _run_stage(
             raise Preempted(f"{name} ended: {reason}; the same command goes on")
         raise InputError(f"{name} failed: {reason}; see {run.log}")
     write_table(pipeline)
-    result, took = read_result(directory), time.monotonic() - run.began
-    loss = number(result.get("validation_loss"), ".4f")
-    print(f"{name}: validation loss {loss}, {duration(took)}", flush=True)
-    return _refuse_diverged(name, result)
-
-
-def _refuse_diverged(name: str, result: Mapping[str, Any]) -> None:
-    """No stage goes on from weights that are no numbers."""
-    if DIVERGED in result:
-        raise Diverged(f"{name} diverged: {result[DIVERGED]}; lower the learning rate")
+    loss = number(read_result(directory).get("validation_loss"), ".4f")
+    print(f"{name}: validation loss {loss}, {duration(time.monotonic() - run.began)}", flush=True)
 
 
 def _watch(run: RunProcess, name: str, stop: StopRequest) -> None:
     """Waits for a run to end, and makes it if that is asked for."""
     while not run.has_ended():
         if stop.made:
-            return process.end_all([run], GRACE)
+            process.end_all([run], GRACE)
         time.sleep(process.POLL)
         if sys.stdout.isatty():
             now = progress_of(run.directory, name)
             left = "" if now.seconds_left is None else f", {duration(now.seconds_left)} left"
             loss = "" if now.train_loss is None else f", loss {now.train_loss:.3f}"
             print(f"\r{name}: step {now.step:,}{loss}{left}    ", end="\r", flush=True)
-    return None
 
 
 def write_table(pipeline: Pipeline) -> Path:

@@ -4,7 +4,6 @@ import shlex
 from pathlib import Path
 
 from ropepp import pipeline as pipelines
-from ropepp.errors import InputError
 from ropepp.options import Parser
 
 
@@ -16,18 +15,14 @@ def main(args: list[str]) -> None:
     parser.add_argument("--dry", action="store_true", help="print the arguments of each fit")
     options = parser.parse_args(args)
     pipeline = pipelines.load(options.file)
-    given = options.variants
-    variants = list(pipeline.variants) if given is None else given.split(",")
-    for name in variants:
-        if name not in pipeline.variants:
-            raise InputError(f"--variants has {name!r}; allowed: {', '.join(pipeline.variants)}")
+    variants = list(pipeline.variants) if options.variants is None else options.variants.split(",")
+    pipeline.check_variants("--variants", variants)
     if options.dry:
         for variant in variants:
             for stage in pipeline.stages_of(variant):
-                line = f"ropepp fit {shlex.join(pipeline.arguments(variant, stage))}"
-                if stage.after:
-                    line += f"  # after {stage.after}, of which it takes {stage.take}"
-                print(line)
+                then = f"  # after {stage.after}, of which it takes {stage.take}"
+                arguments = shlex.join(pipeline.arguments(variant, stage))
+                print(f"ropepp fit {arguments}{then if stage.after else ''}")
         return
     pipelines.run(pipeline, variants)
     path = pipelines.write_table(pipeline)

@@ -17,7 +17,8 @@ from ropepp.runs.settings import as_flag, named_files, names_file, parents_first
 OWN = ("config", "experiment", "run", "logs", "resume", "seed_everything", "ckpt_path")
 FIT_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,150}[A-Za-z0-9_+-])?")
-NAME_RULE = "letters, digits and . _ + -, no dot at the end"
+NAME_RULE = "letters, digits and . _ + -, no dot at the end, no ending of a file such as .md"
+OWN_FILES = (".csv", ".html", ".json", ".lock", ".md", ".yaml", ".yml")
 
 T = TypeVar("T")
 AnyText = Annotated[str, "text"]
@@ -93,7 +94,7 @@ class RunsConfig:
 
     def check_name(self, where: str, name: Any) -> None:
         """Refuses what cannot be the name of a folder and a word of a command."""
-        if not isinstance(name, str) or not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith(OWN_FILES):
             self.refuse(f"{where} is {name!r}; allowed: {NAME_RULE}")
 
     def check_seeds(self, where: str, seeds: Iterable[int]) -> None:
@@ -107,6 +108,12 @@ class RunsConfig:
         for name in names:
             if not self.path(name).is_file():
                 self.refuse(f"{where} is {name!r}, which is no file beside {self.file}")
+
+    def check_variants(self, where: str, names: Iterable[str]) -> None:
+        """Refuses variants that there are not."""
+        for name in names:
+            if name not in self.variants:
+                self.refuse(f"{where} has {name!r}; allowed: {', '.join(self.variants)}")
 
     def check_fit_keys(self, where: str, given: Any) -> None:
         """Refuses what is not keys of ``fit`` that a YAML may set."""

@@ -2,6 +2,9 @@
 
 import inspect
 import pydoc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ropepp.train.strategy  # noqa: F401 (makes its short class name known)
@@ -17,17 +20,23 @@ def check_row(config: SweepConfig, row: SweepRow) -> dict[str, Any]:
     """Parses a row's arguments as ``fit`` does and makes its model without memory; an `InputError`
     if ``fit`` would refuse them. Returns all overrides of its runs, with complete classes."""
     given = config.fixed["set"] | row.asked
-    try:
+    with refused_at(config.file, lambda message: where(config, row, message)):
         overrides = {key: complete(value, key) for key, value in given.items()}
         tried = {key: (how.get("choices") or [how["low"]])[0] for key, how in config.search.items()}
         spec = RunSpec(row.name, config.seeds[0], overrides | tried)
         EstimateCLI(["fit", *config.arguments(spec)]).check()
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            raise
-        raise InputError(f"{config.file}: {where(config, row, message)}: {message}") from error
     return overrides
+
+
+@contextmanager
+def refused_at(file: Path, at: str | Callable[[str], str]) -> Iterator[None]:
+    """Makes what ``fit`` says of bad input an `InputError` that names the place in a YAML."""
+    try:
+        yield
+    except Exception as error:
+        if (text := user_message(error)) is None:
+            raise
+        raise InputError(f"{file}: {at if isinstance(at, str) else at(text)}: {text}") from error
 
 
 def where(config: SweepConfig, row: SweepRow, message: str) -> str:

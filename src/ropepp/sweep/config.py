@@ -23,7 +23,6 @@ from ropepp.runs.records import RunSpec, SweepPlan
 
 LEARNING_RATE, MAX_STEPS, CORPUS = "model.optimizer.lr", "trainer.max_steps", "data.corpus"
 METRICS = ("validation_loss", "validation_perplexity", "train_loss")
-OWN_FILES = (".csv", ".html", ".json", ".lock", ".md", ".yaml")  # in the folder of all runs
 MAX_RUNS = 10_000
 PRUNERS = ("none", "median", "hyperband")
 SEEDS = "a list of different whole numbers from 0 on"
@@ -180,8 +179,6 @@ class SweepConfig(RunsConfig):
         self.check_fit_keys("axes", self.axes)
         self.check_fit_keys("search", self.search)
         for name, own in self.variants.items():
-            if Path(name).suffix in OWN_FILES:
-                self.refuse(f"variants: {name!r} ends as a file of the sweep's own does")
             if not isinstance(display := (own or {}).get("display", ""), str):
                 self.refuse(f"variants.{name}.display is {display!r}; allowed: text")
         for key, values in self.axes.items():
@@ -222,9 +219,7 @@ class SweepConfig(RunsConfig):
             check_name(name, f"{self.file}: the name of a row")
         if self.baseline and self.baseline not in (*self.variants, *names):
             self.refuse(f"baseline is {self.baseline!r}; allowed: {', '.join(self.variants)}")
-        for name in self.controls:
-            if name not in self.variants:
-                self.refuse(f"controls has {name!r}; allowed: {', '.join(self.variants)}")
+        self.check_variants("controls", self.controls)
         if self.sampler == "grid":
             if self.search or self.trials or self.pruner != PRUNERS[0]:
                 self.refuse(
