@@ -19,6 +19,7 @@ from helpers.golden_data import REPOSITORY
 from ropepp.cli import main
 from ropepp.errors import InputError
 from ropepp.pipeline import load, run, write_table
+from ropepp.runs.process import writers
 
 PIPELINES = REPOSITORY / "configs" / "pipeline"
 # PAPER's table: tokens a step, last step, schedule, where it is at the end.
@@ -165,12 +166,19 @@ def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
     wait_for(tried / "pretrain" / "metrics.jsonl", 9)
     process.kill()
     process.communicate()
-    process = start(file)  # waits for the orphan
+    orphan = list(writers(tried / "pretrain" / "fit.log"))
+    for pid in orphan:  # so that it lives when the next driver has read its settings
+        os.kill(pid, signal.SIGSTOP)
+    process = start(file)
+    assert process.stdout is not None
+    said = next(line for line in process.stdout if "EC/pretrain" in line)
+    assert "EC/pretrain goes on without its driver: adopted" in said
+    for pid in orphan:
+        os.kill(pid, signal.SIGCONT)
     wait_for(tried / "long" / "metrics.jsonl", 5)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out
-    assert "EC/pretrain goes on without its driver: adopted" in out
     assert not (tried / "long" / "result.json").exists()
     assert main(["pipeline", str(file)]) == 0
 
@@ -201,6 +209,8 @@ def test_stages_survive_kills(corpus: Path, tmp_path: Path) -> None:
             {"stages": [{"name": "a", "take": "all"}]},
             "take is 'all'; allowed: everything, progress, weights",
         ),
+        ({"variants": {"pipeline.md": None}}, "'pipeline.md'; allowed: letters"),
+        ({"stages": [{"name": "a.yaml"}]}, "stages[0].name is 'a.yaml'; allowed: letters"),
         ({"stages": [{"name": "../a"}]}, "stages[0].name is '../a'; allowed: letters"),
         ({"like": "tiny.yaml"}, "like is tiny.yaml, which has like itself"),
         ({"seed": 2**70}, f"seed is {2**70}; allowed: 0 to"),

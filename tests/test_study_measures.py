@@ -168,6 +168,8 @@ def test_a_run_begins_with_the_weights_of_its_seed(
     saved.mkdir(parents=True)
     for step in (99, 150):
         (saved / f"step-{step:07d}.ckpt").touch()
+    result = tmp_path / "seed-12" / "result.json"
+    result.write_text('{"steps": 150}')
     monkeypatch.setattr(warm, "run", lambda *arguments: given.append(arguments) or 3)
     argv = ["study_begin.py", "socket", str(tmp_path), "--run=a", "--seed_everything=12"]
     monkeypatch.setattr(sys, "argv", argv)
@@ -178,3 +180,10 @@ def test_a_run_begins_with_the_weights_of_its_seed(
     assert given == [
         ("socket", ["-m", "ropepp.cli", "fit", "--run=a", "--seed_everything=12", init])
     ]
+    (saved / "step-0000150.ckpt").unlink()
+    with pytest.raises(SystemExit, match=r"ended at step 150.*newest checkpoint is .*0000099.ckpt"):
+        runpy.run_path(str(SCRIPTS / "study_begin.py"), run_name="__main__")
+    result.unlink()
+    with pytest.raises(SystemExit, match=r"seed-12 has no result.json"):
+        runpy.run_path(str(SCRIPTS / "study_begin.py"), run_name="__main__")
+    assert len(given) == 1
