@@ -60,15 +60,15 @@ OTHERS = {"alibi": "ALiBi", "nope": "NoPE", "pythia": "Pythia"}
 OTHERS_OF = {"recall": {"fope-64": "FoPE"} | OTHERS, "text": {"fope": "FoPE"} | OTHERS}
 
 
-def theta(results: Results, task: str, own: str, what: Quantity) -> list[Contrast]:
+def theta(results: Results, task: str, own: str, what: Quantity, words: str = "") -> list[Contrast]:
     """With theta 100; ``own`` is the cell of the task's first part."""
     found = [
-        with_rope(f"{name}, theta 100", f"{task}-theta", variant, "theta-100", what)
+        with_rope(f"{name}, theta 100{words}", f"{task}-theta", variant, "theta-100", what)
         for variant, name in (("ec", "EC"), ("eh", "EH"))
     ]
     return found + [
         Contrast(
-            f"{results.titles[variant]}, theta 100 and 10,000",
+            f"{results.titles[variant]}, theta 100 and 10,000{words}",
             (f"{task}-theta", variant, "theta-100"),
             (task, variant, own),
             what,
@@ -136,7 +136,8 @@ def exploratory_text(results: Results) -> str:
     ]
     families = {
         "The variants:": own,
-        "Theta, excess:": theta(results, "text", "best", EXCESS),
+        "Theta, excess:": theta(results, "text", "best", EXCESS, ", excess"),
+        "Theta, loss:": theta(results, "text", "best", BEYOND, ", loss"),
         "Other encodings, excess:": others("text", "best", EXCESS, ", excess"),
         "Other encodings, loss:": others("text", "best", BEYOND, ", loss"),
     }
