@@ -242,8 +242,7 @@ def consolidate(directory: Path, file: Path) -> None:
     with understanding(directory):
         content["state_dict"] = parts["state_dict"]
         content["optimizer_states"] = [
-            _numbered(parts[f"optimizer_{index}"])
-            for index in range(sum(key.startswith("optimizer_") for key in parts))
+            _numbered(state) for key, state in parts.items() if key.startswith("optimizer_")
         ]
     write_archive(content, file)
 

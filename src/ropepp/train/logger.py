@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import scalar
 
@@ -93,11 +92,7 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {
-            key: value.item() if isinstance(value, Tensor) else value
-            for key, value in metrics.items()
-            if key != "epoch"
-        }
+        values = {key: float(value) for key, value in metrics.items() if key != "epoch"}
         if values:
             with disk_errors(self.metrics_file), self.metrics_file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")

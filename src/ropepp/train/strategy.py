@@ -3,7 +3,6 @@
 import atexit
 import os
 import random
-import shutil
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -23,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp import register_fsdp_forward_method as register_forward
 
 from ropepp.errors import InputError, at_least
-from ropepp.files import DiskError, disk_errors
+from ropepp.files import DiskError, disk_errors, remove
 from ropepp.model.sequence import SequenceGroup
 from ropepp.model.transformer import Transformer
 from ropepp.runs.archives import write_archive
@@ -163,8 +162,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self.is_global_zero:
             try:
                 with disk_errors(path):
-                    if path.exists():  # what a killed save left
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    remove(path)  # what a killed save left
                     path.mkdir(parents=True)
                 write_archive(checkpoint, path / METADATA)
             except DiskError as error:

@@ -110,25 +110,21 @@ class RowsDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[EvalLoader]:
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        return self._evaluation(self.validation_rows if fitting else None)
-
-    def test_dataloader(self) -> list[EvalLoader]:
-        return self._evaluation(None)
-
-    def predict_dataloader(self) -> EvalLoader:
-        return self._evaluation(None)[0]
-
-    def _evaluation(self, limit: int | None) -> list[EvalLoader]:
         return [
             EvalLoader(
                 rows,
                 # Longer rows, fewer of them: about as much memory.
                 max(1, self.micro_batch_size * self.sequence_length // rows.length),
                 *data_rank_and_size(self.trainer),
-                limit=limit,
+                limit=self.validation_rows if fitting else None,
             )
             for rows in self.evaluation_sets().values()
         ]
+
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> EvalLoader:
+        return self.val_dataloader()[0]
 
 
 def check_accumulation(given: int, accumulation: int) -> None:
@@ -145,10 +141,8 @@ def data_rank_and_size(trainer: pl.Trainer | None) -> tuple[int, int]:
     if trainer is None:
         return 0, 1
     strategy = trainer.strategy
-    return (
-        getattr(strategy, "data_rank", trainer.global_rank),
-        getattr(strategy, "data_size", trainer.world_size),
-    )
+    rank = getattr(strategy, "data_rank", trainer.global_rank)
+    return rank, getattr(strategy, "data_size", trainer.world_size)
 
 
 class CorpusDataModule(RowsDataModule):

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from ropepp.errors import InputError, Preempted, Stopped, at_least
-from ropepp.files import disk_errors, sync_folder
+from ropepp.files import disk_errors, remove, sync_folder
 from ropepp.model.plain import understanding
 from ropepp.runs.checkpoints import list_checkpoints
 from ropepp.runs.process import StopRequest
@@ -150,15 +150,14 @@ class StepCheckpoint(StepCallback, Checkpoint):
         if isinstance(trainer.logger, RunLogger):
             trainer.logger.sync()  # what a run that goes on from here needs
         with disk_errors(path):
-            if path.exists():  # a damaged one, or one of another way to get here
-                _delete(path)
+            remove(path)  # a damaged one, or one of another way to get here
             os.replace(path.with_suffix(".tmp"), path)
             sync_folder(path.parent)
         # Later ones, which a run that went back has left behind, do not count.
         so_far = [old for old in list_checkpoints(path.parent) if old.name <= path.name]
         left = [one for one in path.parent.iterdir() if _LEFT.fullmatch(one.name)]
         for old in [*left, *(so_far[: -self.keep] if self.keep else [])]:
-            _delete(old)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -192,7 +191,3 @@ class Question:
             self._there = torch.cuda.Event()
             self._there.record()
         return before
-
-
-def _delete(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
