@@ -35,8 +35,6 @@ BPE_FILE = "tokenizer.json"
 TIKTOKEN_FILE = "tokenizer.model"
 SMALLEST_BPE = 258  # 256 bytes, end-of-text, a merge
 
-LLAMA3_RANKS = 128_000
-LLAMA3_SPECIAL_TOKENS = 256
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -166,14 +164,14 @@ class TiktokenTokenizer:
 
     def __init__(self, content: bytes, origin: str) -> None:
         tiktoken = optional("tiktoken", "data", origin)
-        ranks = _parse_ranks(content, origin)
+        ranks = parse_ranks(content, origin)
         self._content = content
         self._ordinary = len(ranks)
         with library_errors(f"{origin} is no tokenizer of `tiktoken`"):
             self._backend = tiktoken.Encoding(
                 "ropepp", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
             )
-        special = LLAMA3_SPECIAL_TOKENS if len(ranks) == LLAMA3_RANKS else 2
+        special = 256 if len(ranks) == 128_000 else 2
         self.vocab_size = len(ranks) + special
         self.bos_id: int | None = len(ranks)
         self.eot_id = len(ranks) + 1
@@ -309,8 +307,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     return BpeTokenizer(backend.to_str(), "the trained tokenizer")
 
 
-def _parse_ranks(content: bytes, origin: str) -> dict[bytes, int]:
-    """Byte string to rank, in the order of the ranks 0, 1, 2, ..."""
+def parse_ranks(content: bytes, origin: str) -> dict[bytes, int]:
+    """Byte string to rank, in the order of the ranks 0, 1, 2, ..., from lines "base64 rank". An
+    `InputError` that names the ``origin`` if the content has another form, or a rank or a single
+    byte is missing."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():

@@ -58,8 +58,7 @@ class SavedModel:
     @property
     def data_arguments(self) -> dict[str, Any]:
         """That module's arguments."""
-        arguments: dict[str, Any] = self.config.get("data", {}).get("init_args", {})
-        return arguments
+        return self.config.get("data", {}).get("init_args", {})
 
     @property
     def corpora(self) -> list[str]:

@@ -70,12 +70,9 @@ def settings_of(model: Transformer, text: dict[str, Any], form: Form) -> dict[st
 def own_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of any variant, for transformers with this package installed."""
     return {
-        **FORMS[OWN_TYPE],
-        "ignore_index": model.ignore_index,
+        **_common(OWN_TYPE, model, model.layout, text),
         "network": asdict(model.config),
         "position": to_plain(model.position),
-        **sizes(model.config, model.layout),
-        **text,
     }
 
 
@@ -118,7 +115,7 @@ def llama_settings(model: Transformer, text: dict[str, Any]) -> dict[str, Any]:
     # Transformers refuses a Llama whose width is no multiple of the number of heads.
     kind = "mistral" if config.hidden_size % layout.num_heads else "llama"
     return {
-        **_plain_llama(model, layout, text),
+        **_common("llama", model, layout, text),
         OWN_TYPE: {"network": asdict(config), "position": to_plain(spec)},  # for reading it back
         "rope_theta": spec.theta,
         "use_cache": True,
@@ -132,22 +129,19 @@ def reference_settings(model: Transformer, text: dict[str, Any]) -> dict[str, An
     if model.config.qk_norm:
         raise _beyond("qk_norm")
     return {
-        **_plain_llama(model, model.config, text),
+        **_common("llama", model, model.config, text),
         "rope_scaling": None,
         "use_cache": False,
         **_reference_position(model.position),
     }
 
 
-def _plain_llama(
-    model: Transformer, heads: ModelConfig | HeadLayout, text: dict[str, Any]
+def _common(
+    kind: str, model: Transformer, heads: ModelConfig | HeadLayout, text: dict[str, Any]
 ) -> dict[str, Any]:
-    return {
-        **FORMS["llama"],
-        "ignore_index": model.ignore_index,
-        **sizes(model.config, heads),
-        **text,
-    }
+    """What every ``config.json`` here says."""
+    own = {"ignore_index": model.ignore_index, **sizes(model.config, heads)}
+    return {**FORMS[kind], **own, **text}
 
 
 def _reference_position(spec: Position) -> dict[str, Any]:

@@ -1,14 +1,10 @@
 """A folder's tokenizer, in the files that this project and transformers read."""
 
-import base64
 from pathlib import Path
 from typing import Any
 
-from ropepp.data.tokenizer import BPE_FILE, LLAMA3_PATTERN, TIKTOKEN_FILE, Tokenizer
+from ropepp.data.tokenizer import BPE_FILE, LLAMA3_PATTERN, TIKTOKEN_FILE, Tokenizer, parse_ranks
 from ropepp.files import write_json
-
-TIKTOKEN_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>")
-BYTES_SPECIAL = ("<|endoftext|>",)
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
@@ -25,7 +21,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
     file = folder / BPE_FILE
     if tokenizer.kind == "tiktoken":
         ranks = folder / TIKTOKEN_FILE
-        _from_ranks(ranks.read_bytes()).save(str(file))
+        _from_ranks(parse_ranks(ranks.read_bytes(), str(ranks))).save(str(file))
         ranks.unlink()  # others take a file of this name for SentencePiece's
     elif tokenizer.kind == "bytes":
         _byte_level({c: i for i, c in enumerate(byte_characters())}, []).save(str(file))
@@ -66,18 +62,16 @@ def byte_characters() -> list[str]:
     return [chr(byte if byte in shown else next(others)) for byte in range(256)]
 
 
-def _from_ranks(content: bytes) -> Any:
-    """A `tokenizers` tokenizer from lines "base64 rank".
+def _from_ranks(ranks: dict[bytes, int]) -> Any:
+    """A `tokenizers` tokenizer from byte strings in the order of their ranks.
 
     A pair of pieces may merge if their concatenation has a rank, the lowest first: so every way to
     cut a token in two is a merge, in the order of ranks.
     """
-    lines = (line.split() for line in content.splitlines() if line.strip())
-    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     characters = byte_characters()
     written = {token: "".join(characters[byte] for byte in token) for token in ranks}
     merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
+    for token in ranks:
         cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
         known = [(a, b) for a, b in cuts if a in ranks and b in ranks]
         known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
@@ -88,16 +82,16 @@ def _from_ranks(content: bytes) -> Any:
 def _byte_level(
     vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str | None = None
 ) -> Any:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if pattern is None:
         backend.pre_tokenizer = as_bytes
+        backend.add_special_tokens(["<|endoftext|>"])
     else:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
+        backend.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
     backend.decoder = decoders.ByteLevel()
-    special = BYTES_SPECIAL if pattern is None else TIKTOKEN_SPECIAL
-    backend.add_special_tokens([AddedToken(name, special=True) for name in special])
     return backend

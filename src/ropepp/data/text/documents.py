@@ -39,8 +39,23 @@ def blocks(text: Text) -> Iterator[str]:
     """The text in parts of about `BLOCK` characters; an `InputError` if its file has changed."""
     if isinstance(text, str):
         yield from (text[at : at + BLOCK] for at in range(0, len(text), BLOCK))
-    else:
-        yield from _decoded(text.path, text.start, text.stop)
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    path, at, stop = text.path, text.start, text.stop
+    with path.open("rb") as file:
+        file.seek(at)
+        while at < stop:
+            content = file.read(min(BLOCK, stop - at))
+            if not content:
+                raise InputError(f"{path} has become shorter than {stop} bytes while it was read")
+            held = len(decoder.getstate()[0])
+            try:
+                block = decoder.decode(content, final=at + len(content) >= stop)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(error, str(path), at - held) from error
+            at += len(content)
+            if block:
+                yield block
 
 
 def text_sha256(text: Text) -> bytes:
@@ -106,24 +121,6 @@ def _line_or_word(text: Text, start: int, end: int) -> tuple[int, int]:
         if "\n" in found or characters >= end:
             break
     return found.get("\n") or found.get(" ") or found[""]  # the start lies inside the text
-
-
-def _decoded(path: Path, start: int, stop: int) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < stop:
-            content = file.read(min(BLOCK, stop - start))
-            if not content:
-                raise InputError(f"{path} has become shorter than {stop} bytes while it was read")
-            held = len(decoder.getstate()[0])
-            try:
-                block = decoder.decode(content, final=start + len(content) >= stop)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(error, str(path), start - held) from error
-            start += len(content)
-            if block:
-                yield block
 
 
 def _not_utf8(error: UnicodeDecodeError, place: str, offset: int) -> InputError:

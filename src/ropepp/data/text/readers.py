@@ -107,7 +107,7 @@ class Reader:
                 self.progress(item.size)
                 yield scan(item.path)
             else:
-                yield _decoded(b"".join(self._blocks(item.path)), str(item.path))
+                yield decode(b"".join(self._blocks(item.path)), str(item.path)).removeprefix(BOM)
         except InputError as error:
             self._bad(error, str(item.path), item.label, "-")
 
@@ -157,11 +157,7 @@ class Reader:
 def read_text(path: Path) -> str:
     """A text file as it is, whatever its lines end with, without a byte order mark. Raises an
     `InputError` if it is not UTF-8, or cannot be read."""
-    return _decoded(_bytes(path), printable(path))
-
-
-def _decoded(content: bytes, place: str) -> str:
-    return decode(content, place).removeprefix(BOM)
+    return decode(_bytes(path), printable(path)).removeprefix(BOM)
 
 
 def read_column(path: Path, key: str) -> list[str]:

