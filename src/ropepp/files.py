@@ -335,8 +335,7 @@ def _rename_over(work: Path, final: Path) -> None:
             old.rename(final)
         raise
     sync_folder(final.parent)
-    if replaces:
-        remove(old)
+    remove(old)
 
 
 def sync_folder(folder: Path) -> None:

@@ -174,7 +174,7 @@ def test_answers_are_shown_where_they_cannot_be_written(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ropepp.commands.generate.replacing_file", full)
+    monkeypatch.setattr("ropepp.files.replacing_file", full)
     assert run(folder, "--prompt", "a", "--prompt", "b", "--out", str(tmp_path / "o.jsonl")) == 2
     shown = capsys.readouterr()
     assert [json.loads(line)["prompt"] for line in shown.out.splitlines()] == ["a", "b"]

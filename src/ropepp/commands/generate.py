@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ropepp.data.text.readers import read_column, read_text, require_text
 from ropepp.errors import InputError
-from ropepp.files import DiskError, disk_errors, replacing_file, require_free, require_writable
+from ropepp.files import DiskError, require_free, require_writable, write_text
 from ropepp.generate.sampling import Sampling
 from ropepp.options import Parser, positive, seed
 
@@ -50,8 +50,7 @@ def main(args: list[str]) -> None:
     if options.out:
         text = "\n".join(lines) + "\n"
         try:
-            with disk_errors(options.out), replacing_file(options.out) as file:
-                file.write(text.encode(errors="backslashreplace"))
+            write_text(options.out, text)
         except DiskError:
             show(text)  # the work is done: it must not be lost
             raise

@@ -46,11 +46,6 @@ class Text(NamedTuple):
     name: str
     text: str
 
-    @property
-    def bytes(self) -> int:
-        """Its length in UTF-8, of which `evaluate_text` counts bits."""
-        return len(self.text.encode())
-
 
 class Window(NamedTuple):
     """Tokens ``start`` to ``end`` of a text, of which the last ``scored`` are scored."""
@@ -172,7 +167,7 @@ def _rows(
     scales = {
         "per token, exact": 1.0,
         "per word": total / len(re.split(r"\s+", text.text)),  # words as lm-eval counts them
-        "bits per byte": total / text.bytes / math.log(2),
+        "bits per byte": total / len(text.text.encode()) / math.log(2),
     }
     rows = []
     for metric, scale in scales.items():
@@ -191,8 +186,7 @@ def _exp(loss: float) -> float:
 def _binned(loss_T: Tensor) -> list[float]:
     """Sums of a window's losses in the bins that have tokens."""
     bins = context_bins(len(loss_T))
-    found: list[float] = bins.bincount(loss_T)[bins.unique()].tolist()
-    return found
+    return bins.bincount(loss_T)[bins.unique()].tolist()
 
 
 def _by_position(sums: Sequence[Sequence[float]], cut: Sequence[Window]) -> dict[str, list[float]]:

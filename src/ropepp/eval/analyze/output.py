@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropepp.files import write_json, write_text
+from ropepp.files import replacing_file, write_json, write_text
 from ropepp.runs.events import EVENTS, write_events
 from ropepp.runs.machine import provenance
 from ropepp.runs.table import to_csv
@@ -74,9 +74,8 @@ def canvas(path: Path, width: float, height: float) -> Iterator["Figure"]:
     with rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        temporary = path.with_name(path.name + ".tmp")
-        figure.savefig(temporary, dpi=DPI, format="png")
-        temporary.replace(path)
+        with replacing_file(path) as file:
+            figure.savefig(file, dpi=DPI, format="png")
 
 
 def draw_intervals(
