@@ -35,6 +35,8 @@ BPE_FILE = "tokenizer.json"
 TIKTOKEN_FILE = "tokenizer.model"
 SMALLEST_BPE = 258  # 256 bytes, end-of-text, a merge
 
+LLAMA3_RANKS = 128_000
+LLAMA3_SPECIAL_TOKENS = 256
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -171,7 +173,7 @@ class TiktokenTokenizer:
             self._backend = tiktoken.Encoding(
                 "ropepp", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
             )
-        special = 256 if len(ranks) == 128_000 else 2
+        special = LLAMA3_SPECIAL_TOKENS if len(ranks) == LLAMA3_RANKS else 2
         self.vocab_size = len(ranks) + special
         self.bos_id: int | None = len(ranks)
         self.eot_id = len(ranks) + 1

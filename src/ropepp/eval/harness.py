@@ -21,6 +21,7 @@ from ropepp.eval.scores import Score, average, mean_of
 from ropepp.files import write_text
 
 SQUAD = "transformers.data.metrics.squad_metrics"
+SEED = 0  # lm-eval's own; it orders GPQA's choices
 ROWS = "rows.jsonl"
 LONGEST = 1 << 30  # tokens of a context, which is never cut
 USUAL = 512  # tokens of a question with its context, at most, by which batches are sized
@@ -87,9 +88,8 @@ def run_harness(lm: Any, name: str, data: Path, limit: int | None = None) -> dic
         write_text(Path(folder) / ROWS, lines)
         write_text(Path(folder) / f"{name}.yaml", task_yaml(name, Path(folder)))
         manager = TaskManager(include_path=folder, include_defaults=False)
-        # GPQA shuffles its choices with the global generator, while its documents are read; 0 is
-        # lm-eval's own seed.
-        random.seed(0)
+        # GPQA shuffles its choices with the global generator, while its documents are read.
+        random.seed(SEED)
         tasks = None
         try:
             tasks = manager.load([name])

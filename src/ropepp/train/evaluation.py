@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torchmetrics import Metric
 
 from ropepp.errors import InputError
 from ropepp.model.documents import Documents
@@ -16,7 +16,7 @@ class Evaluation:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._sums: Tensor | None = None  # (3, T) of this process: losses, targets and hits
+        self._sums: Sums | None = None  # of losses, targets and hits, one for each position
 
     def update(self, network: Transformer, batch: dict[str, Any]) -> None:
         """Evaluates ``network`` on a batch, see `ropepp.data.loading.loader.Rows`."""
@@ -26,14 +26,12 @@ class Evaluation:
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand_as(ids)
         if self._sums is None:
-            # In float64 the order of additions does not show; not every device has it.
-            dtype = torch.float32 if self.device.type == "mps" else torch.float64
-            self._sums = torch.zeros(3, T, dtype=dtype, device=self.device)
+            self._sums = Sums(3 * T, self.device)
         place = network.local_part(positions).flatten()
         counted = network.local_part(targets) != network.ignore_index
-        zeros = torch.zeros_like(self._sums[0])
-        own = [zeros.index_add(0, place, x.flatten().to(zeros)) for x in (nll, counted, hits)]
-        self._sums = self._sums + torch.stack(own)
+        zeros = torch.zeros_like(self._sums.total[:T])
+        own = (zeros.index_add(0, place, x.flatten().to(zeros)) for x in (nll, counted, hits))
+        self._sums.update(torch.cat(list(own)))
 
     def compute(self) -> dict[str, Tensor]:
         """Mean loss in nats, its exponential, and accuracy; the same on all processes."""
@@ -57,10 +55,7 @@ class Evaluation:
         """Losses, targets and hits of all processes, each (T,)."""
         if self._sums is None:
             raise InputError("the evaluation set has no rows")
-        total = self._sums.clone()
-        if dist.is_initialized():
-            dist.all_reduce(total)
-        return total.unbind()
+        return self._sums.compute().view(3, -1).unbind()
 
 
 def on_the_way(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -79,6 +74,27 @@ def model_inputs(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | Documents | None]:
     """Input ids, targets, positions and documents of a batch, the last two if it has them."""
     return batch["input_ids"], batch["targets"], batch.get("positions"), batch.get("document_ids")
+
+
+class Sums(Metric):
+    """Sums of ``n`` values each, over batches and processes, added up on ``device``."""
+
+    total: Tensor
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        super().__init__()
+        # In float64 the order of additions does not show; not every device has it.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.add_state("total", torch.zeros(n, dtype=dtype), dist_reduce_fx="sum")
+        self.to(device)
+
+    def update(self, values: Tensor) -> None:
+        """Adds (n,) values."""
+        self.total = self.total + values
+
+    def compute(self) -> Tensor:
+        """(n,) the sums."""
+        return self.total
 
 
 def context_bins(length: int) -> Tensor:

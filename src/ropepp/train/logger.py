@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import scalar
 
@@ -92,7 +93,8 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {key: float(value) for key, value in metrics.items() if key != "epoch"}
+        values = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
+        values.pop("epoch", None)
         if values:
             with disk_errors(self.metrics_file), self.metrics_file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
